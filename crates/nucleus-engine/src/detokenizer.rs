@@ -1,0 +1,1 @@
+//! Token ids to text, never half a character.

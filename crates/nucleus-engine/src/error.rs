@@ -1,0 +1,26 @@
+//! The engine's errors.
+
+use nucleus_sampling::ParamError;
+
+use crate::gguf::GgufError;
+use crate::tokenizer::TokenizerError;
+
+/// Why a model could not be loaded, or a step could not run.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The model file cannot be read.
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
+    /// The model's vocabulary cannot be used.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// The file is sound, but this engine cannot run it.
+    #[error("{0}")]
+    Unsupported(String),
+    /// A request's sampling parameters are out of range.
+    #[error(transparent)]
+    Params(#[from] ParamError),
+    /// A tensor operation failed.
+    #[error("tensor operation failed: {0}")]
+    Tensor(#[from] candle_core::Error),
+}

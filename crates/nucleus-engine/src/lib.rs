@@ -1,0 +1,30 @@
+//! Models, paged KV cache, scheduler and generation loop of the Nucleus worker.
+//!
+//! The life of a token: [`scheduler`] picks the rows of a step, a [`model`] turns them into logits, the sampler of
+//! `nucleus-sampling` turns each row of logits into one token, and [`generate`] commits it: text, stops, events.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`gguf`] | model files: a header reader that trusts nothing it reads |
+//! | [`tokenizer`] | text to token ids and back, from the model file's own vocabulary |
+//! | [`chat_template`] | messages to a prompt |
+//! | [`detokenizer`] | token ids to text, one token at a time, never half a character |
+//! | [`stop`] | stop strings, matched on text across token borders |
+//! | [`model`], [`models`] | what a model is to the engine; the decoders |
+//! | [`kv_cache`] | which blocks of the cache belong to which sequence (no tensors) |
+//! | [`scheduler`], [`sequence`] | which sequences run in a step (no tensors) |
+//! | [`generate`] | the loop, and the [`generate::Engine`] handle that requests go through |
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+pub mod chat_template;
+pub mod detokenizer;
+pub mod error;
+pub mod generate;
+pub mod gguf;
+pub mod kv_cache;
+pub mod model;
+pub mod models;
+pub mod scheduler;
+pub mod sequence;
+pub mod stop;
+pub mod tokenizer;

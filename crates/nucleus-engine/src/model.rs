@@ -1,0 +1,91 @@
+//! What a model is to the engine: rows of tokens in, logits out, where they lie.
+
+use crate::error::EngineError;
+use crate::kv_cache::BlockId;
+
+/// The shape of a loaded model, as the rest of the engine needs it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelSpec {
+    /// GGUF `general.architecture`, such as `llama`.
+    pub architecture: String,
+    /// Name for people: `general.name`, or the file's stem.
+    pub name: String,
+    /// Width of a row of logits.
+    pub vocab_size: usize,
+    /// Most positions (prompt and output) one sequence may have.
+    pub context_length: usize,
+    /// Transformer layers.
+    pub layers: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads.
+    pub kv_heads: usize,
+    /// Width of one head.
+    pub head_dim: usize,
+    /// Number of weights.
+    pub parameters: u64,
+    /// Memory that the weights take, in bytes, as they are held.
+    pub weight_bytes: u64,
+    /// The commonest tensor type by bytes, such as `Q8_0`.
+    pub quantization: String,
+}
+
+/// A run of consecutive tokens of one sequence: a prefill chunk, or one decode token.
+#[derive(Debug, Clone, Copy)]
+pub struct Chunk<'a> {
+    /// The tokens to run; never empty.
+    pub tokens: &'a [u32],
+    /// Position of `tokens[0]` in its sequence; everything before it is in the cache already.
+    pub position: usize,
+    /// The sequence's cache blocks in order; they cover `position + tokens.len()` positions.
+    pub blocks: &'a [BlockId],
+    /// Whether the logits after the last token are wanted.
+    pub wants_logits: bool,
+}
+
+/// Logits of a step, where they lie: one row per chunk that wanted them, in chunk order.
+#[derive(Debug)]
+pub enum Logits<'a> {
+    /// In host memory: `[rows, vocab]`, row-major, contiguous.
+    Host {
+        /// The values.
+        data: &'a [f32],
+        /// Width of a row.
+        vocab: usize,
+    },
+}
+
+/// What happens to the logits of a step: sampling, or a test that looks at them.
+pub trait Tail {
+    /// Takes the logits in the stream in which they were computed.
+    fn record(&mut self, logits: Logits<'_>) -> Result<(), EngineError>;
+}
+
+impl<F: FnMut(Logits<'_>) -> Result<(), EngineError>> Tail for F {
+    fn record(&mut self, logits: Logits<'_>) -> Result<(), EngineError> {
+        self(logits)
+    }
+}
+
+/// The paged cache a model owns: `blocks` blocks of `block_size` positions each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KvLayout {
+    /// Positions in a block.
+    pub block_size: usize,
+    /// Blocks in the pool.
+    pub blocks: usize,
+}
+
+/// A decoder with its own paged KV cache.
+pub trait Model: Send {
+    /// The model's shape.
+    fn spec(&self) -> &ModelSpec;
+
+    /// The cache's shape; block ids run from 0 to `blocks - 1`.
+    fn kv_layout(&self) -> KvLayout;
+
+    /// Runs the chunks, writing their keys and values into their blocks, then hands the wanted logits to `tail`.
+    ///
+    /// Chunks belong to different sequences. `tail` is not called when no chunk wants logits.
+    fn forward(&mut self, chunks: &[Chunk<'_>], tail: &mut dyn Tail) -> Result<(), EngineError>;
+}

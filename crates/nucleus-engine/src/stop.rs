@@ -1,0 +1,1 @@
+//! Stop strings, matched on text across token borders.
