@@ -1,0 +1,365 @@
+//! The generation loop, schedule → forward → sample → commit, and the handle that requests go through.
+//!
+//! One thread owns the model, the scheduler and the sampler. [`Engine`] is a cheap handle to it: it can be cloned,
+//! shared between threads and used from async code. Each request gets a [`Generation`], a stream of events that ends
+//! with exactly one [`Event::End`] or [`Event::Failed`]; dropping it cancels the request.
+
+mod step;
+
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+
+use nucleus_sampling::{CompiledParams, ParamError, SamplingParams, Status, random_seed};
+use tokio::sync::mpsc as events;
+
+use crate::kv_cache::BlockPool;
+use crate::model::{Model, ModelSpec};
+use crate::scheduler::{AdmissionError, Scheduler, SchedulerLimits, SequenceId};
+use crate::sequence::{Completion, Sequence, SequenceParts, TokenEvent};
+use crate::stop::{StopError, StopMatcher};
+use crate::tokenizer::Tokenizer;
+
+/// What to generate.
+#[derive(Debug, Clone, Default)]
+pub struct Request {
+    /// The prompt's tokens; at least one.
+    pub prompt: Vec<u32>,
+    /// How to sample. Without a seed one is drawn, and said in [`Generation::seed`].
+    pub params: SamplingParams,
+    /// Most tokens to generate; `None` is as many as the context holds.
+    pub max_tokens: Option<usize>,
+    /// Strings that end the text.
+    pub stop: Vec<String>,
+}
+
+/// What happens to a request.
+#[derive(Debug, Clone)]
+pub enum Event {
+    /// A token was drawn.
+    Token(TokenEvent),
+    /// The sequence ended. Nothing follows.
+    End(Completion),
+    /// The sequence failed. Nothing follows.
+    Failed(GenerationError),
+}
+
+/// Why a request was not accepted.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum SubmitError {
+    /// A sampling parameter is out of range.
+    #[error(transparent)]
+    Params(#[from] ParamError),
+    /// There is nothing to continue.
+    #[error("prompt is empty; it must have at least one token")]
+    EmptyPrompt,
+    /// The prompt leaves no room for output.
+    #[error("prompt has {tokens} tokens; the context of {context_length} must leave room for at least one more")]
+    PromptTooLong {
+        /// Tokens in the prompt.
+        tokens: usize,
+        /// The model's context.
+        context_length: usize,
+    },
+    /// A prompt token is not in the vocabulary.
+    #[error("prompt token {id} is not in the vocabulary of {vocab_size}")]
+    UnknownToken {
+        /// The token.
+        id: u32,
+        /// Tokens in the vocabulary.
+        vocab_size: usize,
+    },
+    /// `max_tokens` is zero.
+    #[error("max_tokens is 0; it must be at least 1")]
+    NoOutput,
+    /// A stop string cannot be matched.
+    #[error(transparent)]
+    Stop(#[from] StopError),
+    /// The queue is full.
+    #[error(transparent)]
+    Admission(#[from] AdmissionError),
+    /// The engine takes no more requests.
+    #[error("the engine is shutting down")]
+    ShuttingDown,
+}
+
+/// Why an accepted request failed.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum GenerationError {
+    /// The model produced a row of logits that nothing can be drawn from.
+    #[error("no token can be drawn at position {position}: {status}")]
+    Row {
+        /// 0-based index of the token that could not be drawn.
+        position: usize,
+        /// What was wrong with the row.
+        status: Status,
+    },
+    /// The forward pass failed.
+    #[error("the model failed: {0}")]
+    Model(String),
+    /// The engine stopped without ending the request.
+    #[error("the engine stopped")]
+    EngineStopped,
+}
+
+/// Bounds of an engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EngineOptions {
+    /// Most sequences that run at once.
+    pub max_running: usize,
+    /// Most requests that wait.
+    pub max_waiting: usize,
+    /// Most tokens in a step; prompts share what decoding leaves.
+    pub step_tokens: usize,
+}
+
+impl Default for EngineOptions {
+    fn default() -> Self {
+        Self { max_running: 64, max_waiting: 512, step_tokens: 512 }
+    }
+}
+
+/// How busy an engine is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Load {
+    /// Sequences that run.
+    pub running: usize,
+    /// Requests that wait.
+    pub waiting: usize,
+    /// Cache blocks in use.
+    pub used_blocks: usize,
+    /// Cache blocks in all.
+    pub blocks: usize,
+}
+
+/// A handle to the thread that generates.
+#[derive(Clone)]
+pub struct Engine {
+    shared: Arc<Shared>,
+    commands: mpsc::Sender<Command>,
+}
+
+/// A request's events.
+pub struct Generation {
+    id: SequenceId,
+    params: CompiledParams,
+    seed: u64,
+    receiver: events::UnboundedReceiver<Event>,
+    commands: mpsc::Sender<Command>,
+    ended: bool,
+}
+
+/// Cancels one request, from anywhere, any number of times.
+#[derive(Clone)]
+pub struct CancelHandle {
+    id: SequenceId,
+    commands: mpsc::Sender<Command>,
+}
+
+struct Shared {
+    spec: ModelSpec,
+    tokenizer: Arc<Tokenizer>,
+    limits: SchedulerLimits,
+    blocks: usize,
+    next_id: AtomicU64,
+    accepting: AtomicBool,
+    gauges: Gauges,
+}
+
+/// Written by the engine thread after every step, read by anyone.
+#[derive(Default)]
+struct Gauges {
+    running: AtomicUsize,
+    waiting: AtomicUsize,
+    used_blocks: AtomicUsize,
+}
+
+enum Command {
+    Submit { id: SequenceId, sequence: Box<Sequence>, capacity: usize, reply: Submitted },
+    Cancel(SequenceId),
+    Shutdown { abort: bool },
+}
+
+struct Submitted {
+    admitted: mpsc::SyncSender<Result<(), AdmissionError>>,
+    events: events::UnboundedSender<Event>,
+}
+
+impl Engine {
+    /// Starts the engine's thread. It ends when the last handle and generation are gone, or at [`Engine::shutdown`].
+    pub fn start(model: Box<dyn Model>, tokenizer: Arc<Tokenizer>, options: EngineOptions) -> (Self, EngineThread) {
+        let layout = model.kv_layout();
+        let limits = SchedulerLimits {
+            running: options.max_running,
+            waiting: options.max_waiting,
+            step_tokens: options.step_tokens,
+        };
+        let shared = Arc::new(Shared {
+            spec: model.spec().clone(),
+            tokenizer,
+            limits,
+            blocks: layout.blocks,
+            next_id: AtomicU64::new(0),
+            accepting: AtomicBool::new(true),
+            gauges: Gauges::default(),
+        });
+        let scheduler = Scheduler::new(limits, layout.block_size, BlockPool::new(layout.blocks));
+        let (commands, inbox) = mpsc::channel();
+        let worker = step::Worker::new(model, scheduler, Arc::clone(&shared), inbox);
+        let thread = std::thread::Builder::new()
+            .name("nucleus-engine".into())
+            .spawn(move || worker.run())
+            .expect("the operating system can start a thread");
+        (Self { shared, commands }, EngineThread { thread: Some(thread) })
+    }
+
+    /// The model's shape.
+    pub fn spec(&self) -> &ModelSpec {
+        &self.shared.spec
+    }
+
+    /// The model's vocabulary.
+    pub fn tokenizer(&self) -> &Arc<Tokenizer> {
+        &self.shared.tokenizer
+    }
+
+    /// Compiles parameters for this model's vocabulary without submitting anything.
+    pub fn validate(&self, params: &SamplingParams) -> Result<CompiledParams, ParamError> {
+        params.validate(&self.shared.tokenizer.vocab_info(self.shared.spec.vocab_size))
+    }
+
+    /// Queues a request. Returns once the engine has accepted or refused it.
+    pub fn submit(&self, request: Request) -> Result<Generation, SubmitError> {
+        let max_tokens = self.check_length(&request)?;
+        let seed = request.params.seed.unwrap_or_else(random_seed);
+        let params = self.validate(&SamplingParams { seed: Some(seed), ..request.params })?;
+        let stop = StopMatcher::new(&request.stop)?;
+        let capacity = request.prompt.len() + max_tokens;
+        let id = SequenceId(self.shared.next_id.fetch_add(1, Ordering::Relaxed));
+        let sequence =
+            Box::new(Sequence::new(SequenceParts { prompt: request.prompt, max_tokens, params: params.clone(), stop }));
+
+        let (events_sender, receiver) = events::unbounded_channel();
+        let (admitted, admission) = mpsc::sync_channel(1);
+        let reply = Submitted { admitted, events: events_sender };
+        if !self.shared.accepting.load(Ordering::Acquire) {
+            return Err(SubmitError::ShuttingDown);
+        }
+        self.commands
+            .send(Command::Submit { id, sequence, capacity, reply })
+            .map_err(|_| SubmitError::ShuttingDown)?;
+        admission.recv().map_err(|_| SubmitError::ShuttingDown)??;
+        Ok(Generation { id, params, seed, receiver, commands: self.commands.clone(), ended: false })
+    }
+
+    /// How busy the engine is, as of its last step.
+    pub fn load(&self) -> Load {
+        let gauges = &self.shared.gauges;
+        Load {
+            running: gauges.running.load(Ordering::Relaxed),
+            waiting: gauges.waiting.load(Ordering::Relaxed),
+            used_blocks: gauges.used_blocks.load(Ordering::Relaxed),
+            blocks: self.shared.blocks,
+        }
+    }
+
+    /// Refuses new requests from now on. With `abort`, ends those that run or wait too; else they run to their end.
+    pub fn shutdown(&self, abort: bool) {
+        self.shared.accepting.store(false, Ordering::Release);
+        // The thread may have ended already; then there is nothing left to shut down.
+        let _ = self.commands.send(Command::Shutdown { abort });
+    }
+
+    fn check_length(&self, request: &Request) -> Result<usize, SubmitError> {
+        let context_length = self.shared.spec.context_length;
+        let vocab_size = self.shared.spec.vocab_size;
+        let tokens = request.prompt.len();
+        if tokens == 0 {
+            return Err(SubmitError::EmptyPrompt);
+        }
+        if tokens >= context_length {
+            return Err(SubmitError::PromptTooLong { tokens, context_length });
+        }
+        if let Some(&id) = request.prompt.iter().find(|&&id| id as usize >= vocab_size) {
+            return Err(SubmitError::UnknownToken { id, vocab_size });
+        }
+        match request.max_tokens {
+            Some(0) => Err(SubmitError::NoOutput),
+            asked => Ok(asked.unwrap_or(usize::MAX).min(context_length - tokens)),
+        }
+    }
+}
+
+/// Joins the engine's thread.
+pub struct EngineThread {
+    thread: Option<JoinHandle<()>>,
+}
+
+impl EngineThread {
+    /// Waits until the engine's thread has ended. Returns whether it ended without a panic.
+    pub fn join(mut self) -> bool {
+        self.thread.take().is_none_or(|thread| thread.join().is_ok())
+    }
+
+    /// Whether the thread has ended.
+    pub fn is_finished(&self) -> bool {
+        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+}
+
+impl Generation {
+    /// The seed in use: the request's, or the one drawn for it.
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    /// The parameters in use.
+    pub fn params(&self) -> &CompiledParams {
+        &self.params
+    }
+
+    /// A way to cancel that outlives this value.
+    pub fn cancel_handle(&self) -> CancelHandle {
+        CancelHandle { id: self.id, commands: self.commands.clone() }
+    }
+
+    /// The next event; `None` after the last one. An engine that stopped without a word is a failure.
+    pub async fn next(&mut self) -> Option<Event> {
+        if self.ended {
+            return None;
+        }
+        let event = self.receiver.recv().await;
+        Some(self.note(event))
+    }
+
+    /// [`Generation::next`], blocking this thread.
+    pub fn blocking_next(&mut self) -> Option<Event> {
+        if self.ended {
+            return None;
+        }
+        let event = self.receiver.blocking_recv();
+        Some(self.note(event))
+    }
+
+    fn note(&mut self, event: Option<Event>) -> Event {
+        let event = event.unwrap_or(Event::Failed(GenerationError::EngineStopped));
+        self.ended = !matches!(event, Event::Token(_));
+        event
+    }
+}
+
+impl Drop for Generation {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.cancel_handle().cancel();
+        }
+    }
+}
+
+impl CancelHandle {
+    /// Ends the request before its next token. Without effect once it has ended.
+    pub fn cancel(&self) {
+        // A closed channel means that the engine has ended, and every request with it.
+        let _ = self.commands.send(Command::Cancel(self.id));
+    }
+}
