@@ -1,0 +1,29 @@
+# The commands of this repository; `just` lists them. Checks are the steps of `.ci/run`, so that both run the same.
+
+_default:
+    @just --list
+
+# Format, lints, documentation, dependencies: everything but the tests.
+check:
+    .ci/run fmt no-c lint doc deny
+
+# All tests of the workspace.
+test:
+    .ci/run tests
+
+# The API documentation, with warnings as errors.
+doc:
+    .ci/run doc
+
+# The worker on http://127.0.0.1:8080; flags are passed on.
+serve *flags:
+    cargo run --release -- serve {{ flags }}
+
+# What peers/README.md compares with: greedy tokens and decoding speed of llama.cpp on the bundled model.
+peers python="python3":
+    {{ python }} peers/llama_cpp_greedy.py
+    {{ python }} peers/llama_cpp_speed.py
+
+# Everything that must pass before a change lands.
+ci:
+    .ci/run
