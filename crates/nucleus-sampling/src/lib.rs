@@ -1,1 +1,33 @@
-//! Placeholder.
+//! Exact, reproducible token sampling for language models: every parameter, one contract.
+//!
+//! A request is [`SamplingParams`]; [`SamplingParams::validate`] turns it into [`CompiledParams`]; a [`SamplerState`] holds what one
+//! sequence remembers; a [`Sampler`] chooses a token from a [`Row`].
+
+mod compile;
+mod config;
+mod error;
+mod params;
+mod pipeline;
+mod policy;
+mod random;
+mod reference;
+mod row;
+mod sampler;
+mod state;
+mod value;
+
+pub use config::{
+    Bias, Class, CompiledParams, Flags, MAX_OPS, MAX_VOCAB, Op, OpCode, Program, SamplingConfig,
+    SamplingTables, UNLIMITED, VocabInfo, Warning,
+};
+pub use error::ParamError;
+pub use params::{Bound, Domain, Literal, PARAMS, ParamSpec, Policy, SamplingParams};
+pub use pipeline::{Preset, Stage};
+pub use random::{Counter, Purpose, philox4x32_10, random_seed, uniform};
+pub use reference::ReferenceSampler;
+pub use row::{
+    LogitsRow, Logprobs, LogprobsMode, NO_TOKEN, Row, SampledToken, Status, TokenLogprob,
+};
+pub use sampler::{Sampler, StageTrace, Trace};
+pub use state::SamplerState;
+pub use value::{ParamKind, ParamValue};
