@@ -10,7 +10,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 
-use nucleus_sampling::{CompiledParams, ParamError, SamplingParams, Status, random_seed};
+use nucleus_sampling::{
+    CompiledParams, ParamError, SamplingParams, Status, VocabInfo, random_seed,
+};
 use tokio::sync::mpsc as events;
 
 use crate::kv_cache::BlockPool;
@@ -54,7 +56,9 @@ pub enum SubmitError {
     #[error("prompt is empty; it must have at least one token")]
     EmptyPrompt,
     /// The prompt leaves no room for output.
-    #[error("prompt has {tokens} tokens; the context of {context_length} must leave room for at least one more")]
+    #[error(
+        "prompt has {tokens} tokens; the context of {context_length} must leave room for at least one more"
+    )]
     PromptTooLong {
         /// Tokens in the prompt.
         tokens: usize,
@@ -115,7 +119,11 @@ pub struct EngineOptions {
 
 impl Default for EngineOptions {
     fn default() -> Self {
-        Self { max_running: 64, max_waiting: 512, step_tokens: 512 }
+        Self {
+            max_running: 64,
+            max_waiting: 512,
+            step_tokens: 512,
+        }
     }
 }
 
@@ -159,7 +167,7 @@ pub struct CancelHandle {
 struct Shared {
     spec: ModelSpec,
     tokenizer: Arc<Tokenizer>,
-    limits: SchedulerLimits,
+    vocab: VocabInfo,
     blocks: usize,
     next_id: AtomicU64,
     accepting: AtomicBool,
@@ -175,9 +183,16 @@ struct Gauges {
 }
 
 enum Command {
-    Submit { id: SequenceId, sequence: Box<Sequence>, capacity: usize, reply: Submitted },
+    Submit {
+        id: SequenceId,
+        sequence: Box<Sequence>,
+        capacity: usize,
+        reply: Submitted,
+    },
     Cancel(SequenceId),
-    Shutdown { abort: bool },
+    Shutdown {
+        abort: bool,
+    },
 }
 
 struct Submitted {
@@ -187,17 +202,25 @@ struct Submitted {
 
 impl Engine {
     /// Starts the engine's thread. It ends when the last handle and generation are gone, or at [`Engine::shutdown`].
-    pub fn start(model: Box<dyn Model>, tokenizer: Arc<Tokenizer>, options: EngineOptions) -> (Self, EngineThread) {
+    pub fn start(
+        model: Box<dyn Model>,
+        tokenizer: Arc<Tokenizer>,
+        options: EngineOptions,
+    ) -> (Self, EngineThread) {
         let layout = model.kv_layout();
         let limits = SchedulerLimits {
             running: options.max_running,
             waiting: options.max_waiting,
             step_tokens: options.step_tokens,
         };
+        let spec = model.spec().clone();
+        // Ids that the model's head has and the tokenizer has not are padding: never drawn.
+        let ids = tokenizer.vocab_size().min(spec.vocab_size);
+        let vocab = VocabInfo::new(ids as u32).with_eos(&tokenizer.end_of_generation());
         let shared = Arc::new(Shared {
-            spec: model.spec().clone(),
+            spec,
             tokenizer,
-            limits,
+            vocab,
             blocks: layout.blocks,
             next_id: AtomicU64::new(0),
             accepting: AtomicBool::new(true),
@@ -210,7 +233,12 @@ impl Engine {
             .name("nucleus-engine".into())
             .spawn(move || worker.run())
             .expect("the operating system can start a thread");
-        (Self { shared, commands }, EngineThread { thread: Some(thread) })
+        (
+            Self { shared, commands },
+            EngineThread {
+                thread: Some(thread),
+            },
+        )
     }
 
     /// The model's shape.
@@ -225,31 +253,53 @@ impl Engine {
 
     /// Compiles parameters for this model's vocabulary without submitting anything.
     pub fn validate(&self, params: &SamplingParams) -> Result<CompiledParams, ParamError> {
-        params.validate(&self.shared.tokenizer.vocab_info(self.shared.spec.vocab_size))
+        params.validate(&self.shared.vocab)
     }
 
     /// Queues a request. Returns once the engine has accepted or refused it.
     pub fn submit(&self, request: Request) -> Result<Generation, SubmitError> {
         let max_tokens = self.check_length(&request)?;
         let seed = request.params.seed.unwrap_or_else(random_seed);
-        let params = self.validate(&SamplingParams { seed: Some(seed), ..request.params })?;
+        let params = self.validate(&SamplingParams {
+            seed: Some(seed),
+            ..request.params
+        })?;
         let stop = StopMatcher::new(&request.stop)?;
         let capacity = request.prompt.len() + max_tokens;
         let id = SequenceId(self.shared.next_id.fetch_add(1, Ordering::Relaxed));
-        let sequence =
-            Box::new(Sequence::new(SequenceParts { prompt: request.prompt, max_tokens, params: params.clone(), stop }));
+        let sequence = Box::new(Sequence::new(SequenceParts {
+            prompt: request.prompt,
+            max_tokens,
+            params: params.clone(),
+            stop,
+        }));
 
         let (events_sender, receiver) = events::unbounded_channel();
         let (admitted, admission) = mpsc::sync_channel(1);
-        let reply = Submitted { admitted, events: events_sender };
+        let reply = Submitted {
+            admitted,
+            events: events_sender,
+        };
         if !self.shared.accepting.load(Ordering::Acquire) {
             return Err(SubmitError::ShuttingDown);
         }
         self.commands
-            .send(Command::Submit { id, sequence, capacity, reply })
+            .send(Command::Submit {
+                id,
+                sequence,
+                capacity,
+                reply,
+            })
             .map_err(|_| SubmitError::ShuttingDown)?;
         admission.recv().map_err(|_| SubmitError::ShuttingDown)??;
-        Ok(Generation { id, params, seed, receiver, commands: self.commands.clone(), ended: false })
+        Ok(Generation {
+            id,
+            params,
+            seed,
+            receiver,
+            commands: self.commands.clone(),
+            ended: false,
+        })
     }
 
     /// How busy the engine is, as of its last step.
@@ -278,7 +328,10 @@ impl Engine {
             return Err(SubmitError::EmptyPrompt);
         }
         if tokens >= context_length {
-            return Err(SubmitError::PromptTooLong { tokens, context_length });
+            return Err(SubmitError::PromptTooLong {
+                tokens,
+                context_length,
+            });
         }
         if let Some(&id) = request.prompt.iter().find(|&&id| id as usize >= vocab_size) {
             return Err(SubmitError::UnknownToken { id, vocab_size });
@@ -298,7 +351,9 @@ pub struct EngineThread {
 impl EngineThread {
     /// Waits until the engine's thread has ended. Returns whether it ended without a panic.
     pub fn join(mut self) -> bool {
-        self.thread.take().is_none_or(|thread| thread.join().is_ok())
+        self.thread
+            .take()
+            .is_none_or(|thread| thread.join().is_ok())
     }
 
     /// Whether the thread has ended.
@@ -320,7 +375,10 @@ impl Generation {
 
     /// A way to cancel that outlives this value.
     pub fn cancel_handle(&self) -> CancelHandle {
-        CancelHandle { id: self.id, commands: self.commands.clone() }
+        CancelHandle {
+            id: self.id,
+            commands: self.commands.clone(),
+        }
     }
 
     /// The next event; `None` after the last one. An engine that stopped without a word is a failure.

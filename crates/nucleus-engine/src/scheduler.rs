@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 
-use crate::kv_cache::{BlockId, BlockPool};
+use crate::kv_cache::{self, BlockId, BlockPool};
 
 /// One request's sequence, unique for the life of an engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -35,7 +35,9 @@ pub enum AdmissionError {
         limit: usize,
     },
     /// The cache could not hold the sequence even if it were alone.
-    #[error("{tokens} tokens of prompt and output need {needed} cache blocks; the cache has {available}")]
+    #[error(
+        "{tokens} tokens of prompt and output need {needed} cache blocks; the cache has {available}"
+    )]
     TooLong {
         /// Prompt tokens plus most output tokens.
         tokens: usize,
@@ -94,21 +96,46 @@ impl Scheduler {
     /// # Panics
     /// If a limit or the block size is zero.
     pub fn new(limits: SchedulerLimits, block_size: usize, pool: BlockPool) -> Self {
-        assert!(limits.running > 0 && limits.step_tokens > 0, "limits must be positive");
+        assert!(
+            limits.running > 0 && limits.step_tokens > 0,
+            "limits must be positive"
+        );
         assert!(block_size > 0, "block_size must be positive");
-        Self { limits, block_size, pool, waiting: VecDeque::new(), running: Vec::new() }
+        Self {
+            limits,
+            block_size,
+            pool,
+            waiting: VecDeque::new(),
+            running: Vec::new(),
+        }
     }
 
     /// Queues a sequence of `prompt` tokens that may grow to `capacity` tokens.
-    pub fn enqueue(&mut self, id: SequenceId, prompt: usize, capacity: usize) -> Result<(), AdmissionError> {
+    pub fn enqueue(
+        &mut self,
+        id: SequenceId,
+        prompt: usize,
+        capacity: usize,
+    ) -> Result<(), AdmissionError> {
         let needed = self.blocks_for(capacity);
         if needed > self.pool.capacity() {
-            return Err(AdmissionError::TooLong { tokens: capacity, needed, available: self.pool.capacity() });
+            return Err(AdmissionError::TooLong {
+                tokens: capacity,
+                needed,
+                available: self.pool.capacity(),
+            });
         }
         if self.waiting.len() >= self.limits.waiting {
-            return Err(AdmissionError::QueueFull { waiting: self.waiting.len(), limit: self.limits.waiting });
+            return Err(AdmissionError::QueueFull {
+                waiting: self.waiting.len(),
+                limit: self.limits.waiting,
+            });
         }
-        self.waiting.push_back(Waiting { id, prompt, capacity });
+        self.waiting.push_back(Waiting {
+            id,
+            prompt,
+            capacity,
+        });
         Ok(())
     }
 
@@ -120,7 +147,11 @@ impl Scheduler {
         let mut step = Vec::with_capacity(self.running.len());
         for running in &self.running {
             let missing = running.tokens - running.computed;
-            let len = if running.is_decoding() { 1 } else { missing.min(budget) };
+            let len = if running.is_decoding() {
+                1
+            } else {
+                missing.min(budget)
+            };
             if len == 0 {
                 continue;
             }
@@ -181,16 +212,25 @@ impl Scheduler {
 
     fn admit(&mut self) {
         while self.running.len() < self.limits.running {
-            let Some(next) = self.waiting.front() else { return };
-            let Some(blocks) = self.pool.allocate(self.blocks_for(next.capacity)) else { return };
+            let Some(next) = self.waiting.front() else {
+                return;
+            };
+            let Some(blocks) = self.pool.allocate(self.blocks_for(next.capacity)) else {
+                return;
+            };
             let (id, tokens) = (next.id, next.prompt);
             self.waiting.pop_front();
-            self.running.push(Running { id, tokens, computed: 0, blocks });
+            self.running.push(Running {
+                id,
+                tokens,
+                computed: 0,
+                blocks,
+            });
         }
     }
 
     fn blocks_for(&self, tokens: usize) -> usize {
-        tokens.div_ceil(self.block_size)
+        kv_cache::blocks_for(tokens, self.block_size)
     }
 }
 

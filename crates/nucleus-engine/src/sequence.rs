@@ -117,7 +117,12 @@ impl Sequence {
             detokenizer: Detokenizer::default(),
             stop: parts.stop,
             text: String::new(),
-            clock: Clock { submitted: Instant::now(), started: None, first_token: None, last_token: None },
+            clock: Clock {
+                submitted: Instant::now(),
+                started: None,
+                first_token: None,
+                last_token: None,
+            },
         }
     }
 
@@ -143,7 +148,7 @@ impl Sequence {
         let id = sampled.token_id;
         let index = self.tokens.len() - self.prompt_len;
         self.tokens.push(id);
-        self.state.commit(id);
+        self.state.commit(&sampled);
 
         let (mut text, mut finish) = self.push_bytes(tokenizer.token_bytes(id));
         if finish.is_none() {
@@ -153,7 +158,15 @@ impl Sequence {
             }
         }
         self.text.push_str(&text);
-        (TokenEvent { index, id, text, logprob: sampled.logprob }, finish)
+        (
+            TokenEvent {
+                index,
+                id,
+                text,
+                logprob: sampled.logprob,
+            },
+            finish,
+        )
     }
 
     /// Ends the sequence.
@@ -174,7 +187,7 @@ impl Sequence {
     }
 
     fn end_at(&self, id: u32, output_len: usize, tokenizer: &Tokenizer) -> Option<FinishReason> {
-        if tokenizer.is_end_of_generation(id) && !self.params.ignores_eos() {
+        if tokenizer.is_end_of_generation(id) {
             Some(FinishReason::EndOfText)
         } else if output_len >= self.max_tokens {
             Some(FinishReason::Length)

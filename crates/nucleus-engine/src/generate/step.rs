@@ -36,8 +36,16 @@ impl Worker {
         shared: Arc<Shared>,
         inbox: mpsc::Receiver<Command>,
     ) -> Self {
-        let sampler = Box::new(nucleus_sampling::ReferenceSampler::default());
-        Self { model, scheduler, sampler, shared, inbox, live: HashMap::new(), draining: false }
+        let sampler = Box::new(nucleus_sampling::ReferenceSampler);
+        Self {
+            model,
+            scheduler,
+            sampler,
+            shared,
+            inbox,
+            live: HashMap::new(),
+            draining: false,
+        }
     }
 
     /// Steps while there is work, sleeps while there is none, until everyone has left or a shutdown has drained.
@@ -70,22 +78,36 @@ impl Worker {
 
     fn handle(&mut self, command: Command) {
         match command {
-            Command::Submit { id, sequence, capacity, reply } => self.submit(id, *sequence, capacity, reply),
+            Command::Submit {
+                id,
+                sequence,
+                capacity,
+                reply,
+            } => self.submit(id, *sequence, capacity, reply),
             Command::Cancel(id) => self.finish(id, FinishReason::Cancelled),
             Command::Shutdown { abort } => {
                 self.draining = true;
                 if abort {
                     let ids: Vec<_> = self.live.keys().copied().collect();
-                    ids.into_iter().for_each(|id| self.finish(id, FinishReason::Aborted));
+                    ids.into_iter()
+                        .for_each(|id| self.finish(id, FinishReason::Aborted));
                 }
             }
         }
     }
 
     fn submit(&mut self, id: SequenceId, sequence: Sequence, capacity: usize, reply: Submitted) {
-        let queued = self.scheduler.enqueue(id, sequence.tokens().len(), capacity);
+        let queued = self
+            .scheduler
+            .enqueue(id, sequence.tokens().len(), capacity);
         if queued.is_ok() {
-            self.live.insert(id, Live { sequence, events: reply.events });
+            self.live.insert(
+                id,
+                Live {
+                    sequence,
+                    events: reply.events,
+                },
+            );
         }
         let accepted = queued.is_ok();
         if reply.admitted.send(queued).is_err() && accepted {
@@ -109,7 +131,12 @@ impl Worker {
 
     /// Runs the model and draws one token for each run that samples, in plan order.
     fn forward_and_sample(&mut self, plan: &[Scheduled]) -> Result<Vec<SampledToken>, EngineError> {
-        let Self { model, sampler, live, shared, .. } = self;
+        let Self {
+            model,
+            sampler,
+            live,
+            ..
+        } = self;
         let chunks: Vec<Chunk<'_>> = plan
             .iter()
             .map(|run| Chunk {
@@ -119,18 +146,18 @@ impl Worker {
                 wants_logits: run.samples,
             })
             .collect();
-        let sequences: Vec<&Sequence> =
-            plan.iter().filter(|run| run.samples).map(|run| &live[&run.id].sequence).collect();
-        let mut sampled = vec![SampledToken::default(); sequences.len()];
-        let usable = shared.tokenizer.vocab_size();
+        let sequences: Vec<&Sequence> = plan
+            .iter()
+            .filter(|run| run.samples)
+            .map(|run| &live[&run.id].sequence)
+            .collect();
+        let mut sampled = Vec::with_capacity(sequences.len());
         let mut tail = |logits: Logits<'_>| {
             let Logits::Host { data, vocab } = logits;
             let rows: Vec<Row<'_>> = data
                 .chunks_exact(vocab)
                 .zip(&sequences)
                 .map(|(row, sequence)| {
-                    // Ids that the model's head has and the tokenizer has not are padding, never drawn.
-                    let row = &row[..usable.min(vocab)];
                     Row::new(LogitsRow::F32(row), &sequence.params, &sequence.state)
                 })
                 .collect();
@@ -148,14 +175,23 @@ impl Worker {
                 self.commit_token(run.id, sampled);
             } else {
                 let position = self.sequence_mut(run.id).state.position() as usize;
-                self.fail(run.id, GenerationError::Row { position, status: sampled.status });
+                self.fail(
+                    run.id,
+                    GenerationError::Row {
+                        position,
+                        status: sampled.status,
+                    },
+                );
             }
         }
     }
 
     fn commit_token(&mut self, id: SequenceId, sampled: SampledToken) {
         let tokenizer = Arc::clone(&self.shared.tokenizer);
-        let live = self.live.get_mut(&id).expect("a scheduled sequence is live");
+        let live = self
+            .live
+            .get_mut(&id)
+            .expect("a scheduled sequence is live");
         let (event, finish) = live.sequence.commit(sampled, &tokenizer);
         self.scheduler.grown(id);
         // The receiver is gone when the client is; its cancel command is on the way.
@@ -185,13 +221,24 @@ impl Worker {
     }
 
     fn sequence_mut(&mut self, id: SequenceId) -> &mut Sequence {
-        &mut self.live.get_mut(&id).expect("a scheduled sequence is live").sequence
+        &mut self
+            .live
+            .get_mut(&id)
+            .expect("a scheduled sequence is live")
+            .sequence
     }
 
     fn publish(&self) {
         let gauges = &self.shared.gauges;
-        gauges.running.store(self.scheduler.running(), Ordering::Relaxed);
-        gauges.waiting.store(self.scheduler.waiting(), Ordering::Relaxed);
-        gauges.used_blocks.store(self.shared.blocks - self.scheduler.free_blocks(), Ordering::Relaxed);
+        gauges
+            .running
+            .store(self.scheduler.running(), Ordering::Relaxed);
+        gauges
+            .waiting
+            .store(self.scheduler.waiting(), Ordering::Relaxed);
+        gauges.used_blocks.store(
+            self.shared.blocks - self.scheduler.free_blocks(),
+            Ordering::Relaxed,
+        );
     }
 }
