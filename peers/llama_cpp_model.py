@@ -1,5 +1,6 @@
 """llama.cpp through llama-cpp-python's low-level interface: one model, one context, many sequences."""
 import ctypes
+import sys
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -9,6 +10,17 @@ import numpy as np
 
 BUNDLED_MODEL = Path(__file__).resolve().parent.parent / "models/little-storyteller/little-storyteller-15m-Q8_0.gguf"
 KV_TYPES = {"f32": ll.GGML_TYPE_F32, "f16": ll.GGML_TYPE_F16}
+LOG_ERROR = 4
+
+
+@ll.llama_log_callback
+def log_errors(level, text, _):
+    """llama.cpp's log without its hundreds of lines on a model that loads."""
+    if level == LOG_ERROR:
+        sys.stderr.write(text.decode(errors="replace"))
+
+
+ll.llama_log_set(log_errors, ctypes.c_void_p(0))
 
 
 @dataclass
