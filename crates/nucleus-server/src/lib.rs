@@ -1,1 +1,40 @@
-//! Placeholder.
+//! The HTTP worker: requests in, streams of tokens out, thin over the engine.
+//!
+//! [`app`] is the whole interface as a service and needs no socket; [`serve`] gives it one. A request passes the
+//! guards (log, panic, host, key), its body is read within bounds and parsed strictly, its fields become one internal
+//! request, the engine takes or refuses it, and its events go out as they come. Every refusal is an [`ApiError`].
+//!
+//! | module | what it is |
+//! |---|---|
+//! | `app`, `guard` | the routes, and what every request passes first |
+//! | `server`, `stall`, `shutdown` | the socket: bounds, timeouts, ending in order |
+//! | `body`, `json`, `fields`, `param_json` | from bytes to typed, checked fields |
+//! | `request` | what every endpoint's request becomes |
+//! | `execute`, `cancel`, `health` | the endpoints |
+//! | `jobs`, `sse` | which jobs run; their events |
+//! | `error` | what goes wrong, and how it is answered |
+//! | `config` | what an operator decides |
+
+mod app;
+mod body;
+mod cancel;
+mod config;
+mod error;
+mod execute;
+mod fields;
+mod guard;
+mod health;
+mod jobs;
+mod json;
+mod param_json;
+mod request;
+mod server;
+mod shutdown;
+mod sse;
+mod stall;
+
+pub use app::{AppState, app};
+pub use config::{ApiKey, Limits, ServerConfig, Timeouts};
+pub use error::{ApiError, ErrorBody, ErrorDetail};
+pub use server::{ServeError, Server, serve};
+pub use shutdown::Shutdown;

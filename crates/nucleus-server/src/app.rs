@@ -1,0 +1,74 @@
+//! The routes and what they share.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::Router;
+use axum::http::{Method, Uri};
+use axum::middleware::{from_fn, from_fn_with_state};
+use axum::routing::{get, post};
+use nucleus_engine::generate::Engine;
+
+use crate::cancel::cancel;
+use crate::config::ServerConfig;
+use crate::error::ApiError;
+use crate::execute::execute;
+use crate::guard;
+use crate::health::health;
+use crate::jobs::Jobs;
+use crate::json::shorten;
+use crate::shutdown::Shutdown;
+
+/// What every endpoint can reach. Cheap to clone.
+#[derive(Clone)]
+pub struct AppState {
+    pub(crate) engine: Engine,
+    pub(crate) config: Arc<ServerConfig>,
+    pub(crate) jobs: Arc<Jobs>,
+    pub(crate) shutdown: Shutdown,
+    pub(crate) started: Instant,
+}
+
+impl AppState {
+    /// The state of a server that has just begun.
+    pub fn new(engine: Engine, config: ServerConfig) -> Self {
+        Self {
+            engine,
+            config: Arc::new(config),
+            jobs: Arc::default(),
+            shutdown: Shutdown::default(),
+            started: Instant::now(),
+        }
+    }
+
+    /// The handle that ends the server.
+    pub fn shutdown(&self) -> &Shutdown {
+        &self.shutdown
+    }
+}
+
+/// The whole HTTP interface as a service; it needs no socket.
+pub fn app(state: AppState) -> Router {
+    Router::new()
+        .route("/execute", post(execute))
+        .route("/cancel", post(cancel))
+        .route("/health", get(health))
+        .fallback(not_found)
+        .method_not_allowed_fallback(method_not_allowed)
+        .layer(from_fn_with_state(state.clone(), guard::admit))
+        .layer(from_fn(guard::catch_panic))
+        .layer(from_fn(guard::log))
+        .with_state(state)
+}
+
+async fn not_found(uri: Uri) -> ApiError {
+    ApiError::NotFound {
+        path: shorten(uri.path()),
+    }
+}
+
+async fn method_not_allowed(method: Method) -> ApiError {
+    ApiError::MethodNotAllowed {
+        method: shorten(method.as_str()),
+    }
+}

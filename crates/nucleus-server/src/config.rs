@@ -1,0 +1,142 @@
+//! What an operator decides: where to listen, who may call, and the bounds of a request.
+
+use std::fmt;
+use std::hint::black_box;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+/// How the server listens and what it lets in.
+#[derive(Debug, Clone)]
+pub struct ServerConfig {
+    /// Where to listen; port 0 lets the system choose one.
+    pub address: SocketAddr,
+    /// The key that requests must carry; required to listen on an address that is not loopback.
+    pub api_key: Option<ApiKey>,
+    /// Host names that requests may name beside those of loopback. Without a key, a request for any
+    /// other host is refused, so that a web page cannot reach the server by rebinding its own name.
+    pub allowed_hosts: Vec<String>,
+    /// Where the model runs, as `GET /health` says it: `cpu`, `cuda:0`.
+    pub device: String,
+    /// Sizes.
+    pub limits: Limits,
+    /// Times.
+    pub timeouts: Timeouts,
+}
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        Self {
+            address: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
+            api_key: None,
+            allowed_hosts: Vec::new(),
+            device: "cpu".into(),
+            limits: Limits::default(),
+            timeouts: Timeouts::default(),
+        }
+    }
+}
+
+/// Sizes that a request may not exceed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes in a request's body.
+    pub body_bytes: usize,
+    /// Stop strings in a request to `/execute`.
+    pub stops: usize,
+    /// Bytes in one stop string.
+    pub stop_bytes: usize,
+    /// Connections open at once; more wait in the system's queue.
+    pub connections: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            body_bytes: 8 << 20,
+            stops: 4,
+            stop_bytes: 1024,
+            connections: 1024,
+        }
+    }
+}
+
+/// Times after which the server stops waiting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timeouts {
+    /// For a request's head, and for the next request on an idle connection.
+    pub header: Duration,
+    /// For a request's whole body.
+    pub body: Duration,
+    /// For a client that takes no byte of what is written to it.
+    pub write: Duration,
+    /// Between two keep-alive comments of a silent event stream.
+    pub keep_alive: Duration,
+    /// For running requests to end once the server shuts down.
+    pub drain: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            header: Duration::from_secs(20),
+            body: Duration::from_secs(30),
+            write: Duration::from_secs(60),
+            keep_alive: Duration::from_secs(15),
+            drain: Duration::from_secs(30),
+        }
+    }
+}
+
+/// A shared secret. Never printed.
+#[derive(Clone)]
+pub struct ApiKey(String);
+
+impl ApiKey {
+    /// A key; `None` if it is empty or holds anything but visible ASCII, which no header could carry.
+    pub fn new(key: impl Into<String>) -> Option<Self> {
+        let key = key.into();
+        let valid = !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_graphic());
+        valid.then_some(Self(key))
+    }
+
+    /// Whether `given` is the key. The time taken depends on the length of `given` alone.
+    pub fn matches(&self, given: &[u8]) -> bool {
+        let key = self.0.as_bytes();
+        let mut difference = key.len() ^ given.len();
+        for (index, &byte) in given.iter().enumerate() {
+            difference |= usize::from(byte ^ key[index % key.len()]);
+        }
+        black_box(difference) == 0
+    }
+}
+
+impl fmt::Debug for ApiKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ApiKey(..)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_matches_itself_alone() {
+        let key = ApiKey::new("secret").unwrap();
+        assert!(key.matches(b"secret"));
+        for other in ["", "s", "secre", "secreT", "secrets", "secretsecret"] {
+            assert!(!key.matches(other.as_bytes()), "{other}");
+        }
+    }
+
+    #[test]
+    fn a_key_can_travel_in_a_header_and_is_never_printed() {
+        assert!(ApiKey::new("").is_none());
+        assert!(ApiKey::new("two words").is_none());
+        assert!(ApiKey::new("schlüssel").is_none());
+        assert_eq!(
+            format!("{:?}", ApiKey::new("secret").unwrap()),
+            "ApiKey(..)"
+        );
+    }
+}

@@ -1,0 +1,322 @@
+//! What can go wrong with a request, and the one place that says how it is answered.
+//!
+//! Every error, in a response or in a stream, is `{"error":{"message","type","param","code"}}`.
+
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use nucleus_engine::generate::{GenerationError, SubmitError};
+use nucleus_engine::scheduler::AdmissionError;
+use nucleus_sampling::ParamError;
+use serde::Serialize;
+
+/// Why a request was not served.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum ApiError {
+    /// The body is not one strict JSON object.
+    #[error("body: {0}")]
+    Json(String),
+    /// A field that the endpoint does not have.
+    #[error("{param:?}: no such field; this endpoint has {known}")]
+    UnknownField {
+        /// The name as given, shortened.
+        param: String,
+        /// The endpoint's fields.
+        known: String,
+    },
+    /// A field that must be there is not.
+    #[error("{param}: missing; it must be {expected}")]
+    MissingField {
+        /// The field.
+        param: &'static str,
+        /// What it must be.
+        expected: String,
+    },
+    /// A field's value is of the wrong type or out of range.
+    #[error("{param}: {value} is not {expected}")]
+    Field {
+        /// The field, with an index or key where one applies.
+        param: String,
+        /// The value as given, shortened.
+        value: String,
+        /// What it must be.
+        expected: String,
+    },
+    /// The engine refused the request.
+    #[error(transparent)]
+    Submit(#[from] SubmitError),
+    /// The engine accepted the request, then failed.
+    #[error(transparent)]
+    Generation(#[from] GenerationError),
+    /// The API key is missing or wrong.
+    #[error("the API key is missing or wrong; send it as `Authorization: Bearer KEY`")]
+    Unauthorized,
+    /// The `Host` header names a host that this server does not answer for.
+    #[error("host: {host} is not a name of this server; see --allowed-host")]
+    ForbiddenHost {
+        /// The host as given, quoted.
+        host: String,
+    },
+    /// Nothing is at this path.
+    #[error("{path}: no such endpoint")]
+    NotFound {
+        /// The path as given, quoted.
+        path: String,
+    },
+    /// The endpoint exists, the method does not.
+    #[error("{method}: this endpoint does not take this method")]
+    MethodNotAllowed {
+        /// The method as given.
+        method: String,
+    },
+    /// The body did not arrive in time.
+    #[error("the body did not arrive within {seconds} s")]
+    BodyTimeout {
+        /// The bound, in seconds.
+        seconds: f64,
+    },
+    /// The body ended early.
+    #[error("the body could not be read: {0}")]
+    BodyInterrupted(String),
+    /// A job of that name runs.
+    #[error("job_id: {job_id:?} is running; wait for its end, cancel it, or choose another")]
+    JobRunning {
+        /// The job.
+        job_id: String,
+    },
+    /// The body is too large.
+    #[error("the body has more than {limit} bytes")]
+    BodyTooLarge {
+        /// The bound.
+        limit: usize,
+    },
+    /// The body is not declared as plain JSON.
+    #[error("{header}: {value} is not {expected}")]
+    UnsupportedMediaType {
+        /// The header.
+        header: &'static str,
+        /// Its value, quoted.
+        value: String,
+        /// What it must be.
+        expected: &'static str,
+    },
+    /// A fault of ours.
+    #[error("internal error")]
+    Internal,
+}
+
+/// How an error is answered.
+struct Answer<'a> {
+    status: StatusCode,
+    code: &'static str,
+    param: Option<&'a str>,
+}
+
+impl ApiError {
+    /// A field's value is not what it must be.
+    pub(crate) fn field(param: impl Into<String>, value: String, expected: &str) -> Self {
+        Self::Field {
+            param: param.into(),
+            value,
+            expected: expected.into(),
+        }
+    }
+
+    /// The status to answer with.
+    pub fn status(&self) -> StatusCode {
+        self.answer().status
+    }
+
+    /// The error as it is written in a response or an event.
+    pub fn body(&self) -> ErrorBody {
+        let answer = self.answer();
+        ErrorBody {
+            error: ErrorDetail {
+                message: self.to_string(),
+                kind: kind(answer.status),
+                param: answer.param.map(str::to_owned),
+                code: answer.code,
+            },
+        }
+    }
+
+    fn answer(&self) -> Answer<'_> {
+        use StatusCode as S;
+        let about = |status, code, param| Answer {
+            status,
+            code,
+            param,
+        };
+        match self {
+            Self::Json(_) => about(S::BAD_REQUEST, "invalid_json", None),
+            Self::UnknownField { param, .. } => about(S::BAD_REQUEST, "unknown_field", Some(param)),
+            Self::MissingField { param, .. } => about(S::BAD_REQUEST, "missing_field", Some(param)),
+            Self::Field { param, .. } => about(S::BAD_REQUEST, "invalid_value", Some(root(param))),
+            Self::Submit(error) => submit_answer(error),
+            Self::Generation(error) => {
+                about(S::INTERNAL_SERVER_ERROR, generation_code(error), None)
+            }
+            Self::Unauthorized => about(S::UNAUTHORIZED, "invalid_api_key", None),
+            Self::ForbiddenHost { .. } => about(S::FORBIDDEN, "forbidden_host", None),
+            Self::NotFound { .. } => about(S::NOT_FOUND, "not_found", None),
+            Self::MethodNotAllowed { .. } => {
+                about(S::METHOD_NOT_ALLOWED, "method_not_allowed", None)
+            }
+            Self::BodyTimeout { .. } => about(S::REQUEST_TIMEOUT, "body_timeout", None),
+            Self::BodyInterrupted(_) => about(S::BAD_REQUEST, "body_interrupted", None),
+            Self::JobRunning { .. } => about(S::CONFLICT, "job_running", Some("job_id")),
+            Self::BodyTooLarge { .. } => about(S::PAYLOAD_TOO_LARGE, "body_too_large", None),
+            Self::UnsupportedMediaType { .. } => {
+                about(S::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", None)
+            }
+            Self::Internal => about(S::INTERNAL_SERVER_ERROR, "internal_error", None),
+        }
+    }
+}
+
+/// The field that an indexed or keyed name belongs to: `stop` for `stop[2]`.
+fn root(param: &str) -> &str {
+    param.split(['[', '.']).next().unwrap_or(param)
+}
+
+/// The `type` of an error, by its status.
+fn kind(status: StatusCode) -> &'static str {
+    match status {
+        StatusCode::UNAUTHORIZED => "authentication_error",
+        StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
+        status if status.is_server_error() => "server_error",
+        _ => "invalid_request_error",
+    }
+}
+
+fn submit_answer(error: &SubmitError) -> Answer<'_> {
+    let refused = |code, param| Answer {
+        status: StatusCode::BAD_REQUEST,
+        code,
+        param: Some(param),
+    };
+    match error {
+        SubmitError::Params(error) => refused(param_code(error), error.param()),
+        SubmitError::EmptyPrompt | SubmitError::UnknownToken { .. } => {
+            refused("invalid_value", "prompt")
+        }
+        SubmitError::PromptTooLong { .. } => refused("context_length_exceeded", "prompt"),
+        SubmitError::NoOutput => refused("invalid_value", "max_tokens"),
+        SubmitError::Stop(_) => refused("invalid_value", "stop"),
+        SubmitError::Admission(AdmissionError::TooLong { .. }) => {
+            refused("cache_size_exceeded", "max_tokens")
+        }
+        SubmitError::Admission(AdmissionError::QueueFull { .. }) => Answer {
+            status: StatusCode::TOO_MANY_REQUESTS,
+            code: "queue_full",
+            param: None,
+        },
+        SubmitError::ShuttingDown => Answer {
+            status: StatusCode::SERVICE_UNAVAILABLE,
+            code: "shutting_down",
+            param: None,
+        },
+    }
+}
+
+fn param_code(error: &ParamError) -> &'static str {
+    match error {
+        ParamError::Unknown { .. } => "unknown_field",
+        _ => "invalid_value",
+    }
+}
+
+fn generation_code(error: &GenerationError) -> &'static str {
+    match error {
+        GenerationError::Row { .. } => "nothing_to_draw",
+        GenerationError::Model(_) => "model_failed",
+        GenerationError::EngineStopped => "engine_stopped",
+    }
+}
+
+/// An error as it is written: `{"error":{…}}`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ErrorBody {
+    /// The error.
+    pub error: ErrorDetail,
+}
+
+/// What went wrong.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ErrorDetail {
+    /// One sentence that names the field, its value and what it must be.
+    pub message: String,
+    /// The kind of error, such as `invalid_request_error`.
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    /// The field at fault.
+    pub param: Option<String>,
+    /// The error's name for programs, such as `queue_full`.
+    pub code: &'static str,
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let status = self.status();
+        let mut response = (status, Json(self.body())).into_response();
+        let headers = response.headers_mut();
+        match status {
+            StatusCode::UNAUTHORIZED => {
+                headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            }
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
+                headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+            }
+            // The rest of the body is not read, so the connection cannot be used again.
+            StatusCode::PAYLOAD_TOO_LARGE | StatusCode::REQUEST_TIMEOUT => {
+                headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            _ => {}
+        }
+        response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_has_four_fields_and_names_the_field_without_its_index() {
+        let error = ApiError::field("stop[2]", "\"\"".into(), "a string of 1 to 1024 bytes");
+        assert_eq!(
+            serde_json::to_string(&error.body()).unwrap(),
+            r#"{"error":{"message":"stop[2]: \"\" is not a string of 1 to 1024 bytes","type":"invalid_request_error","param":"stop","code":"invalid_value"}}"#
+        );
+    }
+
+    #[test]
+    fn the_kind_follows_the_status() {
+        let of = |error: ApiError| (error.status().as_u16(), error.body().error.kind);
+        assert_eq!(of(ApiError::Unauthorized), (401, "authentication_error"));
+        assert_eq!(of(SubmitError::ShuttingDown.into()), (503, "server_error"));
+        let full = AdmissionError::QueueFull {
+            waiting: 2,
+            limit: 2,
+        };
+        assert_eq!(
+            of(SubmitError::from(full).into()),
+            (429, "rate_limit_error")
+        );
+        assert_eq!(
+            of(ApiError::JobRunning { job_id: "a".into() }),
+            (409, "invalid_request_error")
+        );
+        assert_eq!(
+            of(GenerationError::EngineStopped.into()),
+            (500, "server_error")
+        );
+    }
+
+    #[test]
+    fn an_overloaded_server_says_when_to_come_back() {
+        let response = ApiError::from(SubmitError::ShuttingDown).into_response();
+        assert_eq!(response.headers()["retry-after"], "1");
+        assert_eq!(response.headers()["content-type"], "application/json");
+    }
+}

@@ -1,0 +1,126 @@
+//! `GET /health`: whether the server takes requests, with what, and how busy it is.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use nucleus_engine::generate::Load;
+use nucleus_engine::model::ModelSpec;
+use serde::Serialize;
+
+use crate::app::AppState;
+
+/// The state of the server.
+#[derive(Debug, Serialize)]
+pub(crate) struct Health {
+    /// `ok`, or `draining` once the server shuts down.
+    status: &'static str,
+    version: &'static str,
+    uptime_s: u64,
+    device: String,
+    model: ModelHealth,
+    load: LoadHealth,
+    memory: Memory,
+}
+
+#[derive(Debug, Serialize)]
+struct ModelHealth {
+    name: String,
+    architecture: String,
+    quantization: String,
+    parameters: u64,
+    vocab_size: usize,
+    context_length: usize,
+}
+
+#[derive(Debug, Serialize)]
+struct LoadHealth {
+    running: usize,
+    waiting: usize,
+    used_kv_blocks: usize,
+    kv_blocks: usize,
+}
+
+/// Bytes in use.
+#[derive(Debug, Serialize)]
+struct Memory {
+    /// Of the whole process; null where the system does not say.
+    rss_bytes: Option<u64>,
+    weight_bytes: u64,
+    kv_cache_bytes: u64,
+}
+
+/// 200 while the server takes requests, 503 once it drains.
+pub(crate) async fn health(State(state): State<AppState>) -> (StatusCode, Json<Health>) {
+    let serving = state.shutdown.is_serving();
+    let (code, status) = if serving {
+        (StatusCode::OK, "ok")
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "draining")
+    };
+    let spec = state.engine.spec();
+    let health = Health {
+        status,
+        version: env!("CARGO_PKG_VERSION"),
+        uptime_s: state.started.elapsed().as_secs(),
+        device: state.config.device.clone(),
+        model: spec.into(),
+        load: state.engine.load().into(),
+        memory: Memory {
+            rss_bytes: resident_bytes(),
+            weight_bytes: spec.weight_bytes,
+            kv_cache_bytes: state.engine.kv_cache_bytes(),
+        },
+    };
+    (code, Json(health))
+}
+
+impl From<&ModelSpec> for ModelHealth {
+    fn from(spec: &ModelSpec) -> Self {
+        Self {
+            name: spec.name.clone(),
+            architecture: spec.architecture.clone(),
+            quantization: spec.quantization.clone(),
+            parameters: spec.parameters,
+            vocab_size: spec.vocab_size,
+            context_length: spec.context_length,
+        }
+    }
+}
+
+impl From<Load> for LoadHealth {
+    fn from(load: Load) -> Self {
+        Self {
+            running: load.running,
+            waiting: load.waiting,
+            used_kv_blocks: load.used_blocks,
+            kv_blocks: load.blocks,
+        }
+    }
+}
+
+/// Memory of this process that is in RAM, where Linux's `/proc` says it.
+fn resident_bytes() -> Option<u64> {
+    parse_resident_bytes(&std::fs::read_to_string("/proc/self/status").ok()?)
+}
+
+fn parse_resident_bytes(status: &str) -> Option<u64> {
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn resident_memory_is_read_from_proc() {
+        assert_eq!(
+            parse_resident_bytes("Name:\tx\nVmRSS:\t    1234 kB\nThreads: 1\n"),
+            Some(1_263_616)
+        );
+        assert_eq!(parse_resident_bytes("Name:\tx\n"), None);
+    }
+}

@@ -1,0 +1,137 @@
+//! How a server ends: it drains, then it stops.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+/// How far a server is on its way out. It never goes back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Lifecycle {
+    /// It takes requests.
+    Serving,
+    /// It takes no more, and lets those that run come to their end.
+    Draining,
+    /// It waits for nothing.
+    Stopping,
+}
+
+/// Ends a server, from anywhere, any number of times.
+#[derive(Debug, Clone)]
+pub struct Shutdown {
+    lifecycle: Arc<watch::Sender<Lifecycle>>,
+}
+
+impl Default for Shutdown {
+    fn default() -> Self {
+        Self {
+            lifecycle: Arc::new(watch::Sender::new(Lifecycle::Serving)),
+        }
+    }
+}
+
+impl Shutdown {
+    /// Takes no more requests; those that run get [`Timeouts::drain`](crate::Timeouts::drain) to end.
+    pub fn drain(&self) {
+        self.advance(Lifecycle::Draining);
+    }
+
+    /// Closes every connection at once.
+    pub fn stop(&self) {
+        self.advance(Lifecycle::Stopping);
+    }
+
+    /// Whether the server still takes requests.
+    pub fn is_serving(&self) -> bool {
+        *self.lifecycle.borrow() == Lifecycle::Serving
+    }
+
+    /// Waits until the server is at least that far.
+    pub(crate) async fn reached(&self, wanted: Lifecycle) {
+        let mut lifecycle = self.lifecycle.subscribe();
+        // It cannot fail: `self` holds the sender.
+        let _ = lifecycle.wait_for(|&now| now >= wanted).await;
+    }
+
+    fn advance(&self, next: Lifecycle) {
+        self.lifecycle.send_if_modified(|now| {
+            let moves = *now < next;
+            *now = next.max(*now);
+            moves
+        });
+    }
+
+    /// Drains at the first SIGTERM or ctrl-c, stops at the second. Needs a tokio runtime.
+    pub(crate) fn listen_for_signals(&self) -> std::io::Result<()> {
+        let mut signals = Signals::new()?;
+        let shutdown = self.clone();
+        tokio::spawn(async move {
+            signals.next().await;
+            tracing::info!(
+                "shutting down: running requests may end; a second signal stops at once"
+            );
+            shutdown.drain();
+            signals.next().await;
+            shutdown.stop();
+        });
+        Ok(())
+    }
+}
+
+#[cfg(unix)]
+struct Signals {
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+}
+
+#[cfg(unix)]
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+        })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}
+
+#[cfg(windows)]
+struct Signals {
+    interrupt: tokio::signal::windows::CtrlC,
+}
+
+#[cfg(windows)]
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            interrupt: tokio::signal::windows::ctrl_c()?,
+        })
+    }
+
+    async fn next(&mut self) {
+        self.interrupt.recv().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn it_only_goes_forward() {
+        let shutdown = Shutdown::default();
+        assert!(shutdown.is_serving());
+        shutdown.reached(Lifecycle::Serving).await;
+        shutdown.stop();
+        shutdown.drain();
+        assert!(!shutdown.is_serving());
+        shutdown.reached(Lifecycle::Draining).await;
+        shutdown.reached(Lifecycle::Stopping).await;
+    }
+}
