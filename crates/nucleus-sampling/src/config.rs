@@ -129,8 +129,9 @@ pub struct Flags;
 impl Flags {
     /// `ignore_eos`: the end of the text is banned.
     pub const IGNORE_EOS: u32 = 1;
-    /// top_k keeps every token that equals the k-th (transformers, vLLM's PyTorch path).
-    pub const TOP_K_KEEPS_TIES: u32 = 1 << 1;
+    /// Where a number of tokens is kept (top_k, min_keep of epsilon and eta, the end of typical_p), all that equal the last of them stay
+    /// (transformers, vLLM's PyTorch path).
+    pub const KEEP_TIES: u32 = 1 << 1;
     /// Frequency and presence count the prompt too (llama.cpp).
     pub const COUNT_PROMPT: u32 = 1 << 2;
     /// typical_p stops only when the mass exceeds p; without it, when it reaches p.
@@ -157,7 +158,7 @@ pub enum OpCode {
     DynamicTemperature = 5,
     /// Quadratic smoothing.
     Smoothing = 6,
-    /// `arg` standard deviations.
+    /// `arg` standard deviations, at least `threshold` tokens.
     TopNSigma = 7,
     /// `threshold` tokens.
     TopK = 8,
@@ -187,6 +188,46 @@ pub enum OpCode {
     Mirostat2 = 20,
     /// adaptive-p, then draws.
     AdaptiveP = 21,
+}
+
+impl OpCode {
+    /// The name in a trace.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Dry => "dry",
+            Self::NoRepeatNgram => "no_repeat_ngram",
+            Self::Penalties => "penalties",
+            Self::Temperature => "temperature",
+            Self::DynamicTemperature => "dynamic_temperature",
+            Self::Smoothing => "smoothing",
+            Self::TopNSigma => "top_n_sigma",
+            Self::TopK => "top_k",
+            Self::TypicalP => "typical_p",
+            Self::TopP => "top_p",
+            Self::MinP => "min_p",
+            Self::Epsilon => "epsilon",
+            Self::Eta => "eta",
+            Self::TopA => "top_a",
+            Self::Tfs => "tfs",
+            Self::Xtc => "xtc",
+            Self::Argmax => "greedy",
+            Self::Draw => "draw",
+            Self::Mirostat1 => "mirostat_1",
+            Self::Mirostat2 => "mirostat_2",
+            Self::AdaptiveP => "adaptive_p",
+        }
+    }
+
+    /// Whether it removes tokens by rank or probability.
+    pub(crate) fn truncates(self) -> bool {
+        (Self::TopNSigma as u32..=Self::Xtc as u32).contains(&(self as u32))
+    }
+
+    /// Whether it needs the weights of what it receives.
+    pub(crate) fn weighs(self) -> bool {
+        self.truncates() && !matches!(self, Self::TopNSigma | Self::TopK | Self::MinP)
+    }
 }
 
 /// An operation with its compiled arguments.
@@ -224,6 +265,17 @@ pub struct Program {
 }
 
 impl Program {
+    /// A program of these operations, of which there are at most [`MAX_OPS`].
+    pub(crate) fn new(list: &[Op]) -> Self {
+        let mut ops = [Op::new(OpCode::None); MAX_OPS];
+        ops[..list.len()].copy_from_slice(list);
+        Self {
+            ops,
+            len: list.len() as u32,
+            reserved: 0,
+        }
+    }
+
     /// The operations.
     pub fn ops(&self) -> &[Op] {
         &self.ops[..self.len as usize]
@@ -281,11 +333,11 @@ pub struct Warning {
 /// A request, checked and compiled.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CompiledParams {
-    config: SamplingConfig,
-    tables: SamplingTables,
-    class: Class,
-    warnings: Vec<Warning>,
-    effective: SamplingParams,
+    pub(crate) config: SamplingConfig,
+    pub(crate) tables: SamplingTables,
+    pub(crate) class: Class,
+    pub(crate) warnings: Vec<Warning>,
+    pub(crate) effective: SamplingParams,
 }
 
 impl CompiledParams {

@@ -6,6 +6,7 @@
 mod compile;
 mod config;
 mod error;
+mod fixed;
 mod params;
 mod pipeline;
 mod policy;

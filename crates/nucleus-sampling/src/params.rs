@@ -296,9 +296,9 @@ params! {
     dry_base: f64 = {
         domain: range(1.0, 100.0), neutral: Literal::Float(1.75), stage: Stage::Dry,
     };
-    /// The longest repeated passage that DRY lets go unpunished, plus one token.
+    /// The length from which DRY punishes the token that would prolong a repeated passage.
     dry_allowed_length: u64 = {
-        domain: range(0.0, COUNT_MAX), neutral: Literal::Int(2), stage: Stage::Dry,
+        domain: range(1.0, COUNT_MAX), neutral: Literal::Int(2), stage: Stage::Dry,
     };
     /// How many of the last tokens DRY looks at; 0 is none, -1 all.
     dry_penalty_last_n: i64 = {

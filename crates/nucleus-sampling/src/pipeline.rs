@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use crate::config::Flags;
 use crate::error::ParamError;
 
 /// Where in the pipeline a parameter acts.
@@ -131,6 +132,81 @@ pub enum Preset {
 impl Preset {
     /// Every preset.
     pub const ALL: [Self; 4] = [Self::Default, Self::LlamaCpp, Self::Vllm, Self::Hf];
+
+    /// The stages in the order of that engine. Stages that the engine does not have stand where their kind stands.
+    pub const fn order(self) -> &'static [Stage; 15] {
+        use Stage::*;
+        match self {
+            Self::Default => &Stage::ORDERED,
+            // common/common.h, common_params_sampling::samplers; tfs stood between top_k and typical while llama.cpp had it.
+            Self::LlamaCpp => &[
+                Penalties,
+                Dry,
+                NoRepeatNgram,
+                TopNSigma,
+                TopK,
+                Tfs,
+                TypicalP,
+                TopP,
+                MinP,
+                Epsilon,
+                Eta,
+                TopA,
+                Xtc,
+                Temperature,
+                Smoothing,
+            ],
+            // vllm/v1/sample/sampler.py: penalties, temperature, min_p, then top_k and top_p.
+            Self::Vllm => &[
+                Penalties,
+                Dry,
+                NoRepeatNgram,
+                Temperature,
+                Smoothing,
+                MinP,
+                TopNSigma,
+                TopK,
+                TypicalP,
+                TopP,
+                Epsilon,
+                Eta,
+                TopA,
+                Tfs,
+                Xtc,
+            ],
+            // transformers, generation/utils.py, _get_logits_processor.
+            Self::Hf => &[
+                Penalties,
+                Dry,
+                NoRepeatNgram,
+                Temperature,
+                Smoothing,
+                TopNSigma,
+                TopK,
+                TopP,
+                MinP,
+                TypicalP,
+                Epsilon,
+                Eta,
+                TopA,
+                Tfs,
+                Xtc,
+            ],
+        }
+    }
+
+    /// The engine's edge rules as bits of [`SamplingConfig::flags`](crate::SamplingConfig::flags).
+    pub(crate) const fn flags(self) -> u32 {
+        match self {
+            Self::Default => 0,
+            // src/llama-sampler.cpp: one window over prompt and output counts for all three penalties; typical stops at cum_sum > p.
+            Self::LlamaCpp => Flags::COUNT_PROMPT | Flags::TYPICAL_STRICT,
+            // apply_top_k_top_p_pytorch masks logits below the k-th; bad_words.py looks at output tokens.
+            Self::Vllm => Flags::KEEP_TIES | Flags::BAD_WORDS_OUTPUT_ONLY,
+            // generation/logits_process.py: scores < topk(...)[-1] in TopK, Epsilon and Eta; Typical drops scores beyond the last kept.
+            Self::Hf => Flags::KEEP_TIES,
+        }
+    }
 
     /// The preset's name.
     pub const fn name(self) -> &'static str {

@@ -130,37 +130,37 @@ pub(crate) trait Field: Sized {
     fn from_value(name: &'static str, value: ParamValue) -> Result<Self, ParamError>;
 }
 
-fn wrong_type(name: &'static str, kind: ParamKind, value: &ParamValue) -> ParamError {
-    ParamError::WrongType {
-        param: name,
-        value: value.to_string(),
-        expected: kind.name(),
-    }
-}
-
+/// `$from => $converted` gives an `Option`: values of other types that are taken too.
 macro_rules! field {
     ($type:ty, $kind:ident $(, $from:pat => $converted:expr)*) => {
         impl Field for $type {
             const KIND: ParamKind = ParamKind::$kind;
+
             fn into_value(self) -> ParamValue {
                 ParamValue::$kind(self)
             }
+
             fn from_value(name: &'static str, value: ParamValue) -> Result<Self, ParamError> {
-                match value {
-                    ParamValue::$kind(value) => Ok(value),
+                let converted = match &value {
                     $($from => $converted,)*
-                    #[allow(unreachable_patterns)]
-                    other => Err(wrong_type(name, Self::KIND, &other)),
+                    _ => None,
+                };
+                match (value, converted) {
+                    (ParamValue::$kind(value), _) | (_, Some(value)) => Ok(value),
+                    (other, None) => Err(ParamError::WrongType {
+                        param: name,
+                        value: other.to_string(),
+                        expected: Self::KIND.name(),
+                    }),
                 }
             }
         }
     };
 }
 
-field!(f64, Float, ParamValue::Int(v) => Ok(v as f64), ParamValue::Uint(v) => Ok(v as f64));
-field!(i64, Int, ParamValue::Uint(v) => i64::try_from(v)
-    .map_err(|_| wrong_type("integer", ParamKind::Int, &ParamValue::Uint(v))));
-field!(u64, Uint);
+field!(f64, Float, ParamValue::Int(v) => Some(*v as f64), ParamValue::Uint(v) => Some(*v as f64));
+field!(i64, Int, ParamValue::Uint(v) => i64::try_from(*v).ok());
+field!(u64, Uint, ParamValue::Int(v) => u64::try_from(*v).ok());
 field!(bool, Bool);
 field!(String, Text);
 field!(Vec<String>, TextList);
