@@ -116,6 +116,17 @@ pub enum Status {
     Empty = 3,
 }
 
+impl std::fmt::Display for Status {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Ok => "a token was chosen",
+            Self::Nan => "a logit is not a number",
+            Self::Overflow => "a logit is infinite or too large",
+            Self::Empty => "no token is left to draw from",
+        })
+    }
+}
+
 /// The id of no token: what a row without a token carries.
 pub const NO_TOKEN: u32 = u32::MAX;
 
