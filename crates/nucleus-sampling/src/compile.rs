@@ -3,21 +3,18 @@
 use std::collections::BTreeSet;
 
 use crate::config::{
-    Bias, Class, CompiledParams, Flags, MAX_VOCAB, Op, OpCode, Program, SamplingConfig,
-    SamplingTables, UNLIMITED, VocabInfo, Warning,
+    Bias, CompiledParams, Flags, MAX_VOCAB, Program, SamplingConfig, SamplingTables, UNLIMITED,
+    VocabInfo, Warning,
 };
 use crate::error::ParamError;
-use crate::fixed;
 use crate::params::{Literal, PARAMS, ParamSpec, Policy, SamplingParams};
 use crate::pipeline::{Preset, Stage};
+use crate::plan;
 use crate::random::random_seed;
-use crate::value::ParamValue;
+use crate::value::{ParamKind, ParamValue};
 
 /// Temperatures between 0 and this act as this.
 const MIN_TEMPERATURE: f32 = 0.01;
-
-/// Sets up to this size are kept as lists.
-pub(crate) const BOUNDED: u64 = 4096;
 
 /// The most sequences a list may hold, and the most ids a sequence may hold.
 const MAX_SEQUENCES: usize = 1 << 16;
@@ -43,14 +40,14 @@ pub(crate) fn compile(
     let config = config(params, preset, vocab, &mut warnings);
     let order = order(params, preset)?;
     check_combinations(&config, &order)?;
-    let ops = Planner {
+    let ops = plan::Planner {
+        params,
         config: &config,
         preset,
         order: &order,
-        warnings: &mut warnings,
     }
-    .plan();
-    let class = class(&ops, &config);
+    .plan(&mut warnings);
+    let class = plan::class(&ops, &config);
     let tables = SamplingTables {
         program: Program::new(&ops),
         ..tables(params, vocab)?
@@ -183,7 +180,7 @@ fn check_combinations(config: &SamplingConfig, order: &[Stage]) -> Result<(), Pa
         });
     }
     let place = |stage| order.iter().position(|other| *other == stage);
-    let bounded = (1..=BOUNDED).contains(&u64::from(config.top_k));
+    let bounded = (1..=plan::BOUNDED).contains(&u64::from(config.top_k));
     match (place(Stage::Tfs), place(Stage::TopK)) {
         (Some(tfs), k) if config.tfs_z < 1.0 && !(bounded && k.is_some_and(|k| k < tfs)) => {
             Err(ParamError::Needs {
@@ -194,206 +191,6 @@ fn check_combinations(config: &SamplingConfig, order: &[Stage]) -> Result<(), Pa
         }
         _ => Ok(()),
     }
-}
-
-/// Turns the order into operations, leaving out every stage that changes nothing.
-struct Planner<'a> {
-    config: &'a SamplingConfig,
-    preset: Preset,
-    order: &'a [Stage],
-    warnings: &'a mut Vec<Warning>,
-}
-
-impl Planner<'_> {
-    fn plan(mut self) -> Vec<Op> {
-        let greedy = self.config.temperature == 0.0 && self.order.contains(&Stage::Temperature);
-        let mut ops = Vec::new();
-        for stage in Stage::ORDERED {
-            if self.op(stage).is_some() && !self.order.contains(&stage) {
-                self.warn(stage, "does not act, since its stage is not among samplers");
-            }
-        }
-        for stage in self.order {
-            let Some(op) = self.op(*stage) else { continue };
-            match self.inert(*stage, greedy) {
-                Some(reason) => self.warn(*stage, reason),
-                None if op.code == OpCode::Temperature && greedy => {}
-                None => ops.push(op),
-            }
-        }
-        ops.push(self.choice(greedy));
-        ops
-    }
-
-    /// Why a stage of the order does not run.
-    fn inert(&self, stage: Stage, greedy: bool) -> Option<&'static str> {
-        let edits = matches!(stage, Stage::Dry | Stage::NoRepeatNgram | Stage::Penalties);
-        if stage == Stage::Temperature {
-            return None;
-        }
-        // llama.cpp's mirostat chain holds bias, temperature and mirostat alone (common/sampling.cpp).
-        if self.preset == Preset::LlamaCpp && self.config.mirostat > 0 {
-            return Some("does not act, since llama.cpp's mirostat replaces the chain");
-        }
-        // llama.cpp's temperature 0 keeps the best of what the chain before it left (llama_sampler_temp_impl).
-        (greedy && !edits && self.preset != Preset::LlamaCpp)
-            .then_some("does not act, since temperature 0 takes the likeliest token")
-    }
-
-    fn warn(&mut self, stage: Stage, message: &str) {
-        let param = PARAMS
-            .iter()
-            .find(|spec| spec.stage == stage)
-            .map_or("samplers", |s| s.name);
-        self.warnings.push(Warning {
-            param,
-            message: message.to_owned(),
-        });
-    }
-
-    /// The last operation.
-    fn choice(&mut self, greedy: bool) -> Op {
-        let config = self.config;
-        let code = match config.mirostat {
-            1 => OpCode::Mirostat1,
-            2 => OpCode::Mirostat2,
-            _ if config.adaptive_target >= 0.0 => OpCode::AdaptiveP,
-            _ => OpCode::Draw,
-        };
-        if !greedy {
-            return Op::new(code);
-        }
-        let silenced = match code {
-            OpCode::Mirostat1 | OpCode::Mirostat2 => Some("mirostat"),
-            OpCode::AdaptiveP => Some("adaptive_target"),
-            _ => None,
-        };
-        if let Some(param) = silenced {
-            let message = "does not act, since temperature 0 takes the likeliest token".to_owned();
-            self.warnings.push(Warning { param, message });
-        }
-        Op::new(OpCode::Argmax)
-    }
-
-    /// The operation of a stage; `None` if its parameters are neutral.
-    fn op(&self, stage: Stage) -> Option<Op> {
-        let c = self.config;
-        let on = |on: bool, op: Op| on.then_some(op);
-        let probability = |code, p: f32| Op {
-            threshold: fixed::threshold_q32(p),
-            ..Op::new(code)
-        };
-        match stage {
-            Stage::Dry => on(
-                c.dry_multiplier > 0.0 && c.dry_penalty_last_n > 0,
-                Op::new(OpCode::Dry),
-            ),
-            Stage::NoRepeatNgram => on(c.no_repeat_ngram_size > 0, Op::new(OpCode::NoRepeatNgram)),
-            Stage::Penalties => on(penalises(c), Op::new(OpCode::Penalties)),
-            Stage::Temperature => self.temperature(),
-            Stage::Smoothing => on(c.smoothing_factor > 0.0, Op::new(OpCode::Smoothing)),
-            Stage::TopNSigma => on(c.top_n_sigma > 0.0, self.top_n_sigma()),
-            Stage::TopK => on(c.top_k > 0, self.top_k()),
-            Stage::TypicalP => on(
-                c.typical_p < 1.0,
-                probability(OpCode::TypicalP, c.typical_p),
-            ),
-            Stage::TopP => on(c.top_p < 1.0, probability(OpCode::TopP, c.top_p)),
-            Stage::MinP => (c.min_p > 0.0).then(|| Op {
-                arg: fixed::ln(c.min_p),
-                ..Op::new(OpCode::MinP)
-            }),
-            Stage::Epsilon => on(
-                c.epsilon_cutoff > 0.0,
-                probability(OpCode::Epsilon, c.epsilon_cutoff),
-            ),
-            Stage::Eta => on(c.eta_cutoff > 0.0, probability(OpCode::Eta, c.eta_cutoff)),
-            Stage::TopA => on(c.top_a > 0.0, probability(OpCode::TopA, c.top_a)),
-            Stage::Tfs => on(c.tfs_z < 1.0, probability(OpCode::Tfs, c.tfs_z)),
-            Stage::Xtc => on(
-                c.xtc_probability > 0.0 && c.xtc_threshold <= 0.5,
-                probability(OpCode::Xtc, c.xtc_threshold),
-            ),
-            Stage::Bias | Stage::Draw | Stage::Pipeline => None,
-        }
-    }
-
-    fn temperature(&self) -> Option<Op> {
-        let c = self.config;
-        if c.dynatemp_range > 0.0 && c.temperature > 0.0 {
-            return Some(Op::new(OpCode::DynamicTemperature));
-        }
-        (c.temperature != 1.0).then_some(Op {
-            arg: c.temperature,
-            ..Op::new(OpCode::Temperature)
-        })
-    }
-
-    /// llama.cpp's top-k and top-n-sigma know no min_keep (src/llama-sampler.cpp).
-    fn min_keep(&self, stage_has_it: bool) -> u64 {
-        let honoured = stage_has_it || self.preset != Preset::LlamaCpp;
-        if honoured {
-            u64::from(self.config.min_keep.max(1))
-        } else {
-            1
-        }
-    }
-
-    fn top_n_sigma(&self) -> Op {
-        Op {
-            code: OpCode::TopNSigma,
-            arg: self.config.top_n_sigma,
-            threshold: self.min_keep(false),
-        }
-    }
-
-    fn top_k(&self) -> Op {
-        let k = u64::from(self.config.top_k).max(self.min_keep(false));
-        Op {
-            threshold: k,
-            ..Op::new(OpCode::TopK)
-        }
-    }
-}
-
-/// Whether any of the three penalties changes anything.
-fn penalises(c: &SamplingConfig) -> bool {
-    let neutral =
-        c.repetition_penalty == 1.0 && c.frequency_penalty == 0.0 && c.presence_penalty == 0.0;
-    c.repeat_last_n > 0 && !neutral
-}
-
-/// What the operations cost on a row that is read once (see [`Class`]).
-fn class(ops: &[Op], config: &SamplingConfig) -> Class {
-    let mut class = Class::A;
-    let (mut bounded, mut truncated, mut weighed) = (false, false, false);
-    for op in ops {
-        let cost = match op.code {
-            _ if bounded => Class::A,
-            OpCode::Dry | OpCode::NoRepeatNgram | OpCode::Penalties | OpCode::AdaptiveP
-                if truncated =>
-            {
-                Class::C
-            }
-            OpCode::AdaptiveP => Class::C,
-            OpCode::Smoothing if truncated => Class::C,
-            OpCode::Smoothing
-            | OpCode::DynamicTemperature
-            | OpCode::Eta
-            | OpCode::TypicalP
-            | OpCode::Mirostat1
-            | OpCode::Mirostat2 => Class::B,
-            OpCode::Temperature if weighed => Class::B,
-            _ => Class::A,
-        };
-        class = class.max(cost);
-        truncated |= op.code.truncates();
-        weighed |= op.code.weighs();
-        bounded |= op.code == OpCode::TopK
-            && op.threshold <= BOUNDED
-            && config.flags & Flags::KEEP_TIES == 0;
-    }
-    class
 }
 
 fn tables(params: &SamplingParams, vocab: &VocabInfo) -> Result<SamplingTables, ParamError> {
@@ -520,15 +317,13 @@ impl SamplingParams {
 impl ParamSpec {
     /// The value that a policy gives to an absent parameter, ready to be set; `None` if it stays absent.
     pub fn default_value(&self, policy: Policy) -> Option<ParamValue> {
-        Some(match self.default(policy) {
-            Literal::Absent => return None,
-            Literal::Float(value) => ParamValue::Float(value),
-            Literal::Int(value) => match u64::try_from(value) {
-                Ok(value) => ParamValue::Uint(value),
-                Err(_) => ParamValue::Int(value),
-            },
-            Literal::Bool(value) => ParamValue::Bool(value),
-            Literal::Text(value) => ParamValue::Text(value.to_owned()),
+        Some(match (self.default(policy), self.kind) {
+            (Literal::Absent, _) => return None,
+            (Literal::Float(value), _) => ParamValue::Float(value),
+            (Literal::Int(value), ParamKind::Uint) => ParamValue::Uint(value.unsigned_abs()),
+            (Literal::Int(value), _) => ParamValue::Int(value),
+            (Literal::Bool(value), _) => ParamValue::Bool(value),
+            (Literal::Text(value), _) => ParamValue::Text(value.to_owned()),
         })
     }
 }

@@ -3,12 +3,14 @@
 //! A request is [`SamplingParams`]; [`SamplingParams::validate`] turns it into [`CompiledParams`]; a [`SamplerState`] holds what one
 //! sequence remembers; a [`Sampler`] chooses a token from a [`Row`].
 
+mod bias_map;
 mod compile;
 mod config;
 mod error;
 mod fixed;
 mod params;
 mod pipeline;
+mod plan;
 mod policy;
 mod random;
 mod reference;

@@ -140,7 +140,7 @@ const SPEC: ParamSpec = ParamSpec {
 };
 
 macro_rules! params {
-    ($($(#[doc = $help:literal])+ $name:ident: $type:ty = { $($spec:tt)* };)+) => {
+    ($($(#[doc = $help:literal])+ $name:ident: $type:ty $(, read by $reader:literal)? = { $($spec:tt)* };)+) => {
         /// What a request says about sampling. Every field is optional; an absent field has its neutral value.
         ///
         /// Strings have already been turned into token ids (`dry_sequence_breakers`, `bad_words`).
@@ -150,6 +150,7 @@ macro_rules! params {
             $(
                 $(#[doc = $help])+
                 #[serde(skip_serializing_if = "Option::is_none")]
+                $(#[serde(deserialize_with = $reader)])?
                 pub $name: Option<$type>,
             )+
         }
@@ -312,7 +313,7 @@ params! {
         domain: range(0.0, COUNT_MAX), neutral: Literal::Int(0), stage: Stage::NoRepeatNgram,
     };
     /// Added to the logits of single tokens.
-    logit_bias: BTreeMap<u32, f64> = {
+    logit_bias: BTreeMap<u32, f64>, read by "crate::bias_map::deserialize" = {
         domain: range(-10000.0, 10000.0), execute: range(-100.0, 100.0), openai: range(-100.0, 100.0),
         stage: Stage::Bias,
     };

@@ -144,45 +144,51 @@ pub(crate) struct Typical {
     pub(crate) min_keep: usize,
     /// The mass has to be exceeded, not reached.
     pub(crate) strict: bool,
-    /// Tokens that equal an end of the run belong to it.
+    /// Tokens that equal an end of the run that reaches the mass belong to it.
     pub(crate) ties: bool,
 }
 
-/// Grows a run from the mean of y outwards, nearest token first, until its mass suffices.
+/// Grows a run from the mean of y outwards, nearest token first, until its mass suffices and `min_keep` tokens are in it.
 ///
 /// The distance of a token is |y - mean|, in Q16; at equal distances the more likely side comes first.
 pub(crate) fn typical(candidates: &Candidates, weights: &Weights, rule: Typical) -> Range<usize> {
     let surprise = weights.surprise();
     let mean = surprise.mean_q16();
     let middle = leading(candidates, |index| weights.y[index] > mean);
-    let (mut run, mut mass) = (middle..middle, 0);
-    let enough = |mass, length| {
-        let suffices = if rule.strict {
-            fixed::exceeds
-        } else {
-            fixed::reaches
-        };
-        suffices(mass, surprise.total, rule.mass) && length >= rule.min_keep
+    let suffices = if rule.strict {
+        fixed::exceeds
+    } else {
+        fixed::reaches
     };
-    while run.len() < candidates.len() && (run.is_empty() || !enough(mass, run.len())) {
-        let above = run
-            .start
-            .checked_sub(1)
-            .map(|index| weights.y[index] - mean);
-        let below = weights.y.get(run.end).map(|y| mean - y);
-        let upward = above.is_some_and(|above| below.is_none_or(|below| above <= below));
-        if upward {
-            run.start -= 1;
-            mass += weights.q[run.start];
-        } else {
-            mass += weights.q[run.end];
-            run.end += 1;
-        }
+    let (mut run, mut mass) = (middle..middle, 0);
+    while run.len() < candidates.len()
+        && (run.is_empty() || !suffices(mass, surprise.total, rule.mass))
+    {
+        let added = grow(&mut run, weights, mean);
+        mass += weights.q[added];
     }
     if rule.ties {
-        with_equals(run, candidates)
+        run = with_equals(run, candidates);
+    }
+    while run.len() < rule.min_keep.min(candidates.len()) {
+        grow(&mut run, weights, mean);
+    }
+    run
+}
+
+/// Adds the neighbour of the run that is nearest to the mean, and names it. There must be one.
+fn grow(run: &mut Range<usize>, weights: &Weights, mean: i64) -> usize {
+    let above = run
+        .start
+        .checked_sub(1)
+        .map(|index| weights.y[index] - mean);
+    let below = weights.y.get(run.end).map(|y| mean - y);
+    if above.is_some_and(|above| below.is_none_or(|below| above <= below)) {
+        run.start -= 1;
+        run.start
     } else {
-        run
+        run.end += 1;
+        run.end - 1
     }
 }
 
