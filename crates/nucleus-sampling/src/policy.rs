@@ -83,6 +83,8 @@ impl fmt::Display for Domain {
             Bound::Vocab => write!(f, "[vocab, ")?,
         }
         match self.high {
+            // As a float, the largest u64 would show digits that it does not have.
+            Bound::Inclusive(high) if high == u64::MAX as f64 => write!(f, "2^64-1]"),
             Bound::Inclusive(high) => write!(f, "{high}]"),
             Bound::Exclusive(high) => write!(f, "{high})"),
             Bound::Vocab => write!(f, "vocab]"),
