@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use nucleus_sampling::{Bound, Domain, ParamKind, ParamSpec, ParamValue, Policy, VocabInfo};
+use nucleus_sampling::{ParamKind, ParamSpec, ParamValue, Policy, VocabInfo};
 use serde_json::Value;
 
 /// Reads a value of the parameter's type; `None` if it is of another. Ranges are not looked at.
@@ -49,28 +49,8 @@ pub(crate) fn expected(spec: &ParamSpec, policy: Policy, vocab: &VocabInfo) -> S
     let kind = spec.kind.name();
     let article = if kind.starts_with('i') { "an" } else { "a" };
     match spec.range(policy) {
-        Some(Domain { low, high }) => {
-            let open = if matches!(low, Bound::Exclusive(_)) {
-                '('
-            } else {
-                '['
-            };
-            let close = if matches!(high, Bound::Exclusive(_)) {
-                ')'
-            } else {
-                ']'
-            };
-            let (low, high) = (number(low, vocab), number(high, vocab));
-            format!("{article} {kind} in {open}{low}, {high}{close}")
-        }
+        Some(range) => format!("{article} {kind} in {}", range.at(vocab.size)),
         None => format!("{article} {kind}"),
-    }
-}
-
-fn number(bound: Bound, vocab: &VocabInfo) -> String {
-    match bound {
-        Bound::Inclusive(value) | Bound::Exclusive(value) => value.to_string(),
-        Bound::Vocab => vocab.size.to_string(),
     }
 }
 
@@ -141,6 +121,7 @@ mod tests {
         assert_eq!(of("temperature"), "a number in [0, 2]");
         assert_eq!(of("repetition_penalty"), "a number in (0, 2]");
         assert_eq!(of("top_k"), "an integer in [0, 4096]");
+        assert_eq!(of("seed"), "an integer in [0, 2^64-1]");
         assert_eq!(of("preset"), "a name");
     }
 }
