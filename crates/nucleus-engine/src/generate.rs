@@ -16,7 +16,7 @@ use nucleus_sampling::{
 use tokio::sync::mpsc as events;
 
 use crate::kv_cache::BlockPool;
-use crate::model::{Model, ModelSpec};
+use crate::model::{KvLayout, Model, ModelSpec};
 use crate::scheduler::{AdmissionError, Scheduler, SchedulerLimits, SequenceId};
 use crate::sequence::{Completion, Sequence, SequenceParts, TokenEvent};
 use crate::stop::{StopError, StopMatcher};
@@ -168,7 +168,7 @@ struct Shared {
     spec: ModelSpec,
     tokenizer: Arc<Tokenizer>,
     vocab: VocabInfo,
-    blocks: usize,
+    kv_layout: KvLayout,
     next_id: AtomicU64,
     accepting: AtomicBool,
     gauges: Gauges,
@@ -221,7 +221,7 @@ impl Engine {
             spec,
             tokenizer,
             vocab,
-            blocks: layout.blocks,
+            kv_layout: layout,
             next_id: AtomicU64::new(0),
             accepting: AtomicBool::new(true),
             gauges: Gauges::default(),
@@ -249,6 +249,16 @@ impl Engine {
     /// The model's vocabulary.
     pub fn tokenizer(&self) -> &Arc<Tokenizer> {
         &self.shared.tokenizer
+    }
+
+    /// The tokens that can be drawn, and those that end a text.
+    pub fn vocab(&self) -> &VocabInfo {
+        &self.shared.vocab
+    }
+
+    /// The KV cache's shape.
+    pub fn kv_layout(&self) -> KvLayout {
+        self.shared.kv_layout
     }
 
     /// Compiles parameters for this model's vocabulary without submitting anything.
@@ -309,7 +319,7 @@ impl Engine {
             running: gauges.running.load(Ordering::Relaxed),
             waiting: gauges.waiting.load(Ordering::Relaxed),
             used_blocks: gauges.used_blocks.load(Ordering::Relaxed),
-            blocks: self.shared.blocks,
+            blocks: self.shared.kv_layout.blocks,
         }
     }
 

@@ -237,7 +237,7 @@ impl Worker {
             .waiting
             .store(self.scheduler.waiting(), Ordering::Relaxed);
         gauges.used_blocks.store(
-            self.shared.blocks - self.scheduler.free_blocks(),
+            self.shared.kv_layout.blocks - self.scheduler.free_blocks(),
             Ordering::Relaxed,
         );
     }
