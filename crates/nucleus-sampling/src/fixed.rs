@@ -20,13 +20,13 @@ pub(crate) const ONE_Q32: u64 = 1 << 32;
 /// The surprise of a token too unlikely to have one: below every other `y`.
 pub(crate) const Y_NONE: i64 = -(1 << 40);
 
-/// Coefficients of P(f) ~ 2^f on [-1/2, 1/2], constant term first: minimax in relative error under P(0) = 1, rounded to f32.
-/// Computed by `peers/exp2_polynomial.py`.
+/// Coefficients of P(f) ~ 2^f on [-1/2, 1/2], constant term first. Evaluated in f32, the relative error is below 2^-23.8.
+/// Found by `peers/exp2_polynomial.py`: minimax under P(0) = 1, then the best f32 neighbours.
 const EXP2: [f32; 7] = [
     1.0,
     0.693_147_24,
-    0.240_226_52,
-    0.055_503_104,
+    0.240_226_54,
+    0.055_503_014,
     0.009_617_693,
     0.001_340_664_3,
     0.000_155_946_78,
@@ -251,3 +251,6 @@ impl Spread {
         ((((variance << 2).isqrt() / count) + 1) >> 1) as i64
     }
 }
+
+#[cfg(test)]
+mod tests;

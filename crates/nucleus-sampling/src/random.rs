@@ -77,3 +77,100 @@ pub fn uniform(seed: u64, counter: Counter) -> u64 {
 pub fn random_seed() -> u64 {
     RandomState::new().hash_one(0u64) >> 11
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Known answers from Random123 (`kat_vectors`, lines "philox4x32 10"): counter, key, words.
+    const KNOWN: [([u32; 4], [u32; 2], [u32; 4]); 3] = [
+        (
+            [0; 4],
+            [0; 2],
+            [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8],
+        ),
+        (
+            [u32::MAX; 4],
+            [u32::MAX; 2],
+            [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd],
+        ),
+        (
+            [0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344],
+            [0xa409_3822, 0x299f_31d0],
+            [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1],
+        ),
+    ];
+
+    #[test]
+    fn philox_gives_the_known_answers() {
+        for (counter, key, words) in KNOWN {
+            assert_eq!(philox4x32_10(counter, key), words);
+        }
+    }
+
+    const FIRST: Counter = Counter {
+        position: 0,
+        purpose: Purpose::Draw,
+        choice: 0,
+        attempt: 0,
+    };
+
+    #[test]
+    fn the_uniform_is_the_first_two_words_low_half_first() {
+        assert_eq!(uniform(0, FIRST), 0xe169_c58d_6627_e8d5);
+    }
+
+    #[test]
+    fn the_counter_is_position_purpose_choice_attempt_and_the_key_the_seed() {
+        let counter = Counter {
+            position: 7,
+            purpose: Purpose::Xtc,
+            choice: 5,
+            attempt: 3,
+        };
+        let words = philox4x32_10([7, 1, 5, 3], [0x9abc_def0, 0x1234_5678]);
+        let expected = u64::from(words[1]) << 32 | u64::from(words[0]);
+        assert_eq!(uniform(0x1234_5678_9abc_def0, counter), expected);
+    }
+
+    #[test]
+    fn every_word_of_the_counter_and_both_halves_of_the_seed_matter() {
+        let changed = [
+            uniform(1, FIRST),
+            uniform(1 << 32, FIRST),
+            uniform(
+                0,
+                Counter {
+                    position: 1,
+                    ..FIRST
+                },
+            ),
+            uniform(
+                0,
+                Counter {
+                    purpose: Purpose::Xtc,
+                    ..FIRST
+                },
+            ),
+            uniform(0, Counter { choice: 1, ..FIRST }),
+            uniform(
+                0,
+                Counter {
+                    attempt: 1,
+                    ..FIRST
+                },
+            ),
+        ];
+        for (index, value) in changed.iter().enumerate() {
+            assert_ne!(*value, uniform(0, FIRST));
+            assert!(!changed[..index].contains(value));
+        }
+    }
+
+    #[test]
+    fn random_seeds_are_exact_in_json_and_differ() {
+        let seeds: Vec<u64> = (0..100).map(|_| random_seed()).collect();
+        assert!(seeds.iter().all(|seed| *seed < 1 << 53));
+        assert!(seeds.windows(2).any(|pair| pair[0] != pair[1]));
+    }
+}
