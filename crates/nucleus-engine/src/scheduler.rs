@@ -94,11 +94,13 @@ impl Scheduler {
     /// A scheduler over an empty pool.
     ///
     /// # Panics
-    /// If a limit or the block size is zero.
+    /// If a limit or the block size is zero, or if `running` sequences could use up `step_tokens` by decoding alone, so
+    /// that prompts would starve.
     pub fn new(limits: SchedulerLimits, block_size: usize, pool: BlockPool) -> Self {
+        assert!(limits.running > 0, "running must be positive");
         assert!(
-            limits.running > 0 && limits.step_tokens > 0,
-            "limits must be positive"
+            limits.step_tokens >= limits.running,
+            "step_tokens must be at least running"
         );
         assert!(block_size > 0, "block_size must be positive");
         Self {
@@ -237,5 +239,159 @@ impl Scheduler {
 impl Running {
     fn is_decoding(&self) -> bool {
         self.computed > 0 && self.tokens - self.computed == 1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BLOCK_SIZE: usize = 4;
+
+    fn scheduler(running: usize, step_tokens: usize, blocks: usize) -> Scheduler {
+        let limits = SchedulerLimits {
+            running,
+            waiting: 8,
+            step_tokens,
+        };
+        Scheduler::new(limits, BLOCK_SIZE, BlockPool::new(blocks))
+    }
+
+    /// Runs a planned step as a model would: everything scheduled is computed, sequences that sample grow by one.
+    fn run(scheduler: &mut Scheduler) -> Vec<(u64, usize, usize, bool)> {
+        let step = scheduler.schedule();
+        for run in &step {
+            scheduler.computed(run);
+            if run.samples {
+                scheduler.grown(run.id);
+            }
+        }
+        step.iter()
+            .map(|run| (run.id.0, run.start, run.len, run.samples))
+            .collect()
+    }
+
+    #[test]
+    fn a_prompt_is_run_whole_then_decoded_token_by_token() {
+        let mut scheduler = scheduler(4, 16, 4);
+        scheduler.enqueue(SequenceId(7), 5, 8).unwrap();
+        assert_eq!(run(&mut scheduler), [(7, 0, 5, true)]);
+        assert_eq!(run(&mut scheduler), [(7, 5, 1, true)]);
+        assert_eq!(run(&mut scheduler), [(7, 6, 1, true)]);
+    }
+
+    #[test]
+    fn a_long_prompt_is_cut_into_budgets_and_samples_only_at_its_end() {
+        let mut scheduler = scheduler(4, 4, 4);
+        scheduler.enqueue(SequenceId(0), 10, 12).unwrap();
+        assert_eq!(run(&mut scheduler), [(0, 0, 4, false)]);
+        assert_eq!(run(&mut scheduler), [(0, 4, 4, false)]);
+        assert_eq!(run(&mut scheduler), [(0, 8, 2, true)]);
+    }
+
+    #[test]
+    fn decoding_goes_on_while_a_prompt_arrives() {
+        let mut scheduler = scheduler(4, 4, 8);
+        scheduler.enqueue(SequenceId(0), 2, 8).unwrap();
+        run(&mut scheduler);
+        scheduler.enqueue(SequenceId(1), 7, 8).unwrap();
+        assert_eq!(run(&mut scheduler), [(0, 2, 1, true), (1, 0, 3, false)]);
+        assert_eq!(run(&mut scheduler), [(0, 3, 1, true), (1, 3, 3, false)]);
+        assert_eq!(run(&mut scheduler), [(0, 4, 1, true), (1, 6, 1, true)]);
+    }
+
+    #[test]
+    fn a_prompt_of_one_token_counts_as_a_prompt() {
+        let mut scheduler = scheduler(4, 4, 8);
+        scheduler.enqueue(SequenceId(0), 1, 4).unwrap();
+        assert_eq!(run(&mut scheduler), [(0, 0, 1, true)]);
+        assert_eq!(run(&mut scheduler), [(0, 1, 1, true)]);
+    }
+
+    #[test]
+    fn prompts_share_a_budget_in_order_of_arrival() {
+        let mut scheduler = scheduler(4, 8, 8);
+        scheduler.enqueue(SequenceId(0), 6, 8).unwrap();
+        scheduler.enqueue(SequenceId(1), 6, 8).unwrap();
+        assert_eq!(run(&mut scheduler), [(0, 0, 6, true), (1, 0, 2, false)]);
+    }
+
+    #[test]
+    fn a_sequence_waits_until_its_blocks_are_free_and_nothing_overtakes_it() {
+        let mut scheduler = scheduler(4, 16, 3);
+        scheduler.enqueue(SequenceId(0), 4, 8).unwrap();
+        scheduler.enqueue(SequenceId(1), 4, 8).unwrap();
+        scheduler.enqueue(SequenceId(2), 2, 4).unwrap();
+        assert_eq!(run(&mut scheduler), [(0, 0, 4, true)]);
+        assert_eq!((scheduler.running(), scheduler.waiting()), (1, 2));
+        assert!(scheduler.remove(SequenceId(0)));
+        assert_eq!(run(&mut scheduler), [(1, 0, 4, true), (2, 0, 2, true)]);
+        assert_eq!(scheduler.free_blocks(), 0);
+    }
+
+    #[test]
+    fn at_most_so_many_run() {
+        let mut scheduler = scheduler(1, 16, 8);
+        scheduler.enqueue(SequenceId(0), 1, 4).unwrap();
+        scheduler.enqueue(SequenceId(1), 1, 4).unwrap();
+        assert_eq!(run(&mut scheduler), [(0, 0, 1, true)]);
+        assert_eq!(scheduler.waiting(), 1);
+    }
+
+    #[test]
+    fn the_queue_is_bounded() {
+        let mut scheduler = scheduler(1, 16, 8);
+        for id in 0..8 {
+            scheduler.enqueue(SequenceId(id), 1, 4).unwrap();
+        }
+        let full = AdmissionError::QueueFull {
+            waiting: 8,
+            limit: 8,
+        };
+        assert_eq!(scheduler.enqueue(SequenceId(8), 1, 4), Err(full));
+    }
+
+    #[test]
+    fn what_the_cache_could_never_hold_is_refused_at_once() {
+        let mut scheduler = scheduler(4, 16, 2);
+        let error = AdmissionError::TooLong {
+            tokens: 9,
+            needed: 3,
+            available: 2,
+        };
+        assert_eq!(scheduler.enqueue(SequenceId(0), 4, 9), Err(error));
+        assert_eq!(scheduler.enqueue(SequenceId(0), 4, 8), Ok(()));
+    }
+
+    #[test]
+    fn removing_frees_the_blocks_and_forgets_the_waiting() {
+        let mut scheduler = scheduler(1, 16, 4);
+        scheduler.enqueue(SequenceId(0), 4, 16).unwrap();
+        scheduler.enqueue(SequenceId(1), 4, 16).unwrap();
+        run(&mut scheduler);
+        assert_eq!(scheduler.free_blocks(), 0);
+        assert!(scheduler.remove(SequenceId(1)));
+        assert!(scheduler.remove(SequenceId(0)));
+        assert!(!scheduler.remove(SequenceId(0)));
+        assert_eq!((scheduler.free_blocks(), scheduler.waiting()), (4, 0));
+        assert!(scheduler.schedule().is_empty());
+    }
+
+    #[test]
+    fn a_prompt_moves_on_however_many_decode() {
+        let mut scheduler = scheduler(3, 3, 8);
+        for id in 0..2 {
+            scheduler.enqueue(SequenceId(id), 1, 4).unwrap();
+        }
+        run(&mut scheduler);
+        scheduler.enqueue(SequenceId(2), 2, 4).unwrap();
+        assert_eq!(run(&mut scheduler)[2..], [(2, 0, 1, false)]);
+        assert_eq!(run(&mut scheduler)[2..], [(2, 1, 1, true)]);
+    }
+
+    #[test]
+    #[should_panic(expected = "step_tokens")]
+    fn a_budget_that_decoding_could_eat_up_is_refused() {
+        scheduler(4, 3, 8);
     }
 }
