@@ -1,0 +1,106 @@
+//! Special tokens that are written out in a text.
+
+use std::collections::HashMap;
+
+use super::vocabulary::{TokenKind, Vocabulary};
+
+/// The tokens that are found in a text before it is cut into pieces, in a trie.
+#[derive(Debug, Default)]
+pub(super) struct SpecialTokens {
+    /// From a node and a byte to the next node.
+    edges: HashMap<(u32, u8), u32>,
+    /// The token that each node spells, if it does.
+    tokens: Vec<Option<Special>>,
+    /// The bytes that tokens begin with, in ascending order: most text is passed over without a look at the trie.
+    first_bytes: Vec<u8>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Special {
+    id: u32,
+    /// Found only where special tokens are parsed.
+    control: bool,
+}
+
+/// A token in a text, by bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Found {
+    pub(super) start: usize,
+    pub(super) end: usize,
+    pub(super) id: u32,
+}
+
+const ROOT: u32 = 0;
+
+impl SpecialTokens {
+    pub(super) fn new(vocabulary: &Vocabulary) -> Self {
+        let mut special = Self {
+            edges: HashMap::new(),
+            tokens: vec![None],
+            first_bytes: Vec::new(),
+        };
+        for (id, text, kind) in vocabulary.iter().filter(|(_, text, _)| !text.is_empty()) {
+            let control = match kind {
+                TokenKind::Control | TokenKind::Unknown => true,
+                TokenKind::UserDefined => false,
+                TokenKind::Normal | TokenKind::Unused | TokenKind::Byte => continue,
+            };
+            special.insert(text, Special { id, control });
+        }
+        special.first_bytes = (0..=255)
+            .filter(|&byte| special.edges.contains_key(&(ROOT, byte)))
+            .collect();
+        special
+    }
+
+    fn insert(&mut self, text: &str, token: Special) {
+        let mut node = ROOT;
+        for byte in text.bytes() {
+            let fresh = self.tokens.len() as u32;
+            node = *self.edges.entry((node, byte)).or_insert(fresh);
+            if node == fresh {
+                self.tokens.push(None);
+            }
+        }
+        self.tokens[node as usize] = Some(token);
+    }
+
+    /// The first token in a text, and the longest of those that begin there. Control tokens are found with `control` only.
+    pub(super) fn find(&self, text: &str, control: bool) -> Option<Found> {
+        let bytes = text.as_bytes();
+        let may_begin = |&start: &usize| self.first_bytes.binary_search(&bytes[start]).is_ok();
+        (0..bytes.len()).filter(may_begin).find_map(|start| {
+            let (len, id) = self.longest(&bytes[start..], control)?;
+            Some(Found {
+                start,
+                end: start + len,
+                id,
+            })
+        })
+    }
+
+    /// The token of that spelling.
+    pub(super) fn id_of(&self, text: &str) -> Option<u32> {
+        let end = text
+            .bytes()
+            .try_fold(ROOT, |node, byte| self.edges.get(&(node, byte)).copied())?;
+        self.tokens[end as usize].map(|token| token.id)
+    }
+
+    /// The longest token at the beginning, and its length.
+    fn longest(&self, bytes: &[u8], control: bool) -> Option<(usize, u32)> {
+        let (mut node, mut longest) = (ROOT, None);
+        for (len, &byte) in (1..).zip(bytes) {
+            let Some(&next) = self.edges.get(&(node, byte)) else {
+                break;
+            };
+            node = next;
+            if let Some(token) =
+                self.tokens[node as usize].filter(|token| control || !token.control)
+            {
+                longest = Some((len, token.id));
+            }
+        }
+        longest
+    }
+}
