@@ -11,7 +11,7 @@ pub enum ParamError {
         name: String,
     },
     /// The value is of another type.
-    #[error("{param}: {value} is not a {expected}")]
+    #[error("{param}: {value} is not of type {expected}")]
     WrongType {
         /// The parameter.
         param: &'static str,

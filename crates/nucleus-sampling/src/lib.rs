@@ -19,6 +19,10 @@ mod sampler;
 mod state;
 mod value;
 
+/// Version of the sampling contract (`docs/sampling.md`): the same version, seed, parameters, history and logits give the same token, on
+/// every device. It is raised whenever that could change.
+pub const CONTRACT_VERSION: u32 = 1;
+
 pub use config::{
     Bias, Class, CompiledParams, Flags, MAX_OPS, MAX_VOCAB, Op, OpCode, Program, SamplingConfig,
     SamplingTables, UNLIMITED, VocabInfo, Warning,

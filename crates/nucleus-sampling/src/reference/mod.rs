@@ -362,3 +362,6 @@ fn describe(name: &'static str, before: &Candidates, after: &Candidates) -> Stag
         temperature: after.temperature,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,307 @@
+//! What is done to blocks of logits, as plain loops that the compiler turns into vector code.
+//!
+//! Every function takes one block or one run of blocks. [`simd`](super::simd) compiles these bodies for each set of instructions, and has
+//! its own body where intrinsics are faster; all give the same bits.
+
+use half::{bf16, f16};
+
+use super::key::Key;
+use crate::fixed::{EXP2, Exponent, SCALED_LIMIT, Spread, Surprise};
+
+/// Logits per block. The last block of a row is filled up with -inf.
+pub(super) const BLOCK: usize = 256;
+
+/// A block of logits.
+pub(super) type Block = [f32; BLOCK];
+
+/// Adding this rounds |x| < 2^22 to an integer, ties to even, and leaves it in the low bits.
+pub(super) const ROUNDER: f32 = 12_582_912.0; // 1.5 * 2^23
+
+/// A block whose largest exponent is at least this far below the row's has weights below 2^27: 32 of them fit 32 bits.
+pub(super) const SMALL: i32 = 18;
+
+/// At this distance from the largest exponent weights are 0.
+pub(super) const WEIGHTLESS: i32 = 45;
+
+/// What weights are measured by: q = floor(2^44 2^(rint(x s) - max) P(f)).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Scale {
+    /// log2 e / T.
+    pub(super) s: f32,
+    /// The largest exponent of the set.
+    pub(super) max: i32,
+}
+
+impl Scale {
+    /// The weight of one logit.
+    pub(super) fn weight(self, logit: f32) -> u64 {
+        Exponent::of(logit, self.s).map_or(0, |exponent| exponent.weight(self.max))
+    }
+
+    /// How far the exponent of a logit lies below the largest.
+    pub(super) fn depth(self, logit: f32) -> i32 {
+        Exponent::of(logit, self.s).map_or(i32::MAX, |exponent| self.max.saturating_sub(exponent.n))
+    }
+
+    /// Whether x s <= -2^22, which has no weight, could come out of the kernels with one.
+    pub(super) fn borders_on_the_weightless(self) -> bool {
+        self.max < WEIGHTLESS + 64 - SCALED_LIMIT as i32
+    }
+}
+
+/// Extremes of a run of blocks. NaNs are passed over.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Extent {
+    pub(super) max: f32,
+    pub(super) min: f32,
+    /// Whether there is a NaN.
+    pub(super) nan: bool,
+}
+
+impl Extent {
+    /// The extent of nothing.
+    pub(super) const EMPTY: Self = Self {
+        max: f32::NEG_INFINITY,
+        min: f32::INFINITY,
+        nan: false,
+    };
+
+    /// The extent of both.
+    pub(super) fn and(self, other: Self) -> Self {
+        Self {
+            max: larger(self.max, other.max),
+            min: smaller(self.min, other.min),
+            nan: self.nan | other.nan,
+        }
+    }
+}
+
+/// The compiler's `max` instruction: the second operand if either is a NaN.
+#[inline(always)]
+fn larger(a: f32, b: f32) -> f32 {
+    if a > b { a } else { b }
+}
+
+#[inline(always)]
+fn smaller(a: f32, b: f32) -> f32 {
+    if a < b { a } else { b }
+}
+
+/// Lanes that run side by side: enough to hide the latency of a maximum.
+const LANES: usize = 32;
+
+/// The extent of one block.
+#[inline(always)]
+pub(super) fn extent(block: &Block) -> Extent {
+    let mut max = [f32::NEG_INFINITY; LANES];
+    let mut min = [f32::INFINITY; LANES];
+    let mut nan = [0u32; LANES / 2];
+    for chunk in block.as_chunks::<LANES>().0 {
+        for lane in 0..LANES {
+            max[lane] = larger(chunk[lane], max[lane]);
+            min[lane] = smaller(chunk[lane], min[lane]);
+        }
+        for lane in 0..LANES / 2 {
+            let ordered = chunk[lane].partial_cmp(&chunk[lane + LANES / 2]).is_some();
+            nan[lane] |= if ordered { 0 } else { u32::MAX };
+        }
+    }
+    Extent {
+        max: max.into_iter().fold(f32::NEG_INFINITY, larger),
+        min: min.into_iter().fold(f32::INFINITY, smaller),
+        nan: nan.into_iter().fold(0, |any, lane| any | lane) != 0,
+    }
+}
+
+/// The extent of every block together, and the maximum of each.
+#[inline(always)]
+pub(super) fn scan_f32(blocks: &[Block], maxima: &mut [f32]) -> Extent {
+    let pairs = blocks.iter().zip(maxima);
+    pairs.fold(Extent::EMPTY, |all, (block, max)| {
+        let extent = extent(block);
+        *max = extent.max;
+        all.and(extent)
+    })
+}
+
+/// binary16 to binary32 in integers and one exact product.
+#[inline(always)]
+pub(super) fn widen_f16(from: &[f16], to: &mut [f32]) {
+    for (from, to) in from.iter().zip(to) {
+        let bits = u32::from(from.to_bits());
+        // Exponent 31 must become 255: the product below adds 112, so another 112 are due.
+        let special = if bits & 0x7C00 == 0x7C00 { 112 << 23 } else { 0 };
+        let magnitude = f32::from_bits((bits & 0x7FFF) << 13) * f32::from_bits((127 + 112) << 23);
+        *to = f32::from_bits(magnitude.to_bits() + special | (bits & 0x8000) << 16);
+    }
+}
+
+/// bfloat16 to binary32.
+#[inline(always)]
+pub(super) fn widen_bf16(from: &[bf16], to: &mut [f32]) {
+    for (from, to) in from.iter().zip(to) {
+        *to = f32::from_bits(u32::from(from.to_bits()) << 16);
+    }
+}
+
+/// Removes the logits below a threshold.
+#[inline(always)]
+pub(super) fn clip(block: &mut Block, threshold: f32) {
+    for logit in block {
+        *logit = if *logit >= threshold { *logit } else { f32::NEG_INFINITY };
+    }
+}
+
+/// Number of logits that reach a threshold.
+#[inline(always)]
+pub(super) fn count(block: &Block, threshold: f32) -> u32 {
+    block.iter().map(|logit| u32::from(*logit >= threshold)).sum()
+}
+
+/// Logits in `[low, high)`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Band {
+    pub(super) low: f32,
+    pub(super) high: f32,
+}
+
+impl Band {
+    /// Every finite logit that reaches a threshold.
+    pub(super) const fn from(low: f32) -> Self {
+        Self { low, high: f32::INFINITY }
+    }
+}
+
+/// Appends the keys of the logits in a band; the first logit of the block has id `first`.
+#[inline(always)]
+pub(super) fn gather(block: &Block, band: Band, first: u32, keys: &mut Vec<Key>) {
+    for (id, logit) in (first..).zip(block) {
+        if *logit >= band.low && *logit < band.high {
+            keys.push(Key::new(*logit, id));
+        }
+    }
+}
+
+/// Fused multiply-add: `a * b + c` with one rounding.
+pub(super) trait MulAdd {
+    /// The result; `doubt` is set where it may be wrong.
+    fn mul_add(a: f32, b: f32, c: f32, doubt: &mut bool) -> f32;
+}
+
+/// By the machine's instruction. Without one it is a call into a library: use it where the instruction is known to be there.
+pub(super) struct Fused;
+
+impl MulAdd for Fused {
+    #[inline(always)]
+    fn mul_add(a: f32, b: f32, c: f32, _: &mut bool) -> f32 {
+        a.mul_add(b, c)
+    }
+}
+
+/// In f64: the product is exact, the sum is rounded to 53 bits and then to 24. That differs from one rounding only if the sum's last 29
+/// bits are those of a tie, which is rare and in doubt.
+pub(super) struct Emulated;
+
+impl MulAdd for Emulated {
+    #[inline(always)]
+    fn mul_add(a: f32, b: f32, c: f32, doubt: &mut bool) -> f32 {
+        let sum = f64::from(a) * f64::from(b) + f64::from(c);
+        *doubt |= sum.to_bits() & 0x1FFF_FFFF == 0x1000_0000;
+        sum as f32
+    }
+}
+
+/// P(f) in units of 2^-24 as an integer, and the distance of the exponent from the largest.
+#[inline(always)]
+fn significand<F: MulAdd>(logit: f32, scale: Scale, doubt: &mut bool) -> (u32, u32) {
+    const UNITS: f32 = (1 << 24) as f32;
+    let rounded = logit * scale.s + ROUNDER;
+    let f = F::mul_add(logit, scale.s, ROUNDER - rounded, doubt);
+    let mut p = EXP2[6] * UNITS;
+    for coefficient in EXP2[..6].iter().rev() {
+        p = F::mul_add(p, f, coefficient * UNITS, doubt);
+    }
+    let largest = (scale.max as u32).wrapping_add(ROUNDER.to_bits());
+    (p as u32, largest.wrapping_sub(rounded.to_bits()))
+}
+
+/// The weight of a significand at a distance.
+#[inline(always)]
+fn weight((significand, distance): (u32, u32)) -> u64 {
+    (u64::from(significand) << 20) >> distance.min(63)
+}
+
+/// The sum of the weights of a block.
+#[inline(always)]
+pub(super) fn weigh<F: MulAdd>(block: &Block, scale: Scale) -> u64 {
+    let mut doubt = scale.borders_on_the_weightless();
+    let sum = block.iter().map(|logit| weight(significand::<F>(*logit, scale, &mut doubt))).sum();
+    if doubt { block.iter().map(|logit| scale.weight(*logit)).sum() } else { sum }
+}
+
+/// The weights of a slice.
+#[inline(always)]
+pub(super) fn weigh_each<F: MulAdd>(logits: &[f32], scale: Scale, weights: &mut [u64]) {
+    let mut doubt = scale.borders_on_the_weightless();
+    for (logit, q) in logits.iter().zip(&mut *weights) {
+        *q = weight(significand::<F>(*logit, scale, &mut doubt));
+    }
+    if doubt {
+        logits.iter().zip(weights).for_each(|(logit, q)| *q = scale.weight(*logit));
+    }
+}
+
+/// The sum of the weights of a block, and of (q y) >> 16 with y the base-2 logarithm of a weight in Q16.
+#[inline(always)]
+pub(super) fn surprise<F: MulAdd>(block: &Block, scale: Scale) -> Surprise {
+    let mut doubt = scale.borders_on_the_weightless();
+    let mut surprise = Surprise::default();
+    for logit in block {
+        let (significand, distance) = significand::<F>(*logit, scale, &mut doubt);
+        let q = weight((significand, distance));
+        let rounded = logit * scale.s + ROUNDER;
+        let f = F::mul_add(*logit, scale.s, ROUNDER - rounded, &mut doubt);
+        let fraction = (f * 65536.0 + ROUNDER).to_bits() as i32 - ROUNDER.to_bits() as i32;
+        let y = i64::from(fraction) - (i64::from(distance) << 16);
+        surprise.total += q;
+        surprise.moment += (q as i64).wrapping_mul(y) >> 16;
+    }
+    if doubt { surprise_exactly(block, scale) } else { surprise }
+}
+
+fn surprise_exactly(block: &Block, scale: Scale) -> Surprise {
+    let mut surprise = Surprise::default();
+    for exponent in block.iter().filter_map(|logit| Exponent::of(*logit, scale.s)) {
+        surprise.add(exponent.weight(scale.max), exponent.log2_q16(scale.max));
+    }
+    surprise
+}
+
+/// Sums over the distances d of a block's logits from `max`, in Q16: their number, sum d and sum d^2, -inf left out.
+#[inline(always)]
+pub(super) fn spread(block: &Block, max: f32) -> Spread {
+    let (mut count, mut sum, mut low, mut high) = (0, 0, 0, 0);
+    for logit in block {
+        let there = *logit > f32::NEG_INFINITY;
+        let distance = if there { distance_q16(max - logit) } else { 0 };
+        let square = u64::from(distance) * u64::from(distance);
+        count += u64::from(there);
+        sum += u64::from(distance);
+        low += square & 0xFFFF_FFFF;
+        high += square >> 32;
+    }
+    Spread {
+        count,
+        sum,
+        squares: (u128::from(high) << 32) + u128::from(low),
+    }
+}
+
+/// A distance of logits in Q16, rounded to nearest, ties to even; at most 2^31.
+#[inline(always)]
+fn distance_q16(distance: f32) -> u32 {
+    const WHOLE: f32 = 8_388_608.0; // From 2^23 on every f32 is an integer.
+    let units = smaller(distance, 32768.0) * 65536.0;
+    let rounded = if units < WHOLE { (units + WHOLE) - WHOLE } else { units };
+    rounded as u32
+}
