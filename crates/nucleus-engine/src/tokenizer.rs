@@ -17,6 +17,8 @@ mod pre;
 mod special;
 mod vocabulary;
 
+use std::collections::BTreeSet;
+
 use tokenizers::Model;
 use tokenizers::models::bpe::{BPE, BpeBuilder};
 
@@ -203,6 +205,24 @@ impl Tokenizer {
     /// tokens of a name that means an end in every vocabulary that has it, such as `<|endoftext|>`.
     pub fn end_of_generation(&self) -> &[u32] {
         &self.vocabulary.end_of_generation
+    }
+
+    /// The same tokenizer with more tokens that end a generation, such as those of a `generation_config.json`. Ids that
+    /// are not in the vocabulary are left out: they are never drawn.
+    #[must_use]
+    pub fn with_end_of_generation(mut self, ids: &[u32]) -> Self {
+        let known = ids
+            .iter()
+            .copied()
+            .filter(|&id| (id as usize) < self.vocab_size());
+        let all: BTreeSet<u32> = self
+            .end_of_generation()
+            .iter()
+            .copied()
+            .chain(known)
+            .collect();
+        self.vocabulary.end_of_generation = all.into_iter().collect();
+        self
     }
 
     /// Whether the token ends a generation.
