@@ -1,0 +1,116 @@
+//! Flags that several commands share.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use clap::{Arg, ArgAction, ArgMatches, value_parser};
+
+use crate::model::{ModelChoice, ModelOptions};
+use crate::terminal::Notes;
+
+/// The value of `--model` that names the model inside the binary.
+pub(crate) const BUNDLED: &str = "bundled";
+
+/// Which model, and on what.
+pub(crate) fn model_flags() -> [Arg; 3] {
+    let model = Arg::new("model")
+        .short('m')
+        .long("model")
+        .value_name("FILE")
+        .help(if cfg!(feature = "bundled-model") {
+            "A GGUF file, or \"bundled\" for the model inside this program [default: bundled]"
+        } else {
+            "A GGUF file"
+        });
+    let threads = Arg::new("threads")
+        .long("threads")
+        .value_name("N")
+        .value_parser(value_parser!(u16).range(1..=1024))
+        .help("Threads to compute with [default: one per core]");
+    [model, threads, device_flag()]
+}
+
+/// Where to compute. This build has no GPU code, so that there is one choice and its synonym.
+pub(crate) fn device_flag() -> Arg {
+    Arg::new("device")
+        .long("device")
+        .value_name("DEVICE")
+        .value_parser(["auto", "cpu"])
+        .default_value("auto")
+        .help("Where to compute")
+}
+
+/// What [`model_flags`] said.
+pub(crate) fn model_options(matches: &ArgMatches) -> anyhow::Result<ModelOptions> {
+    let choice = match matches.get_one::<String>("model").map(String::as_str) {
+        None => ModelChoice::without_flag()?,
+        Some(BUNDLED) => ModelChoice::bundled()?,
+        Some(path) => ModelChoice::File(PathBuf::from(path)),
+    };
+    Ok(ModelOptions {
+        choice,
+        threads: matches
+            .get_one::<u16>("threads")
+            .and_then(|&threads| NonZeroUsize::new(threads.into())),
+    })
+}
+
+/// Most tokens to generate.
+pub(crate) fn max_tokens_flag(default: &'static str) -> Arg {
+    Arg::new("max_tokens")
+        .short('n')
+        .long("max-tokens")
+        .value_name("N")
+        .value_parser(value_parser!(u32).range(1..))
+        .default_value(default)
+        .help("Most tokens to generate; the end of the model's context ends the text too")
+}
+
+/// What [`max_tokens_flag`] said.
+pub(crate) fn max_tokens(matches: &ArgMatches) -> usize {
+    *matches
+        .get_one::<u32>("max_tokens")
+        .expect("the flag has a default") as usize
+}
+
+/// Strings that end the text.
+pub(crate) fn stop_flag() -> Arg {
+    Arg::new("stop")
+        .long("stop")
+        .value_name("TEXT")
+        .action(ArgAction::Append)
+        .allow_hyphen_values(true)
+        .help("End the text before this string; may be repeated")
+}
+
+/// What [`stop_flag`] said.
+pub(crate) fn stop(matches: &ArgMatches) -> Vec<String> {
+    matches
+        .get_many::<String>("stop")
+        .into_iter()
+        .flatten()
+        .cloned()
+        .collect()
+}
+
+/// Machine-readable output.
+pub(crate) fn json_flag(help: &'static str) -> Arg {
+    Arg::new("json")
+        .long("json")
+        .action(ArgAction::SetTrue)
+        .help(help)
+}
+
+/// Silence on standard error.
+pub(crate) fn quiet_flag() -> Arg {
+    Arg::new("quiet")
+        .short('q')
+        .long("quiet")
+        .action(ArgAction::SetTrue)
+        .help("Write nothing but errors to standard error")
+}
+
+/// What [`quiet_flag`] said.
+pub(crate) fn notes(matches: &ArgMatches) -> Notes {
+    Notes::new(matches.get_flag("quiet"))
+}

@@ -1,0 +1,297 @@
+//! From `--model` to an engine that takes requests.
+
+use std::fs;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use indicatif::{ProgressBar, ProgressStyle};
+use nucleus_engine::chat_template::{ChatTemplate, Message};
+use nucleus_engine::generate::{Engine, EngineOptions, Generation, Request, SubmitError};
+use nucleus_engine::gguf::{ModelFile, Value};
+use nucleus_engine::models::{self, LoadOptions, LoadProgress};
+use nucleus_engine::tokenizer::{EncodeOptions, Tokenizer};
+use nucleus_sampling::{MAX_VOCAB, Policy, SamplingParams, VocabInfo};
+use serde_json::Value as Json;
+
+use crate::failure::usage;
+use crate::recommended::{Recommended, describe, overlay};
+use crate::terminal::Notes;
+
+#[cfg(feature = "bundled-model")]
+mod bundled {
+    pub(super) const NAME: &str = "the bundled model";
+    pub(super) const BYTES: &[u8] =
+        include_bytes!("../models/little-storyteller/little-storyteller-15m-Q8_0.gguf");
+    pub(super) const GENERATION_CONFIG: &str =
+        include_str!("../models/little-storyteller/generation_config.json");
+}
+
+/// Files below this size load faster than anyone could read a progress bar.
+const LARGE_FILE_BYTES: u64 = 100_000_000;
+
+/// Which model to load.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum ModelChoice {
+    /// The one inside the program.
+    #[cfg(feature = "bundled-model")]
+    Bundled,
+    /// A GGUF file.
+    File(PathBuf),
+}
+
+/// What the command line says about the model.
+#[derive(Debug)]
+pub(crate) struct ModelOptions {
+    pub(crate) choice: ModelChoice,
+    /// Threads to compute with; `None` is one per core.
+    pub(crate) threads: Option<NonZeroUsize>,
+}
+
+impl ModelChoice {
+    /// The model of a command without `--model`.
+    pub(crate) fn without_flag() -> anyhow::Result<Self> {
+        Self::bundled().map_err(|_| usage("this program holds no model: say --model FILE"))
+    }
+
+    /// The model inside the program.
+    #[cfg(feature = "bundled-model")]
+    pub(crate) fn bundled() -> anyhow::Result<Self> {
+        Ok(Self::Bundled)
+    }
+
+    /// The model inside the program, which was built without one.
+    #[cfg(not(feature = "bundled-model"))]
+    pub(crate) fn bundled() -> anyhow::Result<Self> {
+        Err(usage(
+            "this program was built without the feature bundled-model: say --model FILE",
+        ))
+    }
+
+    fn open(&self) -> anyhow::Result<ModelFile> {
+        Ok(match self {
+            #[cfg(feature = "bundled-model")]
+            Self::Bundled => ModelFile::from_static(bundled::BYTES, bundled::NAME)?,
+            Self::File(path) => ModelFile::open(path)?,
+        })
+    }
+
+    /// What the makers recommend: the file's own keys, or else the `generation_config.json` that belongs to it.
+    fn recommended(&self, file: &ModelFile) -> anyhow::Result<Recommended> {
+        let own = Recommended::from_gguf(|key| file.metadata().get(key).map(json_value))
+            .with_context(|| format!("{}: general.sampling", file.name()))?;
+        let beside = match self {
+            #[cfg(feature = "bundled-model")]
+            Self::Bundled => Recommended::from_generation_config(bundled::GENERATION_CONFIG)?,
+            Self::File(path) => {
+                read_generation_config(&path.with_file_name("generation_config.json"))?
+            }
+        };
+        let params = if own == Recommended::default() {
+            beside.params
+        } else {
+            own.params
+        };
+        Ok(Recommended {
+            params,
+            end_ids: beside.end_ids,
+        })
+    }
+}
+
+/// The file's recommendations; none where there is no file.
+fn read_generation_config(path: &Path) -> anyhow::Result<Recommended> {
+    if !path.is_file() {
+        return Ok(Recommended::default());
+    }
+    let text =
+        fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    Recommended::from_generation_config(&text).with_context(|| path.display().to_string())
+}
+
+/// A loaded model with everything that its file says.
+pub(crate) struct Loaded {
+    engine: Engine,
+    chat_template: Option<ChatTemplate>,
+    recommended: Recommended,
+    /// From the beginning of opening the file to an engine that takes requests.
+    pub(crate) load_time: Duration,
+}
+
+/// Loads a model and starts its engine, with a progress bar for a person who waits.
+pub(crate) fn load(options: &ModelOptions, notes: Notes) -> anyhow::Result<Loaded> {
+    let started = Instant::now();
+    if let Some(threads) = options.threads {
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(threads.get())
+            .build_global()?;
+    }
+    let file = options.choice.open()?;
+    let recommended = options.choice.recommended(&file)?;
+    let in_file = || file.name().to_owned();
+    let bar = (notes.may_animate() && file.size() >= LARGE_FILE_BYTES).then(|| progress_bar(&file));
+    let mut report = |progress: LoadProgress| {
+        if let Some(bar) = &bar {
+            bar.set_position(progress.done);
+        }
+    };
+    let load_options = LoadOptions {
+        threads: options.threads,
+        progress: Some(&mut report),
+        ..LoadOptions::default()
+    };
+    let model = models::load(&file, load_options).with_context(in_file)?;
+    if let Some(bar) = &bar {
+        bar.finish_and_clear();
+    }
+    let tokenizer = Tokenizer::from_gguf(file.metadata()).with_context(in_file)?;
+    let tokenizer = tokenizer.with_end_of_generation(&recommended.end_ids);
+    let chat_template = ChatTemplate::from_gguf(file.metadata()).with_context(in_file)?;
+    let (engine, _thread) = Engine::start(model, Arc::new(tokenizer), EngineOptions::default());
+    Ok(Loaded {
+        engine,
+        chat_template,
+        recommended,
+        load_time: started.elapsed(),
+    })
+}
+
+fn progress_bar(file: &ModelFile) -> ProgressBar {
+    let bytes = file
+        .tensors()
+        .iter()
+        .filter_map(|tensor| tensor.bytes)
+        .sum();
+    let style = ProgressStyle::with_template("loading {wide_bar} {bytes}/{total_bytes} {eta}");
+    ProgressBar::new(bytes).with_style(style.expect("the template is sound"))
+}
+
+impl Loaded {
+    /// The parameters to generate with: what is recommended, and over it what was asked for. Both are said.
+    pub(crate) fn sampling(
+        &self,
+        flags: &SamplingParams,
+        notes: Notes,
+    ) -> anyhow::Result<SamplingParams> {
+        let params = overlay(self.recommended.params.clone(), flags);
+        let compiled = self.engine.validate(&params).map_err(usage)?;
+        notes.say(&format!("sampling: {}", describe(&params)));
+        for warning in compiled
+            .warnings()
+            .iter()
+            .filter(|warning| is_present(flags, warning.param))
+        {
+            notes.say(&format!("note: {}: {}", warning.param, warning.message));
+        }
+        Ok(params)
+    }
+
+    /// The prompt as tokens, with whatever the model wants before a text. Control tokens that are written out in it, such
+    /// as `<|im_start|>`, are those tokens.
+    pub(crate) fn encode_prompt(&self, text: &str) -> anyhow::Result<Vec<u32>> {
+        let tokenizer = self.engine.tokenizer();
+        let options = EncodeOptions {
+            add_bos: tokenizer.add_bos(),
+            parse_special: true,
+        };
+        Ok(tokenizer.encode(text, options)?)
+    }
+
+    /// A conversation as tokens, ready for the model's answer.
+    pub(crate) fn encode_chat(&self, messages: &[Message]) -> anyhow::Result<Vec<u32>> {
+        let text = self.chat_template()?.render(messages)?;
+        Ok(self.engine.tokenizer().encode(
+            &text,
+            EncodeOptions {
+                add_bos: false,
+                parse_special: true,
+            },
+        )?)
+    }
+
+    /// How the model writes a conversation down.
+    pub(crate) fn chat_template(&self) -> anyhow::Result<&ChatTemplate> {
+        let name = &self.engine.spec().name;
+        let none = || {
+            format!("{name} has no chat template; `nucleus generate` can continue a text with it")
+        };
+        self.chat_template.as_ref().with_context(none)
+    }
+
+    /// Most positions of prompt and output together.
+    pub(crate) fn context_length(&self) -> usize {
+        self.engine.spec().context_length
+    }
+
+    /// Begins to generate.
+    pub(crate) fn submit(&self, request: Request) -> anyhow::Result<Generation> {
+        self.engine.submit(request).map_err(|error| match error {
+            SubmitError::Admission(_) | SubmitError::ShuttingDown => error.into(),
+            _ => usage(error),
+        })
+    }
+}
+
+fn is_present(params: &SamplingParams, name: &str) -> bool {
+    params.get(name).is_ok_and(|value| value.is_some())
+}
+
+/// Refuses values that no model could accept, before a large one is loaded. Token ids are checked against the model's
+/// own vocabulary later.
+pub(crate) fn check_ranges(flags: &SamplingParams) -> anyhow::Result<()> {
+    flags
+        .check_policy(Policy::Library, &VocabInfo::new(MAX_VOCAB))
+        .map_err(usage)
+}
+
+/// A metadata value as JSON. Floats keep the digits of their own type; what is not finite becomes null.
+pub(crate) fn json_value(value: &Value) -> Json {
+    match value {
+        Value::String(text) => text.as_str().into(),
+        Value::Bool(truth) => (*truth).into(),
+        Value::Strings(list) => list.iter().collect(),
+        Value::Numbers(list) => list.iter().map(|number| json_value(&number)).collect(),
+        number => number.to_string().parse().unwrap_or(Json::Null),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn metadata_keeps_its_digits() {
+        assert_eq!(json_value(&Value::F32(0.7)), json!(0.7));
+        assert_eq!(json_value(&Value::U64(u64::MAX)), json!(u64::MAX));
+        assert_eq!(json_value(&Value::I8(-3)), json!(-3));
+        assert_eq!(json_value(&Value::F32(f32::NAN)), Json::Null);
+        assert_eq!(json_value(&Value::F64(1e-5)), json!(1e-5));
+        assert_eq!(
+            json_value(&Value::Strings(["a", "b"].into_iter().collect())),
+            json!(["a", "b"])
+        );
+    }
+
+    #[test]
+    fn ranges_are_checked_without_a_model() {
+        let refused = check_ranges(&SamplingParams {
+            top_p: Some(1.5),
+            ..Default::default()
+        });
+        assert_eq!(
+            refused.unwrap_err().to_string(),
+            "top_p: 1.5 is outside [0, 1]"
+        );
+        assert!(
+            check_ranges(&SamplingParams {
+                top_k: Some(40),
+                ..Default::default()
+            })
+            .is_ok()
+        );
+    }
+}
