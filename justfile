@@ -19,8 +19,9 @@ doc:
 serve *flags:
     cargo run --release -- serve {{ flags }}
 
-# What peers/README.md compares with: greedy tokens and decoding speed of llama.cpp on the bundled model.
+# llama.cpp on the bundled model: the tokens that tests compare with, and its decoding speed (peers/README.md).
 peers python="python3":
+    {{ python }} peers/llama_cpp_tokens.py
     {{ python }} peers/llama_cpp_greedy.py
     {{ python }} peers/llama_cpp_speed.py
 
