@@ -10,7 +10,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 /// The binary under test, deaf to the terminal settings of whoever runs the tests.
-pub fn nucleus(arguments: &[&str]) -> Command {
+pub(crate) fn nucleus(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_nucleus"));
     command
         .args(arguments)
@@ -22,10 +22,10 @@ pub fn nucleus(arguments: &[&str]) -> Command {
 
 /// How a run ended.
 #[derive(Debug)]
-pub struct Run {
-    pub code: i32,
-    pub stdout: String,
-    pub stderr: String,
+pub(crate) struct Run {
+    pub(crate) code: i32,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
 }
 
 impl Run {
@@ -38,13 +38,13 @@ impl Run {
     }
 
     /// Standard output as one JSON value.
-    pub fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         assert_eq!(self.code, 0, "{}", self.stderr);
         serde_json::from_str(&self.stdout).expect("one JSON value on standard output")
     }
 
     /// Fails unless the run ended with this code and one line `error: …` that contains all the words.
-    pub fn refused(&self, code: i32, words: &[&str]) {
+    pub(crate) fn refused(&self, code: i32, words: &[&str]) {
         assert_eq!(self.code, code, "{}", self.stderr);
         assert_eq!(self.stdout, "", "nothing goes to standard output");
         let line = self.stderr.lines().find(|line| line.starts_with("error: "));
@@ -57,12 +57,12 @@ impl Run {
 }
 
 /// Runs to the end.
-pub fn run(arguments: &[&str]) -> Run {
+pub(crate) fn run(arguments: &[&str]) -> Run {
     Run::new(nucleus(arguments).output().expect("the binary runs"))
 }
 
 /// Runs to the end with text on standard input.
-pub fn run_with_input(arguments: &[&str], input: &str) -> Run {
+pub(crate) fn run_with_input(arguments: &[&str], input: &str) -> Run {
     let mut command = nucleus(arguments);
     command
         .stdin(Stdio::piped())
@@ -79,19 +79,19 @@ pub fn run_with_input(arguments: &[&str], input: &str) -> Run {
 }
 
 /// A folder of files that goes with the test.
-pub struct Files(TempDir);
+pub(crate) struct Files(TempDir);
 
 impl Files {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(tempfile::tempdir().expect("a temporary folder"))
     }
 
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.0.path()
     }
 
     /// Writes a file; returns its path.
-    pub fn write(&self, name: &str, content: impl AsRef<[u8]>) -> String {
+    pub(crate) fn write(&self, name: &str, content: impl AsRef<[u8]>) -> String {
         let path: PathBuf = self.0.path().join(name);
         std::fs::write(&path, content).expect("the temporary folder is writable");
         path.to_str().expect("a temporary path is UTF-8").to_owned()
@@ -99,7 +99,7 @@ impl Files {
 }
 
 /// A `.npy` file of float32 as numpy writes it; `shape` as in Python, such as `(2, 4)`.
-pub fn npy_f32(shape: &str, values: &[f32]) -> Vec<u8> {
+pub(crate) fn npy_f32(shape: &str, values: &[f32]) -> Vec<u8> {
     npy(
         "<f4",
         shape,
@@ -111,7 +111,7 @@ pub fn npy_f32(shape: &str, values: &[f32]) -> Vec<u8> {
 }
 
 /// A `.npy` file of float16, its elements as bits.
-pub fn npy_f16(shape: &str, bits: &[u16]) -> Vec<u8> {
+pub(crate) fn npy_f16(shape: &str, bits: &[u16]) -> Vec<u8> {
     npy(
         "<f2",
         shape,
