@@ -1,7 +1,9 @@
-//! Exact, reproducible token sampling for language models: every parameter, one contract.
+#![doc = include_str!("../README.md")]
+//!
+//! # How the types hang together
 //!
 //! A request is [`SamplingParams`]; [`SamplingParams::validate`] turns it into [`CompiledParams`]; a [`SamplerState`] holds what one
-//! sequence remembers; a [`Sampler`] chooses a token from a [`Row`].
+//! sequence remembers; a [`Sampler`] chooses a token from a [`Row`]. [`PARAMS`] describes every parameter.
 
 mod bias_map;
 mod compile;

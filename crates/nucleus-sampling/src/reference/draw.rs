@@ -131,3 +131,73 @@ pub(crate) fn adapt(
         entry.map_or(f32::NEG_INFINITY, |index| logits[index].1)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reference::candidates::Candidate;
+
+    /// Weights of logits in base 2, in order.
+    fn weights(logits: &[f32]) -> Weights {
+        let tokens = (0..)
+            .zip(logits)
+            .map(|(id, logit)| Candidate { id, logit: *logit });
+        let mut candidates = Candidates::new(tokens).unwrap();
+        candidates.temperature = std::f32::consts::LOG2_E;
+        candidates.weights().unwrap()
+    }
+
+    /// The first `count` ranks of Zipf's law with that exponent.
+    fn zipf(exponent: f64, count: u32) -> Vec<f32> {
+        (1..=count)
+            .map(|rank| (-exponent * f64::from(rank).log2()) as f32)
+            .collect()
+    }
+
+    #[test]
+    fn zipfs_exponent_is_found() {
+        for exponent in [0.5, 1.0, 1.5, 3.0] {
+            let found = zipf_exponent_q16(&weights(&zipf(exponent, 500))).unwrap();
+            let error = found as f64 / 65536.0 - exponent;
+            assert!(error.abs() < 1e-3, "{exponent}: off by {error}");
+        }
+        assert_eq!(zipf_exponent_q16(&weights(&[1.0; 5])), None);
+        assert_eq!(zipf_exponent_q16(&weights(&[1.0])), None);
+    }
+
+    #[test]
+    fn mirostats_k_is_that_of_the_paper() {
+        for (s, mu, vocab) in [
+            (0.6, 5.0, 32_000u32),
+            (1.001, 6.0, 151_936),
+            (1.2, 3.0, 1000),
+            (2.5, 10.0, 50_000),
+        ] {
+            let e = s - 1.0;
+            let quotient = e * f64::exp2(mu) / (1.0 - f64::from(vocab).powf(-e));
+            let expected = quotient.powf(1.0 / s);
+            let s = (s * 65536.0) as i64;
+            let k = mirostat_k(s, (mu * 65536.0) as i64, vocab) as f64;
+            assert!(
+                (k - expected).abs() <= 1.0 + expected * 2e-3,
+                "{k}, expected {expected}"
+            );
+        }
+    }
+
+    #[test]
+    fn mirostats_k_has_a_limit_at_an_exponent_of_1() {
+        let expected = 64.0 / f64::from(1000).ln();
+        assert_eq!(mirostat_k(ONE_Q16, 6 << 16, 1000), expected as u64);
+    }
+
+    #[test]
+    fn mirostats_k_stays_in_range_for_extreme_exponents() {
+        for s in [1, 2, ONE_Q16 - 1, ONE_Q16 + 1, 1 << 20, 1 << 40] {
+            for mu in [-(1 << 30), 0, 1 << 30] {
+                let k = mirostat_k(s, mu, 1 << 19);
+                assert!(k <= 1 << 24, "{k}");
+            }
+        }
+    }
+}
