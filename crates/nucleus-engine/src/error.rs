@@ -3,6 +3,7 @@
 use nucleus_sampling::ParamError;
 
 use crate::gguf::GgufError;
+use crate::models::ModelError;
 use crate::tokenizer::TokenizerError;
 
 /// Why a model could not be loaded, or a step could not run.
@@ -17,6 +18,9 @@ pub enum EngineError {
     /// The file is sound, but this engine cannot run it.
     #[error("{0}")]
     Unsupported(String),
+    /// A decoder cannot run the file, or a step.
+    #[error(transparent)]
+    Model(#[from] ModelError),
     /// A request's sampling parameters are out of range.
     #[error(transparent)]
     Params(#[from] ParamError),

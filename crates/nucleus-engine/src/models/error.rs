@@ -1,0 +1,116 @@
+//! Why a model cannot be loaded, or a step cannot run.
+
+/// What a decoder has against a file or a step.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum ModelError {
+    /// No decoder for this architecture.
+    #[error("architecture {architecture:?} is not supported; supported: {supported}")]
+    Architecture {
+        /// `general.architecture`.
+        architecture: String,
+        /// The architectures that are, separated by commas.
+        supported: String,
+    },
+    /// A feature that changes the model's output and that the decoder lacks.
+    #[error("metadata key {key:?} is {value}, which is not supported; {supported}")]
+    Feature {
+        /// The metadata key.
+        key: String,
+        /// Its value in the file.
+        value: String,
+        /// What is supported.
+        supported: &'static str,
+    },
+    /// Two parts of the metadata contradict each other.
+    #[error("metadata key {key:?} is {value}; it must be {expected}")]
+    Metadata {
+        /// The metadata key.
+        key: String,
+        /// Its value in the file.
+        value: String,
+        /// The values that would fit.
+        expected: String,
+    },
+    /// A tensor does not have the shape that the metadata asks for.
+    #[error("tensor {tensor:?} has shape {shape:?}; the metadata asks for {expected}")]
+    Shape {
+        /// The tensor's name.
+        tensor: String,
+        /// Its shape, outermost dimension first.
+        shape: Vec<usize>,
+        /// The shape it should have.
+        expected: String,
+    },
+    /// Tensors that the decoder does not use: without them the output would be another model's.
+    #[error("the file has tensors that a {architecture} model does not: {names}")]
+    UnknownTensors {
+        /// `general.architecture`.
+        architecture: String,
+        /// Their names; of many, the first.
+        names: String,
+    },
+    /// There is no memory for the KV cache.
+    #[error("no memory for a KV cache of {tokens} tokens")]
+    CacheMemory {
+        /// Positions asked for.
+        tokens: usize,
+    },
+    /// The threads cannot be started.
+    #[error("cannot start {threads} threads: {reason}")]
+    Threads {
+        /// Threads asked for.
+        threads: usize,
+        /// What the system said.
+        reason: String,
+    },
+    /// A chunk of a step cannot run.
+    #[error("chunk {index}: {problem}")]
+    Chunk {
+        /// Its place in the step.
+        index: usize,
+        /// What is wrong with it.
+        problem: ChunkProblem,
+    },
+}
+
+/// What is wrong with a chunk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ChunkProblem {
+    /// It has no tokens.
+    #[error("it has no tokens")]
+    Empty,
+    /// A token is not in the vocabulary.
+    #[error("token {token} is not in the vocabulary of {vocab_size}")]
+    Token {
+        /// The token.
+        token: u32,
+        /// Tokens in the vocabulary.
+        vocab_size: usize,
+    },
+    /// It reaches beyond the context.
+    #[error("it ends at position {end}; the context has {context_length}")]
+    Context {
+        /// The position after its last token.
+        end: usize,
+        /// Positions in the context.
+        context_length: usize,
+    },
+    /// Its blocks do not cover its positions.
+    #[error("its {blocks} cache blocks cover {covered} positions; it ends at {end}")]
+    Blocks {
+        /// Blocks given.
+        blocks: usize,
+        /// Positions they hold.
+        covered: usize,
+        /// The position after its last token.
+        end: usize,
+    },
+    /// A block is not one of the cache's.
+    #[error("cache block {block} is not among the cache's {blocks}")]
+    Block {
+        /// The block's id.
+        block: u32,
+        /// Blocks in the cache.
+        blocks: usize,
+    },
+}

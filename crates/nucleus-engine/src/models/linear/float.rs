@@ -1,0 +1,320 @@
+//! F32, F16 and BF16 weights, multiplied with f32 activations as they are.
+
+use half::{bf16, f16};
+
+use super::PANEL;
+use crate::models::simd::{self, Kernel, multiply_add};
+
+/// Sums that each output is split into, by the input's index modulo this: a sum has to wait for its last addition, so
+/// four take turns.
+const PHASES: usize = 4;
+/// Rows of activations that share a pass over a panel; more would not fit into the vector registers.
+const TILE: usize = 2;
+
+/// A matrix in panels of eight outputs, `[panels, inputs]`; outputs beyond the last are zero.
+pub(super) struct FloatPanels {
+    inputs: usize,
+    weights: FloatWeights,
+}
+
+enum FloatWeights {
+    F32(Vec<[f32; PANEL]>),
+    F16(Vec<[F16; PANEL]>),
+    Bf16(Vec<[Bf16; PANEL]>),
+}
+
+/// A weight as it is held.
+trait Weight: Copy + Sync {
+    /// Its value.
+    fn value(self) -> f32;
+}
+
+impl Weight for f32 {
+    #[inline(always)]
+    fn value(self) -> f32 {
+        self
+    }
+}
+
+/// The bits of a finite half-precision number.
+#[derive(Clone, Copy)]
+struct F16(u16);
+
+impl Weight for F16 {
+    /// Moves exponent and mantissa to where f32 has them and corrects the exponent's bias by a product with
+    /// 2^(127 - 15), which is right for subnormal numbers too, and needs no instruction for halves.
+    #[inline(always)]
+    fn value(self) -> f32 {
+        const BIAS: f32 = f32::from_bits((127 + 127 - 15) << 23);
+        let magnitude = f32::from_bits(u32::from(self.0 & 0x7fff) << 13) * BIAS;
+        f32::from_bits(magnitude.to_bits() | u32::from(self.0 & 0x8000) << 16)
+    }
+}
+
+/// The bits of a number in bfloat16: the upper half of an f32.
+#[derive(Clone, Copy)]
+struct Bf16(u16);
+
+impl Weight for Bf16 {
+    #[inline(always)]
+    fn value(self) -> f32 {
+        f32::from_bits(u32::from(self.0) << 16)
+    }
+}
+
+/// Rearranges the rows of a matrix into panels.
+fn panels<const BYTES: usize, W: Copy>(
+    data: &[u8],
+    inputs: usize,
+    read: impl Fn([u8; BYTES]) -> W,
+) -> Vec<[W; PANEL]> {
+    let outputs = data.len() / BYTES / inputs;
+    let mut panels = vec![[read([0; BYTES]); PANEL]; outputs.div_ceil(PANEL) * inputs];
+    for (output, row) in data.chunks_exact(inputs * BYTES).enumerate() {
+        let panel = &mut panels[output / PANEL * inputs..];
+        for (lanes, bytes) in panel.iter_mut().zip(row.as_chunks::<BYTES>().0) {
+            lanes[output % PANEL] = read(*bytes);
+        }
+    }
+    panels
+}
+
+impl FloatPanels {
+    /// Rearranges an F32 tensor `[outputs, inputs]`.
+    pub(super) fn f32(data: &[u8], inputs: usize) -> Self {
+        Self {
+            inputs,
+            weights: FloatWeights::F32(panels(data, inputs, f32::from_le_bytes)),
+        }
+    }
+
+    /// Rearranges an F16 tensor `[outputs, inputs]`.
+    pub(super) fn f16(data: &[u8], inputs: usize) -> Self {
+        let read = |bytes| F16(f16::from_le_bytes(bytes).to_bits());
+        Self {
+            inputs,
+            weights: FloatWeights::F16(panels(data, inputs, read)),
+        }
+    }
+
+    /// Rearranges a BF16 tensor `[outputs, inputs]`.
+    pub(super) fn bf16(data: &[u8], inputs: usize) -> Self {
+        let read = |bytes| Bf16(bf16::from_le_bytes(bytes).to_bits());
+        Self {
+            inputs,
+            weights: FloatWeights::Bf16(panels(data, inputs, read)),
+        }
+    }
+
+    /// One row of weights.
+    pub(super) fn weights_of(&self, output: usize, row: &mut [f32]) {
+        match &self.weights {
+            FloatWeights::F32(weights) => self.copy_row(weights, output, row),
+            FloatWeights::F16(weights) => self.copy_row(weights, output, row),
+            FloatWeights::Bf16(weights) => self.copy_row(weights, output, row),
+        }
+    }
+
+    fn copy_row<W: Weight>(&self, weights: &[[W; PANEL]], output: usize, row: &mut [f32]) {
+        let panel = &weights[output / PANEL * self.inputs..];
+        for (value, lanes) in row.iter_mut().zip(panel) {
+            *value = lanes[output % PANEL].value();
+        }
+    }
+
+    /// Multiplies all rows of activations with the panels from `first_panel` on, as many as `output` has columns for.
+    pub(super) fn multiply(&self, first_panel: usize, input: &[f32], output: &mut [&mut [f32]]) {
+        let inputs = self.inputs;
+        match &self.weights {
+            FloatWeights::F32(weights) => {
+                simd::run(Multiply {
+                    weights: &weights[first_panel * inputs..],
+                    inputs,
+                    input,
+                    output,
+                });
+            }
+            FloatWeights::F16(weights) => {
+                simd::run(Multiply {
+                    weights: &weights[first_panel * inputs..],
+                    inputs,
+                    input,
+                    output,
+                });
+            }
+            FloatWeights::Bf16(weights) => {
+                simd::run(Multiply {
+                    weights: &weights[first_panel * inputs..],
+                    inputs,
+                    input,
+                    output,
+                });
+            }
+        }
+    }
+}
+
+struct Multiply<'a, 'b, W> {
+    weights: &'a [[W; PANEL]],
+    inputs: usize,
+    /// `[rows, inputs]`
+    input: &'a [f32],
+    output: &'a mut [&'b mut [f32]],
+}
+
+impl<W: Weight> Kernel for Multiply<'_, '_, W> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<const FMA: bool>(mut self) {
+        let rows = self.output.len();
+        let panels = self
+            .output
+            .first()
+            .map_or(0, |row| row.len().div_ceil(PANEL));
+        for panel in 0..panels {
+            let mut row = 0;
+            while row + TILE <= rows {
+                self.tile::<FMA, TILE>(panel, row);
+                row += TILE;
+            }
+            for row in row..rows {
+                self.tile::<FMA, 1>(panel, row);
+            }
+        }
+    }
+}
+
+impl<W: Weight> Multiply<'_, '_, W> {
+    /// `ROWS` rows of activations with one panel.
+    #[inline(always)]
+    fn tile<const FMA: bool, const ROWS: usize>(&mut self, panel: usize, first_row: usize) {
+        let inputs = self.inputs;
+        let (weights, last_weights) =
+            self.weights[panel * inputs..(panel + 1) * inputs].as_chunks::<PHASES>();
+        let rows: [_; ROWS] = std::array::from_fn(|row| {
+            self.input[(first_row + row) * inputs..(first_row + row + 1) * inputs]
+                .as_chunks::<PHASES>()
+        });
+        let mut sums = [[[0.0; PANEL]; PHASES]; ROWS];
+        for (step, weights) in weights.iter().enumerate() {
+            let values: [_; ROWS] = std::array::from_fn(|row| &rows[row].0[step]);
+            for (phase, weights) in weights.iter().enumerate() {
+                add_products::<FMA, W, ROWS>(
+                    &mut sums,
+                    phase,
+                    weights,
+                    values.map(|values| values[phase]),
+                );
+            }
+        }
+        for (phase, weights) in last_weights.iter().enumerate() {
+            let values: [_; ROWS] = std::array::from_fn(|row| rows[row].1[phase]);
+            add_products::<FMA, W, ROWS>(&mut sums, phase, weights, values);
+        }
+        for (row, [a, b, c, d]) in sums.iter().enumerate() {
+            let totals: [f32; PANEL] =
+                std::array::from_fn(|lane| (a[lane] + b[lane]) + (c[lane] + d[lane]));
+            let columns = &mut self.output[first_row + row][panel * PANEL..];
+            let width = columns.len().min(PANEL);
+            columns[..width].copy_from_slice(&totals[..width]);
+        }
+    }
+}
+
+/// `sums[row][phase][lane] += weights[lane]·values[row]`.
+#[inline(always)]
+fn add_products<const FMA: bool, W: Weight, const ROWS: usize>(
+    sums: &mut [[[f32; PANEL]; PHASES]; ROWS],
+    phase: usize,
+    weights: &[W; PANEL],
+    values: [f32; ROWS],
+) {
+    let weights = weights.map(Weight::value);
+    for row in 0..ROWS {
+        for lane in 0..PANEL {
+            sums[row][phase][lane] =
+                multiply_add::<FMA>(weights[lane], values[row], sums[row][phase][lane]);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn multiply(panels: &FloatPanels, input: &[f32], rows: usize, outputs: usize) -> Vec<f32> {
+        let mut output = vec![f32::NAN; rows * outputs];
+        let mut columns: Vec<&mut [f32]> = output.chunks_exact_mut(outputs).collect();
+        panels.multiply(0, input, &mut columns);
+        output
+    }
+
+    /// Weight `i` of output `o` is `o + 1`, times ten to the power of `i`.
+    fn weights(outputs: usize, inputs: usize) -> Vec<f32> {
+        let weight =
+            |output: usize, input: usize| (output + 1) as f32 * 10.0_f32.powi(input as i32);
+        (0..outputs * inputs)
+            .map(|index| weight(index / inputs, index % inputs))
+            .collect()
+    }
+
+    #[test]
+    fn outputs_beyond_a_panel_and_inputs_beyond_a_step() {
+        let data: Vec<u8> = weights(9, 5)
+            .iter()
+            .flat_map(|weight| weight.to_le_bytes())
+            .collect();
+        let panels = FloatPanels::f32(&data, 5);
+        let input = [
+            1.0, 2.0, 3.0, 4.0, 5.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0,
+        ];
+        let output = multiply(&panels, &input, 3, 9);
+        let expected: Vec<f32> = [54_321.0, 1.0, 10_000.0]
+            .iter()
+            .flat_map(|value| (1..=9).map(move |output| value * output as f32))
+            .collect();
+        assert_eq!(output, expected);
+    }
+
+    #[test]
+    fn every_finite_f16_has_its_value() {
+        for bits in 0..=u16::MAX {
+            let half = f16::from_bits(bits);
+            if half.is_finite() {
+                assert_eq!(
+                    F16(bits).value().to_bits(),
+                    half.to_f32().to_bits(),
+                    "{half}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn weights_in_half_precision() {
+        let values = [1.5, -0.25, 3.0, 6.0e-8];
+        let halves: Vec<u8> = values
+            .iter()
+            .flat_map(|&value| f16::from_f32(value).to_le_bytes())
+            .collect();
+        let panels = FloatPanels::f16(&halves, 2);
+        assert_eq!(
+            multiply(&panels, &[2.0, 4.0], 1, 2),
+            [2.0, 6.0 + 4.0 * f16::from_f32(6.0e-8).to_f32()]
+        );
+        let mut row = [0.0; 2];
+        panels.weights_of(0, &mut row);
+        assert_eq!(row, [1.5, -0.25]);
+    }
+
+    #[test]
+    fn weights_in_bfloat16() {
+        let brains: Vec<u8> = [1.5, -0.25]
+            .iter()
+            .flat_map(|&value| bf16::from_f32(value).to_le_bytes())
+            .collect();
+        let panels = FloatPanels::bf16(&brains, 1);
+        assert_eq!(multiply(&panels, &[2.0], 1, 2), [3.0, -0.5]);
+    }
+}

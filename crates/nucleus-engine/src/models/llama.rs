@@ -1,0 +1,428 @@
+//! The Llama decoder (Touvron et al. 2023): pre-norm layers of grouped-query attention with rotary positions, and a gated
+//! feed-forward block.
+
+use std::thread::available_parallelism;
+
+use rayon::{ThreadPool, ThreadPoolBuilder};
+
+use super::activation::gated_silu;
+use super::attention::{self, Row};
+use super::cache::{CacheShape, Entry, LayerCache};
+use super::config::LlamaConfig;
+use super::error::{ChunkProblem, ModelError};
+use super::linear::{Linear, Product, multiply};
+use super::norm::rms_norm;
+use super::rope::{Rope, rotate};
+use super::tensors::{self, Reader, in_layer};
+use super::{Checked, DEFAULT_MAX_KV_TOKENS, LoadOptions, cache_shape};
+use crate::error::EngineError;
+use crate::gguf::ModelFile;
+use crate::model::{Chunk, KvLayout, Logits, Model, ModelSpec, Tail};
+
+/// A loaded model with its cache and its threads.
+pub(super) struct Llama {
+    spec: ModelSpec,
+    decoder: Decoder,
+    threads: ThreadPool,
+}
+
+/// What the threads of a model work on.
+struct Decoder {
+    config: LlamaConfig,
+    cache_shape: CacheShape,
+    rope: Rope,
+    embedding: Linear,
+    layers: Vec<Layer>,
+    output_norm: Vec<f32>,
+    /// `None` when the embedding is the output matrix too.
+    output: Option<Linear>,
+    buffers: Buffers,
+}
+
+/// A layer's weights and its part of the cache.
+struct Layer {
+    attention_norm: Vec<f32>,
+    query: Projection,
+    key: Projection,
+    value: Projection,
+    attention_output: Projection,
+    feed_forward_norm: Vec<f32>,
+    gate: Projection,
+    up: Projection,
+    down: Projection,
+    cache: LayerCache,
+}
+
+/// A matrix and, in some models, a bias.
+struct Projection {
+    matrix: Linear,
+    bias: Option<Vec<f32>>,
+}
+
+/// Activations of a step, kept from step to step: `[rows, width]` each.
+#[derive(Default)]
+struct Buffers {
+    hidden: Vec<f32>,
+    normed: Vec<f32>,
+    query: Vec<f32>,
+    key: Vec<f32>,
+    value: Vec<f32>,
+    attended: Vec<f32>,
+    gate: Vec<f32>,
+    up: Vec<f32>,
+    /// `[rows, pairs]` of (cos, sin).
+    rotations: Vec<(f32, f32)>,
+    logits: Vec<f32>,
+}
+
+impl Llama {
+    /// Loads a checked file.
+    pub(super) fn load(
+        file: &ModelFile,
+        checked: Checked,
+        options: LoadOptions<'_>,
+    ) -> Result<Self, EngineError> {
+        let Checked { config, spec } = checked;
+        let tokens = options.kv_tokens.map_or(
+            config.context_length.min(DEFAULT_MAX_KV_TOKENS),
+            usize::from,
+        );
+        let cache_shape = cache_shape(&config, tokens);
+        reserve(cache_shape, config.layers)?;
+        let threads = start_threads(options.threads.map(usize::from))?;
+        let decoder = Decoder::read(
+            &mut Reader::new(file, options.progress),
+            config,
+            cache_shape,
+        )?;
+        Ok(Self {
+            spec,
+            decoder,
+            threads,
+        })
+    }
+}
+
+/// Finds out whether there is memory for the cache, while that is still an error and not the end of the process.
+fn reserve(shape: CacheShape, layers: usize) -> Result<(), ModelError> {
+    let tokens = shape.layout.blocks.saturating_mul(shape.layout.block_size);
+    let no_memory = || ModelError::CacheMemory { tokens };
+    let bytes = shape
+        .bytes(layers)
+        .and_then(|bytes| usize::try_from(bytes).ok())
+        .ok_or_else(no_memory)?;
+    Vec::<u8>::new()
+        .try_reserve_exact(bytes)
+        .map_err(|_| no_memory())
+}
+
+fn start_threads(threads: Option<usize>) -> Result<ThreadPool, ModelError> {
+    let threads = threads.unwrap_or_else(|| available_parallelism().map_or(1, usize::from));
+    ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .thread_name(|index| format!("nucleus-model-{index}"))
+        .build()
+        .map_err(|error| ModelError::Threads {
+            threads,
+            reason: error.to_string(),
+        })
+}
+
+impl Model for Llama {
+    fn spec(&self) -> &ModelSpec {
+        &self.spec
+    }
+
+    fn kv_layout(&self) -> KvLayout {
+        self.decoder.cache_shape.layout
+    }
+
+    fn forward(&mut self, chunks: &[Chunk<'_>], tail: &mut dyn Tail) -> Result<(), EngineError> {
+        if chunks.is_empty() {
+            return Ok(());
+        }
+        let vocab = self.spec.vocab_size;
+        for (index, chunk) in chunks.iter().enumerate() {
+            check(chunk, &self.spec, self.kv_layout())
+                .map_err(|problem| ModelError::Chunk { index, problem })?;
+        }
+        let decoder = &mut self.decoder;
+        self.threads.install(|| decoder.step(chunks))?;
+        let data = &self.decoder.buffers.logits;
+        if data.is_empty() {
+            Ok(())
+        } else {
+            tail.record(Logits::Host { data, vocab })
+        }
+    }
+}
+
+/// Finds what would make a chunk read or write where it must not.
+fn check(chunk: &Chunk<'_>, spec: &ModelSpec, layout: KvLayout) -> Result<(), ChunkProblem> {
+    let (vocab_size, context_length) = (spec.vocab_size, spec.context_length);
+    let end = chunk.position.saturating_add(chunk.tokens.len());
+    let covered = chunk.blocks.len() * layout.block_size;
+    if chunk.tokens.is_empty() {
+        return Err(ChunkProblem::Empty);
+    }
+    if let Some(&token) = chunk
+        .tokens
+        .iter()
+        .find(|&&token| token as usize >= vocab_size)
+    {
+        return Err(ChunkProblem::Token { token, vocab_size });
+    }
+    if end > context_length {
+        return Err(ChunkProblem::Context {
+            end,
+            context_length,
+        });
+    }
+    if end > covered {
+        return Err(ChunkProblem::Blocks {
+            blocks: chunk.blocks.len(),
+            covered,
+            end,
+        });
+    }
+    match chunk
+        .blocks
+        .iter()
+        .find(|block| block.index() >= layout.blocks)
+    {
+        Some(block) => Err(ChunkProblem::Block {
+            block: block.0,
+            blocks: layout.blocks,
+        }),
+        None => Ok(()),
+    }
+}
+
+impl Decoder {
+    fn read(
+        reader: &mut Reader<'_, '_>,
+        config: LlamaConfig,
+        cache_shape: CacheShape,
+    ) -> Result<Self, EngineError> {
+        let factors = reader.find_vector(tensors::ROPE_FACTORS)?;
+        let layers = (0..config.layers)
+            .map(|layer| Layer::read(reader, layer, cache_shape))
+            .collect::<Result<_, _>>()?;
+        Ok(Self {
+            rope: Rope::new(config.rope, factors.as_deref()),
+            embedding: reader.linear(tensors::EMBEDDING)?,
+            layers,
+            output_norm: reader.vector(tensors::OUTPUT_NORM)?,
+            output: reader.find_linear(tensors::OUTPUT)?,
+            buffers: Buffers::default(),
+            cache_shape,
+            config,
+        })
+    }
+
+    /// Runs the chunks' tokens and leaves the wanted logits in the buffers.
+    fn step(&mut self, chunks: &[Chunk<'_>]) -> Result<(), EngineError> {
+        let rows: Vec<Row<'_>> = chunks.iter().flat_map(rows_of).collect();
+        let (config, buffers) = (&self.config, &mut self.buffers);
+        self.rope
+            .rotations(rows.iter().map(|row| row.position), &mut buffers.rotations);
+        buffers.resize(config, rows.len());
+        let tokens = chunks.iter().flat_map(|chunk| chunk.tokens);
+        for (&token, hidden) in tokens.zip(buffers.hidden.chunks_exact_mut(config.hidden)) {
+            self.embedding.weights_of(token as usize, hidden)?;
+        }
+        let pairs = self.rope.pairs();
+        for layer in &mut self.layers {
+            layer.attend(config, pairs, &rows, buffers)?;
+            layer.feed_forward(config, buffers)?;
+        }
+        self.read_out(chunks)
+    }
+
+    /// Norm and output matrix for the last row of each chunk that wants logits.
+    fn read_out(&mut self, chunks: &[Chunk<'_>]) -> Result<(), EngineError> {
+        let hidden = self.config.hidden;
+        let matrix = self.output.as_ref().unwrap_or(&self.embedding);
+        let buffers = &mut self.buffers;
+        let mut wanted = 0;
+        let mut end = 0;
+        for chunk in chunks {
+            end += chunk.tokens.len();
+            if chunk.wants_logits {
+                let last = &buffers.hidden[(end - 1) * hidden..end * hidden];
+                let normed = &mut buffers.normed[wanted * hidden..(wanted + 1) * hidden];
+                rms_norm(last, &self.output_norm, self.config.rms_eps, normed);
+                wanted += 1;
+            }
+        }
+        buffers.logits.clear();
+        buffers.logits.resize(wanted * matrix.outputs(), 0.0);
+        if wanted == 0 {
+            return Ok(());
+        }
+        let product = Product {
+            matrix,
+            output: &mut buffers.logits,
+        };
+        Ok(multiply(
+            &buffers.normed[..wanted * hidden],
+            &mut [product],
+        )?)
+    }
+}
+
+/// A row for each token of a chunk.
+fn rows_of<'a>(chunk: &Chunk<'a>) -> impl Iterator<Item = Row<'a>> {
+    let Chunk {
+        tokens,
+        position,
+        blocks,
+        ..
+    } = *chunk;
+    (position..position + tokens.len()).map(move |position| Row { blocks, position })
+}
+
+impl Buffers {
+    fn resize(&mut self, config: &LlamaConfig, rows: usize) {
+        for (buffer, width) in [
+            (&mut self.hidden, config.hidden),
+            (&mut self.normed, config.hidden),
+            (&mut self.query, config.query_width()),
+            (&mut self.key, config.kv_width()),
+            (&mut self.value, config.kv_width()),
+            (&mut self.attended, config.query_width()),
+            (&mut self.gate, config.feed_forward),
+            (&mut self.up, config.feed_forward),
+        ] {
+            buffer.resize(rows * width, 0.0);
+        }
+    }
+}
+
+impl Layer {
+    fn read(
+        reader: &mut Reader<'_, '_>,
+        layer: usize,
+        cache_shape: CacheShape,
+    ) -> Result<Self, EngineError> {
+        Ok(Self {
+            attention_norm: reader.vector(&in_layer(layer, "attn_norm.weight"))?,
+            query: Projection::read(reader, layer, "attn_q")?,
+            key: Projection::read(reader, layer, "attn_k")?,
+            value: Projection::read(reader, layer, "attn_v")?,
+            attention_output: Projection::read(reader, layer, "attn_output")?,
+            feed_forward_norm: reader.vector(&in_layer(layer, "ffn_norm.weight"))?,
+            gate: Projection::read(reader, layer, "ffn_gate")?,
+            up: Projection::read(reader, layer, "ffn_up")?,
+            down: Projection::read(reader, layer, "ffn_down")?,
+            cache: LayerCache::new(cache_shape),
+        })
+    }
+
+    /// `hidden += attention(norm(hidden))`; the rows' keys and values go into the cache.
+    fn attend(
+        &mut self,
+        config: &LlamaConfig,
+        pairs: usize,
+        rows: &[Row<'_>],
+        buffers: &mut Buffers,
+    ) -> Result<(), EngineError> {
+        let Buffers {
+            hidden,
+            normed,
+            query,
+            key,
+            value,
+            attended,
+            rotations,
+            ..
+        } = buffers;
+        rms_norm(hidden, &self.attention_norm, config.rms_eps, normed);
+        project(
+            normed,
+            [(&self.query, query), (&self.key, key), (&self.value, value)],
+        )?;
+        for (states, width) in [
+            (&mut *query, config.query_width()),
+            (&mut *key, config.kv_width()),
+        ] {
+            for (row, rotations) in states
+                .chunks_exact_mut(width)
+                .zip(rotations.chunks_exact(pairs))
+            {
+                row.chunks_exact_mut(config.head_dim)
+                    .for_each(|head| rotate(head, rotations));
+            }
+        }
+        let entries = key
+            .chunks_exact(config.kv_width())
+            .zip(value.chunks_exact(config.kv_width()));
+        for (row, (keys, values)) in rows.iter().zip(entries) {
+            self.cache
+                .write(row.blocks, row.position, Entry { keys, values });
+        }
+        attention::attend(&self.cache, rows, query, attended);
+        project(attended, [(&self.attention_output, normed)])?;
+        add(hidden, normed);
+        Ok(())
+    }
+
+    /// `hidden += down(silu(gate(x))·up(x))` with `x = norm(hidden)`.
+    fn feed_forward(&self, config: &LlamaConfig, buffers: &mut Buffers) -> Result<(), EngineError> {
+        let Buffers {
+            hidden,
+            normed,
+            gate,
+            up,
+            ..
+        } = buffers;
+        rms_norm(hidden, &self.feed_forward_norm, config.rms_eps, normed);
+        project(normed, [(&self.gate, &mut *gate), (&self.up, &mut *up)])?;
+        gated_silu(gate, up);
+        project(gate, [(&self.down, normed)])?;
+        add(hidden, normed);
+        Ok(())
+    }
+}
+
+impl Projection {
+    fn read(reader: &mut Reader<'_, '_>, layer: usize, name: &str) -> Result<Self, EngineError> {
+        Ok(Self {
+            matrix: reader.linear(&in_layer(layer, &format!("{name}.weight")))?,
+            bias: reader.find_vector(&in_layer(layer, &format!("{name}.bias")))?,
+        })
+    }
+}
+
+/// `output = input · matrixᵀ + bias` for projections of the same input.
+fn project<const N: usize>(
+    input: &[f32],
+    projections: [(&Projection, &mut Vec<f32>); N],
+) -> Result<(), EngineError> {
+    let mut products = Vec::with_capacity(N);
+    let mut biases = Vec::new();
+    for (projection, output) in projections {
+        products.push(Product {
+            matrix: &projection.matrix,
+            output,
+        });
+        biases.push(projection.bias.as_ref());
+    }
+    multiply(input, &mut products)?;
+    for (product, bias) in products.iter_mut().zip(biases) {
+        if let Some(bias) = bias {
+            product
+                .output
+                .chunks_exact_mut(bias.len())
+                .for_each(|row| add(row, bias));
+        }
+    }
+    Ok(())
+}
+
+/// `x += y`.
+fn add(x: &mut [f32], y: &[f32]) {
+    for (x, y) in x.iter_mut().zip(y) {
+        *x += y;
+    }
+}
