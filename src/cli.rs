@@ -5,7 +5,7 @@ pub(crate) mod sampling;
 
 use clap::{ArgMatches, Command};
 
-use crate::{chat, completions, explain, generate, inspect, sample};
+use crate::{chat, completions, explain, generate, inspect, sample, serve};
 
 /// A command: its flags, and what it does with them.
 struct Entry {
@@ -22,6 +22,10 @@ const ENTRIES: &[Entry] = &[
     Entry {
         command: chat::command,
         run: chat::run,
+    },
+    Entry {
+        command: serve::command,
+        run: serve::run,
     },
     Entry {
         command: inspect::command,

@@ -15,6 +15,7 @@ mod npy;
 mod recommended;
 mod rows;
 mod sample;
+mod serve;
 mod stream;
 mod table;
 mod terminal;

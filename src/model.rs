@@ -9,8 +9,11 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 use nucleus_engine::chat_template::{ChatTemplate, Message};
-use nucleus_engine::generate::{Engine, EngineOptions, Generation, Request, SubmitError};
+use nucleus_engine::generate::{
+    Engine, EngineOptions, EngineThread, Generation, Request, SubmitError,
+};
 use nucleus_engine::gguf::{ModelFile, Value};
+use nucleus_engine::model::Model;
 use nucleus_engine::models::{self, LoadOptions, LoadProgress};
 use nucleus_engine::tokenizer::{EncodeOptions, Tokenizer};
 use nucleus_sampling::{MAX_VOCAB, Policy, SamplingParams, VocabInfo};
@@ -48,6 +51,10 @@ pub(crate) struct ModelOptions {
     pub(crate) choice: ModelChoice,
     /// Threads to compute with; `None` is one per core.
     pub(crate) threads: Option<NonZeroUsize>,
+    /// Positions that the KV cache holds; `None` is one full context, within bounds.
+    pub(crate) kv_tokens: Option<NonZeroUsize>,
+    /// Bounds of the engine.
+    pub(crate) engine: EngineOptions,
 }
 
 impl ModelChoice {
@@ -113,7 +120,8 @@ fn read_generation_config(path: &Path) -> anyhow::Result<Recommended> {
 
 /// A loaded model with everything that its file says.
 pub(crate) struct Loaded {
-    engine: Engine,
+    pub(crate) engine: Engine,
+    pub(crate) thread: EngineThread,
     chat_template: Option<ChatTemplate>,
     recommended: Recommended,
     /// From the beginning of opening the file to an engine that takes requests.
@@ -123,39 +131,58 @@ pub(crate) struct Loaded {
 /// Loads a model and starts its engine, with a progress bar for a person who waits.
 pub(crate) fn load(options: &ModelOptions, notes: Notes) -> anyhow::Result<Loaded> {
     let started = Instant::now();
+    let file = options.choice.open()?;
+    let recommended = options.choice.recommended(&file)?;
+    let (tokenizer, chat_template) =
+        read_text_side(&file).with_context(|| file.name().to_owned())?;
+    let tokenizer = tokenizer.with_end_of_generation(&recommended.end_ids);
+    let model = read_tensors(&file, options, notes).with_context(|| file.name().to_owned())?;
+    let (engine, thread) = Engine::start(model, Arc::new(tokenizer), options.engine);
+    Ok(Loaded {
+        engine,
+        thread,
+        chat_template,
+        recommended,
+        load_time: started.elapsed(),
+    })
+}
+
+/// Vocabulary and chat template of a file whose model can run: what cannot is refused before anything large is read.
+fn read_text_side(file: &ModelFile) -> anyhow::Result<(Tokenizer, Option<ChatTemplate>)> {
+    models::memory(file)?;
+    let tokenizer = Tokenizer::from_gguf(file.metadata())?;
+    let chat_template = ChatTemplate::from_gguf(file.metadata())?;
+    Ok((tokenizer, chat_template))
+}
+
+fn read_tensors(
+    file: &ModelFile,
+    options: &ModelOptions,
+    notes: Notes,
+) -> anyhow::Result<Box<dyn Model>> {
     if let Some(threads) = options.threads {
         rayon::ThreadPoolBuilder::new()
             .num_threads(threads.get())
             .build_global()?;
     }
-    let file = options.choice.open()?;
-    let recommended = options.choice.recommended(&file)?;
-    let in_file = || file.name().to_owned();
-    let bar = (notes.may_animate() && file.size() >= LARGE_FILE_BYTES).then(|| progress_bar(&file));
+    let bar = (notes.may_animate() && file.size() >= LARGE_FILE_BYTES).then(|| progress_bar(file));
     let mut report = |progress: LoadProgress| {
         if let Some(bar) = &bar {
             bar.set_position(progress.done);
         }
     };
-    let load_options = LoadOptions {
-        threads: options.threads,
-        progress: Some(&mut report),
-        ..LoadOptions::default()
-    };
-    let model = models::load(&file, load_options).with_context(in_file)?;
+    let model = models::load(
+        file,
+        LoadOptions {
+            kv_tokens: options.kv_tokens,
+            threads: options.threads,
+            progress: Some(&mut report),
+        },
+    )?;
     if let Some(bar) = &bar {
         bar.finish_and_clear();
     }
-    let tokenizer = Tokenizer::from_gguf(file.metadata()).with_context(in_file)?;
-    let tokenizer = tokenizer.with_end_of_generation(&recommended.end_ids);
-    let chat_template = ChatTemplate::from_gguf(file.metadata()).with_context(in_file)?;
-    let (engine, _thread) = Engine::start(model, Arc::new(tokenizer), EngineOptions::default());
-    Ok(Loaded {
-        engine,
-        chat_template,
-        recommended,
-        load_time: started.elapsed(),
-    })
+    Ok(model)
 }
 
 fn progress_bar(file: &ModelFile) -> ProgressBar {

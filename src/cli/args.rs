@@ -4,6 +4,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::{Arg, ArgAction, ArgMatches, value_parser};
+use nucleus_engine::generate::EngineOptions;
 
 use crate::model::{ModelChoice, ModelOptions};
 use crate::terminal::Notes;
@@ -48,6 +49,8 @@ pub(crate) fn model_options(matches: &ArgMatches) -> anyhow::Result<ModelOptions
         Some(path) => ModelChoice::File(PathBuf::from(path)),
     };
     Ok(ModelOptions {
+        kv_tokens: None,
+        engine: EngineOptions::default(),
         choice,
         threads: matches
             .get_one::<u16>("threads")

@@ -61,7 +61,10 @@ impl Shutdown {
     }
 
     /// Drains at the first SIGTERM or ctrl-c, stops at the second. Needs a tokio runtime.
-    pub(crate) fn listen_for_signals(&self) -> std::io::Result<()> {
+    ///
+    /// # Errors
+    /// The system's reason not to hand over signals.
+    pub fn listen_for_signals(&self) -> std::io::Result<()> {
         let mut signals = Signals::new()?;
         let shutdown = self.clone();
         tokio::spawn(async move {

@@ -1,0 +1,176 @@
+//! `nucleus serve`: the worker as a process.
+#![cfg(unix)]
+
+mod support;
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::process::{Child, ChildStderr, Command, Stdio};
+
+use serde_json::Value;
+use support::{nucleus, run};
+
+/// A worker that listens; killed when it is dropped.
+struct Worker {
+    child: Child,
+    address: String,
+    stderr: BufReader<ChildStderr>,
+}
+
+impl Worker {
+    fn start(flags: &[&str]) -> Self {
+        let arguments = [&["serve", "--port", "0"], flags].concat();
+        let mut child = nucleus(&arguments)
+            .env_remove("NUCLEUS_API_KEY")
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the binary runs");
+        let mut stderr = BufReader::new(child.stderr.take().expect("piped"));
+        let mut line = String::new();
+        while !line.starts_with("listening on ") {
+            line.clear();
+            let bytes = stderr.read_line(&mut line).expect("messages are UTF-8");
+            assert_ne!(bytes, 0, "the worker ended without listening");
+        }
+        let address = line
+            .trim()
+            .trim_start_matches("listening on http://")
+            .to_owned();
+        Self {
+            child,
+            address,
+            stderr,
+        }
+    }
+
+    /// Status line, headers and body of the answer.
+    fn request(&self, head: &str, body: &str) -> (String, String) {
+        let mut stream = TcpStream::connect(&self.address).expect("the worker listens");
+        let length = body.len();
+        write!(
+            stream,
+            "{head} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}",
+            self.address
+        )
+        .expect("the worker reads");
+        let mut answer = String::new();
+        stream
+            .read_to_string(&mut answer)
+            .expect("the worker answers");
+        let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
+        (head.to_owned(), body.to_owned())
+    }
+
+    /// Sends SIGTERM; returns the exit code and what was left on standard error.
+    fn terminate(mut self) -> (Option<i32>, String) {
+        let id = self.child.id().to_string();
+        assert!(
+            Command::new("kill")
+                .args(["-TERM", &id])
+                .status()
+                .expect("kill runs")
+                .success()
+        );
+        let code = self.child.wait().expect("the worker ends").code();
+        let mut rest = String::new();
+        self.stderr
+            .read_to_string(&mut rest)
+            .expect("messages are UTF-8");
+        (code, rest)
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // It has ended already where the test went well.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn r0_3_a_request_is_answered_and_sigterm_ends_the_worker() {
+    let worker = Worker::start(&[]);
+    let (head, body) = worker.request("GET /health", "");
+    assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+    assert!(
+        serde_json::from_str::<Value>(
+            body.lines()
+                .find(|line| line.starts_with('{'))
+                .expect("JSON")
+        )
+        .is_ok()
+    );
+
+    let (head, body) = worker.request(
+        "POST /execute",
+        r#"{"prompt": "Once upon a time", "max_tokens": 4}"#,
+    );
+    assert!(
+        head.starts_with("HTTP/1.1 200") && head.contains("text/event-stream"),
+        "{head}"
+    );
+    for event in ["event: started", "event: token", "event: end"] {
+        assert!(body.contains(event), "{event} is not in {body}");
+    }
+    let (code, rest) = worker.terminate();
+    assert_eq!(code, Some(0), "{rest}");
+    assert!(!rest.contains("panicked"), "{rest}");
+}
+
+#[test]
+fn r0_2_the_worker_and_generate_draw_the_same_tokens() {
+    let worker = Worker::start(&[]);
+    let parameters = r#""temperature": 0.7, "top_k": 40, "top_p": 0.95, "seed": 7"#;
+    let request = format!(r#"{{"prompt": "Once upon a time", "max_tokens": 12, {parameters}}}"#);
+    let (_, body) = worker.request("POST /execute", &request);
+    let generated = run(&[
+        "generate",
+        "Once upon a time",
+        "--seed",
+        "7",
+        "--max-tokens",
+        "12",
+        "--json",
+    ])
+    .json();
+    let end = body
+        .lines()
+        .skip_while(|line| *line != "event: end")
+        .find_map(|line| line.strip_prefix("data: "));
+    let end: Value = serde_json::from_str(end.expect("an end event with data")).expect("JSON");
+    assert_eq!(end["text"], generated["text"]);
+}
+
+#[test]
+fn without_a_key_only_loopback_is_listened_on() {
+    run(&["serve", "--host", "0.0.0.0", "--port", "0"]).refused(2, &["0.0.0.0", "API key"]);
+}
+
+#[test]
+fn with_a_key_requests_need_it() {
+    let worker = Worker::start(&["--api-key", "secret"]);
+    let (head, _) = worker.request("POST /execute", r#"{"prompt": "a"}"#);
+    assert!(head.starts_with("HTTP/1.1 401"), "{head}");
+}
+
+#[test]
+fn an_address_in_use_is_named() {
+    let worker = Worker::start(&[]);
+    let port = worker
+        .address
+        .rsplit(':')
+        .next()
+        .expect("a port")
+        .to_owned();
+    run(&["serve", "--port", &port]).refused(1, &["cannot listen on", &port]);
+}
+
+#[test]
+fn unusable_flags() {
+    run(&["serve", "--host", "nowhere"]).refused(2, &["nowhere", "--host"]);
+    run(&["serve", "--port", "70000"]).refused(2, &["70000", "--port"]);
+    run(&["serve", "--api-key", "two words"]).refused(2, &["API key", "ASCII"]);
+    run(&["serve", "--max-running", "0"]).refused(2, &["0", "--max-running"]);
+    run(&["serve", "--model", "absent.gguf"]).refused(1, &["absent.gguf"]);
+}
