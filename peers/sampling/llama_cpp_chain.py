@@ -7,8 +7,6 @@ import numpy as np
 import llama_chain
 import rows
 
-OUT = "../../testdata/peers/llama_cpp.jsonl"
-
 STAGES = {
     "temperature": (0.0, 0.3, 0.8, 1.5),
     "dynatemp": ((0.8, 0.5, 1.0), (1.0, 1.0, 2.0), (0.5, 0.7, 0.5)),
@@ -212,4 +210,4 @@ def nested_breakers(rng, index):
 
 if __name__ == "__main__":
     header = {"peer": "llama.cpp", "version": llama_chain.VERSION, "script": "peers/sampling/llama_cpp_chain.py"}
-    rows.write(OUT, header, cases(), rows.Peer(run, TRUNCATIONS, nudges, cause))
+    rows.write("llama_cpp.jsonl", header, cases(), rows.Peer(run, TRUNCATIONS, nudges, cause))

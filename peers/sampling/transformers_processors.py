@@ -16,7 +16,6 @@ from transformers.generation.utils import GenerationMixin
 
 import rows
 
-OUT = "../../testdata/peers/transformers.jsonl"
 DECODER_ONLY = types.SimpleNamespace(is_encoder_decoder=False)
 
 STAGES = {
@@ -148,4 +147,4 @@ def cases():
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     peer = {"peer": "transformers", "version": transformers.__version__, "torch": torch.__version__, "script": "peers/sampling/transformers_processors.py"}
-    rows.write(OUT, peer, cases(), rows.Peer(run, TRUNCATIONS, nudges, cause))
+    rows.write("transformers.jsonl", peer, cases(), rows.Peer(run, TRUNCATIONS, nudges, cause))
