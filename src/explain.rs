@@ -50,8 +50,7 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<()> {
     let mut out = BufWriter::new(io::stdout().lock());
     let mut failed = 0_usize;
     for (index, logits) in inputs.rows().enumerate() {
-        let trace =
-            ReferenceSampler::default().trace(&Row::new(logits, &inputs.params, &inputs.state));
+        let trace = ReferenceSampler.trace(&Row::new(logits, &inputs.params, &inputs.state));
         failed += usize::from(trace.sampled.status != Status::Ok);
         let explained = Explained {
             trace,

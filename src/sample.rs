@@ -95,7 +95,7 @@ struct Drawn {
 }
 
 fn draw(logits: LogitsRow<'_>, inputs: &Inputs, draws: u32) -> Drawn {
-    let mut sampler = ReferenceSampler::default();
+    let mut sampler = ReferenceSampler;
     let mut counts = BTreeMap::new();
     let mut tokens = Vec::new();
     for first in (0..draws).step_by(BATCH as usize) {

@@ -1,4 +1,5 @@
 //! The command line from outside: the real binary on the bundled model.
+#![cfg(feature = "bundled-model")]
 
 mod support;
 
