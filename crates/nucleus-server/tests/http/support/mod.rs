@@ -1,9 +1,10 @@
 //! A worker over a scripted model, by itself (`Rig`) and behind a socket (`net`).
 
 mod model;
-pub mod net;
+pub(crate) mod net;
 mod sse;
 
+use std::pin::pin;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -18,36 +19,35 @@ use nucleus_server::{AppState, ServerConfig, app};
 use serde_json::Value;
 use tower::ServiceExt;
 
-pub use model::{Gate, GateGuard, Reply, ScriptedModel};
-pub use sse::{SseEvent, SseParser, Transcript};
+pub(crate) use model::{Gate, GateGuard, Reply, ScriptedModel};
+pub(crate) use sse::{SseEvent, SseParser, Transcript};
 
 /// What every request to a scripted model says.
-pub const PROMPT: &str = "Once upon a time";
+pub(crate) const PROMPT: &str = "Once upon a time";
 
 /// Long enough for anything that is going to happen at all.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The bundled model's file.
-pub const MODEL_FILE: &str = concat!(
+pub(crate) const MODEL_FILE: &str = concat!(
     env!("CARGO_MANIFEST_DIR"),
     "/../../models/little-storyteller/little-storyteller-15m-Q8_0.gguf"
 );
 
 /// A worker without a socket.
-pub struct Rig {
-    pub engine: Engine,
-    pub gate: GateGuard,
-    pub app: Router,
-    pub state: AppState,
-    pub thread: Option<EngineThread>,
+pub(crate) struct Rig {
+    pub(crate) engine: Engine,
+    pub(crate) gate: GateGuard,
+    pub(crate) app: Router,
+    pub(crate) state: AppState,
 }
 
 /// How a rig differs from the usual.
-pub struct RigOptions {
-    pub config: ServerConfig,
-    pub engine: EngineOptions,
+pub(crate) struct RigOptions {
+    pub(crate) config: ServerConfig,
+    pub(crate) engine: EngineOptions,
     /// Whether the model waits for [`Gate::allow`].
-    pub gated: bool,
+    pub(crate) gated: bool,
 }
 
 impl Default for RigOptions {
@@ -63,12 +63,12 @@ impl Default for RigOptions {
 
 impl Rig {
     /// A worker whose model follows a script.
-    pub fn new(script: impl FnMut(usize) -> Reply + Send + 'static) -> Self {
+    pub(crate) fn new(script: impl FnMut(usize) -> Reply + Send + 'static) -> Self {
         Self::with(RigOptions::default(), script)
     }
 
     /// A worker whose model steps only when its gate says so.
-    pub fn gated(script: impl FnMut(usize) -> Reply + Send + 'static) -> Self {
+    pub(crate) fn gated(script: impl FnMut(usize) -> Reply + Send + 'static) -> Self {
         Self::with(
             RigOptions {
                 gated: true,
@@ -78,20 +78,22 @@ impl Rig {
         )
     }
 
-    pub fn with(options: RigOptions, script: impl FnMut(usize) -> Reply + Send + 'static) -> Self {
-        let (engine, thread, gate) = scripted_engine(options.engine, options.gated, script);
+    pub(crate) fn with(
+        options: RigOptions,
+        script: impl FnMut(usize) -> Reply + Send + 'static,
+    ) -> Self {
+        let (engine, _, gate) = scripted_engine(options.engine, options.gated, script);
         let state = AppState::new(engine.clone(), options.config);
         Self {
             engine,
             gate,
             app: app(state.clone()),
             state,
-            thread: Some(thread),
         }
     }
 
     /// Sends a request as it is.
-    pub async fn send(&self, request: Request<Body>) -> Answer {
+    pub(crate) async fn send(&self, request: Request<Body>) -> Answer {
         let response = self
             .app
             .clone()
@@ -107,26 +109,37 @@ impl Rig {
     }
 
     /// Sends JSON.
-    pub async fn post(&self, path: &str, body: &Value) -> Answer {
+    pub(crate) async fn post(&self, path: &str, body: &Value) -> Answer {
         self.post_raw(path, body.to_string()).await
     }
 
     /// Sends what may or may not be JSON, as JSON.
-    pub async fn post_raw(&self, path: &str, body: impl Into<Body>) -> Answer {
+    pub(crate) async fn post_raw(&self, path: &str, body: impl Into<Body>) -> Answer {
         self.send(request(Method::POST, path, body)).await
     }
 
-    pub async fn get(&self, path: &str) -> Answer {
+    pub(crate) async fn get(&self, path: &str) -> Answer {
         self.send(request(Method::GET, path, Body::empty())).await
     }
 
     /// A whole stream of `/execute`, checked.
-    pub async fn execute(&self, body: &Value) -> Transcript {
+    pub(crate) async fn execute(&self, body: &Value) -> Transcript {
         self.post("/execute", body).await.transcript().await
     }
 
+    /// A request while the model steps, one step a millisecond: the engine takes requests between two steps only.
+    pub(crate) async fn execute_while_stepping(&self, body: &Value) -> Answer {
+        let mut answer = pin!(self.post("/execute", body));
+        loop {
+            tokio::select! {
+                answer = &mut answer => return answer,
+                () = tokio::time::sleep(Duration::from_millis(1)) => self.gate.allow(1),
+            }
+        }
+    }
+
     /// Waits until the engine's load is as wanted.
-    pub async fn load_until(&self, wanted: impl Fn(Load) -> bool) {
+    pub(crate) async fn load_until(&self, wanted: impl Fn(Load) -> bool) {
         let reached = async {
             while !wanted(self.engine.load()) {
                 tokio::time::sleep(Duration::from_millis(1)).await;
@@ -137,13 +150,13 @@ impl Rig {
     }
 
     /// Waits until the engine has nothing to do and all its memory is free.
-    pub async fn idle(&self) {
+    pub(crate) async fn idle(&self) {
         self.load_until(|load| load.running == 0 && load.waiting == 0 && load.used_blocks == 0)
             .await;
     }
 
     /// The worker takes requests still: health says so and the next one is served.
-    pub async fn assert_alive(&self) {
+    pub(crate) async fn assert_alive(&self) {
         assert_eq!(self.get("/health").await.status, StatusCode::OK);
         let body = serde_json::json!({"prompt": PROMPT, "max_tokens": 1, "temperature": 0});
         assert_eq!(self.execute(&body).await.tokens.len(), 1);
@@ -151,7 +164,7 @@ impl Rig {
 }
 
 /// An engine over a scripted model.
-pub fn scripted_engine(
+pub(crate) fn scripted_engine(
     options: EngineOptions,
     gated: bool,
     script: impl FnMut(usize) -> Reply + Send + 'static,
@@ -169,7 +182,7 @@ pub fn scripted_engine(
 }
 
 /// A request of a client on this machine.
-pub fn request(method: Method, path: &str, body: impl Into<Body>) -> Request<Body> {
+pub(crate) fn request(method: Method, path: &str, body: impl Into<Body>) -> Request<Body> {
     Request::builder()
         .method(method)
         .uri(path)
@@ -180,14 +193,14 @@ pub fn request(method: Method, path: &str, body: impl Into<Body>) -> Request<Bod
 }
 
 /// A response whose body has not been read.
-pub struct Answer {
-    pub status: StatusCode,
-    pub headers: HeaderMap,
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
     body: BodyDataStream,
 }
 
 impl Answer {
-    pub async fn bytes(mut self) -> Vec<u8> {
+    pub(crate) async fn bytes(mut self) -> Vec<u8> {
         let mut bytes = Vec::new();
         while let Some(chunk) = self.chunk().await {
             bytes.extend_from_slice(&chunk);
@@ -195,18 +208,18 @@ impl Answer {
         bytes
     }
 
-    pub async fn json(self) -> Value {
+    pub(crate) async fn json(self) -> Value {
         serde_json::from_slice(&self.bytes().await).expect("the body is JSON")
     }
 
     /// The error: its status and what the body says, which must have the four fields.
-    pub async fn error(self) -> (u16, ErrorFields) {
+    pub(crate) async fn error(self) -> (u16, ErrorFields) {
         let status = self.status.as_u16();
         assert_eq!(self.headers["content-type"], "application/json");
         (status, ErrorFields::of(&self.json().await))
     }
 
-    pub async fn transcript(self) -> Transcript {
+    pub(crate) async fn transcript(self) -> Transcript {
         assert_eq!(self.status, StatusCode::OK);
         let mut stream = self.stream();
         let mut events = Vec::new();
@@ -221,7 +234,7 @@ impl Answer {
     }
 
     /// The events, one at a time.
-    pub fn stream(self) -> EventStream {
+    pub(crate) fn stream(self) -> EventStream {
         assert_eq!(self.status, StatusCode::OK);
         assert_eq!(self.headers["content-type"], "text/event-stream");
         EventStream {
@@ -240,15 +253,15 @@ impl Answer {
 
 /// What an error says.
 #[derive(Debug, Clone, PartialEq)]
-pub struct ErrorFields {
-    pub message: String,
-    pub kind: String,
-    pub param: Option<String>,
-    pub code: String,
+pub(crate) struct ErrorFields {
+    pub(crate) message: String,
+    pub(crate) kind: String,
+    pub(crate) param: Option<String>,
+    pub(crate) code: String,
 }
 
 impl ErrorFields {
-    pub fn of(body: &Value) -> Self {
+    pub(crate) fn of(body: &Value) -> Self {
         let error = body["error"].as_object().expect("an error object");
         let keys: Vec<&str> = error.keys().map(String::as_str).collect();
         assert_eq!(keys, ["message", "type", "param", "code"]);
@@ -263,14 +276,14 @@ impl ErrorFields {
 }
 
 /// The events of a response, one at a time. Dropping it is what a client does who goes away.
-pub struct EventStream {
+pub(crate) struct EventStream {
     answer: Answer,
     parser: SseParser,
     ready: std::vec::IntoIter<SseEvent>,
 }
 
 impl EventStream {
-    pub async fn next(&mut self) -> Option<SseEvent> {
+    pub(crate) async fn next(&mut self) -> Option<SseEvent> {
         loop {
             if let Some(event) = self.ready.next() {
                 return Some(event);
@@ -281,7 +294,7 @@ impl EventStream {
     }
 
     /// The next `count` events.
-    pub async fn take(&mut self, count: usize) -> Vec<SseEvent> {
+    pub(crate) async fn take(&mut self, count: usize) -> Vec<SseEvent> {
         let mut events = Vec::new();
         while events.len() < count {
             events.push(self.next().await.expect("the stream goes on"));
@@ -290,7 +303,7 @@ impl EventStream {
     }
 
     /// What is left of the stream.
-    pub async fn rest(&mut self) -> Vec<SseEvent> {
+    pub(crate) async fn rest(&mut self) -> Vec<SseEvent> {
         let mut events = Vec::new();
         while let Some(event) = self.next().await {
             events.push(event);
@@ -298,13 +311,13 @@ impl EventStream {
         events
     }
 
-    pub fn comments(&self) -> usize {
+    pub(crate) fn comments(&self) -> usize {
         self.parser.comments
     }
 }
 
 /// The bundled model's tokenizer.
-pub fn tokenizer() -> Arc<Tokenizer> {
+pub(crate) fn tokenizer() -> Arc<Tokenizer> {
     static TOKENIZER: OnceLock<Arc<Tokenizer>> = OnceLock::new();
     Arc::clone(TOKENIZER.get_or_init(load_tokenizer))
 }
@@ -315,7 +328,7 @@ fn load_tokenizer() -> Arc<Tokenizer> {
 }
 
 /// The tokens of a prompt, as the server makes them.
-pub fn encode_prompt(text: &str) -> Vec<u32> {
+pub(crate) fn encode_prompt(text: &str) -> Vec<u32> {
     let tokenizer = tokenizer();
     let options = EncodeOptions {
         add_bos: tokenizer.add_bos(),
@@ -325,21 +338,21 @@ pub fn encode_prompt(text: &str) -> Vec<u32> {
 }
 
 /// The tokens of a text that continues another.
-pub fn tokens(text: &str) -> Vec<u32> {
+pub(crate) fn tokens(text: &str) -> Vec<u32> {
     tokenizer()
         .encode(text, EncodeOptions::default())
         .expect("a short text")
 }
 
 /// A script that continues the prompt with a text, then ends.
-pub fn text(text: &str) -> impl FnMut(usize) -> Reply + Send + use<> {
+pub(crate) fn text(text: &str) -> impl FnMut(usize) -> Reply + Send + use<> {
     let ids = tokens(text);
     let end = tokenizer().end_of_generation()[0];
     move |at| Reply::Token(ids.get(at).copied().unwrap_or(end))
 }
 
 /// A script that never ends: one token over and over.
-pub fn forever() -> impl FnMut(usize) -> Reply + Send {
+pub(crate) fn forever() -> impl FnMut(usize) -> Reply + Send {
     let id = tokens(" and")[0];
     move |_| Reply::Token(id)
 }

@@ -8,7 +8,7 @@ use nucleus_engine::model::{Chunk, KvLayout, Logits, Model, ModelSpec, Tail};
 
 /// What the model answers for one position of the output.
 #[derive(Debug, Clone)]
-pub enum Reply {
+pub(crate) enum Reply {
     /// This token, with certainty.
     Token(u32),
     /// These logits; every other token has -inf.
@@ -22,11 +22,11 @@ pub enum Reply {
 }
 
 /// The reply for the output's token of that index.
-pub type Script = Box<dyn FnMut(usize) -> Reply + Send>;
+pub(crate) type Script = Box<dyn FnMut(usize) -> Reply + Send>;
 
 /// Lets steps of the model through, and counts them.
 #[derive(Clone, Default)]
-pub struct Gate(Arc<(Mutex<GateState>, Condvar)>);
+pub(crate) struct Gate(Arc<(Mutex<GateState>, Condvar)>);
 
 #[derive(Default)]
 struct GateState {
@@ -36,7 +36,7 @@ struct GateState {
 
 impl Gate {
     /// Lets `steps` more steps through.
-    pub fn allow(&self, steps: usize) {
+    pub(crate) fn allow(&self, steps: usize) {
         let (state, changed) = &*self.0;
         let mut state = state.lock().unwrap();
         state.allowed = state.allowed.saturating_add(steps);
@@ -44,12 +44,12 @@ impl Gate {
     }
 
     /// Lets every step through.
-    pub fn open(&self) {
+    pub(crate) fn open(&self) {
         self.allow(usize::MAX);
     }
 
     /// Steps that have begun, let through or not.
-    pub fn begun(&self) -> usize {
+    pub(crate) fn begun(&self) -> usize {
         self.0.0.lock().unwrap().begun
     }
 
@@ -67,7 +67,7 @@ impl Gate {
 }
 
 /// A gate that opens when it is dropped, so that an engine never waits at it for a test that is over.
-pub struct GateGuard(pub Gate);
+pub(crate) struct GateGuard(pub Gate);
 
 impl Deref for GateGuard {
     type Target = Gate;
@@ -84,20 +84,20 @@ impl Drop for GateGuard {
 }
 
 /// The model.
-pub struct ScriptedModel {
-    pub spec: ModelSpec,
-    pub layout: KvLayout,
-    /// Tokens in every prompt.
-    pub prompt_len: usize,
-    pub script: Script,
-    pub gate: Gate,
+pub(crate) struct ScriptedModel {
+    pub(crate) spec: ModelSpec,
+    pub(crate) layout: KvLayout,
+    /// Tokens in a prompt: the output begins behind them.
+    pub(crate) prompt_len: usize,
+    pub(crate) script: Script,
+    pub(crate) gate: Gate,
 }
 
 impl ScriptedModel {
-    pub const NAME: &'static str = "scripted";
-    pub const CONTEXT: usize = 1024;
+    pub(crate) const NAME: &'static str = "scripted";
+    pub(crate) const CONTEXT: usize = 1024;
 
-    pub fn new(vocab_size: usize, prompt_len: usize, script: Script, gate: Gate) -> Self {
+    pub(crate) fn new(vocab_size: usize, prompt_len: usize, script: Script, gate: Gate) -> Self {
         let spec = ModelSpec {
             architecture: "scripted".into(),
             name: Self::NAME.into(),
@@ -124,20 +124,21 @@ impl ScriptedModel {
         }
     }
 
-    fn row(&mut self, chunk: &Chunk<'_>) -> Result<Vec<f32>, EngineError> {
-        let output = chunk.position + chunk.tokens.len() - self.prompt_len;
+    /// The logits that follow a chunk; none where the script says that the model fails.
+    fn row(&mut self, chunk: &Chunk<'_>) -> Option<Vec<f32>> {
+        let output = (chunk.position + chunk.tokens.len()).saturating_sub(self.prompt_len);
         let logits = match (self.script)(output) {
             Reply::Token(id) => vec![(id, 0.0)],
             Reply::Logits(logits) => logits,
             Reply::Nan => vec![(0, f32::NAN)],
-            Reply::Error => return Err(EngineError::Unsupported("scripted failure".into())),
+            Reply::Error => return None,
             Reply::Panic => panic!("scripted panic"),
         };
         let mut row = vec![f32::NEG_INFINITY; self.spec.vocab_size];
         logits
             .into_iter()
             .for_each(|(id, logit)| row[id as usize] = logit);
-        Ok(row)
+        Some(row)
     }
 }
 
@@ -154,7 +155,8 @@ impl Model for ScriptedModel {
         self.gate.pass();
         let mut data = Vec::new();
         for chunk in chunks.iter().filter(|chunk| chunk.wants_logits) {
-            data.extend(self.row(chunk)?);
+            let failed = || EngineError::Unsupported("scripted failure".into());
+            data.extend(self.row(chunk).ok_or_else(failed)?);
         }
         if data.is_empty() {
             return Ok(());

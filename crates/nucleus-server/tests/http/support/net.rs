@@ -14,16 +14,16 @@ use super::{GateGuard, PATIENCE, Reply, RigOptions, SseEvent, SseParser, scripte
 use nucleus_engine::generate::Engine;
 
 /// A worker that listens on a port of its own.
-pub struct Worker {
-    pub address: SocketAddr,
-    pub engine: Engine,
-    pub gate: GateGuard,
-    pub shutdown: Shutdown,
-    pub running: JoinHandle<Result<(), ServeError>>,
+pub(crate) struct Worker {
+    pub(crate) address: SocketAddr,
+    pub(crate) engine: Engine,
+    pub(crate) gate: GateGuard,
+    pub(crate) shutdown: Shutdown,
+    pub(crate) running: JoinHandle<Result<(), ServeError>>,
 }
 
 impl Worker {
-    pub async fn start(
+    pub(crate) async fn start(
         options: RigOptions,
         script: impl FnMut(usize) -> Reply + Send + 'static,
     ) -> Self {
@@ -47,7 +47,7 @@ impl Worker {
         }
     }
 
-    pub async fn connect(&self) -> Client {
+    pub(crate) async fn connect(&self) -> Client {
         Client {
             stream: TcpStream::connect(self.address)
                 .await
@@ -56,7 +56,7 @@ impl Worker {
     }
 
     /// A stream of `/execute` whose head has been read.
-    pub async fn execute(&self, body: &Value) -> NetStream {
+    pub(crate) async fn execute(&self, body: &Value) -> NetStream {
         let mut client = self.connect().await;
         client.send(&post("/execute", body)).await;
         let head = client.head().await;
@@ -70,7 +70,7 @@ impl Worker {
     }
 
     /// How the server ended.
-    pub async fn ended(self) -> Result<(), ServeError> {
+    pub(crate) async fn ended(self) -> Result<(), ServeError> {
         let Self { running, gate, .. } = self;
         gate.open();
         timeout(PATIENCE, running)
@@ -81,7 +81,7 @@ impl Worker {
 }
 
 /// A request with a JSON body.
-pub fn post(path: &str, body: &Value) -> String {
+pub(crate) fn post(path: &str, body: &Value) -> String {
     let body = body.to_string();
     format!(
         "POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
@@ -90,12 +90,12 @@ pub fn post(path: &str, body: &Value) -> String {
 }
 
 /// One connection.
-pub struct Client {
-    pub stream: TcpStream,
+pub(crate) struct Client {
+    pub(crate) stream: TcpStream,
 }
 
 impl Client {
-    pub async fn send(&mut self, text: &str) {
+    pub(crate) async fn send(&mut self, text: &str) {
         self.stream
             .write_all(text.as_bytes())
             .await
@@ -103,7 +103,7 @@ impl Client {
     }
 
     /// The response's head, up to and with its empty line.
-    pub async fn head(&mut self) -> String {
+    pub(crate) async fn head(&mut self) -> String {
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
             let byte = timeout(PATIENCE, self.stream.read_u8())
@@ -115,7 +115,7 @@ impl Client {
     }
 
     /// Everything until the server closes the connection. A reset is a close.
-    pub async fn until_closed(&mut self, within: Duration) -> Option<String> {
+    pub(crate) async fn until_closed(&mut self, within: Duration) -> Option<String> {
         let mut bytes = Vec::new();
         let read = async {
             let mut buffer = [0; 4096];
@@ -129,8 +129,8 @@ impl Client {
 }
 
 /// A stream of events over a socket.
-pub struct NetStream {
-    pub client: Client,
+pub(crate) struct NetStream {
+    pub(crate) client: Client,
     /// Bytes of the chunked body that are not decoded.
     chunks: Vec<u8>,
     parser: SseParser,
@@ -142,7 +142,7 @@ impl NetStream {
     ///
     /// # Panics
     /// If the body is cut.
-    pub async fn next(&mut self) -> Option<SseEvent> {
+    pub(crate) async fn next(&mut self) -> Option<SseEvent> {
         loop {
             if !self.ready.is_empty() {
                 return Some(self.ready.remove(0));
@@ -164,7 +164,7 @@ impl NetStream {
         }
     }
 
-    pub async fn rest(&mut self) -> Vec<SseEvent> {
+    pub(crate) async fn rest(&mut self) -> Vec<SseEvent> {
         let mut events = Vec::new();
         while let Some(event) = self.next().await {
             events.push(event);

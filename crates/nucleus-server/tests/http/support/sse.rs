@@ -4,16 +4,16 @@ use serde_json::Value;
 
 /// One event.
 #[derive(Debug, Clone, PartialEq)]
-pub struct SseEvent {
-    pub name: String,
-    pub data: Value,
+pub(crate) struct SseEvent {
+    pub(crate) name: String,
+    pub(crate) data: Value,
 }
 
 /// Turns bytes into events; comments are counted.
 #[derive(Default)]
-pub struct SseParser {
+pub(crate) struct SseParser {
     pending: Vec<u8>,
-    pub comments: usize,
+    pub(crate) comments: usize,
 }
 
 impl SseParser {
@@ -21,7 +21,7 @@ impl SseParser {
     ///
     /// # Panics
     /// If an event is anything but a name and one line of JSON.
-    pub fn push(&mut self, bytes: &[u8]) -> Vec<SseEvent> {
+    pub(crate) fn push(&mut self, bytes: &[u8]) -> Vec<SseEvent> {
         self.pending.extend_from_slice(bytes);
         let mut events = Vec::new();
         while let Some(end) = self.pending.windows(2).position(|pair| pair == b"\n\n") {
@@ -49,24 +49,24 @@ impl SseParser {
     }
 
     /// Whether nothing is left of a half event.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.pending.is_empty()
     }
 }
 
 /// A whole stream, checked: `started`, tokens in order, one ending, nothing after it; its texts joined are the end's text.
 #[derive(Debug, Clone)]
-pub struct Transcript {
-    pub started: Value,
-    pub tokens: Vec<Value>,
+pub(crate) struct Transcript {
+    pub(crate) started: Value,
+    pub(crate) tokens: Vec<Value>,
     /// `end` or `error`, and its data.
-    pub ending: SseEvent,
+    pub(crate) ending: SseEvent,
 }
 
 impl Transcript {
     /// # Panics
     /// If the events are not a whole stream.
-    pub fn of(events: Vec<SseEvent>) -> Self {
+    pub(crate) fn of(events: Vec<SseEvent>) -> Self {
         let names: Vec<&str> = events.iter().map(|event| event.name.as_str()).collect();
         let endings = names
             .iter()
@@ -112,25 +112,25 @@ impl Transcript {
     }
 
     /// The end's data.
-    pub fn end(&self) -> &Value {
+    pub(crate) fn end(&self) -> &Value {
         assert_eq!(self.ending.name, "end", "{:?}", self.ending);
         &self.ending.data
     }
 
     /// The end's text.
-    pub fn text(&self) -> &str {
+    pub(crate) fn text(&self) -> &str {
         self.end()["text"].as_str().expect("text is a string")
     }
 
     /// The end's reason.
-    pub fn stop_reason(&self) -> &str {
+    pub(crate) fn stop_reason(&self) -> &str {
         self.end()["stop_reason"]
             .as_str()
             .expect("stop_reason is a string")
     }
 
     /// The tokens' ids.
-    pub fn ids(&self) -> Vec<u32> {
+    pub(crate) fn ids(&self) -> Vec<u32> {
         self.tokens
             .iter()
             .map(|token| token["id"].as_u64().expect("an id") as u32)
