@@ -93,11 +93,9 @@ def cause(case, row, prompt, output):
     if params.get("mirostat") == 1 and masked_at("mirostat", case, row, text):
         return "mirostat_1_masked"
     if params.get("mirostat"):
-        return "mirostat_dynatemp" if "dynatemp_range" in params else None
+        return None
     if params.get("typical_p", 1.0) < 1.0 and masked_at("typ_p", case, row, text):
         return "typical_p_masked"
-    if params.get("dynatemp_range", 0.0) > 0.0 and params["temperature"] == 0.0:
-        return "dynatemp_at_zero"
     if params.get("dynatemp_range", 0.0) > 0.0 and masked_at("temperature", case, row, text):
         return "dynatemp_masked"
     if any(inside(x, y) for x, y in itertools.permutations(params.get("dry_sequence_breakers", []), 2)):

@@ -95,8 +95,6 @@ def nudges(params, vocab):
 def cause(case, row, prompt, output):
     """The rule of transformers, listed in README.md, that Nucleus does not follow and that this case meets."""
     params = case["params"]
-    if any([eos] in params.get("bad_words", []) for eos in case.get("eos", [])):
-        return "eos_as_bad_word"
     allowed = params.get("allowed_token_ids")
     free = {name: value for name, value in params.items() if name not in TRUNCATIONS + ("allowed_token_ids",)}
     if allowed and not np.isfinite(run(row, prompt, output, free, case).final[allowed]).any():
