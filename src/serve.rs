@@ -13,7 +13,7 @@ use tracing_subscriber::EnvFilter;
 use crate::cli::args;
 use crate::failure::usage;
 use crate::model::{self, ModelOptions};
-use crate::terminal::Notes;
+use crate::terminal::{Notes, Style};
 
 const ABOUT: &str = "Serve a model over HTTP";
 
@@ -215,6 +215,7 @@ fn log_to_stderr() {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(Style::stderr().is_coloured())
         .with_writer(io::stderr)
         .init();
 }
