@@ -178,9 +178,10 @@ impl Session {
                 let mut out = io::stdout();
                 out.write_all(Style::stdout().printable(text).as_bytes())?;
                 out.flush()
-            })?
+            })
         };
         writeln!(io::stdout())?;
+        let completion = completion?;
         if completion.finish_reason == FinishReason::Cancelled {
             self.notes.say("stopped");
         }

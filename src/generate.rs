@@ -97,9 +97,10 @@ fn to_text(generation: Generation, prompt: &str) -> anyhow::Result<Completion> {
     let completion = stream::follow(generation, |text| {
         out.write_all(style.printable(text).as_bytes())?;
         out.flush()
-    })?;
+    });
+    // Also before an error, which should not continue the line.
     writeln!(out)?;
-    Ok(completion)
+    completion
 }
 
 /// Prints the one object that `--json` asks for.

@@ -16,7 +16,7 @@ use nucleus_engine::gguf::{ModelFile, Value};
 use nucleus_engine::model::Model;
 use nucleus_engine::models::{self, LoadOptions, LoadProgress};
 use nucleus_engine::tokenizer::{EncodeOptions, Tokenizer};
-use nucleus_sampling::{MAX_VOCAB, Policy, SamplingParams, VocabInfo};
+use nucleus_sampling::{MAX_VOCAB, Policy, SamplingParams, VocabInfo, Warning};
 use serde_json::Value as Json;
 
 use crate::failure::usage;
@@ -208,21 +208,21 @@ fn progress_bar(file: &ModelFile) -> ProgressBar {
 }
 
 impl Loaded {
-    /// The parameters to generate with: what is recommended, and over it what was asked for. Both are said.
+    /// The parameters to generate with: what is recommended, and over it what was asked for. They are noted, and what the
+    /// sampler has to say about those that were asked for.
     pub(crate) fn sampling(
         &self,
         flags: &SamplingParams,
         notes: Notes,
     ) -> anyhow::Result<SamplingParams> {
-        let params = overlay(self.recommended.params.clone(), flags);
+        let recommended = &self.recommended.params;
+        let params = overlay(recommended.clone(), flags);
         let compiled = self.engine.validate(&params).map_err(usage)?;
         notes.say(&format!("sampling: {}", describe(&params)));
-        for warning in compiled
-            .warnings()
-            .iter()
-            .filter(|warning| is_present(flags, warning.param))
-        {
-            notes.say(&format!("note: {}: {}", warning.param, warning.message));
+        for Warning { param, message } in compiled.warnings() {
+            if is_present(flags, param) || !is_present(recommended, param) {
+                notes.say(&format!("note: {param}: {message}"));
+            }
         }
         Ok(params)
     }

@@ -1,9 +1,6 @@
 //! A program that was built without a model: `cargo test --no-default-features`.
-#![cfg(not(feature = "bundled-model"))]
 
-mod support;
-
-use support::run;
+use crate::support::run;
 
 #[test]
 fn a_model_must_be_named() {

@@ -1,7 +1,5 @@
 //! Runs the real binary and makes the files that it reads.
 
-#![allow(dead_code, reason = "each test file uses its own part of this")]
-
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -131,5 +129,39 @@ fn npy(descr: &str, shape: &str, elements: Vec<u8>) -> Vec<u8> {
     );
     bytes.extend(header.as_bytes());
     bytes.extend(elements);
+    bytes
+}
+
+/// What the tests of `generate` continue.
+pub(crate) const PROMPT: &str = "Once upon a time";
+
+/// The bundled model's file, for tests that damage it.
+pub(crate) const BUNDLED: &[u8] =
+    include_bytes!("../../models/little-storyteller/little-storyteller-15m-Q8_0.gguf");
+
+/// `nucleus generate` of a few tokens.
+pub(crate) fn generate(flags: &[&str]) -> Run {
+    run(&[&["generate", PROMPT, "--max-tokens", "12"], flags].concat())
+}
+
+/// The object that `generate --json` prints.
+pub(crate) fn generate_json(flags: &[&str]) -> Value {
+    generate(&[&["--json"], flags].concat()).json()
+}
+
+/// A GGUF file of version 3 with one string key and no tensors.
+pub(crate) fn gguf_of_architecture(name: &str) -> Vec<u8> {
+    const STRING: u32 = 8;
+    let mut bytes = b"GGUF".to_vec();
+    bytes.extend(3_u32.to_le_bytes());
+    bytes.extend(0_u64.to_le_bytes());
+    bytes.extend(1_u64.to_le_bytes());
+    for (index, text) in ["general.architecture", name].into_iter().enumerate() {
+        if index == 1 {
+            bytes.extend(STRING.to_le_bytes());
+        }
+        bytes.extend((text.len() as u64).to_le_bytes());
+        bytes.extend(text.as_bytes());
+    }
     bytes
 }

@@ -1,14 +1,11 @@
 //! `nucleus serve`: the worker as a process.
-#![cfg(all(unix, feature = "bundled-model"))]
-
-mod support;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::process::{Child, ChildStderr, Command, Stdio};
 
+use crate::support::{nucleus, run};
 use serde_json::Value;
-use support::{nucleus, run};
 
 /// A worker that listens; killed when it is dropped.
 struct Worker {

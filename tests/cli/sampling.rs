@@ -1,9 +1,7 @@
 //! `nucleus sample` and `nucleus explain`: the sampler on rows of logits that can be checked by hand.
 
-mod support;
-
+use crate::support::{Files, Run, npy_f16, npy_f32, run};
 use serde_json::{Value, json};
-use support::{Files, Run, npy_f16, npy_f32, run};
 
 /// Probabilities of the four-token row, by token id.
 const ROW: [f64; 4] = [0.1, 0.2, 0.3, 0.4];
