@@ -1,19 +1,18 @@
-//! The Llama decoder (Touvron et al. 2023): pre-norm layers of grouped-query attention with rotary positions, and a gated
-//! feed-forward block.
+//! The Llama decoder (Touvron et al. 2023): embedding, layers, norm and output matrix.
 
 use std::thread::available_parallelism;
 
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
-use super::activation::gated_silu;
-use super::attention::{self, Row};
-use super::cache::{BLOCK_SIZE, CacheShape, Entry, LayerCache};
+use super::attention::Row;
+use super::cache::{BLOCK_SIZE, CacheShape};
 use super::config::LlamaConfig;
 use super::error::{ChunkProblem, ModelError};
+use super::layer::{Buffers, Layer};
 use super::linear::{Linear, Product, multiply};
 use super::norm::rms_norm;
-use super::rope::{Rope, rotate};
-use super::tensors::{self, Reader, in_layer};
+use super::rope::Rope;
+use super::tensors::{self, Reader};
 use super::{Checked, DEFAULT_MAX_KV_TOKENS, LoadOptions, cache_shape};
 use crate::error::EngineError;
 use crate::gguf::ModelFile;
@@ -37,42 +36,6 @@ struct Decoder {
     /// `None` when the embedding is the output matrix too.
     output: Option<Linear>,
     buffers: Buffers,
-}
-
-/// A layer's weights and its part of the cache.
-struct Layer {
-    attention_norm: Vec<f32>,
-    query: Projection,
-    key: Projection,
-    value: Projection,
-    attention_output: Projection,
-    feed_forward_norm: Vec<f32>,
-    gate: Projection,
-    up: Projection,
-    down: Projection,
-    cache: LayerCache,
-}
-
-/// A matrix and, in some models, a bias.
-struct Projection {
-    matrix: Linear,
-    bias: Option<Vec<f32>>,
-}
-
-/// Activations of a step, kept from step to step: `[rows, width]` each.
-#[derive(Default)]
-struct Buffers {
-    hidden: Vec<f32>,
-    normed: Vec<f32>,
-    query: Vec<f32>,
-    key: Vec<f32>,
-    value: Vec<f32>,
-    attended: Vec<f32>,
-    gate: Vec<f32>,
-    up: Vec<f32>,
-    /// `[rows, pairs]` of (cos, sin).
-    rotations: Vec<(f32, f32)>,
-    logits: Vec<f32>,
 }
 
 impl Llama {
@@ -231,9 +194,8 @@ impl Decoder {
         for (&token, hidden) in tokens.zip(buffers.hidden.chunks_exact_mut(config.hidden)) {
             self.embedding.weights_of(token as usize, hidden)?;
         }
-        let pairs = self.rope.pairs();
         for layer in &mut self.layers {
-            layer.attend(config, pairs, &rows, buffers)?;
+            layer.attend(config, &rows, buffers)?;
             layer.feed_forward(config, buffers)?;
         }
         self.read_out(chunks)
@@ -255,7 +217,7 @@ impl Decoder {
                 wanted += 1;
             }
         }
-        buffers.logits.clear();
+        // What is in it from the step before is overwritten.
         buffers.logits.resize(wanted * matrix.outputs(), 0.0);
         if wanted == 0 {
             return Ok(());
@@ -280,149 +242,4 @@ fn rows_of<'a>(chunk: &Chunk<'a>) -> impl Iterator<Item = Row<'a>> {
         ..
     } = *chunk;
     (position..position + tokens.len()).map(move |position| Row { blocks, position })
-}
-
-impl Buffers {
-    fn resize(&mut self, config: &LlamaConfig, rows: usize) {
-        for (buffer, width) in [
-            (&mut self.hidden, config.hidden),
-            (&mut self.normed, config.hidden),
-            (&mut self.query, config.query_width()),
-            (&mut self.key, config.kv_width()),
-            (&mut self.value, config.kv_width()),
-            (&mut self.attended, config.query_width()),
-            (&mut self.gate, config.feed_forward),
-            (&mut self.up, config.feed_forward),
-        ] {
-            buffer.resize(rows * width, 0.0);
-        }
-    }
-}
-
-impl Layer {
-    fn read(
-        reader: &mut Reader<'_, '_>,
-        layer: usize,
-        cache_shape: CacheShape,
-    ) -> Result<Self, EngineError> {
-        Ok(Self {
-            attention_norm: reader.vector(&in_layer(layer, "attn_norm.weight"))?,
-            query: Projection::read(reader, layer, "attn_q")?,
-            key: Projection::read(reader, layer, "attn_k")?,
-            value: Projection::read(reader, layer, "attn_v")?,
-            attention_output: Projection::read(reader, layer, "attn_output")?,
-            feed_forward_norm: reader.vector(&in_layer(layer, "ffn_norm.weight"))?,
-            gate: Projection::read(reader, layer, "ffn_gate")?,
-            up: Projection::read(reader, layer, "ffn_up")?,
-            down: Projection::read(reader, layer, "ffn_down")?,
-            cache: LayerCache::new(cache_shape),
-        })
-    }
-
-    /// `hidden += attention(norm(hidden))`; the rows' keys and values go into the cache.
-    fn attend(
-        &mut self,
-        config: &LlamaConfig,
-        pairs: usize,
-        rows: &[Row<'_>],
-        buffers: &mut Buffers,
-    ) -> Result<(), EngineError> {
-        let Buffers {
-            hidden,
-            normed,
-            query,
-            key,
-            value,
-            attended,
-            rotations,
-            ..
-        } = buffers;
-        rms_norm(hidden, &self.attention_norm, config.rms_eps, normed);
-        project(
-            normed,
-            [(&self.query, query), (&self.key, key), (&self.value, value)],
-        )?;
-        for (states, width) in [
-            (&mut *query, config.query_width()),
-            (&mut *key, config.kv_width()),
-        ] {
-            for (row, rotations) in states
-                .chunks_exact_mut(width)
-                .zip(rotations.chunks_exact(pairs))
-            {
-                row.chunks_exact_mut(config.head_dim)
-                    .for_each(|head| rotate(head, rotations));
-            }
-        }
-        let entries = key
-            .chunks_exact(config.kv_width())
-            .zip(value.chunks_exact(config.kv_width()));
-        for (row, (keys, values)) in rows.iter().zip(entries) {
-            self.cache
-                .write(row.blocks, row.position, Entry { keys, values });
-        }
-        attention::attend(&self.cache, rows, query, attended);
-        project(attended, [(&self.attention_output, normed)])?;
-        add(hidden, normed);
-        Ok(())
-    }
-
-    /// `hidden += down(silu(gate(x))·up(x))` with `x = norm(hidden)`.
-    fn feed_forward(&self, config: &LlamaConfig, buffers: &mut Buffers) -> Result<(), EngineError> {
-        let Buffers {
-            hidden,
-            normed,
-            gate,
-            up,
-            ..
-        } = buffers;
-        rms_norm(hidden, &self.feed_forward_norm, config.rms_eps, normed);
-        project(normed, [(&self.gate, &mut *gate), (&self.up, &mut *up)])?;
-        gated_silu(gate, up);
-        project(gate, [(&self.down, normed)])?;
-        add(hidden, normed);
-        Ok(())
-    }
-}
-
-impl Projection {
-    fn read(reader: &mut Reader<'_, '_>, layer: usize, name: &str) -> Result<Self, EngineError> {
-        Ok(Self {
-            matrix: reader.linear(&in_layer(layer, &format!("{name}.weight")))?,
-            bias: reader.find_vector(&in_layer(layer, &format!("{name}.bias")))?,
-        })
-    }
-}
-
-/// `output = input · matrixᵀ + bias` for projections of the same input.
-fn project<const N: usize>(
-    input: &[f32],
-    projections: [(&Projection, &mut Vec<f32>); N],
-) -> Result<(), EngineError> {
-    let mut products = Vec::with_capacity(N);
-    let mut biases = Vec::new();
-    for (projection, output) in projections {
-        products.push(Product {
-            matrix: &projection.matrix,
-            output,
-        });
-        biases.push(projection.bias.as_ref());
-    }
-    multiply(input, &mut products)?;
-    for (product, bias) in products.iter_mut().zip(biases) {
-        if let Some(bias) = bias {
-            product
-                .output
-                .chunks_exact_mut(bias.len())
-                .for_each(|row| add(row, bias));
-        }
-    }
-    Ok(())
-}
-
-/// `x += y`.
-fn add(x: &mut [f32], y: &[f32]) {
-    for (x, y) in x.iter_mut().zip(y) {
-        *x += y;
-    }
 }

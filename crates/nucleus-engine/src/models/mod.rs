@@ -1,7 +1,7 @@
 //! The decoders: from a model file to a [`Model`].
 //!
 //! Threads: a model has its own pool, and all loops here run in it. Matrices of the types that candle multiplies
-//! ([`linear`]) are shared out over candle's threads instead, whose number is `CANDLE_NUM_THREADS`, else
+//! (K types and Q4_0 to Q5_1) are shared out over candle's threads instead, whose number is `CANDLE_NUM_THREADS`, else
 //! `RAYON_NUM_THREADS`, else the number of physical cores, fixed at the first use in the process.
 
 mod activation;
@@ -9,6 +9,7 @@ mod attention;
 mod cache;
 mod config;
 mod error;
+mod layer;
 mod linear;
 mod llama;
 mod norm;

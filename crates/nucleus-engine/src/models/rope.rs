@@ -49,11 +49,6 @@ impl Rope {
             }));
         }
     }
-
-    /// Pairs that are rotated in a head.
-    pub(super) fn pairs(&self) -> usize {
-        self.frequencies.len()
-    }
 }
 
 /// Rotates the pairs of neighbours at the start of `head` in place; what follows them stays as it is.
@@ -131,7 +126,6 @@ mod tests {
             rotations,
             [(1.0, 0.0), (3.0_f64.cos() as f32, 3.0_f64.sin() as f32)]
         );
-        assert_eq!(rope.pairs(), 1);
     }
 
     #[test]
