@@ -22,7 +22,7 @@ pub(crate) const Y_NONE: i64 = -(1 << 40);
 
 /// Coefficients of P(f) ~ 2^f on [-1/2, 1/2], constant term first. Evaluated in f32, the relative error is below 2^-23.8.
 /// Found by `peers/exp2_polynomial.py`: minimax under P(0) = 1, then the best f32 neighbours.
-const EXP2: [f32; 7] = [
+pub(crate) const EXP2: [f32; 7] = [
     1.0,
     0.693_147_24,
     0.240_226_54,

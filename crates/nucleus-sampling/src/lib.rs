@@ -8,6 +8,7 @@
 mod bias_map;
 mod compile;
 mod config;
+mod cpu;
 mod error;
 mod fixed;
 mod params;
@@ -29,6 +30,7 @@ pub use config::{
     Bias, Class, CompiledParams, Flags, MAX_OPS, MAX_VOCAB, Op, OpCode, Program, SamplingConfig,
     SamplingTables, UNLIMITED, VocabInfo, Warning,
 };
+pub use cpu::{Cdf, CpuOptions, CpuSampler};
 pub use error::ParamError;
 pub use params::{Bound, Domain, Literal, PARAMS, ParamSpec, Policy, SamplingParams};
 pub use pipeline::{Preset, Stage};

@@ -1,15 +1,25 @@
-//! The corpus on the reference sampler.
+//! The corpus on every sampler.
 
 #[path = "corpus/mod.rs"]
 mod corpus;
 
 use std::collections::BTreeSet;
 
-use nucleus_sampling::ReferenceSampler;
+use nucleus_sampling::{CpuOptions, CpuSampler, ReferenceSampler};
 
 #[test]
 fn the_reference_gives_what_the_corpus_says() {
     corpus::check(&mut ReferenceSampler::new());
+}
+
+#[test]
+fn the_fast_sampler_gives_what_the_corpus_says() {
+    for (simd, shortcuts) in [(true, true), (true, false), (false, true), (false, false)] {
+        corpus::check(&mut CpuSampler::with_options(CpuOptions {
+            simd,
+            shortcuts,
+        }));
+    }
 }
 
 #[test]

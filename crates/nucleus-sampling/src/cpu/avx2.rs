@@ -9,7 +9,9 @@ use std::mem::transmute;
 
 use half::{bf16, f16};
 
-use crate::cpu::kernels::{self, BLOCK, Band, Block, Extent, Fused, ROUNDER, SMALL, Scale};
+use crate::cpu::kernels::{
+    self, BLOCK, Band, Beginning, Block, Extent, Fused, ROUNDER, SMALL, Scale,
+};
 use crate::cpu::key::Key;
 use crate::fixed::{EXP2, Spread, Surprise};
 
@@ -28,11 +30,9 @@ macro_rules! compiled {
 
 compiled! {
     extent(block: &Block) -> Extent = kernels::extent;
-    scan_f32(blocks: &[Block], maxima: &mut [f32]) -> Extent = kernels::scan_f32;
     widen_bf16(from: &[bf16], to: &mut [f32]) = kernels::widen_bf16;
     clip(block: &mut Block, threshold: f32) = kernels::clip;
     count(block: &Block, threshold: f32) -> u32 = kernels::count;
-    weigh_each(logits: &[f32], scale: Scale, weights: &mut [u64]) = kernels::weigh_each::<Fused>;
 }
 
 #[inline]
@@ -45,6 +45,95 @@ fn load(from: &[f32; 8]) -> __m256 {
 fn store(vector: __m256) -> [f32; 8] {
     // SAFETY: both types are eight f32 in 32 bytes, and every bit pattern is valid in both.
     unsafe { transmute(vector) }
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,bmi1")]
+fn load_f16(from: &[f16; 8]) -> __m256 {
+    let [a, b, c, d, e, f, g, h] = from.map(|x| x.to_bits() as i16);
+    _mm256_cvtph_ps(_mm_setr_epi16(a, b, c, d, e, f, g, h))
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,bmi1")]
+fn load_bf16(from: &[bf16; 8]) -> __m256 {
+    let [a, b, c, d, e, f, g, h] = from.map(|x| x.to_bits() as i16);
+    let wide = _mm256_cvtepu16_epi32(_mm_setr_epi16(a, b, c, d, e, f, g, h));
+    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
+}
+
+/// The extents of one block, lane by lane.
+struct Extents {
+    max: [__m256; 2],
+    min: [__m256; 2],
+    nan: __m256,
+}
+
+impl Extents {
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c,bmi1")]
+    fn new() -> Self {
+        Self {
+            max: [_mm256_set1_ps(f32::NEG_INFINITY); 2],
+            min: [_mm256_set1_ps(f32::INFINITY); 2],
+            nan: _mm256_setzero_ps(),
+        }
+    }
+
+    /// Takes in two vectors. A maximum or minimum with a NaN is the other operand, the second.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c,bmi1")]
+    fn add(&mut self, pair: [__m256; 2]) {
+        let [a, b] = pair;
+        self.max = [_mm256_max_ps(a, self.max[0]), _mm256_max_ps(b, self.max[1])];
+        self.min = [_mm256_min_ps(a, self.min[0]), _mm256_min_ps(b, self.min[1])];
+        self.nan = _mm256_or_ps(self.nan, _mm256_cmp_ps::<_CMP_UNORD_Q>(a, b));
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c,bmi1")]
+    fn fold(self) -> Extent {
+        let max = store(_mm256_max_ps(self.max[0], self.max[1]));
+        let min = store(_mm256_min_ps(self.min[0], self.min[1]));
+        Extent {
+            max: tree(max, |a, b| if a > b { a } else { b }),
+            min: tree(min, |a, b| if a < b { a } else { b }),
+            nan: _mm256_movemask_ps(self.nan) != 0,
+        }
+    }
+}
+
+/// Folds eight numbers in three steps.
+#[inline(always)]
+fn tree(x: [f32; 8], f: impl Fn(f32, f32) -> f32) -> f32 {
+    let [a, b, c, d] = [f(x[0], x[4]), f(x[1], x[5]), f(x[2], x[6]), f(x[3], x[7])];
+    f(f(a, c), f(b, d))
+}
+
+/// Scans blocks of one type.
+macro_rules! scan {
+    ($($name:ident, $type:ty, $load:ident;)*) => {$(
+        #[target_feature(enable = "avx2,fma,f16c,bmi1")]
+        pub(super) fn $name(blocks: &[[$type; BLOCK]], maxima: &mut [f32]) -> Extent {
+            let mut all = Extent::EMPTY;
+            for (block, max) in blocks.iter().zip(maxima) {
+                let mut extents = Extents::new();
+                for [a, b] in block.as_chunks::<8>().0.as_chunks().0 {
+                    extents.add([$load(a), $load(b)]);
+                }
+                let extent = extents.fold();
+                *max = extent.max;
+                all = all.and(extent);
+            }
+            all
+        }
+    )*};
+}
+
+scan! {
+    scan_f32, f32, load;
+    scan_f16, f16, load_f16;
+    scan_bf16, bf16, load_bf16;
 }
 
 /// One group of a block.
@@ -156,7 +245,10 @@ fn weigh_large(block: &Block, scale: Scale) -> u64 {
         let parts = split::<24>(group(x), scale, -SURPLUS);
         for i in 0..GROUP {
             let q = weights(parts.significand[i], parts.distance[i]);
-            sums = [_mm256_add_epi64(sums[0], q[0]), _mm256_add_epi64(sums[1], q[1])];
+            sums = [
+                _mm256_add_epi64(sums[0], q[0]),
+                _mm256_add_epi64(sums[1], q[1]),
+            ];
         }
     }
     sum_64(_mm256_add_epi64(sums[0], sums[1]))
@@ -193,7 +285,10 @@ pub(super) fn surprise(block: &Block, scale: Scale) -> Surprise {
         }
     }
     let lifted = BLOCK as i64 * (LIFT >> 16);
-    Surprise { total: sum_64(total), moment: sum_64(moment) as i64 - lifted }
+    Surprise {
+        total: sum_64(total),
+        moment: sum_64(moment) as i64 - lifted,
+    }
 }
 
 /// See [`kernels::spread`].
@@ -212,7 +307,10 @@ pub(super) fn spread(block: &Block, max: f32) -> Spread {
         let units = _mm256_cvtps_epi32(_mm256_mul_ps(distance, _mm256_set1_ps(65536.0)));
         let units = _mm256_and_si256(units, there);
         count = _mm256_sub_epi32(count, there);
-        for units in [_mm256_and_si256(units, half), _mm256_srli_epi64::<32>(units)] {
+        for units in [
+            _mm256_and_si256(units, half),
+            _mm256_srli_epi64::<32>(units),
+        ] {
             let square = _mm256_mul_epu32(units, units);
             sum = _mm256_add_epi64(sum, units);
             low = _mm256_add_epi64(low, _mm256_and_si256(square, half));
@@ -226,20 +324,106 @@ pub(super) fn spread(block: &Block, max: f32) -> Spread {
     }
 }
 
+/// Which logits of a block are in a band, one bit each.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,bmi1")]
+fn inside(block: &Block, band: Band) -> [u64; BLOCK / 64] {
+    let (low, high) = (_mm256_set1_ps(band.low), _mm256_set1_ps(band.high));
+    let mut bits = [0; BLOCK / 64];
+    for (bits, vectors) in bits
+        .iter_mut()
+        .zip(block.as_chunks::<8>().0.as_chunks::<8>().0)
+    {
+        for (i, x) in vectors.iter().enumerate() {
+            let x = load(x);
+            let reaches = _mm256_cmp_ps::<_CMP_GE_OQ>(x, low);
+            let below = _mm256_cmp_ps::<_CMP_LT_OQ>(x, high);
+            *bits |= (_mm256_movemask_ps(_mm256_and_ps(reaches, below)) as u64) << (8 * i);
+        }
+    }
+    bits
+}
+
 /// See [`kernels::gather`].
 #[target_feature(enable = "avx2,fma,f16c,bmi1")]
 pub(super) fn gather(block: &Block, band: Band, first: u32, keys: &mut Vec<Key>) {
-    let (low, high) = (_mm256_set1_ps(band.low), _mm256_set1_ps(band.high));
-    for (id, x) in (first..).step_by(8).zip(block.as_chunks::<8>().0) {
-        let v = load(x);
-        let inside = _mm256_and_ps(_mm256_cmp_ps::<_CMP_GE_OQ>(v, low), _mm256_cmp_ps::<_CMP_LT_OQ>(v, high));
-        let mut lanes = _mm256_movemask_ps(inside) as u32;
-        while lanes != 0 {
-            let lane = lanes.trailing_zeros();
-            keys.push(Key::new(x[lane as usize & 7], id + lane));
-            lanes &= lanes - 1;
+    for (word, mut bits) in inside(block, band).into_iter().enumerate() {
+        while bits != 0 {
+            let place = 64 * word + bits.trailing_zeros() as usize;
+            keys.push(Key::new(block[place % BLOCK], first + place as u32));
+            bits &= bits - 1;
         }
     }
+}
+
+/// See [`kernels::weigh_from`].
+#[target_feature(enable = "avx2,fma,f16c,bmi1")]
+pub(super) fn weigh_from(block: &Block, scale: Scale, threshold: f32) -> Beginning {
+    if scale.borders_on_the_weightless() {
+        return kernels::weigh_from::<Fused>(block, scale, threshold);
+    }
+    let threshold = _mm256_set1_ps(threshold);
+    let none = _mm256_set1_ps(f32::NEG_INFINITY);
+    let mut sums = [_mm256_setzero_si256(); 2];
+    let mut count = 0;
+    for x in groups(block) {
+        let x = group(x);
+        let reaches: [_; GROUP] = array::from_fn(|i| _mm256_cmp_ps::<_CMP_GE_OQ>(x[i], threshold));
+        let kept = array::from_fn(|i| _mm256_blendv_ps(none, x[i], reaches[i]));
+        let parts = split::<24>(kept, scale, -SURPLUS);
+        for i in 0..GROUP {
+            let q = weights(parts.significand[i], parts.distance[i]);
+            sums = [
+                _mm256_add_epi64(sums[0], q[0]),
+                _mm256_add_epi64(sums[1], q[1]),
+            ];
+        }
+        let lanes = reaches.map(|reaches| _mm256_movemask_ps(reaches).count_ones());
+        count += lanes.into_iter().sum::<u32>();
+    }
+    Beginning {
+        mass: sum_64(_mm256_add_epi64(sums[0], sums[1])),
+        count,
+    }
+}
+
+/// See [`kernels::weigh_each`].
+#[target_feature(enable = "avx2,fma,f16c,bmi1")]
+pub(super) fn weigh_each(logits: &[f32], scale: Scale, weights: &mut [u64]) {
+    const WIDTH: usize = 8 * GROUP;
+    if scale.borders_on_the_weightless() {
+        return kernels::weigh_each::<Fused>(logits, scale, weights);
+    }
+    let (chunks, rest) = logits.as_chunks::<WIDTH>();
+    let (places, places_left) = weights.as_chunks_mut::<WIDTH>();
+    for (logits, weights) in chunks.iter().zip(places) {
+        *weights = weigh_group(logits, scale);
+    }
+    let mut padded = [f32::NEG_INFINITY; WIDTH];
+    padded[..rest.len()].copy_from_slice(rest);
+    let last = weigh_group(&padded, scale);
+    places_left.copy_from_slice(&last[..places_left.len()]);
+}
+
+/// The weights of one group, in order.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,bmi1")]
+fn weigh_group(logits: &[f32; 8 * GROUP], scale: Scale) -> [u64; 8 * GROUP] {
+    let [vectors] = logits.as_chunks::<8>().0.as_chunks::<GROUP>().0 else {
+        return [0; 8 * GROUP];
+    };
+    let parts = split::<24>(group(vectors), scale, -SURPLUS);
+    let mut all = [0; 8 * GROUP];
+    for (i, eight) in all.as_chunks_mut::<8>().0.iter_mut().enumerate() {
+        let [outer, inner] = weights(parts.significand[i], parts.distance[i]);
+        let halves = [
+            _mm256_permute2x128_si256::<0x20>(outer, inner),
+            _mm256_permute2x128_si256::<0x31>(outer, inner),
+        ];
+        // SAFETY: both types are eight u64 in 64 bytes, and every bit pattern is valid in both.
+        *eight = unsafe { transmute::<[__m256i; 2], [u64; 8]>(halves) };
+    }
+    all
 }
 
 /// See [`kernels::widen_f16`].
@@ -248,8 +432,7 @@ pub(super) fn widen_f16(from: &[f16], to: &mut [f32]) {
     let (from, from_rest) = from.as_chunks::<8>();
     let (to, to_rest) = to.as_chunks_mut::<8>();
     for (from, to) in from.iter().zip(to) {
-        let [a, b, c, d, e, f, g, h] = from.map(|x| x.to_bits() as i16);
-        *to = store(_mm256_cvtph_ps(_mm_setr_epi16(a, b, c, d, e, f, g, h)));
+        *to = store(load_f16(from));
     }
     kernels::widen_f16(from_rest, to_rest);
 }

@@ -106,9 +106,15 @@ pub(super) fn extent(block: &Block) -> Extent {
             nan[lane] |= if ordered { 0 } else { u32::MAX };
         }
     }
+    for half in [16, 8, 4, 2, 1] {
+        for lane in 0..half {
+            max[lane] = larger(max[lane + half], max[lane]);
+            min[lane] = smaller(min[lane + half], min[lane]);
+        }
+    }
     Extent {
-        max: max.into_iter().fold(f32::NEG_INFINITY, larger),
-        min: min.into_iter().fold(f32::INFINITY, smaller),
+        max: max[0],
+        min: min[0],
         nan: nan.into_iter().fold(0, |any, lane| any | lane) != 0,
     }
 }
@@ -116,12 +122,41 @@ pub(super) fn extent(block: &Block) -> Extent {
 /// The extent of every block together, and the maximum of each.
 #[inline(always)]
 pub(super) fn scan_f32(blocks: &[Block], maxima: &mut [f32]) -> Extent {
-    let pairs = blocks.iter().zip(maxima);
-    pairs.fold(Extent::EMPTY, |all, (block, max)| {
+    let mut all = Extent::EMPTY;
+    for (block, max) in blocks.iter().zip(maxima) {
         let extent = extent(block);
         *max = extent.max;
-        all.and(extent)
-    })
+        all = all.and(extent);
+    }
+    all
+}
+
+/// [`scan_f32`] of binary16.
+#[inline(always)]
+pub(super) fn scan_f16(blocks: &[[f16; BLOCK]], maxima: &mut [f32]) -> Extent {
+    let mut all = Extent::EMPTY;
+    let mut wide = [0.0; BLOCK];
+    for (block, max) in blocks.iter().zip(maxima) {
+        widen_f16(block, &mut wide);
+        let extent = extent(&wide);
+        *max = extent.max;
+        all = all.and(extent);
+    }
+    all
+}
+
+/// [`scan_f32`] of bfloat16.
+#[inline(always)]
+pub(super) fn scan_bf16(blocks: &[[bf16; BLOCK]], maxima: &mut [f32]) -> Extent {
+    let mut all = Extent::EMPTY;
+    let mut wide = [0.0; BLOCK];
+    for (block, max) in blocks.iter().zip(maxima) {
+        widen_bf16(block, &mut wide);
+        let extent = extent(&wide);
+        *max = extent.max;
+        all = all.and(extent);
+    }
+    all
 }
 
 /// binary16 to binary32 in integers and one exact product.
@@ -130,9 +165,13 @@ pub(super) fn widen_f16(from: &[f16], to: &mut [f32]) {
     for (from, to) in from.iter().zip(to) {
         let bits = u32::from(from.to_bits());
         // Exponent 31 must become 255: the product below adds 112, so another 112 are due.
-        let special = if bits & 0x7C00 == 0x7C00 { 112 << 23 } else { 0 };
+        let special = if bits & 0x7C00 == 0x7C00 {
+            112 << 23
+        } else {
+            0
+        };
         let magnitude = f32::from_bits((bits & 0x7FFF) << 13) * f32::from_bits((127 + 112) << 23);
-        *to = f32::from_bits(magnitude.to_bits() + special | (bits & 0x8000) << 16);
+        *to = f32::from_bits((magnitude.to_bits() + special) | ((bits & 0x8000) << 16));
     }
 }
 
@@ -148,14 +187,21 @@ pub(super) fn widen_bf16(from: &[bf16], to: &mut [f32]) {
 #[inline(always)]
 pub(super) fn clip(block: &mut Block, threshold: f32) {
     for logit in block {
-        *logit = if *logit >= threshold { *logit } else { f32::NEG_INFINITY };
+        *logit = if *logit >= threshold {
+            *logit
+        } else {
+            f32::NEG_INFINITY
+        };
     }
 }
 
 /// Number of logits that reach a threshold.
 #[inline(always)]
 pub(super) fn count(block: &Block, threshold: f32) -> u32 {
-    block.iter().map(|logit| u32::from(*logit >= threshold)).sum()
+    block
+        .iter()
+        .map(|logit| u32::from(*logit >= threshold))
+        .sum()
 }
 
 /// Logits in `[low, high)`.
@@ -168,7 +214,10 @@ pub(super) struct Band {
 impl Band {
     /// Every finite logit that reaches a threshold.
     pub(super) const fn from(low: f32) -> Self {
-        Self { low, high: f32::INFINITY }
+        Self {
+            low,
+            high: f32::INFINITY,
+        }
     }
 }
 
@@ -235,8 +284,33 @@ fn weight((significand, distance): (u32, u32)) -> u64 {
 #[inline(always)]
 pub(super) fn weigh<F: MulAdd>(block: &Block, scale: Scale) -> u64 {
     let mut doubt = scale.borders_on_the_weightless();
-    let sum = block.iter().map(|logit| weight(significand::<F>(*logit, scale, &mut doubt))).sum();
-    if doubt { block.iter().map(|logit| scale.weight(*logit)).sum() } else { sum }
+    let sum = block
+        .iter()
+        .map(|logit| weight(significand::<F>(*logit, scale, &mut doubt)))
+        .sum();
+    if doubt {
+        block.iter().map(|logit| scale.weight(*logit)).sum()
+    } else {
+        sum
+    }
+}
+
+/// What the logits of a block that reach a threshold hold.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Beginning {
+    pub(super) mass: u64,
+    pub(super) count: u32,
+}
+
+/// The sum of the weights of the logits that reach a threshold, and their number.
+#[inline(always)]
+pub(super) fn weigh_from<F: MulAdd>(block: &Block, scale: Scale, threshold: f32) -> Beginning {
+    let mut kept = *block;
+    clip(&mut kept, threshold);
+    Beginning {
+        mass: weigh::<F>(&kept, scale),
+        count: count(block, threshold),
+    }
 }
 
 /// The weights of a slice.
@@ -247,7 +321,10 @@ pub(super) fn weigh_each<F: MulAdd>(logits: &[f32], scale: Scale, weights: &mut 
         *q = weight(significand::<F>(*logit, scale, &mut doubt));
     }
     if doubt {
-        logits.iter().zip(weights).for_each(|(logit, q)| *q = scale.weight(*logit));
+        logits
+            .iter()
+            .zip(weights)
+            .for_each(|(logit, q)| *q = scale.weight(*logit));
     }
 }
 
@@ -261,17 +338,27 @@ pub(super) fn surprise<F: MulAdd>(block: &Block, scale: Scale) -> Surprise {
         let q = weight((significand, distance));
         let rounded = logit * scale.s + ROUNDER;
         let f = F::mul_add(*logit, scale.s, ROUNDER - rounded, &mut doubt);
-        let fraction = (f * 65536.0 + ROUNDER).to_bits() as i32 - ROUNDER.to_bits() as i32;
-        let y = i64::from(fraction) - (i64::from(distance) << 16);
+        let fraction = (f * 65536.0 + ROUNDER)
+            .to_bits()
+            .wrapping_sub(ROUNDER.to_bits());
+        // Meaningless where q is 0.
+        let y = i64::from(fraction as i32) - (i64::from(distance) << 16);
         surprise.total += q;
         surprise.moment += (q as i64).wrapping_mul(y) >> 16;
     }
-    if doubt { surprise_exactly(block, scale) } else { surprise }
+    if doubt {
+        surprise_exactly(block, scale)
+    } else {
+        surprise
+    }
 }
 
 fn surprise_exactly(block: &Block, scale: Scale) -> Surprise {
     let mut surprise = Surprise::default();
-    for exponent in block.iter().filter_map(|logit| Exponent::of(*logit, scale.s)) {
+    for exponent in block
+        .iter()
+        .filter_map(|logit| Exponent::of(*logit, scale.s))
+    {
         surprise.add(exponent.weight(scale.max), exponent.log2_q16(scale.max));
     }
     surprise
@@ -302,6 +389,10 @@ pub(super) fn spread(block: &Block, max: f32) -> Spread {
 fn distance_q16(distance: f32) -> u32 {
     const WHOLE: f32 = 8_388_608.0; // From 2^23 on every f32 is an integer.
     let units = smaller(distance, 32768.0) * 65536.0;
-    let rounded = if units < WHOLE { (units + WHOLE) - WHOLE } else { units };
+    let rounded = if units < WHOLE {
+        (units + WHOLE) - WHOLE
+    } else {
+        units
+    };
     rounded as u32
 }

@@ -20,8 +20,7 @@ impl Key {
     /// The logit; never -0.
     #[inline(always)]
     pub(super) fn logit(self) -> f32 {
-        let ascending = !self.high();
-        f32::from_bits(if ascending >> 31 == 1 { ascending & 0x7FFF_FFFF } else { !ascending })
+        ascending(self.high())
     }
 
     /// The part that orders by logit alone.
@@ -35,7 +34,21 @@ impl Key {
 #[inline(always)]
 pub(super) fn descending(logit: f32) -> u32 {
     let bits = (logit + 0.0).to_bits();
-    if bits >> 31 == 1 { bits } else { !(bits | 0x8000_0000) }
+    if bits >> 31 == 1 {
+        bits
+    } else {
+        !(bits | 0x8000_0000)
+    }
+}
+
+/// The logit of such an integer.
+#[inline(always)]
+pub(super) fn ascending(code: u32) -> f32 {
+    f32::from_bits(if code >> 31 == 1 {
+        code
+    } else {
+        !code & 0x7FFF_FFFF
+    })
 }
 
 /// Sorts keys that are in ascending order of id; `spare` is working space.
@@ -94,7 +107,10 @@ mod tests {
     #[test]
     fn a_key_gives_back_its_token() {
         for logit in [0.0, 1.0, -1.0, 1e-42, -1e-42, f32::MAX, f32::MIN] {
-            assert_eq!((Key::new(logit, 7).logit(), Key::new(logit, 7).id()), (logit, 7));
+            assert_eq!(
+                (Key::new(logit, 7).logit(), Key::new(logit, 7).id()),
+                (logit, 7)
+            );
         }
         assert!(Key::new(-0.0, 0).logit().is_sign_positive());
     }

@@ -5,7 +5,7 @@
 
 use half::{bf16, f16};
 
-use super::kernels::{self, Band, Block, Extent, Scale};
+use super::kernels::{self, BLOCK, Band, Beginning, Block, Extent, Scale};
 use super::key::Key;
 use crate::fixed::{Spread, Surprise};
 
@@ -75,6 +75,10 @@ kernels! {
     extent(block: &Block) -> Extent = kernels::extent;
     /// See [`kernels::scan_f32`].
     scan_f32(blocks: &[Block], maxima: &mut [f32]) -> Extent = kernels::scan_f32;
+    /// See [`kernels::scan_f16`].
+    scan_f16(blocks: &[[f16; BLOCK]], maxima: &mut [f32]) -> Extent = kernels::scan_f16;
+    /// See [`kernels::scan_bf16`].
+    scan_bf16(blocks: &[[bf16; BLOCK]], maxima: &mut [f32]) -> Extent = kernels::scan_bf16;
     /// See [`kernels::widen_f16`].
     widen_f16(from: &[f16], to: &mut [f32]) = kernels::widen_f16;
     /// See [`kernels::widen_bf16`].
@@ -87,6 +91,8 @@ kernels! {
     gather(block: &Block, band: Band, first: u32, keys: &mut Vec<Key>) = kernels::gather;
     /// The sum of the weights of a block whose largest exponent is `depth` below the scale's. See [`kernels::weigh`].
     weigh(block: &Block, scale: Scale, depth: i32) -> u64 = weigh_portable;
+    /// See [`kernels::weigh_from`].
+    weigh_from(block: &Block, scale: Scale, threshold: f32) -> Beginning = kernels::weigh_from::<Baseline>;
     /// See [`kernels::weigh_each`].
     weigh_each(logits: &[f32], scale: Scale, weights: &mut [u64]) = kernels::weigh_each::<Baseline>;
     /// See [`kernels::surprise`].

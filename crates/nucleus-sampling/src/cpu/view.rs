@@ -2,7 +2,9 @@
 
 use std::ops::Range;
 
-use super::kernels::{BLOCK, Block, Extent};
+use super::flaws::Flaws;
+use super::kernels::{BLOCK, Block};
+use super::key::Key;
 use super::overlay::Overlay;
 use super::simd::Simd;
 use crate::row::LogitsRow;
@@ -17,12 +19,18 @@ pub(super) struct Cut {
 impl Cut {
     /// Every token that reaches a logit.
     pub(super) const fn at(logit: f32) -> Self {
-        Self { logit, id: u32::MAX }
+        Self {
+            logit,
+            id: u32::MAX,
+        }
     }
 
-    /// Whether a token is kept.
-    pub(super) fn keeps(self, logit: f32, id: u32) -> bool {
-        logit > self.logit || logit == self.logit && id <= self.id
+    /// The one that keeps less.
+    pub(super) fn tighter(self, other: Option<Self>) -> Self {
+        let key = |cut: Self| Key::new(cut.logit, cut.id);
+        other
+            .filter(|other| key(*other) < key(self))
+            .unwrap_or(self)
     }
 }
 
@@ -97,21 +105,76 @@ impl<'a> View<'a> {
         }
     }
 
-    /// The maximum of every block, and the extent of the row.
-    pub(super) fn scan(&self, maxima: &mut Vec<f32>) -> Extent {
+    /// Logits of a block from a place on, neither edited nor cut; -inf beyond the row.
+    pub(super) fn sample<const N: usize>(&self, block: usize, place: usize) -> [f32; N] {
+        let ids = self.ids(block);
+        let first = (ids.start + place).min(ids.end);
+        let ids = first..ids.end.min(first + N);
+        let mut sample = [f32::NEG_INFINITY; N];
+        let head = &mut sample[..ids.len()];
+        match self.logits {
+            LogitsRow::F32(row) => head.copy_from_slice(&row[ids]),
+            LogitsRow::F16(row) => self.simd.widen_f16(&row[ids], head),
+            LogitsRow::Bf16(row) => self.simd.widen_bf16(&row[ids], head),
+        }
+        sample
+    }
+
+    /// Reads every block once and leaves the maximum of each in `maxima`.
+    pub(super) fn scan(&self, maxima: &mut Vec<f32>) -> Scan {
         maxima.clear();
         maxima.resize(self.blocks(), f32::NEG_INFINITY);
-        let whole = match (self.logits, self.edits, self.cut) {
-            (LogitsRow::F32(row), None, None) => row.as_chunks().0,
-            _ => &[],
+        let plain = self.edits.is_none() && self.cut.is_none();
+        let whole = if plain { self.logits.len() / BLOCK } else { 0 };
+        let extent = match self.logits {
+            LogitsRow::F32(row) => self.simd.scan_f32(&row.as_chunks().0[..whole], maxima),
+            LogitsRow::F16(row) => self.simd.scan_f16(&row.as_chunks().0[..whole], maxima),
+            LogitsRow::Bf16(row) => self.simd.scan_bf16(&row.as_chunks().0[..whole], maxima),
         };
-        let extent = self.simd.scan_f32(whole, maxima);
-        (whole.len()..self.blocks()).fold(extent, |extent, index| {
-            let (block, len) = self.extent(index);
-            maxima[index] = block.max;
-            // The filling of the last block is no -inf of the row.
-            let min = if len < BLOCK && block.min == f32::NEG_INFINITY { self.tail_min(index) } else { block.min };
-            extent.and(Extent { min, ..block })
-        })
+        let mut scan = Scan {
+            max: extent.max,
+            flaws: Flaws {
+                nan: extent.nan,
+                infinity: extent.max == f32::INFINITY,
+            },
+            holes: extent.min == f32::NEG_INFINITY,
+        };
+        for (index, max) in maxima.iter_mut().enumerate().skip(whole) {
+            let block = self.scan_block(index);
+            *max = block.max;
+            scan.max = block.max.max(scan.max);
+            scan.flaws |= block.flaws;
+            scan.holes |= block.holes;
+        }
+        scan
     }
+
+    /// What a scan finds in one block.
+    pub(super) fn scan_block(&self, index: usize) -> Scan {
+        let mut buffer = [0.0; BLOCK];
+        let block = self.block(index, &mut buffer);
+        let extent = self.simd.extent(block);
+        // What fills up the last block is no hole.
+        let holes = extent.min == f32::NEG_INFINITY
+            && self.simd.count(block, f32::MIN) < self.ids(index).len() as u32;
+        let flaws = Flaws {
+            nan: extent.nan,
+            infinity: extent.max == f32::INFINITY,
+        };
+        Scan {
+            max: extent.max,
+            flaws,
+            holes,
+        }
+    }
+}
+
+/// What one reading of a row finds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Scan {
+    /// The largest logit, NaNs apart.
+    pub(super) max: f32,
+    pub(super) flaws: Flaws,
+    /// Whether there is a -inf.
+    pub(super) holes: bool,
 }

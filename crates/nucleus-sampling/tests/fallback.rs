@@ -1,0 +1,131 @@
+//! Rows on which cuts are searched for: forced to, and where looking for them first is in vain.
+
+#[path = "parity/mod.rs"]
+#[allow(dead_code)]
+mod parity;
+
+use nucleus_sampling::{
+    CpuOptions, CpuSampler, LogitsRow, ReferenceSampler, Sampler, SamplingParams,
+};
+use parity::{Request, RowSpec, Shape, WAYS, bits};
+
+const SHAPES: [Shape; 10] = [
+    Shape::Bell(0.02),
+    Shape::Bell(1.0),
+    Shape::Bell(2.5),
+    Shape::Peaked,
+    Shape::Ties,
+    Shape::Flat,
+    Shape::OneHot,
+    Shape::Sorted { rising: true },
+    Shape::Sorted { rising: false },
+    Shape::Steep,
+];
+
+/// Compares every way of working with the reference on one row.
+fn agree(spec: &RowSpec, vocab: usize, params: SamplingParams) {
+    let request = Request::of(SamplingParams {
+        seed: Some(9),
+        ..params
+    });
+    let (compiled, state) = request.compile(vocab as u32).expect("valid parameters");
+    let logits = spec.make(vocab);
+    let row = request.row(LogitsRow::F32(&logits), &compiled, &state);
+    let expected = bits(&ReferenceSampler::new().sample(&row));
+    for way in WAYS {
+        let sampled = bits(&CpuSampler::with_options(way).sample(&row));
+        assert_eq!(sampled, expected, "{spec:?} {:?} {way:?}", request.params);
+    }
+}
+
+#[test]
+fn top_p_of_every_shape_and_size() {
+    for shape in SHAPES {
+        for (vocab, p, temperature) in [
+            (3, 0.5, 1.0),
+            (700, 0.999, 2.0),
+            (9001, 0.3, 1.0),
+            (20_000, 0.97, 0.5),
+        ] {
+            let params = SamplingParams {
+                top_p: Some(p),
+                temperature: Some(temperature),
+                ..Default::default()
+            };
+            agree(&RowSpec::plain(shape, 1), vocab, params);
+        }
+    }
+}
+
+#[test]
+fn top_k_below_and_above_every_limit() {
+    for shape in SHAPES {
+        for k in [1, 2, 63, 80, 4095, 4097, 12_000] {
+            for preset in ["default", "vllm"] {
+                let params = SamplingParams {
+                    top_k: Some(k),
+                    preset: Some(preset.to_owned()),
+                    ..Default::default()
+                };
+                agree(&RowSpec::plain(shape, 2), 13_000, params);
+            }
+        }
+    }
+}
+
+#[test]
+fn cuts_after_cuts_only_tighten() {
+    for shape in SHAPES {
+        let params = SamplingParams {
+            top_k: Some(9000),
+            top_p: Some(0.99),
+            min_p: Some(1e-9),
+            epsilon_cutoff: Some(1e-7),
+            top_a: Some(1e-6),
+            min_keep: Some(3),
+            ..Default::default()
+        };
+        agree(&RowSpec::plain(shape, 3), 11_000, params);
+    }
+}
+
+#[test]
+fn min_keep_beyond_what_a_cut_leaves() {
+    for shape in SHAPES {
+        for min_keep in [2, 5000] {
+            let params = SamplingParams {
+                top_p: Some(0.5),
+                min_p: Some(0.9),
+                min_keep: Some(min_keep),
+                ..Default::default()
+            };
+            agree(&RowSpec::plain(shape, 4), 8000, params);
+        }
+    }
+}
+
+#[test]
+fn a_large_vocabulary_forced_down_the_search() {
+    let options = CpuOptions {
+        shortcuts: false,
+        ..Default::default()
+    };
+    for (shape, top_k, top_p) in [
+        (Shape::Bell(1.0), 0, 0.999),
+        (Shape::Peaked, 40, 0.95),
+        (Shape::Flat, 0, 0.5),
+    ] {
+        let request = Request::of(SamplingParams {
+            seed: Some(1),
+            top_k: Some(top_k),
+            top_p: Some(top_p),
+            temperature: Some(2.0),
+            ..Default::default()
+        });
+        let (params, state) = request.compile(151_936).expect("valid parameters");
+        let logits = RowSpec::plain(shape, 5).make(151_936);
+        let row = request.row(LogitsRow::F32(&logits), &params, &state);
+        let searched = CpuSampler::with_options(options).sample(&row);
+        assert_eq!(bits(&searched), bits(&ReferenceSampler::new().sample(&row)));
+    }
+}
