@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use clap::{Arg, ArgMatches, value_parser};
 use nucleus_sampling::{
-    CompiledParams, LogitsRow, ReferenceSampler, Sampler, SamplerState, SamplingParams, VocabInfo,
+    CompiledParams, CpuSampler, LogitsRow, Sampler, SamplerState, SamplingParams, VocabInfo,
 };
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -130,5 +130,5 @@ fn read_json<T: DeserializeOwned>(path: &Path) -> anyhow::Result<T> {
 
 /// The sampler that generation uses.
 pub(crate) fn sampler() -> impl Sampler {
-    ReferenceSampler
+    CpuSampler::new()
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
 
-use nucleus_sampling::{LogitsRow, Row, SampledToken, Sampler, Status};
+use nucleus_sampling::{CpuSampler, LogitsRow, Row, SampledToken, Sampler, Status};
 use tokio::sync::mpsc as events;
 
 use super::{Command, Event, GenerationError, Shared, Submitted};
@@ -36,7 +36,7 @@ impl Worker {
         shared: Arc<Shared>,
         inbox: mpsc::Receiver<Command>,
     ) -> Self {
-        let sampler = Box::new(nucleus_sampling::ReferenceSampler);
+        let sampler = Box::new(CpuSampler::new());
         Self {
             model,
             scheduler,
