@@ -326,12 +326,7 @@ fn params(numbers: &mut Numbers, vocab: u32) -> SamplingParams {
         let count = numbers.pick(&[1, 16, 300]);
         p.logit_bias = Some(
             (0..count)
-                .map(|_| {
-                    (
-                        numbers.below(vocab as usize) as u32,
-                        numbers.bell() * 10.0,
-                    )
-                })
+                .map(|_| (numbers.below(vocab as usize) as u32, numbers.bell() * 10.0))
                 .collect(),
         );
     }
@@ -464,16 +459,16 @@ fn batch(numbers: &mut Numbers, spec: &Spec, file: &mut Bytes) {
         let mut state = SamplerState::new(&compiled, &prompt);
         output.iter().for_each(|id| state.commit_forced(*id));
         let state = state.fork(numbers.below(3) as u32);
-        let mask = numbers
-            .chance(0.2)
-            .then(|| numbers.below(masks.len()));
+        let mask = numbers.chance(0.2).then(|| numbers.below(masks.len()));
         let processed = numbers.chance(0.7);
         let row = Row {
             logits: all.row(index * stride, row_len),
             params: &compiled,
             state: &state,
             mask: mask.map(|index| masks[index].as_slice()),
-            uniform: numbers.chance(0.2).then(|| numbers.pick(&[0, u64::MAX, 1 << 63, 12345 << 40])),
+            uniform: numbers
+                .chance(0.2)
+                .then(|| numbers.pick(&[0, u64::MAX, 1 << 63, 12345 << 40])),
             logprobs: Logprobs {
                 top: 0,
                 mode: if processed {
@@ -506,9 +501,15 @@ fn batch(numbers: &mut Numbers, spec: &Spec, file: &mut Bytes) {
     arena.0.iter().for_each(|word| file.u32(*word));
     masks.iter().flatten().for_each(|word| file.u32(*word));
     all.put(file);
-    file.0.extend(std::iter::repeat_n(0, file.0.len().next_multiple_of(8) - file.0.len()));
+    file.0.extend(std::iter::repeat_n(
+        0,
+        file.0.len().next_multiple_of(8) - file.0.len(),
+    ));
     file.0.extend(expected.0);
-    file.0.extend(std::iter::repeat_n(0, file.0.len().next_multiple_of(8) - file.0.len()));
+    file.0.extend(std::iter::repeat_n(
+        0,
+        file.0.len().next_multiple_of(8) - file.0.len(),
+    ));
 }
 
 /// `SamplingRow`.
@@ -554,10 +555,21 @@ fn write_the_corpus() {
     let path = std::env::var("NUCLEUS_CUDA_CORPUS").expect("NUCLEUS_CUDA_CORPUS names a file");
     let mut numbers = Numbers(0);
     let mut batches = Vec::new();
-    for (vocab, count) in [(1u32, 4), (2, 6), (5, 30), (111, 60), (3000, 30), (6000, 20)] {
+    for (vocab, count) in [
+        (1u32, 4),
+        (2, 6),
+        (5, 30),
+        (111, 60),
+        (3000, 30),
+        (6000, 20),
+    ] {
         for _ in 0..count {
             let row_len = vocab as usize + numbers.pick(&[0, 0, 5]);
-            let row_len = if vocab > 2 && numbers.chance(0.1) { row_len - 1 } else { row_len };
+            let row_len = if vocab > 2 && numbers.chance(0.1) {
+                row_len - 1
+            } else {
+                row_len
+            };
             batches.push(Spec {
                 vocab,
                 row_len,

@@ -170,7 +170,7 @@ HD bool single_breaker(const Sequences &breakers, u32 id) {
 
 // Builds the table with the threads of one block. `team.local_max` reduces over the block.
 template <class Team>
-HD void build_edits(const Team &team, const Request &r, const EditTable &table) {
+HD_SLOW void build_edits(const Team &team, const Request &r, const EditTable &table) {
   const u32 t = team.local(), n = team.locals();
   const SamplingConfig &c = *r.config;
   const u32 *tokens = r.words(r.row->history);
@@ -263,7 +263,7 @@ HD float dry(float x, const Edit &edit, const SamplingConfig &c) {
 }
 
 // The logit after the edit `code` of a token that the table holds.
-HD float apply_edit(u32 code, float x, const Edit &edit, const SamplingConfig &c) {
+HD_SLOW float apply_edit(u32 code, float x, const Edit &edit, const SamplingConfig &c) {
   switch (code) {
     case NUCLEUS_OP_DRY: return dry(x, edit, c);
     case NUCLEUS_OP_NO_REPEAT_NGRAM: return edit.flags & NGRAM ? -infinity() : x;

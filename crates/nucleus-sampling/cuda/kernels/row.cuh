@@ -91,7 +91,7 @@ struct RowMachine {
   HD static Layer layer(u32 code, float divide) { return Layer{code, divide, 0, 0, 0, 0, ~0ull, 0}; }
 
   // The logit of a token in the uppermost layer; false if it is out.
-  HD bool eval(u32 id, float &x) const {
+  HD_SLOW bool eval(u32 id, float &x) const {
     x = load_logit(r, id);
     const Edit *edit = nullptr;
     if (!raw) {
@@ -202,7 +202,7 @@ struct RowMachine {
   // Descending over the keys that f gives, the first at which base plus the sum of weights suffices; the smallest key if none does.
   // f(id, x, key, weight) returns whether the token takes part.
   template <class F>
-  HD Selected select(u32 bits, u64 base, Until until, F f) const {
+  HD_SLOW Selected select(u32 bits, u64 base, Until until, F f) const {
     u64 prefix = 0;
     for (u32 left = bits; left > 0;) {
       u32 width = left < DIGIT_BITS ? left : DIGIT_BITS, shift = left - width;

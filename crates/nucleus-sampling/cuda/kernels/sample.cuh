@@ -105,6 +105,7 @@ HD void sample_exactly(const Team &team, const Request &r, const EditTable &tabl
   if (machine.status != NUCLEUS_OK) outcome.status = machine.status;
   else outcome = machine.choose(program.ops[last], zipf_count);
   if (team.rank() == 0) *out = result(outcome, raw, r);
+  team.cluster_sync();  // no block leaves while another may still read its shared memory
 }
 
 }  // namespace nucleus
