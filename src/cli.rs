@@ -5,7 +5,7 @@ pub(crate) mod sampling;
 
 use clap::{ArgMatches, Command};
 
-use crate::{chat, completions, explain, generate, inspect, sample, serve};
+use crate::{bench, chat, completions, explain, generate, inspect, sample, serve};
 
 /// A command: its flags, and what it does with them.
 struct Entry {
@@ -38,6 +38,10 @@ const ENTRIES: &[Entry] = &[
     Entry {
         command: explain::command,
         run: explain::run,
+    },
+    Entry {
+        command: bench::command,
+        run: bench::run,
     },
     Entry {
         command: completions::command,

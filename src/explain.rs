@@ -3,7 +3,7 @@
 use std::io::{self, BufWriter, Write};
 
 use clap::{ArgMatches, Command};
-use nucleus_sampling::{ReferenceSampler, Row, Sampler, Status, Trace};
+use nucleus_sampling::{Row, Sampler, Status, Trace};
 use serde_json::{Value, json};
 
 use crate::cli::args;
@@ -48,10 +48,10 @@ pub(crate) fn command() -> Command {
 pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<()> {
     let inputs = Inputs::read(matches, args::notes(matches))?;
     let mut out = BufWriter::new(io::stdout().lock());
+    let mut sampler = rows::sampler();
     let mut failed = 0_usize;
     for (index, logits) in inputs.rows().enumerate() {
-        let trace =
-            ReferenceSampler::default().trace(&Row::new(logits, &inputs.params, &inputs.state));
+        let trace = sampler.trace(&Row::new(logits, &inputs.params, &inputs.state));
         failed += usize::from(trace.sampled.status != Status::Ok);
         let explained = Explained {
             trace,

@@ -3,6 +3,7 @@
 //! `main` → [`cli::run`] → one command's `run`. Commands read flags and files, call the engine or the sampler and print;
 //! what they call lives in the `nucleus-*` crates.
 
+mod bench;
 mod chat;
 mod cli;
 mod completions;

@@ -35,6 +35,9 @@ mod bundled {
 /// Files below this size load faster than anyone could read a progress bar.
 const LARGE_FILE_BYTES: u64 = 100_000_000;
 
+/// Most positions that the KV cache has room for unless a flag says otherwise.
+const MAX_DEFAULT_KV_TOKENS: usize = 32 * 1024;
+
 /// Which model to load.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum ModelChoice {
@@ -51,8 +54,10 @@ pub(crate) struct ModelOptions {
     pub(crate) choice: ModelChoice,
     /// Threads to compute with; `None` is one per core.
     pub(crate) threads: Option<NonZeroUsize>,
-    /// Positions that the KV cache holds; `None` is one full context, within bounds.
+    /// Positions that the KV cache holds; `None` is `kv_contexts` full contexts, at most [`MAX_DEFAULT_KV_TOKENS`].
     pub(crate) kv_tokens: Option<NonZeroUsize>,
+    /// How many full contexts that is.
+    pub(crate) kv_contexts: usize,
     /// Bounds of the engine.
     pub(crate) engine: EngineOptions,
 }
@@ -174,7 +179,7 @@ fn read_tensors(
     let model = models::load(
         file,
         LoadOptions {
-            kv_tokens: options.kv_tokens,
+            kv_tokens: kv_tokens(file, options)?,
             threads: options.threads,
             progress: Some(&mut report),
         },
@@ -183,6 +188,13 @@ fn read_tensors(
         bar.finish_and_clear();
     }
     Ok(model)
+}
+
+fn kv_tokens(file: &ModelFile, options: &ModelOptions) -> anyhow::Result<Option<NonZeroUsize>> {
+    let context_length = models::memory(file)?.context_length;
+    let default = context_length.saturating_mul(options.kv_contexts);
+    let default = NonZeroUsize::new(default.min(MAX_DEFAULT_KV_TOKENS));
+    Ok(options.kv_tokens.or(default))
 }
 
 fn progress_bar(file: &ModelFile) -> ProgressBar {

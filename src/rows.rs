@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::{Arg, ArgMatches, value_parser};
-use nucleus_sampling::{CompiledParams, LogitsRow, SamplerState, SamplingParams, VocabInfo};
+use nucleus_sampling::{
+    CompiledParams, LogitsRow, ReferenceSampler, Sampler, SamplerState, SamplingParams, VocabInfo,
+};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
@@ -124,4 +126,9 @@ fn read_json<T: DeserializeOwned>(path: &Path) -> anyhow::Result<T> {
         serde_json::error::Category::Data => usage(format!("{}: {error}", path.display())),
         _ => anyhow::Error::from(error).context(format!("{} is not JSON", path.display())),
     })
+}
+
+/// The sampler that generation uses.
+pub(crate) fn sampler() -> impl Sampler {
+    ReferenceSampler
 }

@@ -4,9 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{self, BufWriter, Write};
 
 use clap::{Arg, ArgMatches, Command, value_parser};
-use nucleus_sampling::{
-    LogitsRow, ReferenceSampler, Row, SampledToken, Sampler, SamplerState, Status,
-};
+use nucleus_sampling::{LogitsRow, Row, SampledToken, Sampler, SamplerState, Status};
 use serde_json::{Value, json};
 
 use crate::cli::args;
@@ -95,7 +93,7 @@ struct Drawn {
 }
 
 fn draw(logits: LogitsRow<'_>, inputs: &Inputs, draws: u32) -> Drawn {
-    let mut sampler = ReferenceSampler::default();
+    let mut sampler = rows::sampler();
     let mut counts = BTreeMap::new();
     let mut tokens = Vec::new();
     for first in (0..draws).step_by(BATCH as usize) {

@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use nucleus_engine::generate::{EngineOptions, EngineThread};
-use nucleus_server::{ApiKey, ServeError, Server, ServerConfig, Timeouts};
+use nucleus_server::{ApiKey, Limits, ServeError, Server, ServerConfig, Timeouts};
 use tracing_subscriber::EnvFilter;
 
 use crate::cli::args;
 use crate::failure::usage;
 use crate::model::{self, ModelOptions};
-use crate::terminal::Notes;
+use crate::terminal::{Notes, Style};
 
 const ABOUT: &str = "Serve a model over HTTP";
 
@@ -29,7 +29,10 @@ Examples:
   nucleus serve
   nucleus serve --model model.gguf --port 9000 --kv-tokens 65536
   NUCLEUS_API_KEY=secret nucleus serve --host 0.0.0.0
-  curl -N localhost:8080/execute -d '{\"prompt\": \"Once upon a time\", \"max_tokens\": 40}'";
+  curl -N --json '{\"prompt\": \"Once upon a time\", \"max_tokens\": 40}' localhost:8080/execute";
+
+/// Requests without `max_tokens` may fill a context each; this many of them run side by side unless `--kv-tokens` is given.
+const KV_CONTEXTS: usize = 8;
 
 /// The command's flags.
 pub(crate) fn command() -> Command {
@@ -70,7 +73,7 @@ fn address_flags() -> [Arg; 4] {
     [host, port, api_key, allowed_host]
 }
 
-fn bound_flags() -> [Arg; 4] {
+fn bound_flags() -> [Arg; 6] {
     let count = |id: &'static str, flag: &'static str, help: &'static str| {
         Arg::new(id)
             .long(flag)
@@ -82,7 +85,7 @@ fn bound_flags() -> [Arg; 4] {
         count(
             "kv_tokens",
             "kv-tokens",
-            "Tokens that the KV cache holds, of all requests together [default: one full context, at most 32768]",
+            "Tokens that the KV cache holds, of all requests together [default: eight full contexts, at most 32768]",
         ),
         count(
             "max_running",
@@ -96,6 +99,18 @@ fn bound_flags() -> [Arg; 4] {
             "Most requests that wait; more are refused",
         )
         .default_value("512"),
+        count(
+            "max_connections",
+            "max-connections",
+            "Most connections open at once; more wait",
+        )
+        .default_value("1024"),
+        count(
+            "max_body_bytes",
+            "max-body-bytes",
+            "Most bytes in a request",
+        )
+        .default_value("8388608"),
         count(
             "drain_seconds",
             "drain-seconds",
@@ -114,12 +129,15 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
-    runtime.block_on(async {
+    let ended = runtime.block_on(async {
         let server = Server::bind(config, loaded.engine)
             .await
             .map_err(classify)?;
         serve(server, loaded.thread, notes).await
-    })
+    });
+    // A request that waits for an engine in the middle of a step must not keep the program from ending.
+    runtime.shutdown_background();
+    ended
 }
 
 async fn serve(server: Server, thread: EngineThread, notes: Notes) -> anyhow::Result<()> {
@@ -150,9 +168,7 @@ fn config(matches: &ArgMatches) -> anyhow::Result<ServerConfig> {
         .get_one::<String>("api_key")
         .map(|key| ApiKey::new(key).ok_or_else(unusable))
         .transpose()?;
-    let drain = Duration::from_secs(
-        count(matches, "drain_seconds").expect("the flag has a default") as u64,
-    );
+    let bound = |id| count(matches, id).expect("the flag has a default");
     Ok(ServerConfig {
         address: SocketAddr::new(host, port),
         api_key,
@@ -162,8 +178,13 @@ fn config(matches: &ArgMatches) -> anyhow::Result<ServerConfig> {
             .flatten()
             .cloned()
             .collect(),
+        limits: Limits {
+            body_bytes: bound("max_body_bytes"),
+            connections: bound("max_connections"),
+            ..Limits::default()
+        },
         timeouts: Timeouts {
-            drain,
+            drain: Duration::from_secs(bound("drain_seconds") as u64),
             ..Timeouts::default()
         },
         ..ServerConfig::default()
@@ -180,6 +201,7 @@ fn options(matches: &ArgMatches) -> anyhow::Result<ModelOptions> {
     let kv_tokens = count(matches, "kv_tokens").and_then(NonZeroUsize::new);
     Ok(ModelOptions {
         kv_tokens,
+        kv_contexts: KV_CONTEXTS,
         engine,
         ..args::model_options(matches)?
     })
@@ -193,6 +215,7 @@ fn log_to_stderr() {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(Style::stderr().is_coloured())
         .with_writer(io::stderr)
         .init();
 }

@@ -32,6 +32,11 @@ impl Style {
         }
     }
 
+    /// Whether the stream shows colours.
+    pub(crate) fn is_coloured(self) -> bool {
+        self.colour
+    }
+
     /// Whether the stream is a terminal.
     pub(crate) fn is_terminal(self) -> bool {
         self.terminal

@@ -1,4 +1,5 @@
 //! The command line from outside: the real binary on the bundled model.
+#![cfg(feature = "bundled-model")]
 
 mod support;
 
@@ -435,8 +436,8 @@ mod chatting {
 
     #[test]
     fn the_oldest_turns_are_dropped_with_a_note() {
-        let long = format!("{}\n", "the ".repeat(300));
-        let run = chat(&[], &long.repeat(4));
+        let long = format!("{}\n", "the ".repeat(520));
+        let run = chat(&[], &long.repeat(2));
         assert_eq!(run.code, 0, "{}", run.stderr);
         assert!(
             run.stderr.contains("the oldest turn no longer fit"),
@@ -540,6 +541,37 @@ mod inspecting {
     }
 }
 
+mod measuring {
+    use super::*;
+
+    #[test]
+    fn bench_reports_decoding_and_sampling() {
+        let flags = [
+            "--sequences",
+            "1,2",
+            "--tokens",
+            "3",
+            "--vocab",
+            "1000",
+            "--json",
+        ];
+        let report = run(&[&["bench"], &flags[..]].concat()).json();
+        let decoding = report["decoding"].as_array().unwrap();
+        assert_eq!(
+            (&decoding[0]["sequences"], &decoding[1]["sequences"]),
+            (&1.into(), &2.into())
+        );
+        assert!(decoding[1]["decode_tokens_per_second"].as_f64().unwrap() > 0.0);
+        let sampling = report["sampling"].as_array().unwrap();
+        assert!(
+            sampling
+                .iter()
+                .all(|row| row["vocab_size"] == 1000 && row["median_us"].as_f64().unwrap() > 0.0)
+        );
+        run(&["bench", "--sequences", "0"]).refused(2, &["0", "--sequences"]);
+    }
+}
+
 mod helping {
     use super::*;
 
@@ -551,6 +583,8 @@ mod helping {
             &["models", "inspect"],
             &["sample"],
             &["explain"],
+            &["bench"],
+            &["serve"],
             &["completions"],
         ] {
             let run = run(&[command, &["--help"]].concat());

@@ -1,5 +1,5 @@
 //! `nucleus serve`: the worker as a process.
-#![cfg(unix)]
+#![cfg(all(unix, feature = "bundled-model"))]
 
 mod support;
 

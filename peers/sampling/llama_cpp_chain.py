@@ -7,8 +7,6 @@ import numpy as np
 import llama_chain
 import rows
 
-OUT = "../../testdata/peers/llama_cpp.jsonl"
-
 STAGES = {
     "temperature": (0.0, 0.3, 0.8, 1.5),
     "dynatemp": ((0.8, 0.5, 1.0), (1.0, 1.0, 2.0), (0.5, 0.7, 0.5)),
@@ -95,11 +93,9 @@ def cause(case, row, prompt, output):
     if params.get("mirostat") == 1 and masked_at("mirostat", case, row, text):
         return "mirostat_1_masked"
     if params.get("mirostat"):
-        return "mirostat_dynatemp" if "dynatemp_range" in params else None
+        return None
     if params.get("typical_p", 1.0) < 1.0 and masked_at("typ_p", case, row, text):
         return "typical_p_masked"
-    if params.get("dynatemp_range", 0.0) > 0.0 and params["temperature"] == 0.0:
-        return "dynatemp_at_zero"
     if params.get("dynatemp_range", 0.0) > 0.0 and masked_at("temperature", case, row, text):
         return "dynatemp_masked"
     if any(inside(x, y) for x, y in itertools.permutations(params.get("dry_sequence_breakers", []), 2)):
@@ -212,4 +208,4 @@ def nested_breakers(rng, index):
 
 if __name__ == "__main__":
     header = {"peer": "llama.cpp", "version": llama_chain.VERSION, "script": "peers/sampling/llama_cpp_chain.py"}
-    rows.write(OUT, header, cases(), rows.Peer(run, TRUNCATIONS, nudges, cause))
+    rows.write("llama_cpp.jsonl", header, cases(), rows.Peer(run, TRUNCATIONS, nudges, cause))

@@ -5,10 +5,12 @@
 
 import datetime
 import json
+import pathlib
 import random
 
 import numpy as np
 
+FIXTURES = pathlib.Path(__file__).resolve().parents[2] / "testdata" / "peers"
 UNIT = 1 << 17  # logits are integers divided by this, so they are exact in f32
 GAMMA = np.uint64(0x9E3779B97F4A7C15)
 LISTED = 32  # kept sets up to this size are listed, larger ones hashed
@@ -175,15 +177,15 @@ def ids_or_hash(name, ids):
     return {name: {"count": len(ids), "fnv1a": fnv1a(ids), "first": int(ids[0]), "last": int(ids[-1])}}
 
 
-def write(path, header, cases, peer):
-    """Runs every case and writes the fixture."""
+def write(name, header, cases, peer):
+    """Runs every case and writes the fixture of that name."""
     lines = [peer.record(case) for case in cases]
     counts = {"rows": len(lines)} | {name: sum(name in line for line in lines) for name in ("band", "tied", "cause")}
     header = dict(header, date=datetime.date.today().isoformat(), **counts)
-    with open(path, "w") as out:
+    with open(FIXTURES / name, "w") as out:
         for line in [header] + lines:
             out.write(json.dumps(line, separators=(",", ":")) + "\n")
-    print(path, counts)
+    print(name, counts)
 
 
 def shapes(rng, index):

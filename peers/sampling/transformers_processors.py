@@ -16,7 +16,6 @@ from transformers.generation.utils import GenerationMixin
 
 import rows
 
-OUT = "../../testdata/peers/transformers.jsonl"
 DECODER_ONLY = types.SimpleNamespace(is_encoder_decoder=False)
 
 STAGES = {
@@ -96,8 +95,6 @@ def nudges(params, vocab):
 def cause(case, row, prompt, output):
     """The rule of transformers, listed in README.md, that Nucleus does not follow and that this case meets."""
     params = case["params"]
-    if any([eos] in params.get("bad_words", []) for eos in case.get("eos", [])):
-        return "eos_as_bad_word"
     allowed = params.get("allowed_token_ids")
     free = {name: value for name, value in params.items() if name not in TRUNCATIONS + ("allowed_token_ids",)}
     if allowed and not np.isfinite(run(row, prompt, output, free, case).final[allowed]).any():
@@ -148,4 +145,4 @@ def cases():
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     peer = {"peer": "transformers", "version": transformers.__version__, "torch": torch.__version__, "script": "peers/sampling/transformers_processors.py"}
-    rows.write(OUT, peer, cases(), rows.Peer(run, TRUNCATIONS, nudges, cause))
+    rows.write("transformers.jsonl", peer, cases(), rows.Peer(run, TRUNCATIONS, nudges, cause))

@@ -21,7 +21,6 @@ import torch
 
 import rows
 
-OUT = "../../testdata/peers/vllm.jsonl"
 WHEEL = pathlib.Path(sys.argv[1])
 
 # The files that are vLLM's own; the module `vllm._custom_ops` is loaded for its PyTorch repetition penalty.
@@ -233,4 +232,4 @@ def cases():
 if __name__ == "__main__":
     version = next(WHEEL.glob("vllm-*.dist-info"), None)
     peer = {"peer": "vllm", "version": version.name.removeprefix("vllm-").removesuffix(".dist-info"), "torch": torch.__version__, "script": "peers/sampling/vllm_ops.py"}
-    rows.write(OUT, peer, cases(), rows.Peer(run, TRUNCATIONS, nudges, lambda *_: None))
+    rows.write("vllm.jsonl", peer, cases(), rows.Peer(run, TRUNCATIONS, nudges, lambda *_: None))

@@ -50,6 +50,7 @@ pub(crate) fn model_options(matches: &ArgMatches) -> anyhow::Result<ModelOptions
     };
     Ok(ModelOptions {
         kv_tokens: None,
+        kv_contexts: 1,
         engine: EngineOptions::default(),
         choice,
         threads: matches

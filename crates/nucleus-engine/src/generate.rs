@@ -216,7 +216,7 @@ impl Engine {
         let spec = model.spec().clone();
         // Ids that the model's head has and the tokenizer has not are padding: never drawn.
         let ids = tokenizer.vocab_size().min(spec.vocab_size);
-        let vocab = VocabInfo::new(ids as u32).with_eos(&tokenizer.end_of_generation());
+        let vocab = VocabInfo::new(ids as u32).with_eos(tokenizer.end_of_generation());
         let shared = Arc::new(Shared {
             spec,
             tokenizer,

@@ -13,6 +13,7 @@ mod metadata;
 mod reader;
 mod source;
 mod tensor_type;
+mod value;
 
 use std::path::Path;
 
@@ -22,8 +23,9 @@ use candle_core::quantized::{QTensor, ggml_file::qtensor_from_ggml};
 pub use error::{GgufError, Problem};
 pub use header::MAX_HEADER_BYTES;
 pub use layout::TensorInfo;
-pub use metadata::{FromValue, Metadata, Mismatch, NumberList, StringList, Value, ValueType};
+pub use metadata::Metadata;
 pub use tensor_type::{BlockLayout, TensorType};
+pub use value::{FromValue, Mismatch, NumberList, StringList, Value, ValueType};
 
 use header::Header;
 use source::Source;

@@ -79,9 +79,17 @@ pub struct KvLayout {
 impl KvLayout {
     /// Bytes of the whole cache for a model of that shape: a key and a value, in `f32`, of every head at every position.
     pub fn bytes(&self, spec: &ModelSpec) -> u64 {
-        [self.blocks, self.block_size, spec.layers, spec.kv_heads, spec.head_dim, 2, size_of::<f32>()]
-            .into_iter()
-            .fold(1, |product, factor| product.saturating_mul(factor as u64))
+        [
+            self.blocks,
+            self.block_size,
+            spec.layers,
+            spec.kv_heads,
+            spec.head_dim,
+            2,
+            size_of::<f32>(),
+        ]
+        .into_iter()
+        .fold(1, |product, factor| product.saturating_mul(factor as u64))
     }
 }
 

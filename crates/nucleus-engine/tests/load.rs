@@ -6,7 +6,7 @@ use std::num::NonZeroUsize;
 use nucleus_engine::error::EngineError;
 use nucleus_engine::gguf::ModelFile;
 use nucleus_engine::kv_cache::BlockId;
-use nucleus_engine::model::{Chunk, Logits, Model};
+use nucleus_engine::model::{Chunk, Logits, Model, Tail};
 use nucleus_engine::models::{self, BLOCK_SIZE, LoadOptions, LoadProgress, Memory};
 use tempfile::NamedTempFile;
 
@@ -338,6 +338,15 @@ fn progress_reaches_the_total() {
     );
 }
 
+/// A tail that fails.
+struct NoSampler;
+
+impl Tail for NoSampler {
+    fn record(&mut self, _: Logits<'_>) -> Result<(), EngineError> {
+        Err(EngineError::Unsupported("no sampler".to_owned()))
+    }
+}
+
 #[test]
 fn a_step_refuses_chunks_that_cannot_run() {
     let mut model =
@@ -393,8 +402,7 @@ fn a_step_refuses_chunks_that_cannot_run() {
         ),
     ];
     for (chunk, problem) in cases {
-        let mut refuse = |_: Logits<'_>| -> Result<(), _> { unreachable!("the tail was called") };
-        let error = model.forward(&[sound, chunk], &mut refuse).unwrap_err();
+        let error = model.forward(&[sound, chunk], &mut NoSampler).unwrap_err();
         assert_eq!(error.to_string(), format!("chunk 1: {problem}"));
     }
 }
@@ -409,9 +417,11 @@ fn an_error_of_the_tail_is_handed_on() {
         blocks: &[BlockId(0)],
         wants_logits: true,
     };
-    let mut fail = |_: Logits<'_>| Err(EngineError::Unsupported("no sampler".to_owned()));
     assert_eq!(
-        model.forward(&[chunk], &mut fail).unwrap_err().to_string(),
+        model
+            .forward(&[chunk], &mut NoSampler)
+            .unwrap_err()
+            .to_string(),
         "no sampler"
     );
 }

@@ -85,6 +85,13 @@ fn special_tokens_stand_for_no_text_and_end_a_generation() {
 }
 
 #[test]
+fn more_tokens_can_end_a_generation() {
+    let tokenizer = bundled().with_end_of_generation(&[5, 2, 9000, 5]);
+    assert_eq!(tokenizer.end_of_generation(), [0, 2, 5]);
+    assert!(tokenizer.is_end_of_generation(5) && !tokenizer.is_special(5));
+}
+
+#[test]
 fn tokens_have_the_bytes_they_stand_for() {
     let tokenizer = bundled();
     let the = tokenizer.id_of("Ġthe").unwrap();
@@ -164,7 +171,7 @@ fn a_tokenizer_is_shared_between_threads() {
                 assert_eq!(
                     tokenizer.encode("Once upon a time", PLAIN).unwrap(),
                     expected
-                )
+                );
             });
         }
     });

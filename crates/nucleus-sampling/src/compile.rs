@@ -38,20 +38,26 @@ pub(crate) fn compile(
         .map_or(Ok(Preset::Default), Preset::from_name)?;
     let mut warnings = Vec::new();
     let config = config(params, preset, vocab, &mut warnings);
-    let order = order(params, preset)?;
+    let mut order = order(params, preset)?;
     check_combinations(&config, &order)?;
+    let bare = plan::is_bare(preset, &config);
+    if bare && !order.contains(&Stage::Temperature) {
+        order.push(Stage::Temperature);
+    }
     let ops = plan::Planner {
         params,
         config: &config,
         preset,
         order: &order,
+        bare,
     }
     .plan(&mut warnings);
     let class = plan::class(&ops, &config);
-    let tables = SamplingTables {
-        program: Program::new(&ops),
-        ..tables(params, vocab)?
-    };
+    let mut tables = tables(params, vocab)?;
+    tables.program = Program::new(&ops);
+    if preset == Preset::Hf {
+        allow_end_of_text(&mut tables, &mut warnings);
+    }
     let effective = effective(params, &config);
     Ok(CompiledParams {
         config,
@@ -223,6 +229,23 @@ fn tables(params: &SamplingParams, vocab: &VocabInfo) -> Result<SamplingTables, 
             .unwrap_or_default(),
         program: Program::new(&[]),
     })
+}
+
+/// transformers never bans an id that ends a text (generation/logits_process.py, `NoBadWordsLogitsProcessor`).
+fn allow_end_of_text(tables: &mut SamplingTables, warnings: &mut Vec<Warning>) {
+    let SamplingTables { bad_words, eos, .. } = tables;
+    bad_words.retain(|word| {
+        let ends = matches!(word[..], [id] if eos.binary_search(&id).is_ok());
+        if ends {
+            warnings.push(Warning {
+                param: "bad_words",
+                message: format!(
+                    "{word:?} does not act, since preset hf never bans the end of the text"
+                ),
+            });
+        }
+        !ends
+    });
 }
 
 /// Checks lists of token ids against the vocabulary.

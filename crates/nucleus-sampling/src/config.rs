@@ -48,7 +48,7 @@ impl VocabInfo {
 pub struct SamplingConfig {
     /// Key of the random numbers.
     pub seed: u64,
-    /// 0: greedy; otherwise in [0.01, 1000].
+    /// 0: greedy, or the lower end of a dynamic temperature; otherwise in [0.01, 1000].
     pub temperature: f32,
     /// Half-width of the dynamic temperature; 0: off.
     pub dynatemp_range: f32,

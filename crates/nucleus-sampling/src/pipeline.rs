@@ -201,7 +201,7 @@ impl Preset {
             Self::Default => 0,
             // src/llama-sampler.cpp: one window over prompt and output counts for all three penalties; typical stops at cum_sum > p.
             Self::LlamaCpp => Flags::COUNT_PROMPT | Flags::TYPICAL_STRICT,
-            // apply_top_k_top_p_pytorch masks logits below the k-th; bad_words.py looks at output tokens.
+            // FlashInfer and apply_top_k_top_p_pytorch keep what equals the k-th (the Triton kernel does not); bad_words.py looks at output tokens.
             Self::Vllm => Flags::KEEP_TIES | Flags::BAD_WORDS_OUTPUT_ONLY,
             // generation/logits_process.py: scores < topk(...)[-1] in TopK, Epsilon and Eta; Typical drops scores beyond the last kept.
             Self::Hf => Flags::KEEP_TIES,

@@ -27,12 +27,19 @@ pub(crate) struct Planner<'a> {
     pub(crate) config: &'a SamplingConfig,
     pub(crate) preset: Preset,
     pub(crate) order: &'a [Stage],
+    /// See [`is_bare`].
+    pub(crate) bare: bool,
+}
+
+/// Whether the chain is the temperature and the choice alone: llama.cpp's with mirostat (common/sampling.cpp).
+pub(crate) fn is_bare(preset: Preset, config: &SamplingConfig) -> bool {
+    preset == Preset::LlamaCpp && config.mirostat > 0
 }
 
 impl Planner<'_> {
     pub(crate) fn plan(&self, warnings: &mut Vec<Warning>) -> Vec<Op> {
         self.warn_of_idle(warnings);
-        let greedy = self.config.temperature == 0.0 && self.order.contains(&Stage::Temperature);
+        let greedy = self.is_greedy();
         for stage in Stage::ORDERED {
             if !self.order.contains(&stage) {
                 self.warn(
@@ -57,22 +64,36 @@ impl Planner<'_> {
         ops
     }
 
+    /// Whether the likeliest token is taken.
+    fn is_greedy(&self) -> bool {
+        let cold = self.config.temperature == 0.0 && self.order.contains(&Stage::Temperature);
+        cold && !self.dynamic()
+    }
+
+    /// Whether the temperature is dynamic. At 0 it is in llama.cpp's chain alone: between 0 and the range (llama_sampler_temp_ext_apply).
+    fn dynamic(&self) -> bool {
+        let moves = self.config.temperature > 0.0 || self.preset == Preset::LlamaCpp;
+        self.config.dynatemp_range > 0.0 && moves && !self.bare
+    }
+
     /// Warns of parameters that only act together with another one that is off.
     fn warn_of_idle(&self, warnings: &mut Vec<Warning>) {
         let c = self.config;
         let no_window = c.repeat_last_n == 0;
         let no_dry = c.dry_multiplier == 0.0;
-        let idle: [(&[&str], bool, &str); 10] = [
+        let ranged = c.dynatemp_range > 0.0;
+        let idle: [(&[&str], bool, &str); 11] = [
             (
                 &["dynatemp_range"],
-                c.temperature == 0.0,
+                ranged && !self.dynamic() && !self.bare,
                 "temperature is 0",
             ),
             (
-                &["dynatemp_exponent"],
-                c.dynatemp_range == 0.0,
-                "dynatemp_range is 0",
+                &["dynatemp_range", "dynatemp_exponent"],
+                ranged && self.bare,
+                "llama.cpp's mirostat has a fixed temperature",
             ),
+            (&["dynatemp_exponent"], !ranged, "dynatemp_range is 0"),
             (
                 &["smoothing_curve"],
                 c.smoothing_factor == 0.0,
@@ -123,8 +144,7 @@ impl Planner<'_> {
         if stage == Stage::Temperature {
             return None;
         }
-        // llama.cpp's mirostat chain holds bias, temperature and mirostat alone (common/sampling.cpp).
-        if self.preset == Preset::LlamaCpp && self.config.mirostat > 0 {
+        if self.bare {
             return Some("does not act, since llama.cpp's mirostat replaces the chain");
         }
         // llama.cpp's temperature 0 keeps the best of what the chain before it left (llama_sampler_temp_impl).
@@ -225,7 +245,7 @@ impl Planner<'_> {
 
     fn temperature(&self) -> Option<Op> {
         let c = self.config;
-        if c.dynatemp_range > 0.0 && c.temperature > 0.0 {
+        if self.dynamic() {
             return Some(Op::new(OpCode::DynamicTemperature));
         }
         (c.temperature != 1.0).then_some(Op {

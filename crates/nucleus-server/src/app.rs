@@ -17,6 +17,7 @@ use crate::guard;
 use crate::health::health;
 use crate::jobs::Jobs;
 use crate::json::shorten;
+use crate::request::longest_prompt;
 use crate::shutdown::Shutdown;
 
 /// What every endpoint can reach. Cheap to clone.
@@ -27,12 +28,15 @@ pub struct AppState {
     pub(crate) jobs: Arc<Jobs>,
     pub(crate) shutdown: Shutdown,
     pub(crate) started: Instant,
+    /// Bytes of the longest prompt that could fit the context.
+    pub(crate) prompt_bytes: usize,
 }
 
 impl AppState {
     /// The state of a server that has just begun.
     pub fn new(engine: Engine, config: ServerConfig) -> Self {
         Self {
+            prompt_bytes: longest_prompt(&engine),
             engine,
             config: Arc::new(config),
             jobs: Arc::default(),

@@ -42,7 +42,11 @@ fn check_media_type(headers: &HeaderMap) -> Result<(), ApiError> {
     let media_type = given(header::CONTENT_TYPE);
     let essence = media_type.split(';').next().unwrap_or_default().trim();
     if !essence.eq_ignore_ascii_case("application/json") {
-        return Err(unsupported("content-type", media_type, "application/json"));
+        return Err(unsupported(
+            "content-type",
+            media_type,
+            "application/json (curl: --json)",
+        ));
     }
     let encoding = given(header::CONTENT_ENCODING);
     if !encoding.is_empty() && !encoding.eq_ignore_ascii_case("identity") {

@@ -42,6 +42,21 @@ pub enum ApiError {
         /// What it must be.
         expected: String,
     },
+    /// The prompt is longer than any text that the context holds.
+    #[error(
+        "prompt: {bytes} bytes are more than {limit}, the most that {context_length} tokens of context can hold"
+    )]
+    PromptBytes {
+        /// The prompt's length.
+        bytes: usize,
+        /// The longest token's length times the context's.
+        limit: usize,
+        /// The model's context in tokens.
+        context_length: usize,
+    },
+    /// The prompt cannot be tokenised.
+    #[error("prompt: {0}")]
+    Prompt(String),
     /// The engine refused the request.
     #[error(transparent)]
     Submit(#[from] SubmitError),
@@ -152,6 +167,10 @@ impl ApiError {
             Self::UnknownField { param, .. } => about(S::BAD_REQUEST, "unknown_field", Some(param)),
             Self::MissingField { param, .. } => about(S::BAD_REQUEST, "missing_field", Some(param)),
             Self::Field { param, .. } => about(S::BAD_REQUEST, "invalid_value", Some(root(param))),
+            Self::PromptBytes { .. } => {
+                about(S::BAD_REQUEST, "context_length_exceeded", Some("prompt"))
+            }
+            Self::Prompt(_) => about(S::BAD_REQUEST, "invalid_value", Some("prompt")),
             Self::Submit(error) => submit_answer(error),
             Self::Generation(error) => {
                 about(S::INTERNAL_SERVER_ERROR, generation_code(error), None)

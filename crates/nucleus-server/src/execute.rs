@@ -25,9 +25,9 @@ pub(crate) async fn execute(
     let ExecuteRequest { job_id, request } =
         ExecuteRequest::parse(body, &state.engine, &state.config.limits)?;
     let job = state.jobs.reserve(job_id)?;
-    let engine = state.engine.clone();
+    let submitting = state.clone();
     // Tokenising a long prompt takes long, and the engine answers between two steps.
-    let accepted = tokio::task::spawn_blocking(move || request.submit(&engine))
+    let accepted = tokio::task::spawn_blocking(move || request.submit(&submitting))
         .await
         .map_err(|_| ApiError::Internal)??;
     job.started(accepted.generation.cancel_handle());

@@ -102,10 +102,31 @@ fn given_key(headers: &HeaderMap) -> Option<&[u8]> {
 
 #[cfg(test)]
 mod tests {
+    use axum::Router;
+    use axum::body::Body;
     use axum::http::HeaderValue;
+    use axum::middleware::from_fn;
+    use axum::routing::get;
+    use tower::ServiceExt;
 
     use super::*;
     use crate::config::ApiKey;
+
+    #[tokio::test]
+    async fn c9_a_panic_in_an_endpoint_is_500() {
+        async fn endpoint() {
+            panic!("out of order");
+        }
+        let router = Router::new()
+            .route("/", get(endpoint))
+            .layer(from_fn(catch_panic));
+        let response = router
+            .oneshot(Request::new(Body::empty()))
+            .await
+            .expect("an answer");
+        assert_eq!(response.status(), 500);
+        assert_eq!(response.headers()["content-type"], "application/json");
+    }
 
     fn headers(name: &'static str, value: &'static str) -> HeaderMap {
         let mut headers = HeaderMap::new();

@@ -68,7 +68,7 @@ pub(crate) async fn health(State(state): State<AppState>) -> (StatusCode, Json<H
         memory: Memory {
             rss_bytes: resident_bytes(),
             weight_bytes: spec.weight_bytes,
-            kv_cache_bytes: state.engine.kv_cache_bytes(),
+            kv_cache_bytes: state.engine.kv_layout().bytes(spec),
         },
     };
     (code, Json(health))

@@ -56,7 +56,7 @@ pub(crate) fn expected(spec: &ParamSpec, policy: Policy, vocab: &VocabInfo) -> S
 
 #[cfg(test)]
 mod tests {
-    use nucleus_sampling::PARAMS;
+    use nucleus_sampling::{Literal, PARAMS};
     use serde_json::json;
 
     use super::*;
@@ -123,5 +123,34 @@ mod tests {
         assert_eq!(of("top_k"), "an integer in [0, 4096]");
         assert_eq!(of("seed"), "an integer in [0, 2^64-1]");
         assert_eq!(of("preset"), "a name");
+    }
+    /// A row of the table in `docs/http-api.md`.
+    fn documented(spec: &ParamSpec) -> String {
+        let range = spec
+            .range(Policy::Execute)
+            .map_or(String::new(), |range| format!(" in {range}"));
+        let default = match spec.default(Policy::Execute) {
+            Literal::Absent => String::new(),
+            Literal::Float(value) => value.to_string(),
+            Literal::Int(value) => value.to_string(),
+            Literal::Bool(value) => format!("`{value}`"),
+            Literal::Text(value) => format!("`{value:?}`"),
+        };
+        let ParamSpec {
+            name, kind, help, ..
+        } = spec;
+        format!("| `{name}` | {}{range} | {default} | {help} |", kind.name())
+    }
+
+    #[test]
+    fn the_documentation_has_every_parameter() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/http-api.md");
+        let page = std::fs::read_to_string(path).expect("the page is there");
+        let rows: Vec<String> = PARAMS.iter().map(documented).collect();
+        assert!(
+            page.contains(&rows.join("\n")),
+            "the table should be:\n{}",
+            rows.join("\n")
+        );
     }
 }

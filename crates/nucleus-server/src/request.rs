@@ -1,9 +1,11 @@
 //! What every endpoint's request becomes before it goes to the engine.
 
 use nucleus_engine::generate::{Engine, Generation, Request};
+use nucleus_engine::tokenizer::EncodeOptions;
 use nucleus_sampling::SamplingParams;
 use serde::Serialize;
 
+use crate::app::AppState;
 use crate::error::ApiError;
 
 /// A request in the engine's terms, but for its prompt, which is still text.
@@ -44,8 +46,9 @@ pub(crate) struct ParamWarning {
 
 impl TextRequest {
     /// Tokenises the prompt and queues the request. Blocks until the engine has answered, at most one step.
-    pub(crate) fn submit(self, engine: &Engine) -> Result<Accepted, ApiError> {
-        let prompt = engine.tokenizer().encode_prompt(&self.prompt);
+    pub(crate) fn submit(self, state: &AppState) -> Result<Accepted, ApiError> {
+        let engine = &state.engine;
+        let prompt = self.encode(state)?;
         let room = engine.spec().context_length.saturating_sub(prompt.len());
         let max_tokens = self.max_tokens.unwrap_or(room).min(room);
         let generation = engine.submit(Request {
@@ -63,11 +66,48 @@ impl TextRequest {
         };
         let warnings = compiled.warnings().iter().map(ParamWarning::from).collect();
         Ok(Accepted {
+            generation,
             params,
             warnings,
-            generation,
         })
     }
+
+    /// The prompt is the whole text that the model sees: control tokens written out in it are those tokens.
+    fn encode(&self, state: &AppState) -> Result<Vec<u32>, ApiError> {
+        let (bytes, limit) = (self.prompt.len(), state.prompt_bytes);
+        if bytes > limit {
+            let context_length = state.engine.spec().context_length;
+            return Err(ApiError::PromptBytes {
+                bytes,
+                limit,
+                context_length,
+            });
+        }
+        let tokenizer = state.engine.tokenizer();
+        let options = EncodeOptions {
+            add_bos: tokenizer.add_bos(),
+            parse_special: true,
+        };
+        tokenizer
+            .encode(&self.prompt, options)
+            .map_err(|error| ApiError::Prompt(error.to_string()))
+    }
+}
+
+/// Bytes of the longest text that could fit the context: a longer prompt need not be tokenised to be refused.
+pub(crate) fn longest_prompt(engine: &Engine) -> usize {
+    let tokenizer = engine.tokenizer();
+    let bytes = |id| {
+        tokenizer
+            .token_bytes(id)
+            .len()
+            .max(tokenizer.token_text(id).len())
+    };
+    let longest = (0..tokenizer.vocab_size() as u32)
+        .map(bytes)
+        .max()
+        .unwrap_or(0);
+    longest.saturating_mul(engine.spec().context_length)
 }
 
 impl From<&nucleus_sampling::Warning> for ParamWarning {

@@ -95,8 +95,13 @@ pub(crate) fn job_events(
     let rest = stream::unfold(Some((job, generation)), move |live| {
         next_event(live, logprobs)
     });
-    let events = stream::iter([started]).chain(rest);
-    // A panic in here would cut the stream without a word.
+    or_internal_error(stream::iter([started]).chain(rest))
+}
+
+/// A panic while events are made would cut the stream without a word; here it is the last event.
+fn or_internal_error(
+    events: impl Stream<Item = JobEvent> + Send,
+) -> impl Stream<Item = JobEvent> + Send {
     AssertUnwindSafe(events)
         .catch_unwind()
         .map(|event| event.unwrap_or_else(|_| JobEvent::Error(ApiError::Internal.body())))
@@ -205,5 +210,67 @@ impl TimingsMs {
             tokens_per_second: (tokens > 1 && seconds > 0.0)
                 .then(|| ((tokens - 1) as f64 / seconds * 10.0).round() / 10.0),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    fn token(index: usize) -> Token {
+        Token::new(
+            TokenEvent {
+                index,
+                id: 7,
+                text: " a".into(),
+                logprob: -0.5,
+            },
+            true,
+        )
+    }
+
+    #[test]
+    fn c9_a_panic_in_a_stream_is_its_last_event() {
+        let events = stream::iter(0..3).map(|index| {
+            assert_ne!(index, 2, "two is too many");
+            JobEvent::Token(token(index))
+        });
+        let events: Vec<_> = or_internal_error(events)
+            .collect()
+            .now_or_never()
+            .expect("nothing is waited for");
+        let names: Vec<&str> = events.iter().map(JobEvent::name).collect();
+        assert_eq!(names, ["token", "token", "error"]);
+    }
+
+    #[test]
+    fn speed_counts_the_tokens_after_the_first() {
+        let timings = Timings {
+            decode: Duration::from_millis(500),
+            ..Timings::default()
+        };
+        assert_eq!(TimingsMs::new(timings, 11).tokens_per_second, Some(20.0));
+        assert_eq!(TimingsMs::new(timings, 1).tokens_per_second, None);
+        assert_eq!(
+            TimingsMs::new(Timings::default(), 11).tokens_per_second,
+            None
+        );
+        let timings = Timings {
+            queued: Duration::from_nanos(1_234_567),
+            ..timings
+        };
+        assert_eq!(TimingsMs::new(timings, 11).queued_ms, 1.235);
+    }
+
+    #[test]
+    fn a_logprob_that_json_cannot_hold_is_null() {
+        let token = Token {
+            logprob: Some(f32::NEG_INFINITY),
+            ..token(0)
+        };
+        let json = serde_json::to_string(&token).expect("JSON");
+        assert_eq!(json, r#"{"index":0,"id":7,"text":" a","logprob":null}"#);
     }
 }

@@ -4,8 +4,8 @@ use std::cell::RefCell;
 
 use rayon::prelude::*;
 
-use super::cache::LayerCache;
-use super::simd::{self, Kernel, add_scaled, dot, exp};
+use super::cache::{BLOCK_SIZE, HeadBlock, LayerCache};
+use super::simd::{self, Kernel, add_scaled, exp};
 use crate::kv_cache::BlockId;
 
 /// One query row: a token at its position, in its sequence.
@@ -28,139 +28,218 @@ pub(super) fn attend(cache: &LayerCache, rows: &[Row<'_>], queries: &[f32], outp
     let kv_heads = cache.shape().kv_heads;
     let group_len = queries.len() / rows.len() / kv_heads;
     let task = |(item, (queries, output)): (usize, (&[f32], &mut [f32]))| {
-        let group = Group {
+        let keys = Keys {
             cache,
             row: rows[item / kv_heads],
             kv_head: item % kv_heads,
-            queries,
-            output,
         };
-        SCORES.with_borrow_mut(|scores| simd::run(AttendGroup { group, scores }));
+        SCORES.with_borrow_mut(|scores| {
+            simd::run(AttendGroup {
+                keys,
+                queries,
+                output,
+                scores,
+            });
+        });
     };
     queries
         .par_chunks(group_len)
         .zip(output.par_chunks_mut(group_len))
-        .with_min_len(tasks_per_job(rows))
+        .with_min_len(groups_per_job(rows))
         .enumerate()
         .for_each(task);
 }
 
 thread_local! {
-    /// Scores of a group, kept from call to call: `[query heads of the group, positions]`.
-    static SCORES: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    /// Scores of some heads, kept from call to call: `[heads, blocks, BLOCK_SIZE]`.
+    static SCORES: RefCell<Vec<[f32; BLOCK_SIZE]>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Keys that a job should read at least, so that handing it to a thread is worth it.
 const KEYS_PER_JOB: usize = 256;
 
-/// Groups that one job takes.
-fn tasks_per_job(rows: &[Row<'_>]) -> usize {
+/// Groups of query heads that one job takes.
+fn groups_per_job(rows: &[Row<'_>]) -> usize {
     let keys: usize = rows.iter().map(|row| row.position + 1).sum();
     (KEYS_PER_JOB * rows.len()).div_ceil(keys)
 }
 
-/// The query heads of a row that share a key head.
-struct Group<'a> {
+/// The cached keys and values of one head that a row attends to.
+#[derive(Clone, Copy)]
+struct Keys<'a> {
     cache: &'a LayerCache,
     row: Row<'a>,
     kv_head: usize,
-    /// `[heads of the group, head_dim]`
-    queries: &'a [f32],
-    /// `[heads of the group, head_dim]`
-    output: &'a mut [f32],
 }
 
+impl<'a> Keys<'a> {
+    /// Positions that the row attends to.
+    fn length(&self) -> usize {
+        self.row.position + 1
+    }
+
+    /// Blocks that hold them.
+    fn block_count(&self) -> usize {
+        self.length().div_ceil(BLOCK_SIZE)
+    }
+
+    /// A block by its place in the sequence.
+    #[inline(always)]
+    fn block(&self, index: usize) -> HeadBlock<'a> {
+        self.cache.head_block(self.row.blocks[index], self.kv_head)
+    }
+}
+
+/// The query heads of a row that share a key head; `queries` and `output` are `[heads, head_dim]`.
 struct AttendGroup<'a> {
-    group: Group<'a>,
-    scores: &'a mut Vec<f32>,
+    keys: Keys<'a>,
+    queries: &'a [f32],
+    output: &'a mut [f32],
+    scores: &'a mut Vec<[f32; BLOCK_SIZE]>,
 }
 
 impl Kernel for AttendGroup<'_> {
     type Output = ();
 
+    /// Takes the heads by fours, as many as fit into the vector registers, and what is left by two and one.
     #[inline(always)]
-    fn run<const FMA: bool>(self) {
-        let Group {
-            cache,
-            row,
-            kv_head,
-            queries,
-            output,
-        } = self.group;
-        let head_dim = cache.shape().head_dim;
-        let length = row.position + 1;
+    fn run<const FMA: bool>(mut self) {
+        let head_dim = self.keys.cache.shape().head_dim;
+        let heads = self.queries.len() / head_dim;
+        let mut head = 0;
+        while head + 4 <= heads {
+            self.attend::<FMA, 4>(head);
+            head += 4;
+        }
+        if head + 2 <= heads {
+            self.attend::<FMA, 2>(head);
+            head += 2;
+        }
+        if head < heads {
+            self.attend::<FMA, 1>(head);
+        }
+    }
+}
+
+impl AttendGroup<'_> {
+    #[inline(always)]
+    fn attend<const FMA: bool, const HEADS: usize>(&mut self, first_head: usize) {
+        let head_dim = self.keys.cache.shape().head_dim;
+        let heads = first_head * head_dim..(first_head + HEADS) * head_dim;
+        let (queries, output) = (&self.queries[heads.clone()], &mut self.output[heads]);
+        let blocks = self.keys.block_count();
         self.scores.clear();
-        self.scores.resize(queries.len() / head_dim * length, 0.0);
-        let blocks = Blocks {
-            cache,
-            row,
-            kv_head,
+        self.scores.resize(HEADS * blocks, [0.0; BLOCK_SIZE]);
+        score::<FMA, HEADS>(self.keys, queries, self.scores);
+        for scores in self.scores.chunks_exact_mut(blocks) {
+            softmax::<FMA>(&mut scores.as_flattened_mut()[..self.keys.length()]);
+        }
+        gather::<FMA, HEADS>(self.keys, self.scores, output);
+    }
+}
+
+/// `scores[head][position] = q·k / √head_dim`; beyond the last position, of whatever the cache holds.
+#[inline(always)]
+fn score<const FMA: bool, const HEADS: usize>(
+    keys: Keys<'_>,
+    queries: &[f32],
+    scores: &mut [[f32; BLOCK_SIZE]],
+) {
+    let head_dim = keys.cache.shape().head_dim;
+    let scale = 1.0 / (head_dim as f32).sqrt();
+    let queries: [&[f32]; HEADS] =
+        std::array::from_fn(|head| &queries[head * head_dim..(head + 1) * head_dim]);
+    let blocks = keys.block_count();
+    for index in 0..blocks {
+        let mut sums = [[0.0; BLOCK_SIZE]; HEADS];
+        for (i, keys) in keys.block(index).keys.iter().enumerate() {
+            for head in 0..HEADS {
+                add_scaled::<FMA, BLOCK_SIZE>(&mut sums[head], queries[head][i], keys);
+            }
+        }
+        for (head, sums) in sums.iter().enumerate() {
+            scores[head * blocks + index] = sums.map(|sum| sum * scale);
+        }
+    }
+}
+
+/// Values that are gathered side by side: two vector registers.
+const COLUMNS: usize = 16;
+
+/// `output[head] = Σ weights[head][position]·v`, in the order of the positions.
+#[inline(always)]
+fn gather<const FMA: bool, const HEADS: usize>(
+    keys: Keys<'_>,
+    weights: &[[f32; BLOCK_SIZE]],
+    output: &mut [f32],
+) {
+    let head_dim = keys.cache.shape().head_dim;
+    let blocks = keys.block_count();
+    output.fill(0.0);
+    for index in 0..blocks {
+        let used = (keys.length() - index * BLOCK_SIZE).min(BLOCK_SIZE);
+        let values = &keys.block(index).values[..used * head_dim];
+        let weights: [_; HEADS] = std::array::from_fn(|head| &weights[head * blocks + index]);
+        let whole = head_dim - head_dim % COLUMNS;
+        for column in (0..whole).step_by(COLUMNS) {
+            add_columns::<FMA, HEADS, COLUMNS>(
+                weights,
+                Columns {
+                    values,
+                    head_dim,
+                    column,
+                },
+                output,
+            );
+        }
+        for column in whole..head_dim {
+            add_columns::<FMA, HEADS, 1>(
+                weights,
+                Columns {
+                    values,
+                    head_dim,
+                    column,
+                },
+                output,
+            );
+        }
+    }
+}
+
+/// Some columns of a block's values.
+struct Columns<'a> {
+    /// `[positions, head_dim]`
+    values: &'a [f32],
+    head_dim: usize,
+    column: usize,
+}
+
+/// Adds the weighted values of some columns of a block to those columns of the output.
+#[inline(always)]
+fn add_columns<const FMA: bool, const HEADS: usize, const WIDTH: usize>(
+    weights: [&[f32; BLOCK_SIZE]; HEADS],
+    columns: Columns<'_>,
+    output: &mut [f32],
+) {
+    let Columns {
+        values,
+        head_dim,
+        column,
+    } = columns;
+    let mut sums = [[0.0; WIDTH]; HEADS];
+    for (head, sums) in sums.iter_mut().enumerate() {
+        sums.copy_from_slice(&output[head * head_dim + column..][..WIDTH]);
+    }
+    for (slot, values) in values.chunks_exact(head_dim).enumerate() {
+        let Some(values) = values[column..].first_chunk::<WIDTH>() else {
+            continue;
         };
-        blocks.score::<FMA>(queries, self.scores);
-        for scores in self.scores.chunks_exact_mut(length) {
-            softmax::<FMA>(scores);
-        }
-        output.fill(0.0);
-        blocks.gather::<FMA>(self.scores, output);
-    }
-}
-
-/// The cached keys and values of one head of one sequence, up to a row's position.
-struct Blocks<'a> {
-    cache: &'a LayerCache,
-    row: Row<'a>,
-    kv_head: usize,
-}
-
-impl<'a> Blocks<'a> {
-    /// The parts of the cache in order, each with the positions it holds.
-    #[inline(always)]
-    fn iter(&self) -> impl Iterator<Item = (std::ops::Range<usize>, super::cache::HeadBlock<'a>)> {
-        let (cache, kv_head, length) = (self.cache, self.kv_head, self.row.position + 1);
-        let block_size = cache.shape().layout.block_size;
-        let blocks = &self.row.blocks[..length.div_ceil(block_size)];
-        blocks.iter().enumerate().map(move |(index, &block)| {
-            let start = index * block_size;
-            (
-                start..length.min(start + block_size),
-                cache.head_block(block, kv_head),
-            )
-        })
-    }
-
-    /// `scores[head][position] = q·k / √head_dim`.
-    #[inline(always)]
-    fn score<const FMA: bool>(&self, queries: &[f32], scores: &mut [f32]) {
-        let head_dim = self.cache.shape().head_dim;
-        let length = self.row.position + 1;
-        let scale = 1.0 / (head_dim as f32).sqrt();
-        for (positions, block) in self.iter() {
-            for (position, key) in positions.zip(block.keys.chunks_exact(head_dim)) {
-                for (head, query) in queries.chunks_exact(head_dim).enumerate() {
-                    scores[head * length + position] = dot::<FMA>(query, key) * scale;
-                }
-            }
+        for head in 0..HEADS {
+            add_scaled::<FMA, WIDTH>(&mut sums[head], weights[head][slot], values);
         }
     }
-
-    /// `output[head] += Σ weight[head][position]·v`, in the order of the positions.
-    #[inline(always)]
-    fn gather<const FMA: bool>(&self, weights: &[f32], output: &mut [f32]) {
-        let head_dim = self.cache.shape().head_dim;
-        let length = self.row.position + 1;
-        for (positions, block) in self.iter() {
-            for (output, weights) in output
-                .chunks_exact_mut(head_dim)
-                .zip(weights.chunks_exact(length))
-            {
-                for (&weight, value) in weights[positions.clone()]
-                    .iter()
-                    .zip(block.values.chunks_exact(head_dim))
-                {
-                    add_scaled::<FMA>(output, weight, value);
-                }
-            }
-        }
+    for (head, sums) in sums.iter().enumerate() {
+        output[head * head_dim + column..][..WIDTH].copy_from_slice(sums);
     }
 }
 
@@ -184,17 +263,20 @@ fn softmax<const FMA: bool>(scores: &mut [f32]) {
 mod tests {
     use super::super::cache::{CacheShape, Entry};
     use super::*;
-    use crate::model::KvLayout;
     use proptest::prelude::*;
 
-    const HEAD_DIM: usize = 4;
-
-    fn cache(kv_heads: usize, block_size: usize, blocks: usize) -> LayerCache {
+    fn cache(kv_heads: usize, head_dim: usize, blocks: usize) -> LayerCache {
         LayerCache::new(CacheShape {
-            layout: KvLayout { block_size, blocks },
+            blocks,
             kv_heads,
-            head_dim: HEAD_DIM,
+            head_dim,
         })
+    }
+
+    fn attention(cache: &LayerCache, row: Row<'_>, queries: &[f32]) -> Vec<f32> {
+        let mut output = vec![7.0; queries.len()];
+        attend(cache, &[row], queries, &mut output);
+        output
     }
 
     fn assert_close(actual: &[f32], expected: &[f32], bound: f32) {
@@ -204,11 +286,13 @@ mod tests {
         }
     }
 
+    const FIRST: &[BlockId] = &[BlockId(0)];
+
     #[test]
     fn the_first_position_sees_only_itself() {
-        let mut cache = cache(1, 2, 1);
+        let mut cache = cache(1, 4, 1);
         cache.write(
-            &[BlockId(0)],
+            FIRST,
             0,
             Entry {
                 keys: &[1.0; 4],
@@ -216,95 +300,111 @@ mod tests {
             },
         );
         cache.write(
-            &[BlockId(0)],
+            FIRST,
             1,
             Entry {
-                keys: &[9.0; 4],
-                values: &[9.0; 4],
+                keys: &[f32::NAN; 4],
+                values: &[f32::NAN; 4],
             },
         );
-        let mut output = [7.0; 4];
-        attend(
+        let output = attention(
             &cache,
-            &[Row {
-                blocks: &[BlockId(0)],
+            Row {
+                blocks: FIRST,
                 position: 0,
-            }],
+            },
             &[1.0; 4],
-            &mut output,
         );
         assert_close(&output, &[1.0, 2.0, 3.0, 4.0], 1e-6);
     }
 
     #[test]
     fn weights_are_the_softmax_of_scaled_scores() {
-        // q·k is 0 and 2·ln 3, √4 = 2: weights 1/4 and 3/4, in two blocks that lie the other way round
-        let mut cache = cache(1, 1, 2);
-        let blocks = [BlockId(1), BlockId(0)];
-        let value = |x: f32| [x, 0.0, 0.0, -x];
+        // q·k is 0 and 2·ln 3, √4 = 2: weights 1/4 and 3/4
+        let mut cache = cache(1, 4, 1);
         cache.write(
-            &blocks,
+            FIRST,
             0,
             Entry {
                 keys: &[0.0; 4],
-                values: &value(4.0),
+                values: &[4.0, 0.0, 0.0, -4.0],
             },
         );
+        let keys = [0.0, 2.0 * 3.0_f32.ln(), 0.0, 0.0];
         cache.write(
-            &blocks,
+            FIRST,
             1,
             Entry {
-                keys: &[0.0, 2.0 * 3.0_f32.ln(), 0.0, 0.0],
-                values: &value(8.0),
+                keys: &keys,
+                values: &[8.0, 0.0, 0.0, -8.0],
             },
         );
-        let mut output = [0.0; 4];
-        attend(
+        let output = attention(
             &cache,
-            &[Row {
-                blocks: &blocks,
+            Row {
+                blocks: FIRST,
                 position: 1,
-            }],
+            },
             &[5.0, 1.0, 5.0, 5.0],
-            &mut output,
         );
-        assert_close(&output, &value(7.0), 1e-5);
+        assert_close(&output, &[7.0, 0.0, 0.0, -7.0], 1e-5);
+    }
+
+    #[test]
+    fn equal_keys_average_the_values_of_all_blocks() {
+        let mut cache = cache(1, 1, 3);
+        let blocks = [BlockId(2), BlockId(0)];
+        for position in 0..20 {
+            cache.write(
+                &blocks,
+                position,
+                Entry {
+                    keys: &[1.0],
+                    values: &[position as f32],
+                },
+            );
+        }
+        let output = attention(
+            &cache,
+            Row {
+                blocks: &blocks,
+                position: 19,
+            },
+            &[1.0],
+        );
+        assert_close(&output, &[9.5], 1e-5);
     }
 
     #[test]
     fn query_heads_share_their_groups_key_head() {
         let mut cache = cache(2, 1, 1);
-        let values = [1.0, 1.0, 1.0, 1.0, 2.0, 2.0, 2.0, 2.0];
         cache.write(
-            &[BlockId(0)],
+            FIRST,
             0,
             Entry {
-                keys: &[0.0; 8],
-                values: &values,
+                keys: &[0.0; 2],
+                values: &[1.0, 2.0],
             },
         );
-        let mut output = [0.0; 16];
-        attend(
-            &cache,
-            &[Row {
-                blocks: &[BlockId(0)],
-                position: 0,
-            }],
-            &[0.0; 16],
-            &mut output,
-        );
-        let expected: Vec<f32> = [1.0, 1.0, 2.0, 2.0]
-            .iter()
-            .flat_map(|&v| [v; HEAD_DIM])
-            .collect();
-        assert_close(&output, &expected, 0.0);
+        for group in 1..=9 {
+            let output = attention(
+                &cache,
+                Row {
+                    blocks: FIRST,
+                    position: 0,
+                },
+                &vec![0.0; 2 * group],
+            );
+            let expected = [vec![1.0; group], vec![2.0; group]].concat();
+            assert_close(&output, &expected, 0.0);
+        }
     }
 
     #[test]
     fn large_scores_do_not_overflow() {
-        let mut cache = cache(1, 2, 1);
+        let mut cache = cache(1, 4, 1);
         cache.write(
-            &[BlockId(0)],
+            FIRST,
             0,
             Entry {
                 keys: &[1e18; 4],
@@ -312,31 +412,29 @@ mod tests {
             },
         );
         cache.write(
-            &[BlockId(0)],
+            FIRST,
             1,
             Entry {
                 keys: &[-1e18; 4],
                 values: &[2.0; 4],
             },
         );
-        let mut output = [0.0; 4];
-        attend(
+        let output = attention(
             &cache,
-            &[Row {
-                blocks: &[BlockId(0)],
+            Row {
+                blocks: FIRST,
                 position: 1,
-            }],
+            },
             &[1e18; 4],
-            &mut output,
         );
         assert_close(&output, &[1.0; 4], 0.0);
     }
 
     #[test]
     fn a_value_that_is_not_a_number_stays_visible() {
-        let mut cache = cache(1, 2, 1);
+        let mut cache = cache(1, 4, 1);
         cache.write(
-            &[BlockId(0)],
+            FIRST,
             0,
             Entry {
                 keys: &[1.0; 4],
@@ -344,42 +442,40 @@ mod tests {
             },
         );
         cache.write(
-            &[BlockId(0)],
+            FIRST,
             1,
             Entry {
                 keys: &[f32::NAN; 4],
                 values: &[1.0; 4],
             },
         );
-        let mut output = [0.0; 4];
-        attend(
+        let output = attention(
             &cache,
-            &[Row {
-                blocks: &[BlockId(0)],
+            Row {
+                blocks: FIRST,
                 position: 1,
-            }],
+            },
             &[1.0; 4],
-            &mut output,
         );
         assert!(output.iter().all(|value| value.is_nan()));
     }
 
     /// Softmax attention of one head in f64, with no blocks.
     fn reference(query: &[f32], keys: &[Vec<f32>], values: &[Vec<f32>]) -> Vec<f32> {
+        let dot = |key: &Vec<f32>| {
+            key.iter()
+                .zip(query)
+                .map(|(&k, &q)| f64::from(k) * f64::from(q))
+                .sum::<f64>()
+        };
         let scores: Vec<f64> = keys
             .iter()
-            .map(|key| {
-                key.iter()
-                    .zip(query)
-                    .map(|(&k, &q)| f64::from(k) * f64::from(q))
-                    .sum::<f64>()
-                    / 2.0
-            })
+            .map(|key| dot(key) / (query.len() as f64).sqrt())
             .collect();
         let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let weights: Vec<f64> = scores.iter().map(|score| (score - max).exp()).collect();
         let total: f64 = weights.iter().sum();
-        (0..HEAD_DIM)
+        (0..query.len())
             .map(|i| {
                 values
                     .iter()
@@ -392,33 +488,34 @@ mod tests {
             .collect()
     }
 
+    /// Queries, keys and values of a sequence of one head, a position a row.
+    fn sequence() -> impl Strategy<Value = Vec<[Vec<f32>; 3]>> {
+        (1_usize..20).prop_flat_map(|head_dim| {
+            let vector = move || prop::collection::vec(-2.0_f32..2.0, head_dim);
+            prop::collection::vec([vector(), vector(), vector()], 1..50)
+        })
+    }
+
     proptest! {
         #[test]
-        fn every_row_equals_the_reference_and_itself_alone(
-            entries in prop::collection::vec(prop::collection::vec(-2.0_f32..2.0, 3 * HEAD_DIM), 1..40),
-            block_size in 1_usize..9,
-            reverse in any::<bool>(),
-        ) {
-            let block_count = entries.len().div_ceil(block_size);
-            let mut blocks: Vec<BlockId> = (0..block_count as u32).map(BlockId).collect();
+        fn every_row_equals_the_reference_and_itself_alone(sequence in sequence(), reverse in any::<bool>()) {
+            let head_dim = sequence[0][0].len();
+            let mut blocks: Vec<BlockId> = (0..sequence.len().div_ceil(BLOCK_SIZE) as u32).map(BlockId).collect();
             if reverse {
                 blocks.reverse();
             }
-            let part = |from: usize| -> Vec<Vec<f32>> {
-                entries.iter().map(|entry| entry[from * HEAD_DIM..(from + 1) * HEAD_DIM].to_vec()).collect()
-            };
+            let part = |index: usize| -> Vec<Vec<f32>> { sequence.iter().map(|row| row[index].clone()).collect() };
             let (queries, keys, values) = (part(0), part(1), part(2));
-            let mut cache = cache(1, block_size, block_count);
-            for position in 0..entries.len() {
+            let mut cache = cache(1, head_dim, blocks.len());
+            for position in 0..sequence.len() {
                 cache.write(&blocks, position, Entry { keys: &keys[position], values: &values[position] });
             }
-            let rows: Vec<Row<'_>> = (0..entries.len()).map(|position| Row { blocks: &blocks, position }).collect();
-            let mut together = vec![0.0; entries.len() * HEAD_DIM];
+            let rows: Vec<Row<'_>> = (0..sequence.len()).map(|position| Row { blocks: &blocks, position }).collect();
+            let mut together = vec![0.0; sequence.len() * head_dim];
             attend(&cache, &rows, &queries.concat(), &mut together);
-            for (position, together) in together.chunks_exact(HEAD_DIM).enumerate() {
-                let mut alone = vec![0.0; HEAD_DIM];
-                attend(&cache, &rows[position..=position], &queries[position], &mut alone);
-                prop_assert_eq!(&alone, together, "the result depends on the other rows");
+            for (position, together) in together.chunks_exact(head_dim).enumerate() {
+                let alone = attention(&cache, rows[position], &queries[position]);
+                prop_assert_eq!(&alone, together);
                 let expected = reference(&queries[position], &keys[..=position], &values[..=position]);
                 for (a, e) in alone.iter().zip(&expected) {
                     prop_assert!((a - e).abs() < 1e-5, "{:?} is not {:?}", alone, expected);

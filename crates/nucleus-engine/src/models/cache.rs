@@ -3,11 +3,14 @@
 use crate::kv_cache::BlockId;
 use crate::model::KvLayout;
 
+/// Positions in a block: two vector registers of keys.
+pub const BLOCK_SIZE: usize = 16;
+
 /// Shape of the cache of one layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct CacheShape {
-    /// Blocks and positions in a block.
-    pub(super) layout: KvLayout,
+    /// Blocks in the pool.
+    pub(super) blocks: usize,
     /// Key and value heads.
     pub(super) kv_heads: usize,
     /// Width of a head.
@@ -15,21 +18,19 @@ pub(super) struct CacheShape {
 }
 
 impl CacheShape {
-    /// Values of the keys (or of the values) of one block.
-    fn block_len(&self) -> usize {
-        self.kv_heads * self.head_len()
-    }
-
-    /// Values of one head in one block.
-    fn head_len(&self) -> usize {
-        self.layout.block_size * self.head_dim
+    /// The layout as the scheduler needs it.
+    pub(super) fn layout(&self) -> KvLayout {
+        KvLayout {
+            block_size: BLOCK_SIZE,
+            blocks: self.blocks,
+        }
     }
 
     /// Bytes of the cache of `layers` layers; `None` if they do not fit into 64 bits.
     pub(super) fn bytes(&self, layers: usize) -> Option<u64> {
         [
-            self.layout.blocks,
-            self.layout.block_size,
+            self.blocks,
+            BLOCK_SIZE,
             self.kv_heads,
             self.head_dim,
             layers,
@@ -41,22 +42,23 @@ impl CacheShape {
     }
 }
 
-/// Keys and values of one layer, `[blocks, kv_heads, block_size, head_dim]` each.
+/// Keys and values of one layer.
 ///
-/// Within a block a head's positions lie side by side, since attention reads the cache head by head.
+/// Keys are `[blocks, kv_heads, head_dim, BLOCK_SIZE]`: attention multiplies one number of a query with all keys of a
+/// block at once. Values are `[blocks, kv_heads, BLOCK_SIZE, head_dim]`.
 #[derive(Debug)]
 pub(super) struct LayerCache {
     shape: CacheShape,
-    keys: Vec<f32>,
+    keys: Vec<[f32; BLOCK_SIZE]>,
     values: Vec<f32>,
 }
 
-/// One head's part of a block: `[block_size, head_dim]` keys and values.
+/// One head's part of a block.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct HeadBlock<'a> {
-    /// The keys.
-    pub(super) keys: &'a [f32],
-    /// The values.
+    /// The keys, `[head_dim, BLOCK_SIZE]`.
+    pub(super) keys: &'a [[f32; BLOCK_SIZE]],
+    /// The values, `[BLOCK_SIZE, head_dim]`.
     pub(super) values: &'a [f32],
 }
 
@@ -72,11 +74,11 @@ pub(super) struct Entry<'a> {
 impl LayerCache {
     /// An empty cache.
     pub(super) fn new(shape: CacheShape) -> Self {
-        let len = shape.layout.blocks * shape.block_len();
+        let rows = shape.blocks * shape.kv_heads * shape.head_dim;
         Self {
             shape,
-            keys: vec![0.0; len],
-            values: vec![0.0; len],
+            keys: vec![[0.0; BLOCK_SIZE]; rows],
+            values: vec![0.0; rows * BLOCK_SIZE],
         }
     }
 
@@ -85,35 +87,33 @@ impl LayerCache {
         self.shape
     }
 
-    /// Writes the keys and values of a position: slot `position % block_size` of the block that holds it.
+    /// Writes the keys and values of a position into the block that holds it.
     pub(super) fn write(&mut self, blocks: &[BlockId], position: usize, entry: Entry<'_>) {
         let CacheShape {
-            layout: KvLayout { block_size, .. },
-            head_dim,
-            ..
+            kv_heads, head_dim, ..
         } = self.shape;
-        let block = blocks[position / block_size].index() * self.shape.block_len();
-        let slot = position % block_size * head_dim;
-        for (head, (key, value)) in entry
-            .keys
-            .chunks_exact(head_dim)
-            .zip(entry.values.chunks_exact(head_dim))
-            .enumerate()
-        {
-            let at = block + head * self.shape.head_len() + slot;
-            self.keys[at..at + head_dim].copy_from_slice(key);
-            self.values[at..at + head_dim].copy_from_slice(value);
+        let (block, slot) = (blocks[position / BLOCK_SIZE].index(), position % BLOCK_SIZE);
+        let keys = self.keys[block * kv_heads * head_dim..].iter_mut();
+        for (column, &key) in keys.zip(entry.keys) {
+            column[slot] = key;
+        }
+        for (head, values) in entry.values.chunks_exact(head_dim).enumerate() {
+            let at = ((block * kv_heads + head) * BLOCK_SIZE + slot) * head_dim;
+            self.values[at..at + head_dim].copy_from_slice(values);
         }
     }
 
     /// One head's part of a block.
     #[inline(always)]
     pub(super) fn head_block(&self, block: BlockId, head: usize) -> HeadBlock<'_> {
-        let len = self.shape.head_len();
-        let at = block.index() * self.shape.block_len() + head * len;
+        let CacheShape {
+            kv_heads, head_dim, ..
+        } = self.shape;
+        let start = (block.index() * kv_heads + head) * head_dim;
+        let rows = start..start + head_dim;
         HeadBlock {
-            keys: &self.keys[at..at + len],
-            values: &self.values[at..at + len],
+            keys: &self.keys[rows.clone()],
+            values: &self.values[rows.start * BLOCK_SIZE..rows.end * BLOCK_SIZE],
         }
     }
 }
@@ -124,12 +124,9 @@ mod tests {
 
     fn shape() -> CacheShape {
         CacheShape {
-            layout: KvLayout {
-                block_size: 2,
-                blocks: 3,
-            },
+            blocks: 3,
             kv_heads: 2,
-            head_dim: 1,
+            head_dim: 2,
         }
     }
 
@@ -139,31 +136,49 @@ mod tests {
         let blocks = [BlockId(2), BlockId(0)];
         cache.write(
             &blocks,
-            1,
+            3,
             Entry {
-                keys: &[1.0, 2.0],
-                values: &[3.0, 4.0],
+                keys: &[1.0, 2.0, 3.0, 4.0],
+                values: &[5.0, 6.0, 7.0, 8.0],
             },
         );
         cache.write(
             &blocks,
-            2,
+            16,
             Entry {
-                keys: &[5.0, 6.0],
-                values: &[7.0, 8.0],
+                keys: &[-1.0; 4],
+                values: &[-2.0; 4],
             },
         );
-        assert_eq!(cache.head_block(BlockId(2), 0).keys, [0.0, 1.0]);
-        assert_eq!(cache.head_block(BlockId(2), 1).keys, [0.0, 2.0]);
-        assert_eq!(cache.head_block(BlockId(2), 1).values, [0.0, 4.0]);
-        assert_eq!(cache.head_block(BlockId(0), 0).values, [7.0, 0.0]);
-        assert_eq!(cache.head_block(BlockId(1), 0).keys, [0.0, 0.0]);
+        let head = cache.head_block(BlockId(2), 1);
+        assert_eq!([head.keys[0][3], head.keys[1][3]], [3.0, 4.0]);
+        assert_eq!(head.values[6..8], [7.0, 8.0]);
+        assert_eq!(
+            head.keys
+                .as_flattened()
+                .iter()
+                .filter(|&&key| key != 0.0)
+                .count(),
+            2
+        );
+        let head = cache.head_block(BlockId(0), 0);
+        assert_eq!(
+            (head.keys[1][0], &head.values[..3]),
+            (-1.0, &[-2.0, -2.0, 0.0][..])
+        );
+        assert!(
+            cache
+                .head_block(BlockId(1), 0)
+                .values
+                .iter()
+                .all(|&value| value == 0.0)
+        );
     }
 
     #[test]
     fn bytes_count_keys_and_values_of_every_layer() {
-        // 3 blocks · 2 positions · 2 heads · 1 value · 2 tensors · 4 bytes, and two layers
-        assert_eq!(shape().bytes(2), Some(192));
+        // 3 blocks of 16 positions, 2 heads of 2 values, keys and values, 4 bytes each, and 5 layers
+        assert_eq!(shape().bytes(5), Some(3 * 16 * 2 * 2 * 2 * 4 * 5));
         assert_eq!(
             CacheShape {
                 kv_heads: usize::MAX,

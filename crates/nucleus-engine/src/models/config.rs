@@ -161,17 +161,15 @@ impl<'a> Keys<'a> {
     }
 
     fn head_dim(&self, hidden: usize, heads: usize) -> Result<usize, EngineError> {
-        let head_dim = self.size_or("attention.key_length", hidden / heads)?;
-        if head_dim == 0
-            || self
-                .metadata
-                .get(&self.name("attention.key_length"))
-                .is_none()
-                && hidden % heads != 0
-        {
+        let is_given = self
+            .metadata
+            .get(&self.name("attention.key_length"))
+            .is_some();
+        if !is_given && !hidden.is_multiple_of(heads) {
             let expected = format!("a divisor of the embedding length, {hidden}");
             return Err(self.contradiction("attention.head_count", heads, expected));
         }
+        let head_dim = self.size_or("attention.key_length", hidden / heads)?;
         let value_length = self.size_or("attention.value_length", head_dim)?;
         if value_length != head_dim {
             let expected = format!("the length of a key, {head_dim}");

@@ -7,7 +7,7 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use super::activation::gated_silu;
 use super::attention::{self, Row};
-use super::cache::{CacheShape, Entry, LayerCache};
+use super::cache::{BLOCK_SIZE, CacheShape, Entry, LayerCache};
 use super::config::LlamaConfig;
 use super::error::{ChunkProblem, ModelError};
 use super::linear::{Linear, Product, multiply};
@@ -91,7 +91,7 @@ impl Llama {
         reserve(cache_shape, config.layers)?;
         let threads = start_threads(options.threads.map(usize::from))?;
         let decoder = Decoder::read(
-            &mut Reader::new(file, options.progress),
+            &mut Reader::new(file, &threads, options.progress),
             config,
             cache_shape,
         )?;
@@ -105,7 +105,7 @@ impl Llama {
 
 /// Finds out whether there is memory for the cache, while that is still an error and not the end of the process.
 fn reserve(shape: CacheShape, layers: usize) -> Result<(), ModelError> {
-    let tokens = shape.layout.blocks.saturating_mul(shape.layout.block_size);
+    let tokens = shape.blocks.saturating_mul(BLOCK_SIZE);
     let no_memory = || ModelError::CacheMemory { tokens };
     let bytes = shape
         .bytes(layers)
@@ -134,7 +134,7 @@ impl Model for Llama {
     }
 
     fn kv_layout(&self) -> KvLayout {
-        self.decoder.cache_shape.layout
+        self.decoder.cache_shape.layout()
     }
 
     fn forward(&mut self, chunks: &[Chunk<'_>], tail: &mut dyn Tail) -> Result<(), EngineError> {

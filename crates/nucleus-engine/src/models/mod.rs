@@ -22,8 +22,9 @@ use std::path::Path;
 use crate::error::EngineError;
 use crate::gguf::ModelFile;
 use crate::kv_cache::blocks_for;
-use crate::model::{KvLayout, Model, ModelSpec};
+use crate::model::{Model, ModelSpec};
 
+pub use self::cache::BLOCK_SIZE;
 pub use self::error::{ChunkProblem, ModelError};
 pub use self::tensors::LoadProgress;
 
@@ -33,9 +34,6 @@ use self::llama::Llama;
 
 /// The values of `general.architecture` that [`load`] knows.
 pub const ARCHITECTURES: [&str; 1] = [config::ARCHITECTURE];
-
-/// Positions in a block of the KV cache.
-pub const BLOCK_SIZE: usize = 16;
 
 /// Most positions that the KV cache has room for unless told otherwise.
 const DEFAULT_MAX_KV_TOKENS: usize = 32 * 1024;
@@ -165,12 +163,8 @@ fn commonest_type(file: &ModelFile) -> String {
 
 /// The shape of a cache with room for `tokens` positions.
 fn cache_shape(config: &LlamaConfig, tokens: usize) -> CacheShape {
-    let layout = KvLayout {
-        block_size: BLOCK_SIZE,
-        blocks: blocks_for(tokens, BLOCK_SIZE),
-    };
     CacheShape {
-        layout,
+        blocks: blocks_for(tokens, BLOCK_SIZE),
         kv_heads: config.kv_heads,
         head_dim: config.head_dim,
     }

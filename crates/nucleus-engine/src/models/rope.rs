@@ -2,13 +2,13 @@
 
 /// What a model file says about its rotary embedding.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct RopeConfig {
+pub(super) struct RopeConfig {
     /// Values of a head that are rotated, from its start; even.
-    pub dimensions: usize,
+    pub(super) dimensions: usize,
     /// θ, the base of the frequencies.
-    pub base: f32,
+    pub(super) base: f32,
     /// Positions are divided by it (linear scaling); 1 for none.
-    pub scale: f32,
+    pub(super) scale: f32,
 }
 
 /// The angle by which each pair turns from one position to the next.

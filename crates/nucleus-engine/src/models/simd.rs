@@ -94,14 +94,10 @@ pub(super) fn sum(x: &[f32]) -> f32 {
 }
 
 /// `y[i] += a·x[i]`.
-///
-/// # Panics
-/// In debug builds, if the lengths differ.
 #[inline(always)]
-pub(super) fn add_scaled<const FMA: bool>(y: &mut [f32], a: f32, x: &[f32]) {
-    debug_assert_eq!(y.len(), x.len());
-    for (y, &x) in y.iter_mut().zip(x) {
-        *y = multiply_add::<FMA>(a, x, *y);
+pub(super) fn add_scaled<const FMA: bool, const N: usize>(y: &mut [f32; N], a: f32, x: &[f32; N]) {
+    for lane in 0..N {
+        y[lane] = multiply_add::<FMA>(a, x[lane], y[lane]);
     }
 }
 
@@ -183,7 +179,7 @@ mod tests {
     #[test]
     fn add_scaled_adds() {
         let mut y = [1.0, 2.0];
-        add_scaled::<true>(&mut y, 2.0, &[10.0, 20.0]);
+        add_scaled::<true, 2>(&mut y, 2.0, &[10.0, 20.0]);
         assert_eq!(y, [21.0, 42.0]);
     }
 

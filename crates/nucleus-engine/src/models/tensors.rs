@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use candle_core::Device;
+use rayon::ThreadPool;
 
 use super::config::{ARCHITECTURE, LlamaConfig};
 use super::error::ModelError;
@@ -174,6 +175,8 @@ pub struct LoadProgress {
 /// Reads the tensors of a checked file.
 pub(super) struct Reader<'a, 'b> {
     file: &'a ModelFile,
+    /// Rearrange the weights.
+    threads: &'a ThreadPool,
     progress: LoadProgress,
     report: Option<&'b mut dyn FnMut(LoadProgress)>,
 }
@@ -182,6 +185,7 @@ impl<'a, 'b> Reader<'a, 'b> {
     /// A reader that reports how far it has come after each tensor.
     pub(super) fn new(
         file: &'a ModelFile,
+        threads: &'a ThreadPool,
         report: Option<&'b mut dyn FnMut(LoadProgress)>,
     ) -> Self {
         let total = file
@@ -191,6 +195,7 @@ impl<'a, 'b> Reader<'a, 'b> {
             .sum();
         Self {
             file,
+            threads,
             progress: LoadProgress { done: 0, total },
             report,
         }
@@ -198,8 +203,15 @@ impl<'a, 'b> Reader<'a, 'b> {
 
     /// A matrix.
     pub(super) fn linear(&mut self, name: &str) -> Result<Linear, EngineError> {
-        let tensor = self.file.read_qtensor(name, &Device::Cpu)?;
-        let linear = Linear::new(&tensor)?;
+        let tensor = self.file.tensor(name)?;
+        let linear = match (tensor.kind.candle_type(), &tensor.shape[..]) {
+            (Some(dtype), &[outputs, inputs]) if Linear::has_kernel(dtype) => {
+                let data = self.file.read_tensor_bytes(name)?;
+                self.threads
+                    .install(|| Linear::from_bytes(dtype, [outputs, inputs], &data))
+            }
+            _ => Linear::from_qtensor(&self.file.read_qtensor(name, &Device::Cpu)?)?,
+        };
         self.report(name);
         Ok(linear)
     }

@@ -10,11 +10,11 @@ const MIN_TEMPERATURE: f32 = 0.01;
 
 /// T = low + (high - low) (H / log2 n)^exponent with low = max(0, T0 - range), high = T0 + range.
 ///
-/// H is the entropy of the n candidates at the temperature in force. One candidate leaves T0.
+/// H is the entropy of the n candidates at the temperature in force. One candidate leaves T0. The result is at least 0.01.
 pub(crate) fn dynamic(weights: &Weights, config: &SamplingConfig) -> f32 {
     let count = weights.q.len() as u64;
     if count < 2 {
-        return config.temperature;
+        return config.temperature.max(MIN_TEMPERATURE);
     }
     let low = fixed::q16((config.temperature - config.dynatemp_range).max(0.0));
     let high = fixed::q16(config.temperature + config.dynatemp_range);

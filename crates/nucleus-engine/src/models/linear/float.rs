@@ -1,17 +1,18 @@
 //! F32, F16 and BF16 weights, multiplied with f32 activations as they are.
 
 use half::{bf16, f16};
+use rayon::prelude::*;
 
 use super::PANEL;
 use crate::models::simd::{self, Kernel, multiply_add};
 
 /// Sums that each output is split into, by the input's index modulo this: a sum has to wait for its last addition, so
-/// four take turns.
-const PHASES: usize = 4;
+/// two take turns.
+const PHASES: usize = 2;
 /// Rows of activations that share a pass over a panel; more would not fit into the vector registers.
 const TILE: usize = 2;
 
-/// A matrix in panels of eight outputs, `[panels, inputs]`; outputs beyond the last are zero.
+/// A matrix in panels of 16 outputs, `[panels, inputs]`; outputs beyond the last are zero.
 pub(super) struct FloatPanels {
     inputs: usize,
     weights: FloatWeights,
@@ -63,19 +64,23 @@ impl Weight for Bf16 {
 }
 
 /// Rearranges the rows of a matrix into panels.
-fn panels<const BYTES: usize, W: Copy>(
+fn panels<const BYTES: usize, W: Copy + Send>(
     data: &[u8],
     inputs: usize,
-    read: impl Fn([u8; BYTES]) -> W,
+    read: impl Fn([u8; BYTES]) -> W + Sync,
 ) -> Vec<[W; PANEL]> {
-    let outputs = data.len() / BYTES / inputs;
-    let mut panels = vec![[read([0; BYTES]); PANEL]; outputs.div_ceil(PANEL) * inputs];
-    for (output, row) in data.chunks_exact(inputs * BYTES).enumerate() {
-        let panel = &mut panels[output / PANEL * inputs..];
-        for (lanes, bytes) in panel.iter_mut().zip(row.as_chunks::<BYTES>().0) {
-            lanes[output % PANEL] = read(*bytes);
-        }
-    }
+    let row_bytes = inputs * BYTES;
+    let count = data.len().div_ceil(row_bytes * PANEL);
+    let mut panels = vec![[read([0; BYTES]); PANEL]; count * inputs];
+    data.par_chunks(row_bytes * PANEL)
+        .zip(panels.par_chunks_mut(inputs))
+        .for_each(|(rows, panel)| {
+            for (lane, row) in rows.chunks_exact(row_bytes).enumerate() {
+                for (lanes, bytes) in panel.iter_mut().zip(row.as_chunks::<BYTES>().0) {
+                    lanes[lane] = read(*bytes);
+                }
+            }
+        });
     panels
 }
 
@@ -212,9 +217,8 @@ impl<W: Weight> Multiply<'_, '_, W> {
             let values: [_; ROWS] = std::array::from_fn(|row| rows[row].1[phase]);
             add_products::<FMA, W, ROWS>(&mut sums, phase, weights, values);
         }
-        for (row, [a, b, c, d]) in sums.iter().enumerate() {
-            let totals: [f32; PANEL] =
-                std::array::from_fn(|lane| (a[lane] + b[lane]) + (c[lane] + d[lane]));
+        for (row, [a, b]) in sums.iter().enumerate() {
+            let totals: [f32; PANEL] = std::array::from_fn(|lane| a[lane] + b[lane]);
             let columns = &mut self.output[first_row + row][panel * PANEL..];
             let width = columns.len().min(PANEL);
             columns[..width].copy_from_slice(&totals[..width]);
@@ -261,7 +265,7 @@ mod tests {
 
     #[test]
     fn outputs_beyond_a_panel_and_inputs_beyond_a_step() {
-        let data: Vec<u8> = weights(9, 5)
+        let data: Vec<u8> = weights(17, 5)
             .iter()
             .flat_map(|weight| weight.to_le_bytes())
             .collect();
@@ -269,10 +273,10 @@ mod tests {
         let input = [
             1.0, 2.0, 3.0, 4.0, 5.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0,
         ];
-        let output = multiply(&panels, &input, 3, 9);
+        let output = multiply(&panels, &input, 3, 17);
         let expected: Vec<f32> = [54_321.0, 1.0, 10_000.0]
             .iter()
-            .flat_map(|value| (1..=9).map(move |output| value * output as f32))
+            .flat_map(|value| (1..=17).map(move |output| value * output as f32))
             .collect();
         assert_eq!(output, expected);
     }

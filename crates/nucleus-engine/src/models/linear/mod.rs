@@ -17,8 +17,8 @@ use rayon::prelude::*;
 use self::float::FloatPanels;
 use self::q8::{Q8Activations, Q8Panels};
 
-/// Outputs that a kernel computes side by side, one in each lane of a vector register.
-const PANEL: usize = 8;
+/// Outputs that a kernel computes side by side, one in each lane of two vector registers.
+const PANEL: usize = 16;
 
 /// A matrix `[outputs, inputs]` of weights.
 pub(super) struct Linear {
@@ -46,21 +46,42 @@ pub(super) fn held_bytes(dtype: GgmlDType, shape: [usize; 2]) -> u64 {
 }
 
 impl Linear {
-    /// Takes the weights of a tensor of two dimensions over.
-    pub(super) fn new(tensor: &QTensor) -> Result<Self> {
-        let (outputs, inputs) = tensor.shape().dims2()?;
-        let data = tensor.data()?;
-        let weights = match tensor.dtype() {
-            GgmlDType::Q8_0 => Weights::Q8(Q8Panels::new(&data, inputs)),
-            GgmlDType::F32 => Weights::Float(FloatPanels::f32(&data, inputs)),
-            GgmlDType::F16 => Weights::Float(FloatPanels::f16(&data, inputs)),
-            GgmlDType::BF16 => Weights::Float(FloatPanels::bf16(&data, inputs)),
-            dtype => Weights::Ggml(dtype.from_data(data)),
+    /// Whether [`from_bytes`](Self::from_bytes) takes tensors of this type.
+    pub(super) fn has_kernel(dtype: GgmlDType) -> bool {
+        matches!(
+            dtype,
+            GgmlDType::Q8_0 | GgmlDType::F32 | GgmlDType::F16 | GgmlDType::BF16
+        )
+    }
+
+    /// A matrix of a type that has a kernel here, from its bytes in the file.
+    pub(super) fn from_bytes(dtype: GgmlDType, shape: [usize; 2], data: &[u8]) -> Self {
+        let [outputs, inputs] = shape;
+        let weights = match dtype {
+            GgmlDType::Q8_0 => Weights::Q8(Q8Panels::new(data, inputs)),
+            GgmlDType::F32 => Weights::Float(FloatPanels::f32(data, inputs)),
+            GgmlDType::F16 => Weights::Float(FloatPanels::f16(data, inputs)),
+            GgmlDType::BF16 => Weights::Float(FloatPanels::bf16(data, inputs)),
+            other => unreachable!("{other:?} has no kernel"),
         };
-        Ok(Self {
+        Self {
             outputs,
             inputs,
             weights,
+        }
+    }
+
+    /// A matrix of any type.
+    pub(super) fn from_qtensor(tensor: &QTensor) -> Result<Self> {
+        let (outputs, inputs) = tensor.shape().dims2()?;
+        let (dtype, data) = (tensor.dtype(), tensor.data()?);
+        if Self::has_kernel(dtype) {
+            return Ok(Self::from_bytes(dtype, [outputs, inputs], &data));
+        }
+        Ok(Self {
+            outputs,
+            inputs,
+            weights: Weights::Ggml(dtype.from_data(data)),
         })
     }
 
@@ -181,10 +202,10 @@ impl Task<'_> {
     fn run(&mut self) {
         match self.operands {
             Operands::Q8(panels, activations) => {
-                panels.multiply(self.first_panel, activations, &mut self.output)
+                panels.multiply(self.first_panel, activations, &mut self.output);
             }
             Operands::Float(panels, input) => {
-                panels.multiply(self.first_panel, input, &mut self.output)
+                panels.multiply(self.first_panel, input, &mut self.output);
             }
         }
     }
@@ -259,7 +280,7 @@ mod tests {
                 .unwrap()
                 .to_vec1()
                 .unwrap();
-            let output = product(&Linear::new(&tensor).unwrap(), &input);
+            let output = product(&Linear::from_qtensor(&tensor).unwrap(), &input);
             // candle rounds activations to 8 bits, so they are off by up to 1/254 of the largest; such errors add up like
             // a random walk. Q8_0's have 16 bits here.
             let bound = match dtype {
@@ -289,7 +310,7 @@ mod tests {
     fn every_type_gives_a_row_the_same_bits_in_any_batch() {
         let input = noise(ROWS * INPUTS, 5);
         for dtype in TYPES {
-            let matrix = Linear::new(&tensor(dtype)).unwrap();
+            let matrix = Linear::from_qtensor(&tensor(dtype)).unwrap();
             let together = product(&matrix, &input);
             for rows in [1, 2, 3, 4, 5, 16, 31, 32, 33] {
                 for (part, output) in input
@@ -312,7 +333,7 @@ mod tests {
             let tensor = tensor(dtype);
             let weights: Vec<Vec<f32>> =
                 tensor.dequantize(&Device::Cpu).unwrap().to_vec2().unwrap();
-            let matrix = Linear::new(&tensor).unwrap();
+            let matrix = Linear::from_qtensor(&tensor).unwrap();
             for output in [0, 8, OUTPUTS - 1] {
                 let mut row = vec![0.0; INPUTS];
                 matrix.weights_of(output, &mut row).unwrap();
@@ -324,7 +345,7 @@ mod tests {
     #[test]
     fn products_of_the_same_input_do_not_mix() {
         let matrices = [GgmlDType::Q8_0, GgmlDType::F16, GgmlDType::Q4K]
-            .map(|dtype| Linear::new(&tensor(dtype)).unwrap());
+            .map(|dtype| Linear::from_qtensor(&tensor(dtype)).unwrap());
         let input = noise(3 * INPUTS, 7);
         let mut outputs = [const { Vec::new() }; 3];
         let products = matrices.iter().zip(&mut outputs).map(|(matrix, output)| {
@@ -352,7 +373,7 @@ mod tests {
 
     #[test]
     fn held_bytes_are_those_of_the_panels() {
-        // 77 outputs make 10 panels of 8
+        // 77 outputs make 5 panels of 16
         let bytes = |dtype| held_bytes(dtype, [OUTPUTS, INPUTS]);
         assert_eq!(bytes(GgmlDType::F32), 80 * 512 * 4);
         assert_eq!(bytes(GgmlDType::F16), 80 * 512 * 2);

@@ -1,0 +1,391 @@
+//! The generation loop on the bundled model: sampling, stops, lengths, cancelling, shutting down, many at once.
+
+use std::num::NonZeroUsize;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nucleus_engine::generate::{
+    Engine, EngineOptions, EngineThread, Event, Generation, Request, SubmitError,
+};
+use nucleus_engine::gguf::ModelFile;
+use nucleus_engine::models::{self, LoadOptions};
+use nucleus_engine::scheduler::AdmissionError;
+use nucleus_engine::sequence::{Completion, FinishReason, TokenEvent};
+use nucleus_engine::tokenizer::{EncodeOptions, Tokenizer};
+use nucleus_sampling::SamplingParams;
+
+const PROMPT: &str = "Once upon a time";
+
+fn engine_with(options: EngineOptions, kv_tokens: usize) -> (Engine, EngineThread) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../models/little-storyteller/little-storyteller-15m-Q8_0.gguf");
+    let file = ModelFile::open(path).unwrap();
+    let options_of_load = LoadOptions {
+        kv_tokens: NonZeroUsize::new(kv_tokens),
+        ..LoadOptions::default()
+    };
+    let model = models::load(&file, options_of_load).unwrap();
+    let tokenizer = Tokenizer::from_gguf(file.metadata()).unwrap();
+    Engine::start(model, Arc::new(tokenizer), options)
+}
+
+fn engine() -> Engine {
+    engine_with(EngineOptions::default(), 8192).0
+}
+
+fn request(engine: &Engine, prompt: &str, max_tokens: usize) -> Request {
+    let options = EncodeOptions {
+        add_bos: false,
+        parse_special: true,
+    };
+    Request {
+        prompt: engine.tokenizer().encode(prompt, options).unwrap(),
+        max_tokens: Some(max_tokens),
+        ..Request::default()
+    }
+}
+
+fn seeded(engine: &Engine, prompt: &str, max_tokens: usize, seed: u64) -> Request {
+    Request {
+        params: SamplingParams {
+            seed: Some(seed),
+            temperature: Some(0.9),
+            ..SamplingParams::default()
+        },
+        ..request(engine, prompt, max_tokens)
+    }
+}
+
+fn greedy(engine: &Engine, prompt: &str, max_tokens: usize) -> Request {
+    Request {
+        params: SamplingParams {
+            temperature: Some(0.0),
+            ..SamplingParams::default()
+        },
+        ..request(engine, prompt, max_tokens)
+    }
+}
+
+fn finish(mut generation: Generation) -> (Vec<TokenEvent>, Completion) {
+    let mut tokens = Vec::new();
+    loop {
+        match generation.blocking_next().unwrap() {
+            Event::Token(token) => tokens.push(token),
+            Event::End(completion) => {
+                assert!(generation.blocking_next().is_none());
+                return (tokens, completion);
+            }
+            Event::Failed(error) => panic!("{error}"),
+        }
+    }
+}
+
+fn complete(engine: &Engine, request: Request) -> Completion {
+    finish(engine.submit(request).unwrap()).1
+}
+
+fn wait_until(what: &str, condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !condition() {
+        assert!(Instant::now() < deadline, "{what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
+fn r0_1_tokens_come_one_by_one_and_add_up_to_the_completion() {
+    let engine = engine();
+    let (tokens, completion) = finish(engine.submit(seeded(&engine, PROMPT, 24, 1)).unwrap());
+    let ids: Vec<u32> = tokens.iter().map(|token| token.id).collect();
+    let text: String = tokens.iter().map(|token| token.text.as_str()).collect();
+    assert_eq!(ids, completion.token_ids);
+    assert_eq!(text, completion.text);
+    assert_eq!(completion.finish_reason, FinishReason::Length);
+    assert_eq!((completion.prompt_tokens, tokens.len()), (4, 24));
+    assert!(tokens.iter().enumerate().all(|(i, token)| token.index == i));
+    assert!(tokens.iter().all(|token| token.logprob <= 0.0));
+    assert_eq!(completion.text, engine.tokenizer().decode(&ids, true));
+}
+
+#[test]
+fn r0_2_the_same_seed_gives_the_same_tokens_and_another_does_not() {
+    let engine = engine();
+    let first = complete(&engine, seeded(&engine, PROMPT, 32, 5));
+    assert_eq!(
+        complete(&engine, seeded(&engine, PROMPT, 32, 5)).token_ids,
+        first.token_ids
+    );
+    assert_ne!(
+        complete(&engine, seeded(&engine, PROMPT, 32, 6)).token_ids,
+        first.token_ids
+    );
+}
+
+#[test]
+fn r0_2_temperature_0_does_not_depend_on_the_seed() {
+    let engine = engine();
+    let first = complete(&engine, greedy(&engine, PROMPT, 24));
+    for seed in [1, u64::MAX] {
+        let mut request = greedy(&engine, PROMPT, 24);
+        request.params.seed = Some(seed);
+        assert_eq!(complete(&engine, request).token_ids, first.token_ids);
+    }
+}
+
+#[test]
+fn a_seed_is_drawn_and_said_when_the_request_has_none() {
+    let engine = engine();
+    let generation = engine.submit(request(&engine, PROMPT, 16)).unwrap();
+    let seed = generation.seed();
+    let drawn = finish(generation).1;
+    let mut replay = request(&engine, PROMPT, 16);
+    replay.params.seed = Some(seed);
+    assert_eq!(complete(&engine, replay).token_ids, drawn.token_ids);
+}
+
+#[test]
+fn a_sequence_does_not_notice_the_others() {
+    let engine = engine();
+    let prompts = [
+        PROMPT,
+        "The king",
+        "In a dark wood there lived an old woman",
+        "\"Come here,\"",
+    ];
+    let requests = || (0..16).map(|i| seeded(&engine, prompts[i % 4], 12 + i, i as u64));
+    let alone: Vec<_> = requests()
+        .map(|request| complete(&engine, request).token_ids)
+        .collect();
+    let together: Vec<_> = requests()
+        .map(|request| engine.submit(request).unwrap())
+        .collect();
+    let together: Vec<_> = together
+        .into_iter()
+        .map(|g| finish(g).1.token_ids)
+        .collect();
+    assert_eq!(together, alone);
+}
+
+#[test]
+fn a_prompt_in_pieces_gives_the_tokens_of_the_prompt_at_once() {
+    let prompt = "There was once a miller who had three sons, a mill, an ass and a cat. ".repeat(6);
+    let whole = engine();
+    let options = EngineOptions {
+        max_running: 4,
+        step_tokens: 7,
+        ..EngineOptions::default()
+    };
+    let pieces = engine_with(options, 1024).0;
+    assert_eq!(
+        complete(&pieces, seeded(&pieces, &prompt, 16, 3)).token_ids,
+        complete(&whole, seeded(&whole, &prompt, 16, 3)).token_ids
+    );
+}
+
+#[test]
+fn r1_4_a_stop_string_across_token_borders_ends_the_text_before_it() {
+    let engine = engine();
+    let whole = complete(&engine, greedy(&engine, PROMPT, 40));
+    // From the middle of one word to the middle of the next: no token is as long.
+    let words: Vec<usize> = whole.text.match_indices(' ').map(|(at, _)| at).collect();
+    let at = words[10];
+    let stop = whole.text[at - 2..at + 3].to_owned();
+    let first = whole.text.find(&stop).unwrap();
+
+    let mut request = greedy(&engine, PROMPT, 40);
+    request.stop = vec!["never to be seen".into(), stop.clone()];
+    let (tokens, stopped) = finish(engine.submit(request).unwrap());
+    assert_eq!(stopped.text, whole.text[..first]);
+    assert_eq!(stopped.finish_reason, FinishReason::StopSequence(stop));
+    assert!(stopped.token_ids.len() < whole.token_ids.len());
+    let streamed: String = tokens.iter().map(|token| token.text.as_str()).collect();
+    assert_eq!(streamed, stopped.text);
+}
+
+#[test]
+fn r1_4_text_held_back_for_a_stop_string_comes_out_at_the_end() {
+    let engine = engine();
+    let whole = complete(&engine, greedy(&engine, PROMPT, 12));
+    let mut request = greedy(&engine, PROMPT, 12);
+    request.stop = vec![format!("{}#", whole.text)];
+    let (tokens, held) = finish(engine.submit(request).unwrap());
+    assert_eq!(held.text, whole.text);
+    assert!(tokens[..11].iter().all(|token| token.text.is_empty()));
+    assert_eq!(tokens[11].text, whole.text);
+}
+
+#[test]
+fn r1_3_the_repetition_penalty_acts_in_the_loop() {
+    let engine = engine();
+    let repeats = |ids: &[u32]| {
+        let unique: std::collections::HashSet<_> = ids.iter().collect();
+        ids.len() - unique.len()
+    };
+    let plain = complete(&engine, greedy(&engine, PROMPT, 64));
+    let mut request = greedy(&engine, PROMPT, 64);
+    request.params.repetition_penalty = Some(1.8);
+    let penalised = complete(&engine, request);
+    assert!(repeats(&penalised.token_ids) < repeats(&plain.token_ids) / 2);
+}
+
+#[test]
+fn the_end_of_a_turn_ends_the_text_unless_it_is_ignored() {
+    let engine = engine();
+    let prompt = "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n";
+    let ended = complete(&engine, greedy(&engine, prompt, 400));
+    assert_eq!(ended.finish_reason, FinishReason::EndOfText);
+    let (&last, before) = ended.token_ids.split_last().unwrap();
+    assert!(engine.tokenizer().is_end_of_generation(last));
+    assert!(
+        !before
+            .iter()
+            .any(|&id| engine.tokenizer().is_end_of_generation(id))
+    );
+
+    let mut request = greedy(&engine, prompt, before.len() + 10);
+    request.params.ignore_eos = Some(true);
+    let ignored = complete(&engine, request);
+    assert_eq!(ignored.finish_reason, FinishReason::Length);
+    assert_eq!(ignored.token_ids[..before.len()], *before);
+}
+
+#[test]
+fn the_context_ends_the_text() {
+    let engine = engine();
+    let prompt = vec![451; 1020];
+    let request = Request {
+        prompt,
+        params: SamplingParams {
+            ignore_eos: Some(true),
+            ..SamplingParams::default()
+        },
+        ..Request::default()
+    };
+    let completion = complete(&engine, request);
+    assert_eq!(completion.token_ids.len(), 4);
+    assert_eq!(completion.finish_reason, FinishReason::Length);
+}
+
+#[test]
+fn what_cannot_run_is_refused_with_its_reason() {
+    let engine = engine();
+    let refused = |request: Request| engine.submit(request).err().unwrap();
+    assert_eq!(refused(Request::default()), SubmitError::EmptyPrompt);
+    assert_eq!(refused(request(&engine, PROMPT, 0)), SubmitError::NoOutput);
+    assert_eq!(
+        refused(Request {
+            prompt: vec![1; 1024],
+            ..Request::default()
+        }),
+        SubmitError::PromptTooLong {
+            tokens: 1024,
+            context_length: 1024
+        }
+    );
+    assert_eq!(
+        refused(Request {
+            prompt: vec![8192],
+            ..Request::default()
+        }),
+        SubmitError::UnknownToken {
+            id: 8192,
+            vocab_size: 8192
+        }
+    );
+    let mut high = request(&engine, PROMPT, 4);
+    high.params.top_p = Some(1.5);
+    assert_eq!(refused(high).to_string(), "top_p: 1.5 is outside [0, 1]");
+    let mut empty_stop = request(&engine, PROMPT, 4);
+    empty_stop.stop = vec![String::new()];
+    assert!(matches!(refused(empty_stop), SubmitError::Stop(_)));
+}
+
+#[test]
+fn the_cache_and_the_queue_are_bounded() {
+    let options = EngineOptions {
+        max_running: 1,
+        max_waiting: 1,
+        step_tokens: 64,
+    };
+    let (engine, _thread) = engine_with(options, 128);
+    let too_long = engine.submit(request(&engine, PROMPT, 500)).err().unwrap();
+    assert!(matches!(
+        too_long,
+        SubmitError::Admission(AdmissionError::TooLong { tokens: 504, .. })
+    ));
+
+    let running = engine.submit(seeded(&engine, PROMPT, 100, 1)).unwrap();
+    wait_until("the first runs", || engine.load().running == 1);
+    let waiting = engine.submit(seeded(&engine, PROMPT, 10, 2)).unwrap();
+    let refused = engine.submit(seeded(&engine, PROMPT, 10, 3)).err().unwrap();
+    assert_eq!(
+        refused.to_string(),
+        "1 requests are waiting already; the limit is 1"
+    );
+    drop(running);
+    assert_eq!(finish(waiting).1.token_ids.len(), 10);
+}
+
+#[test]
+fn cancelling_ends_a_sequence_with_what_it_has_and_frees_its_blocks() {
+    let engine = engine();
+    let mut generation = engine.submit(seeded(&engine, PROMPT, 1000, 1)).unwrap();
+    let Some(Event::Token(first)) = generation.blocking_next() else {
+        panic!("a token comes first")
+    };
+    let handle = generation.cancel_handle();
+    handle.cancel();
+    handle.cancel();
+    let (mut tokens, completion) = finish(generation);
+    tokens.insert(0, first);
+    assert_eq!(completion.finish_reason, FinishReason::Cancelled);
+    assert_eq!(completion.token_ids.len(), tokens.len());
+    assert_eq!((engine.load().running, engine.load().used_blocks), (0, 0));
+    handle.cancel();
+    assert_eq!(
+        complete(&engine, seeded(&engine, PROMPT, 4, 1))
+            .token_ids
+            .len(),
+        4
+    );
+}
+
+#[test]
+fn going_away_cancels() {
+    let engine = engine();
+    drop(engine.submit(seeded(&engine, PROMPT, 1000, 1)).unwrap());
+    wait_until("the slot is free", || engine.load().used_blocks == 0);
+}
+
+#[test]
+fn shutting_down_lets_requests_finish_and_refuses_new_ones() {
+    let (engine, thread) = engine_with(EngineOptions::default(), 2048);
+    let generation = engine.submit(seeded(&engine, PROMPT, 40, 1)).unwrap();
+    engine.shutdown(false);
+    let refused = engine.submit(seeded(&engine, PROMPT, 4, 1)).err().unwrap();
+    assert_eq!(refused, SubmitError::ShuttingDown);
+    assert_eq!(finish(generation).1.token_ids.len(), 40);
+    assert!(thread.join());
+}
+
+#[test]
+fn shutting_down_at_once_ends_every_request() {
+    let (engine, thread) = engine_with(EngineOptions::default(), 4096);
+    let generations: Vec<_> = (0..3)
+        .map(|seed| engine.submit(seeded(&engine, PROMPT, 1000, seed)).unwrap())
+        .collect();
+    engine.shutdown(true);
+    for generation in generations {
+        assert_eq!(finish(generation).1.finish_reason, FinishReason::Aborted);
+    }
+    assert!(thread.join());
+}
+
+#[test]
+fn the_thread_ends_with_the_last_handle() {
+    let (engine, thread) = engine_with(EngineOptions::default(), 1024);
+    complete(&engine, seeded(&engine, PROMPT, 2, 1));
+    drop(engine);
+    assert!(thread.join());
+}

@@ -1,0 +1,433 @@
+//! The socket: slow clients, clients that leave, too many clients, and the end of the server.
+
+use std::time::{Duration, Instant};
+
+use nucleus_engine::generate::{EngineOptions, Load};
+use nucleus_server::{ApiKey, Limits, ServeError, Server, ServerConfig, Timeouts};
+use serde_json::{Value, json};
+use tokio::net::TcpStream;
+
+use crate::support::net::{Worker, post};
+use crate::support::{
+    ErrorFields, PATIENCE, PROMPT, Reply, RigOptions, Transcript, forever, scripted_engine, text,
+    tokens,
+};
+
+fn with_timeouts(timeouts: Timeouts) -> RigOptions {
+    let config = ServerConfig {
+        timeouts,
+        ..ServerConfig::default()
+    };
+    RigOptions {
+        config,
+        ..RigOptions::default()
+    }
+}
+
+fn endless() -> Value {
+    json!({"prompt": PROMPT, "temperature": 0, "max_tokens": 1000})
+}
+
+/// The body of a response that has been read to its end, as an error.
+fn error_of(response: &str) -> (u16, ErrorFields) {
+    let status = response
+        .split(' ')
+        .nth(1)
+        .expect("a status")
+        .parse()
+        .expect("a number");
+    let body = response.split_once("\r\n\r\n").expect("a body").1;
+    (
+        status,
+        ErrorFields::of(&serde_json::from_str(body).expect("JSON")),
+    )
+}
+
+async fn load_until(worker: &Worker, wanted: impl Fn(Load) -> bool) {
+    let begun = Instant::now();
+    while !wanted(worker.engine.load()) {
+        assert!(begun.elapsed() < PATIENCE, "{:?}", worker.engine.load());
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// Lets the model step every 20 ms until nothing runs; returns how many steps that took.
+async fn step_until_idle(worker: &Worker) -> usize {
+    for steps in 0.. {
+        let load = worker.engine.load();
+        if load.running == 0 && load.waiting == 0 && load.used_blocks == 0 {
+            return steps;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        worker.gate.allow(1);
+    }
+    unreachable!("the loop has no end")
+}
+
+/// R0.1, R0.3: a request over a real connection.
+#[tokio::test]
+async fn r0_1_r0_3_a_story_over_a_socket() {
+    let worker = Worker::start(RigOptions::default(), text(" there was a fox.")).await;
+    let body = json!({"prompt": PROMPT, "temperature": 0});
+    let mut stream = worker.execute(&body).await;
+    let transcript = Transcript::of(stream.rest().await);
+    assert_eq!(
+        (transcript.text(), transcript.stop_reason()),
+        (" there was a fox.", "stop")
+    );
+    // The connection can be used again.
+    stream
+        .client
+        .send(&post("/cancel", &json!({"job_id": "x"})))
+        .await;
+    assert!(stream.client.head().await.starts_with("HTTP/1.1 202"));
+}
+
+/// C1: a head that never ends is not waited for.
+#[tokio::test]
+async fn c1_a_slow_head_is_cut() {
+    let header = Duration::from_millis(300);
+    let worker = Worker::start(
+        with_timeouts(Timeouts {
+            header,
+            ..Timeouts::default()
+        }),
+        text(""),
+    )
+    .await;
+    let mut slow = worker.connect().await;
+    slow.send("POST /execute HTTP/1.1\r\nhost: localh").await;
+    let mut silent = worker.connect().await;
+    let begun = Instant::now();
+    assert!(slow.until_closed(PATIENCE).await.is_some());
+    assert!(silent.until_closed(PATIENCE).await.is_some());
+    assert!(
+        begun.elapsed() >= Duration::from_millis(200),
+        "{:?}",
+        begun.elapsed()
+    );
+}
+
+/// C2: a body that never ends is 408.
+#[tokio::test]
+async fn c2_a_slow_body_is_408() {
+    let body = Duration::from_millis(200);
+    let worker = Worker::start(
+        with_timeouts(Timeouts {
+            body,
+            ..Timeouts::default()
+        }),
+        text(""),
+    )
+    .await;
+    let mut client = worker.connect().await;
+    client
+        .send("POST /execute HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{\"prompt\":")
+        .await;
+    let response = client
+        .until_closed(PATIENCE)
+        .await
+        .expect("the connection is closed");
+    let (status, error) = error_of(&response);
+    assert_eq!((status, error.code.as_str()), (408, "body_timeout"));
+    assert!(error.message.contains("0.2 s"), "{error:?}");
+}
+
+/// C3: a client that reads nothing loses its stream, and its slot is free.
+#[tokio::test]
+async fn c3_a_client_that_reads_nothing_is_given_up() {
+    let write = Duration::from_millis(300);
+    let options = RigOptions {
+        gated: true,
+        ..with_timeouts(Timeouts {
+            write,
+            ..Timeouts::default()
+        })
+    };
+    let worker = Worker::start(options, forever()).await;
+    // `started` repeats the parameters: 7 MB of them, more than the system buffers on the way.
+    let mut body = endless();
+    body["allowed_token_ids"] = json!(vec![tokens(" and")[0]; 500_000]);
+    body["bad_words"] = json!(vec![vec![4000; 1000]; 900]);
+    let mut client = worker.connect().await;
+    client.send(&post("/execute", &body)).await;
+    load_until(&worker, |_| worker.gate.begun() == 1).await;
+    let steps = step_until_idle(&worker).await;
+    assert!(
+        steps < 200,
+        "{steps} steps in which the client might have read"
+    );
+    let received = client
+        .until_closed(PATIENCE)
+        .await
+        .expect("the connection is closed");
+    assert!(received.len() < 7_000_000, "{} bytes", received.len());
+}
+
+/// C4: a client that closes its connection frees its slot within a step.
+#[tokio::test]
+async fn c4_closing_the_connection_frees_the_slot() {
+    for events_before in [0, 1, 5] {
+        let worker = Worker::start(
+            RigOptions {
+                gated: true,
+                ..RigOptions::default()
+            },
+            forever(),
+        )
+        .await;
+        let mut stream = worker.execute(&endless()).await;
+        worker.gate.allow(events_before);
+        for _ in 0..=events_before {
+            stream.next().await.expect("an event");
+        }
+        drop(stream);
+        let steps = step_until_idle(&worker).await;
+        assert!(steps < 20, "{steps} steps after it had closed");
+    }
+}
+
+/// C6: connections beyond the bound wait; they are served when others leave.
+#[tokio::test]
+async fn c6_connections_are_bounded() {
+    let limits = Limits {
+        connections: 2,
+        ..Limits::default()
+    };
+    let config = ServerConfig {
+        limits,
+        ..ServerConfig::default()
+    };
+    let worker = Worker::start(
+        RigOptions {
+            config,
+            ..RigOptions::default()
+        },
+        text(" a fox"),
+    )
+    .await;
+    let [first, second] = [worker.connect().await, worker.connect().await];
+    // Both are accepted once they have been answered.
+    let mut open = Vec::new();
+    for mut client in [first, second] {
+        client
+            .send("GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n")
+            .await;
+        client.head().await;
+        open.push(client);
+    }
+    let mut third = worker.connect().await;
+    third
+        .send("GET /health HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
+        .await;
+    assert!(
+        third
+            .until_closed(Duration::from_millis(200))
+            .await
+            .is_none(),
+        "it was served"
+    );
+    open.pop();
+    let response = third.until_closed(PATIENCE).await.expect("it is served");
+    assert!(response.contains("200 OK"), "{response}");
+}
+
+/// C15: what is not HTTP is turned away, and does not disturb.
+#[tokio::test]
+async fn c10_c15_garbage_is_turned_away() {
+    let worker = Worker::start(RigOptions::default(), text(" a fox")).await;
+    for garbage in [
+        "\u{16}\u{3}\u{1}\u{2}\0hello\r\n\r\n",
+        "\0\0\0\0\r\n\r\n",
+        "HELO example\r\n\r\n",
+        "GET / HTTP/9.9\r\n\r\n",
+        "POST /execute HTTP/1.1\r\nhost: localhost\r\ncontent-length: -1\r\n\r\n",
+        "POST /execute HTTP/1.1\r\nhost: localhost\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\n",
+        "POST /execute HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked, gzip\r\n\r\n",
+    ] {
+        let mut client = worker.connect().await;
+        client.send(garbage).await;
+        let response = client.until_closed(PATIENCE).await.expect("it is closed");
+        assert!(
+            response.is_empty() || response.starts_with("HTTP/1.1 4"),
+            "{garbage:?}: {response}"
+        );
+    }
+    let mut long = worker.connect().await;
+    let headers: String = (0..200).map(|i| format!("x-{i}: {i}\r\n")).collect();
+    long.send(&format!(
+        "GET /health HTTP/1.1\r\nhost: localhost\r\n{headers}\r\n"
+    ))
+    .await;
+    assert!(long.head().await.starts_with("HTTP/1.1 431"));
+    let mut stream = worker
+        .execute(&json!({"prompt": PROMPT, "temperature": 0}))
+        .await;
+    assert_eq!(Transcript::of(stream.rest().await).text(), " a fox");
+}
+
+/// P20: a body that is too large is answered before it has been sent.
+#[tokio::test]
+async fn p20_a_large_body_is_413_over_a_socket() {
+    let worker = Worker::start(RigOptions::default(), text(" a fox")).await;
+    for bytes in [(8 << 20) + 1, 33 << 20] {
+        let mut client = worker.connect().await;
+        client
+            .send(&post("/execute", &json!({"prompt": "a".repeat(bytes)})))
+            .await;
+        let response = client.until_closed(PATIENCE).await.expect("it is closed");
+        assert_eq!(error_of(&response).0, 413);
+    }
+    let mut client = worker.connect().await;
+    client.send("POST /execute HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 1000000000\r\n\r\n").await;
+    let response = client.until_closed(PATIENCE).await.expect("it is closed");
+    assert_eq!(error_of(&response).0, 413);
+}
+
+/// C8: a shutdown lets running requests end; nobody new gets in.
+#[tokio::test]
+async fn c8_a_shutdown_drains() {
+    let worker = Worker::start(
+        RigOptions {
+            gated: true,
+            ..RigOptions::default()
+        },
+        text(" there was a fox."),
+    )
+    .await;
+    let mut stream = worker
+        .execute(&json!({"prompt": PROMPT, "temperature": 0}))
+        .await;
+    let mut idle = worker.connect().await;
+    idle.send("GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        .await;
+    idle.head().await;
+    worker.shutdown.drain();
+    assert!(
+        idle.until_closed(PATIENCE).await.is_some(),
+        "idle connections are closed"
+    );
+    let refused = async {
+        while TcpStream::connect(worker.address).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, refused)
+        .await
+        .expect("nobody listens");
+    worker.gate.open();
+    let transcript = Transcript::of(stream.rest().await);
+    assert_eq!(
+        (transcript.text(), transcript.stop_reason()),
+        (" there was a fox.", "stop")
+    );
+    worker.ended().await.expect("it ends in order");
+}
+
+/// C8: what does not end by the deadline is aborted, with an end event.
+#[tokio::test]
+async fn c8_the_deadline_aborts() {
+    let drain = Duration::from_millis(200);
+    let id = tokens(" and")[0];
+    let slowly = move |_| {
+        std::thread::sleep(Duration::from_millis(20));
+        Reply::Token(id)
+    };
+    let worker = Worker::start(
+        with_timeouts(Timeouts {
+            drain,
+            ..Timeouts::default()
+        }),
+        slowly,
+    )
+    .await;
+    let mut stream = worker.execute(&endless()).await;
+    stream.next().await.expect("started");
+    let begun = Instant::now();
+    worker.shutdown.drain();
+    let rest = stream.rest().await;
+    let end = rest.last().expect("an end");
+    assert_eq!(
+        (end.name.as_str(), &end.data["stop_reason"]),
+        ("end", &json!("aborted"))
+    );
+    worker.ended().await.expect("it ends in order");
+    let took = begun.elapsed();
+    assert!(
+        (drain..drain + Duration::from_secs(1)).contains(&took),
+        "{took:?}"
+    );
+}
+
+/// C8: told twice, the server waits for nothing, not even for a model that hangs.
+#[tokio::test]
+async fn c8_a_second_signal_stops_at_once() {
+    let worker = Worker::start(
+        RigOptions {
+            gated: true,
+            ..RigOptions::default()
+        },
+        forever(),
+    )
+    .await;
+    let mut stream = worker.execute(&endless()).await;
+    stream.next().await.expect("started");
+    let begun = Instant::now();
+    worker.shutdown.drain();
+    worker.shutdown.stop();
+    let Worker { running, gate, .. } = worker;
+    tokio::time::timeout(Duration::from_secs(1), running)
+        .await
+        .expect("at once")
+        .unwrap()
+        .unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(1));
+    gate.open();
+}
+
+/// An engine that dies takes the server with it, after an error event.
+#[tokio::test]
+async fn a_dead_engine_ends_the_server() {
+    let worker = Worker::start(RigOptions::default(), |_| Reply::Panic).await;
+    let mut stream = worker.execute(&endless()).await;
+    let rest = stream.rest().await;
+    assert_eq!(rest.last().expect("an error").name, "error");
+    assert!(matches!(
+        worker.ended().await,
+        Err(ServeError::EngineStopped)
+    ));
+}
+
+/// Without a key the server is for this machine alone.
+#[tokio::test]
+async fn an_open_address_needs_a_key() {
+    let (engine, _thread, _gate) = scripted_engine(EngineOptions::default(), false, text(""));
+    let address = "0.0.0.0:0".parse().unwrap();
+    let open = ServerConfig {
+        address,
+        ..ServerConfig::default()
+    };
+    let error = Server::bind(open.clone(), engine.clone())
+        .await
+        .err()
+        .expect("it is refused");
+    assert!(matches!(error, ServeError::NeedsKey { .. }), "{error}");
+    assert!(error.to_string().contains("0.0.0.0:0"), "{error}");
+    let keyed = ServerConfig {
+        api_key: ApiKey::new("k"),
+        ..open
+    };
+    let server = Server::bind(keyed, engine.clone())
+        .await
+        .expect("it listens");
+    let taken = ServerConfig {
+        address: server.address(),
+        api_key: ApiKey::new("k"),
+        ..ServerConfig::default()
+    };
+    let error = Server::bind(taken, engine)
+        .await
+        .err()
+        .expect("the port is taken");
+    assert!(matches!(error, ServeError::Bind { .. }), "{error}");
+}
