@@ -240,7 +240,7 @@ HD u64 power_q32(i64 part, i64 whole, float exponent) {
 
 // Dynamic temperature of `count` tokens.
 HD float dynamic_temperature(u64 count, const Surprise &surprise, float temperature, float range, float exponent) {
-  if (count < 2) return temperature;
+  if (count < 2) return fmaxf(temperature, 0.01f);
   i64 low = q16(fmaxf(temperature - range, 0.0f)), high = q16(temperature + range);
   u128 power = power_q32(surprise.entropy_q16(), log2_q16(count), exponent);
   u128 rise = (static_cast<u128>(high - low) * power + (1ull << 31)) >> 32;

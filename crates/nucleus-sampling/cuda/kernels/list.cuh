@@ -320,6 +320,15 @@ struct ListMachine {
     return row.flags & NUCLEUS_ROW_UNIFORM ? row.uniform : philox(r.config->seed, row.position, 0, row.choice, row.attempt);
   }
 
+  // ln(q / Z), one logarithm a lane.
+  HD float logprob(u64 weight) const {
+    if (!weight) return -infinity();
+    i64 own = log2_q48(warp.lane() + 1 == warp.lanes() ? w.sums.total : weight);
+    i64 whole = warp.lanes() > 1 ? static_cast<i64>(warp.last(static_cast<u64>(own))) : own;
+    i64 part = warp.lanes() > 1 ? static_cast<i64>(warp.most(warp.lane() == 0 ? static_cast<u64>(own) : 0)) : log2_q48(weight);
+    return static_cast<float>(ln_of_log2_q48(part - whole));
+  }
+
   HD Outcome choose(const SamplingOp &op) {
     Outcome out;
     if (!count()) {
@@ -352,7 +361,7 @@ struct ListMachine {
     u32 drawn = draw(mulhi64(uniform(), w.sums.total));
     out.token = id_at(places[drawn]);
     out.kept = count();
-    out.logprob = processed_logprob(q(drawn), w.sums.total);
+    out.logprob = logprob(q(drawn));
     if (op.code == NUCLEUS_OP_MIROSTAT_1 || op.code == NUCLEUS_OP_MIROSTAT_2) {
       i64 surprise = w.sums.offset_q16() - y(drawn);
       out.feedback = static_cast<i32>(surprise < 0 ? 0 : surprise > 0x7FFFFFFF ? 0x7FFFFFFF : surprise);
@@ -380,7 +389,7 @@ struct ListMachine {
     u32 drawn = draw_by_bisection(mulhi64(uniform(), w.sums.total));
     out.token = id_at(places[drawn]);
     out.kept = n;
-    out.logprob = processed_logprob(q(drawn), w.sums.total);
+    out.logprob = logprob(q(drawn));
     u128 share = static_cast<u128>(before.q(logit_at(old[drawn]))) << 16;
     out.feedback = static_cast<i32>(share / (before.sums.total ? before.sums.total : 1));
   }

@@ -66,7 +66,8 @@ __global__ void __launch_bounds__(THREADS, 2) sample_rows(SamplingBatch batch, W
   SampledToken *out = batch.out + index;
   RawSums raw;
   u64 bound = edited_bound(r);
-  EditTable table{sh->edits, SHARED_EDITS};
+  EditTable table{sh->edits, 16};
+  while (table.capacity < SHARED_EDITS && table.capacity < bound + bound / 2 + 1) table.capacity *= 2;
   bool own_table = bound <= SHARED_EDITS_USED;
   if (!own_table && bound > workspace.most) {
     Outcome failed;
@@ -75,7 +76,6 @@ __global__ void __launch_bounds__(THREADS, 2) sample_rows(SamplingBatch batch, W
     return;
   }
   if (!own_table) table = EditTable{workspace.edits + static_cast<u64>(index) * workspace.capacity, workspace.capacity};
-  bool built = own_table ? false : true;
   if (team.leader()) build_edits(team, r, table);
   if (!own_table) {
     __threadfence();
@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(THREADS, 2) sample_rows(SamplingBatch batch, W
       return;
     }
   }
-  if (!built && !team.leader()) build_edits(team, r, table);
+  if (own_table && !team.leader()) build_edits(team, r, table);
   exact_row(team, r, table, raw, exact_only, out);
 }
 
@@ -103,6 +103,9 @@ template <u32 BLOCKS, u32 DTYPE>
 cudaError_t launch(const SamplingBatch &batch, const Workspace &workspace, cudaStream_t stream) {
   auto kernel = sample_rows<BLOCKS, DTYPE>;
   cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(Shared));
+  if (error != cudaSuccess) return error;
+  // Room for two blocks on a multiprocessor.
+  error = cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
   if (error != cudaSuccess) return error;
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(batch.rows * BLOCKS);

@@ -255,15 +255,28 @@ struct Stream {
       float x = plan.divides ? edited(r, plan.op, logit_at(own[i]), nullptr, temperature, unusual) : logit_at(own[i]);
       if (plan.divides ? x > bound : true) team.append(place_of(x, id_at(own[i])));
     }
-    for (u32 at = threadIdx.x; at < table.capacity; at += THREADS) {
+    constexpr u32 AHEAD = SHARED_EDITS / THREADS;  // gathers in flight
+    float ahead[AHEAD];
+    for (u32 base = 0; base < table.capacity; base += AHEAD * THREADS) {
+#pragma unroll
+      for (u32 i = 0; i < AHEAD; ++i) {
+        u32 at = base + i * THREADS + threadIdx.x;
+        u32 id = at < table.capacity ? table.slots[at].id : NO_ID;
+        ahead[i] = id < r.limit ? load_logit(r, id) : 0.0f;
+      }
+#pragma unroll
+      for (u32 i = 0; i < AHEAD; ++i) {
+      u32 at = base + i * THREADS + threadIdx.x;
+      if (at >= table.capacity) continue;
       const Edit &edit = table.slots[at];
       if (edit.id >= r.limit || (edit.flags & BANNED) || (r.mask && !mask_allows(r, edit.id))) continue;
-      float x = load_logit(r, edit.id);
+      float x = ahead[i];
       if (edit.flags & BIASED) x = x + edit.bias;
       unusual |= !(x < infinity());
       if (x == -infinity()) continue;
       x = edited(r, plan.op, x, &edit, temperature, unusual);
       if (x > -infinity() && (plan.divides ? x > bound : x >= bound)) team.append(place_of(x, edit.id));
+      }
     }
     float in_force;
     edited(r, plan.op, 0.0f, nullptr, in_force, unusual);

@@ -59,6 +59,13 @@ class CorpusReader {
   uint32_t count_ = 0;
 };
 
+// Whether a row may end with NUCLEUS_UNSUPPORTED: tfs where ties at top_k may leave more than a list.
+inline bool may_be_unsupported(const CorpusBatch &b, uint32_t row) {
+  bool tail_free = false;
+  for (uint32_t i = 0; i < b.programs[row].len; ++i) tail_free |= b.programs[row].ops[i].code == NUCLEUS_OP_TFS;
+  return tail_free && (b.configs[row].flags & NUCLEUS_KEEP_TIES);
+}
+
 // Whether two results are the same: every bit, but for raw log-probabilities a difference of a few units in the last place.
 inline bool same_result(const SampledToken &a, const SampledToken &b, bool processed) {
   if (a.token_id != b.token_id || a.kept_count != b.kept_count || a.status != b.status || a.feedback != b.feedback) return false;
