@@ -1,0 +1,182 @@
+// Times of the kernel beside a floor that reads every logit once and takes each row's maximum: medians of CUDA-graph replays, in
+// microseconds a batch. Warm: one buffer; cold: buffers rotating over more than 4 times the L2 cache.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <random>
+
+#include "../include/sampling_config.h"
+#include "../tests/device.hpp"
+
+constexpr uint32_t VOCAB = 151936;
+
+__global__ void read_once(const float *logits, size_t per_row, float *out) {
+  const float4 *row = reinterpret_cast<const float4 *>(logits + blockIdx.y * per_row);
+  float most = -INFINITY;
+  uint32_t count = static_cast<uint32_t>(per_row / 4);
+#pragma unroll 8
+  for (uint32_t k = 0; k < 8; ++k) {
+    uint32_t i = blockIdx.x * 2048 + k * 256 + threadIdx.x;
+    if (i < count) {
+      float4 v = __ldg(row + i);
+      most = fmaxf(most, fmaxf(fmaxf(v.x, v.y), fmaxf(v.z, v.w)));
+    }
+  }
+  for (int step = 16; step; step >>= 1) most = fmaxf(most, __shfl_xor_sync(~0u, most, step));
+  __shared__ float part[8];
+  if (threadIdx.x % 32 == 0) part[threadIdx.x / 32] = most;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    for (int i = 1; i < 8; ++i) most = fmaxf(most, part[i]);
+    out[blockIdx.y * gridDim.x + blockIdx.x] = most;
+  }
+}
+
+template <class F>
+static double median_us(uint32_t launches, F launch) {
+  cudaStream_t stream;
+  CHECK(cudaStreamCreate(&stream));
+  for (uint32_t i = 0; i < 3; ++i) launch(i, stream);
+  CHECK(cudaStreamSynchronize(stream));
+  cudaGraph_t graph;
+  cudaGraphExec_t exec;
+  CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
+  for (uint32_t i = 0; i < launches; ++i) launch(i, stream);
+  CHECK(cudaStreamEndCapture(stream, &graph));
+  CHECK(cudaGraphInstantiate(&exec, graph, 0));
+  cudaEvent_t a, b;
+  CHECK(cudaEventCreate(&a));
+  CHECK(cudaEventCreate(&b));
+  std::vector<float> times;
+  for (uint32_t i = 0; i < 13; ++i) {
+    CHECK(cudaEventRecord(a, stream));
+    CHECK(cudaGraphLaunch(exec, stream));
+    CHECK(cudaEventRecord(b, stream));
+    CHECK(cudaStreamSynchronize(stream));
+    float ms;
+    CHECK(cudaEventElapsedTime(&ms, a, b));
+    if (i >= 2) times.push_back(ms * 1000 / launches);
+  }
+  CHECK(cudaGraphExecDestroy(exec));
+  CHECK(cudaGraphDestroy(graph));
+  CHECK(cudaStreamDestroy(stream));
+  std::sort(times.begin(), times.end());
+  return times[times.size() / 2];
+}
+
+static uint64_t mass(double p) { return static_cast<uint64_t>(static_cast<double>(static_cast<float>(p)) * (1.0 - 1.0 / 16777216.0) * 4294967296.0); }
+
+struct Case {
+  const char *name;
+  SamplingProgram program;
+  bool edits;
+};
+
+static SamplingProgram program(std::vector<SamplingOp> ops) {
+  SamplingProgram p = {};
+  for (SamplingOp &op : ops) p.ops[p.len++] = op;
+  return p;
+}
+
+int main(int argc, char **argv) {
+  cudaDeviceProp prop;
+  CHECK(cudaGetDeviceProperties(&prop, 0));
+  std::printf("%s, %d multiprocessors, L2 %d MiB\n", prop.name, prop.multiProcessorCount, prop.l2CacheSize >> 20);
+  SamplingOp temperature{NUCLEUS_OP_TEMPERATURE, 0.7f, 0}, draw{NUCLEUS_OP_DRAW, 0, 0}, top_p{NUCLEUS_OP_TOP_P, 0, mass(0.9)};
+  SamplingOp top_k{NUCLEUS_OP_TOP_K, 0, 50}, min_p{NUCLEUS_OP_MIN_P, logf(0.05f), 0};
+  std::vector<Case> cases = {
+      {"all on", program({{NUCLEUS_OP_DRY, 0, 0}, {NUCLEUS_OP_PENALTIES, 0, 0}, temperature, top_k, top_p, min_p, draw}), true},
+      {"top_k + top_p", program({temperature, top_k, top_p, draw}), false},
+      {"greedy", program({{NUCLEUS_OP_ARGMAX, 0, 0}}), false},
+      {"T + draw", program({temperature, draw}), false},
+      {"top_p", program({temperature, top_p, draw}), false},
+  };
+  bool sweep = argc > 1;
+  std::mt19937 random(1);
+  for (uint32_t rows : {1u, 8u, 32u, 64u, 128u, 256u, 512u}) {
+    size_t bytes = static_cast<size_t>(rows) * VOCAB * 4;
+    uint32_t copies = rows <= 64 ? static_cast<uint32_t>(4ull * prop.l2CacheSize / bytes + 2) : 1;
+    std::vector<float> one(static_cast<size_t>(rows) * VOCAB);
+    std::vector<float> base(1 << 20);
+    std::normal_distribution<float> normal(0, 2);
+    for (float &x : base) x = normal(random);
+    for (size_t i = 0; i < one.size(); ++i) one[i] = base[(i * 2654435761u + i / VOCAB * 7919) & ((1 << 20) - 1)];
+    for (uint32_t r = 0; r < rows; ++r)
+      for (int k = 0; k < 20; ++k) one[static_cast<size_t>(r) * VOCAB + random() % VOCAB] += 6 + (random() % 8000) / 1000.0f;
+    DeviceArray<float> logits(one.size() * copies);
+    for (uint32_t c = 0; c < copies; ++c) CHECK(cudaMemcpy(logits.data + c * one.size(), one.data(), bytes, cudaMemcpyHostToDevice));
+    std::vector<uint16_t> halves(one.size());
+    for (size_t i = 0; i < one.size(); ++i) { uint32_t w; std::memcpy(&w, &one[i], 4); halves[i] = (w + 0x7FFF + (w >> 16 & 1)) >> 16; }
+    DeviceArray<uint16_t> bf16(halves);
+    DeviceArray<float> floor_out(static_cast<size_t>(rows) * 32);
+    auto floor = [&](uint32_t i, cudaStream_t s) {
+      read_once<<<dim3((VOCAB / 4 + 2047) / 2048, rows), 256, 0, s>>>(logits.data + (i % copies) * one.size(), VOCAB, floor_out.data);
+    };
+    auto floor_warm = [&](uint32_t, cudaStream_t s) { floor(0, s); };
+    double floor_us = median_us(20, floor_warm), floor_cold = copies > 1 ? median_us(copies, floor) : floor_us;
+    std::printf("rows %4u  floor %8.2f", rows, floor_us);
+    if (copies > 1) std::printf("  cold %8.2f", floor_cold);
+    std::printf("\n");
+    for (Case &c : cases) {
+      std::vector<uint32_t> arena;
+      std::vector<SamplingRow> row(rows);
+      std::vector<SamplingConfig> configs(rows);
+      std::vector<SamplingProgram> programs(rows, c.program);
+      for (uint32_t r = 0; r < rows; ++r) {
+        SamplingConfig &g = configs[r];
+        g = {};
+        g.seed = r + 1;
+        g.temperature = 0.7f;
+        g.repetition_penalty = 1.1f;
+        g.frequency_penalty = g.presence_penalty = 0.2f;
+        g.repeat_last_n = 1000;
+        g.dry_multiplier = 0.8f;
+        g.dry_base = 1.75f;
+        g.dry_allowed_length = 2;
+        g.dry_penalty_last_n = 1024;
+        g.vocab_size = VOCAB;
+        row[r] = {};
+        row[r].request = r;
+        row[r].position = 7;
+        row[r].mask = -1;
+        row[r].flags = NUCLEUS_ROW_PROCESSED;
+        row[r].history = {arena.size(), 1024, 0};
+        row[r].prompt_len = 24;
+        for (int i = 0; i < 1024; ++i) arena.push_back(random() % VOCAB);
+        row[r].bias = {arena.size(), c.edits ? 16u : 0u, 0};
+        for (uint32_t i = 0; i < 16; ++i) { float value = 1.0f; uint32_t word; std::memcpy(&word, &value, 4); arena.push_back(i * 9001); arena.push_back(word); }
+      }
+      DeviceArray<SamplingRow> d_row(row);
+      DeviceArray<SamplingConfig> d_configs(configs);
+      DeviceArray<SamplingProgram> d_programs(programs);
+      DeviceArray<uint32_t> d_arena(arena);
+      DeviceArray<SampledToken> out(rows);
+      SamplingBatch batch = {};
+      batch.struct_size = sizeof(batch);
+      batch.rows = rows;
+      batch.row_len = VOCAB;
+      batch.row_stride = VOCAB;
+      batch.row = d_row.data;
+      batch.configs = d_configs.data;
+      batch.programs = d_programs.data;
+      batch.arena = d_arena.data;
+      batch.out = out.data;
+      auto run = [&](uint32_t copy, uint32_t cluster, uint32_t dtype, cudaStream_t s) {
+        SamplingBatch b = batch;
+        b.logits = dtype ? static_cast<const void *>(bf16.data) : logits.data + copy * one.size();
+        b.dtype = dtype;
+        b.cluster = cluster;
+        int code = launch_advanced_sample_batch(&b, nullptr, 0, s);
+        if (code) { std::printf("launch %d\n", code); std::exit(1); }
+      };
+      double warm = median_us(10, [&](uint32_t, cudaStream_t s) { run(0, 0, 0, s); });
+      double half = median_us(10, [&](uint32_t, cudaStream_t s) { run(0, 0, NUCLEUS_BF16, s); });
+      std::printf("  %-14s fp32 %8.2f (%.2f x floor)  bf16 %8.2f", c.name, warm, warm / floor_us, half);
+      if (copies > 1) std::printf("  cold %8.2f", median_us(copies, [&](uint32_t i, cudaStream_t s) { run(i % copies, 0, 0, s); }));
+      if (sweep)
+        for (uint32_t cluster : {1u, 2u, 4u, 8u}) std::printf("  c%u %.2f", cluster, median_us(10, [&](uint32_t, cudaStream_t s) { run(0, cluster, 0, s); }));
+      std::printf("  token %u\n", out.host()[0].token_id);
+      std::fflush(stdout);
+    }
+  }
+}

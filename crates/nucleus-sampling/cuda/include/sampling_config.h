@@ -1,0 +1,171 @@
+/* Sampling on a CUDA device: plain data and one launch. Meaning of every field: docs/sampling.md. */
+#ifndef NUCLEUS_SAMPLING_CONFIG_H
+#define NUCLEUS_SAMPLING_CONFIG_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#define NUCLEUS_ASSERT(condition) static_assert(condition, #condition)
+#else
+#define NUCLEUS_ASSERT(condition) _Static_assert(condition, #condition)
+#endif
+
+/* Version of the contract: the same version, seed, parameters, history and logits give the same token. */
+#define NUCLEUS_CONTRACT_VERSION 1u
+#define NUCLEUS_MAX_OPS 16u
+#define NUCLEUS_MAX_VOCAB (1u << 19)
+#define NUCLEUS_MAX_ROWS 1024u
+#define NUCLEUS_UNLIMITED 0xFFFFFFFFu
+#define NUCLEUS_NO_TOKEN 0xFFFFFFFFu
+
+/* Bits of SamplingConfig.flags. */
+#define NUCLEUS_IGNORE_EOS 1u
+#define NUCLEUS_KEEP_TIES 2u
+#define NUCLEUS_COUNT_PROMPT 4u
+#define NUCLEUS_TYPICAL_STRICT 8u
+#define NUCLEUS_BAD_WORDS_OUTPUT_ONLY 16u
+
+/* The scalar parameters of one request; Rust's SamplingConfig. */
+typedef struct {
+  uint64_t seed;
+  float temperature, dynatemp_range, dynatemp_exponent, smoothing_factor, smoothing_curve;
+  float top_p, min_p, typical_p, top_n_sigma, epsilon_cutoff, eta_cutoff, top_a, tfs_z;
+  float xtc_probability, xtc_threshold;
+  float repetition_penalty, frequency_penalty, presence_penalty;
+  float dry_multiplier, dry_base;
+  float mirostat_tau, mirostat_eta, adaptive_target, adaptive_decay;
+  uint32_t top_k, min_keep, repeat_last_n, dry_allowed_length, dry_penalty_last_n;
+  uint32_t no_repeat_ngram_size, min_tokens, mirostat, vocab_size, flags;
+} SamplingConfig;
+NUCLEUS_ASSERT(sizeof(SamplingConfig) == 144);
+NUCLEUS_ASSERT(offsetof(SamplingConfig, temperature) == 8);
+NUCLEUS_ASSERT(offsetof(SamplingConfig, top_p) == 28);
+NUCLEUS_ASSERT(offsetof(SamplingConfig, repetition_penalty) == 68);
+NUCLEUS_ASSERT(offsetof(SamplingConfig, top_k) == 104);
+NUCLEUS_ASSERT(offsetof(SamplingConfig, flags) == 140);
+
+/* Operation codes; Rust's OpCode. */
+typedef enum {
+  NUCLEUS_OP_NONE = 0, NUCLEUS_OP_DRY, NUCLEUS_OP_NO_REPEAT_NGRAM, NUCLEUS_OP_PENALTIES, NUCLEUS_OP_TEMPERATURE,
+  NUCLEUS_OP_DYNAMIC_TEMPERATURE, NUCLEUS_OP_SMOOTHING, NUCLEUS_OP_TOP_N_SIGMA, NUCLEUS_OP_TOP_K, NUCLEUS_OP_TYPICAL_P,
+  NUCLEUS_OP_TOP_P, NUCLEUS_OP_MIN_P, NUCLEUS_OP_EPSILON, NUCLEUS_OP_ETA, NUCLEUS_OP_TOP_A, NUCLEUS_OP_TFS, NUCLEUS_OP_XTC,
+  NUCLEUS_OP_ARGMAX, NUCLEUS_OP_DRAW, NUCLEUS_OP_MIROSTAT_1, NUCLEUS_OP_MIROSTAT_2, NUCLEUS_OP_ADAPTIVE_P
+} SamplingOpCode;
+
+/* One operation: a number on the scale of logits, and a count or a probability in Q32; Rust's Op. */
+typedef struct { uint32_t code; float arg; uint64_t threshold; } SamplingOp;
+NUCLEUS_ASSERT(sizeof(SamplingOp) == 16);
+
+/* The operations of a request; the last one chooses; Rust's Program. */
+typedef struct { SamplingOp ops[NUCLEUS_MAX_OPS]; uint32_t len, reserved; } SamplingProgram;
+NUCLEUS_ASSERT(sizeof(SamplingProgram) == 264);
+
+/* How a row ended. The first four are Rust's Status. */
+#define NUCLEUS_OK 0u
+#define NUCLEUS_NAN 1u
+#define NUCLEUS_OVERFLOW 2u
+#define NUCLEUS_EMPTY 3u
+/* More tokens are edited (bias, masks by id, history) than the workspace was sized for. */
+#define NUCLEUS_WORKSPACE 4u
+/* tfs on more than 4096 tokens, which only ties at top_k can leave. */
+#define NUCLEUS_UNSUPPORTED 5u
+
+/* What was chosen; Rust's SampledToken. */
+typedef struct { uint32_t token_id; float logprob; uint32_t kept_count; uint32_t status; int32_t feedback; } SampledToken;
+NUCLEUS_ASSERT(sizeof(SampledToken) == 20);
+
+/* A number added to one token's logit; Rust's Bias. */
+typedef struct { uint32_t token_id; float value; } SamplingBias;
+NUCLEUS_ASSERT(sizeof(SamplingBias) == 8);
+
+/* Bits of SamplingRow.flags. */
+#define NUCLEUS_ROW_UNIFORM 1u   /* draw with `uniform` */
+#define NUCLEUS_ROW_PROCESSED 2u /* logprob of the final distribution, not of the raw logits */
+#define NUCLEUS_ROW_ALLOWED 4u   /* only the ids of `allowed` may be drawn */
+#define NUCLEUS_ROW_PADDING 8u   /* not a request: nothing is read or written for it */
+
+/* A list in the arena: index of its first 32-bit word, and a length in entries.
+ * ids: one word each. Biases: two words each (SamplingBias). Sequences: length + 1 start indices, then the ids they index. */
+typedef struct { uint64_t offset; uint32_t len, reserved; } SamplingList;
+NUCLEUS_ASSERT(sizeof(SamplingList) == 16);
+
+/* One row of work beside its logits. */
+typedef struct {
+  uint64_t uniform;
+  SamplingList history;   /* prompt, then output */
+  SamplingList bias;      /* ascending ids */
+  SamplingList allowed;   /* ascending ids */
+  SamplingList bad_words; /* sequences, none empty */
+  SamplingList breakers;  /* sequences, none empty */
+  SamplingList eos;
+  uint32_t prompt_len;    /* how much of the history is prompt */
+  uint32_t request;       /* index into configs and programs */
+  uint32_t position, choice, attempt;
+  int32_t mirostat_mu, adaptive_target; /* Q16.16 */
+  int32_t mask;           /* index into masks; -1: none */
+  uint32_t flags;
+  uint32_t reserved;
+} SamplingRow;
+NUCLEUS_ASSERT(sizeof(SamplingRow) == 144);
+
+typedef enum { NUCLEUS_F32 = 0, NUCLEUS_F16 = 1, NUCLEUS_BF16 = 2 } SamplingDtype;
+
+/* A batch. Every pointer is to device memory. Row i reads `row_len` logits at element i * row_stride. */
+typedef struct {
+  uint32_t struct_size; /* sizeof(SamplingBatch) */
+  uint32_t dtype;
+  uint32_t rows;
+  uint32_t row_len;
+  uint64_t row_stride;
+  const void *logits;
+  const SamplingRow *row;          /* [rows] */
+  const SamplingConfig *configs;
+  const SamplingProgram *programs;
+  const uint32_t *arena;
+  const uint32_t *masks;           /* [mask][mask_stride], least significant bit first */
+  uint64_t mask_stride;            /* words from one mask to the next */
+  uint32_t mask_words;             /* words of a mask; ids beyond are forbidden */
+  uint32_t cluster;                /* blocks a row: 1, 2, 4, 8, or 0 for the library's choice; never changes a result */
+  SampledToken *out;               /* [rows] */
+  uint32_t max_edited;             /* the number given to sampling_workspace_size */
+  uint32_t flags;                  /* bits of NUCLEUS_BATCH_* */
+} SamplingBatch;
+NUCLEUS_ASSERT(sizeof(SamplingBatch) == 104);
+
+/* Every row takes the exact path without bounded candidates, for tests; never changes a result. */
+#define NUCLEUS_BATCH_EXACT 1u
+
+/* Results of a launch. A CUDA error is NUCLEUS_LAUNCH_CUDA + its code. */
+#define NUCLEUS_LAUNCH_OK 0
+#define NUCLEUS_LAUNCH_INVALID 1   /* a size, stride, dtype or pointer of the batch is out of range */
+#define NUCLEUS_LAUNCH_WORKSPACE 2 /* the workspace is too small */
+#define NUCLEUS_LAUNCH_CUDA 1000
+
+/* Bytes of workspace. `max_edited`: the most ids a row edits by bias, ids that end a text, bad words and history windows together;
+ * up to 1536 need no workspace. A row that needs more ends with NUCLEUS_WORKSPACE. */
+size_t sampling_workspace_size(uint32_t rows, uint32_t max_edited);
+
+/* Samples every row; returns once the work is queued on the stream (a cudaStream_t). Allocates nothing, synchronises nothing and can be
+ * captured in a CUDA graph. One workspace serves one stream at a time. */
+int launch_advanced_sample_batch(const SamplingBatch *batch, void *workspace, size_t workspace_bytes, void *stream);
+
+/* One row of f32 logits without lists: `random_value` is the uniform number in units of 2^-64. Every pointer is to device memory.
+ * `row` is written with a SamplingRow on the stream and must stay alive until the work is done. */
+typedef struct {
+  const SamplingConfig *config;   /* device */
+  const SamplingProgram *program; /* device */
+  const uint32_t *history;        /* device: prompt, then output */
+  uint32_t history_length, prompt_length, dtype, reserved;
+  SamplingRow *row;               /* device, scratch */
+  SampledToken *out;              /* device */
+} SingleSample;
+int launch_advanced_sample(const void *logits, uint32_t vocab_size, const SingleSample *sample, uint64_t random_value, void *workspace,
+                           size_t workspace_bytes, void *stream);
+
+#undef NUCLEUS_ASSERT
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,275 @@
+// What a request edits token by token: biases, bans, penalties. A hash table from id to edit, built by one block.
+#pragma once
+
+#include "../include/sampling_config.h"
+#include "fixed.cuh"
+
+namespace nucleus {
+
+constexpr u32 NO_ID = 0xFFFFFFFFu;
+
+// What happens to one token.
+enum EditFlag : u32 { BANNED = 1, BIASED = 2, SEEN = 4, NGRAM = 8 };
+
+struct Edit {
+  u32 id;
+  u32 flags;
+  u32 count;    // occurrences that frequency and presence count
+  u32 longest;  // DRY's longest passage; 0: none
+  float bias;
+};
+
+// Atomic on the device; the host runs one thread.
+HD u32 claim(u32 *word, u32 expected, u32 value) {
+#ifdef __CUDA_ARCH__
+  return atomicCAS(word, expected, value);
+#else
+  u32 old = *word;
+  if (old == expected) *word = value;
+  return old;
+#endif
+}
+HD void raise_bits(u32 *word, u32 value) {
+#ifdef __CUDA_ARCH__
+  atomicOr(word, value);
+#else
+  *word |= value;
+#endif
+}
+HD void add_to(u32 *word, u32 value) {
+#ifdef __CUDA_ARCH__
+  atomicAdd(word, value);
+#else
+  *word += value;
+#endif
+}
+HD void raise_to(u32 *word, u32 value) {
+#ifdef __CUDA_ARCH__
+  atomicMax(word, value);
+#else
+  if (value > *word) *word = value;
+#endif
+}
+
+// Open addressing with linear probing; `capacity` is a power of two above the number of ids.
+struct EditTable {
+  Edit *slots;
+  u32 capacity;
+
+  HD u32 start(u32 id) const { return (id * 0x9E3779B1u) >> 7 & (capacity - 1); }
+  HD Edit *insert(u32 id) const {
+    for (u32 at = start(id);; at = (at + 1) & (capacity - 1)) {
+      u32 old = claim(&slots[at].id, NO_ID, id);
+      if (old == NO_ID || old == id) return &slots[at];
+    }
+  }
+  HD const Edit *find(u32 id) const {
+    for (u32 at = start(id);; at = (at + 1) & (capacity - 1)) {
+      if (slots[at].id == id) return &slots[at];
+      if (slots[at].id == NO_ID) return nullptr;
+    }
+  }
+};
+
+// Everything a row is made from.
+struct Request {
+  const SamplingConfig *config;
+  const SamplingProgram *program;
+  const SamplingRow *row;
+  const u32 *arena;
+  const void *logits;  // of this row
+  const u32 *mask;     // of this row; null: none
+  u32 mask_words;
+  u32 dtype;
+  u32 limit;  // ids from here on do not exist
+
+  HD const u32 *words(const SamplingList &list) const { return arena + list.offset; }
+  HD bool has(u32 code) const {
+    for (u32 i = 0; i < program->len; ++i)
+      if (program->ops[i].code == code) return true;
+    return false;
+  }
+};
+
+// The request of row `index` of a batch.
+HD Request request_of(const SamplingBatch &b, u32 index) {
+  Request r;
+  r.row = b.row + index;
+  r.config = b.configs + r.row->request;
+  r.program = b.programs + r.row->request;
+  r.arena = b.arena;
+  u64 size = b.dtype == NUCLEUS_F32 ? 4 : 2;
+  r.logits = static_cast<const char *>(b.logits) + index * b.row_stride * size;
+  r.mask = r.row->mask < 0 ? nullptr : b.masks + static_cast<u64>(r.row->mask) * b.mask_stride;
+  r.mask_words = b.mask_words;
+  r.dtype = b.dtype;
+  r.limit = r.config->vocab_size < b.row_len ? r.config->vocab_size : b.row_len;
+  return r;
+}
+
+HD float widen_f16(uint16_t h) {
+  u32 sign = static_cast<u32>(h & 0x8000u) << 16, exponent = h >> 10 & 31u, fraction = h & 0x3FFu;
+  if (exponent == 31) return float_of(sign | 0x7F800000u | fraction << 13);
+  if (exponent) return float_of(sign | (exponent + 112) << 23 | fraction << 13);
+  float small = static_cast<float>(fraction) * (1.0f / 16777216.0f);
+  return float_of(bits_of(small) | sign);
+}
+
+HD float load_logit(const Request &request, u32 id) {
+  if (request.dtype == NUCLEUS_F32) return static_cast<const float *>(request.logits)[id];
+  uint16_t half = static_cast<const uint16_t *>(request.logits)[id];
+  return request.dtype == NUCLEUS_F16 ? widen_f16(half) : float_of(static_cast<u32>(half) << 16);
+}
+
+// The last `window` of `len` tokens begin here.
+HD u32 window_start(u32 len, u32 window) { return window < len ? len - window : 0; }
+
+// Sequences of token ids in the arena.
+struct Sequences {
+  const u32 *starts;
+  u32 count;
+
+  HD Sequences(const Request &request, const SamplingList &list) : starts(request.words(list)), count(list.len) {}
+  HD u32 len(u32 i) const { return starts[i + 1] - starts[i]; }
+  HD const u32 *ids(u32 i) const { return starts + count + 1 + starts[i]; }
+};
+
+// Whether tokens[..len] ends with these ids.
+HD bool ends_with(const u32 *tokens, u32 len, const u32 *ids, u32 count) {
+  if (count > len) return false;
+  for (u32 i = 0; i < count; ++i)
+    if (tokens[len - count + i] != ids[i]) return false;
+  return true;
+}
+
+// An upper bound of the number of ids that a row edits.
+HD u64 edited_bound(const Request &r) {
+  u32 len = r.row->history.len, window = 0;
+  if (r.has(NUCLEUS_OP_DRY)) window = len < r.config->dry_penalty_last_n ? len : r.config->dry_penalty_last_n;
+  if (r.has(NUCLEUS_OP_PENALTIES)) {
+    u32 penalised = len < r.config->repeat_last_n ? len : r.config->repeat_last_n;
+    // The window over the output may reach no further back than the one over everything.
+    window = penalised > window ? penalised : window;
+  }
+  if (r.has(NUCLEUS_OP_NO_REPEAT_NGRAM)) window = len;
+  return static_cast<u64>(window) + r.row->bias.len + r.row->bad_words.len + r.row->eos.len;
+}
+
+// Length of the longest common suffix of h[..end] and h[..len], at most `limit`.
+HD u32 common_suffix(const u32 *h, u32 end, u32 len, u32 limit) {
+  u32 most = end < limit ? end : limit, length = 0;
+  while (length < most && h[end - 1 - length] == h[len - 1 - length]) ++length;
+  return length;
+}
+
+HD bool single_breaker(const Sequences &breakers, u32 id) {
+  for (u32 i = 0; i < breakers.count; ++i)
+    if (breakers.len(i) == 1 && breakers.ids(i)[0] == id) return true;
+  return false;
+}
+
+// Builds the table with the threads of one block. `team.local_max` reduces over the block.
+template <class Team>
+HD_SLOW void build_edits(const Team &team, const Request &r, const EditTable &table) {
+  const u32 t = team.local(), n = team.locals();
+  const SamplingConfig &c = *r.config;
+  const u32 *tokens = r.words(r.row->history);
+  const u32 len = r.row->history.len, prompt = r.row->prompt_len;
+  for (u32 i = t; i < table.capacity; i += n) table.slots[i] = Edit{NO_ID, 0, 0, 0, 0.0f};
+  team.sync();
+  const SamplingBias *bias = reinterpret_cast<const SamplingBias *>(r.words(r.row->bias));
+  for (u32 i = t; i < r.row->bias.len; i += n) {
+    Edit *edit = table.insert(bias[i].token_id);
+    raise_bits(&edit->flags, BIASED);
+    edit->bias = bias[i].value;
+  }
+  if ((c.flags & NUCLEUS_IGNORE_EOS) || r.row->position < c.min_tokens)
+    for (u32 i = t; i < r.row->eos.len; i += n) raise_bits(&table.insert(r.words(r.row->eos)[i])->flags, BANNED);
+  Sequences bad(r, r.row->bad_words);
+  u32 from = c.flags & NUCLEUS_BAD_WORDS_OUTPUT_ONLY ? prompt : 0;
+  for (u32 i = t; i < bad.count; i += n)
+    if (ends_with(tokens + from, len - from, bad.ids(i), bad.len(i) - 1))
+      raise_bits(&table.insert(bad.ids(i)[bad.len(i) - 1])->flags, BANNED);
+  if (r.has(NUCLEUS_OP_PENALTIES)) {
+    u32 seen = window_start(len, c.repeat_last_n);
+    u32 counted = c.flags & NUCLEUS_COUNT_PROMPT ? seen : prompt + window_start(len - prompt, c.repeat_last_n);
+    for (u32 i = (seen < counted ? seen : counted) + t; i < len; i += n) {
+      if (tokens[i] >= r.limit) continue;
+      Edit *edit = table.insert(tokens[i]);
+      if (i >= seen) raise_bits(&edit->flags, SEEN);
+      if (i >= counted) add_to(&edit->count, 1);
+    }
+  }
+  if (r.has(NUCLEUS_OP_DRY)) {
+    u32 first = window_start(len, c.dry_penalty_last_n), size = len - first;
+    const u32 *h = tokens + first;
+    Sequences breakers(r, r.row->breakers);
+    u32 last = 0;  // where the last complete breaker ends
+    for (u32 end = t + 1; end <= size && breakers.count; end += n)
+      for (u32 b = 0; b < breakers.count; ++b)
+        if (ends_with(h, end, breakers.ids(b), breakers.len(b))) last = end;
+    u32 limit = size - (breakers.count ? team.local_max(last) : 0);
+    u32 allowed = c.dry_allowed_length ? c.dry_allowed_length : 1;
+    for (u32 end = t + 1; end < size && limit >= allowed; end += n) {
+      if (h[end - 1] != h[size - 1] || h[end] >= r.limit) continue;
+      u32 length = common_suffix(h, end, size, limit);
+      if (length >= allowed && !single_breaker(breakers, h[end])) raise_to(&table.insert(h[end])->longest, length);
+    }
+  }
+  if (r.has(NUCLEUS_OP_NO_REPEAT_NGRAM)) {
+    u64 others = c.no_repeat_ngram_size - 1;
+    if (others <= len)
+      for (u64 end = others + t; end < len; end += n)
+        if (tokens[end] < r.limit && ends_with(tokens, static_cast<u32>(end), tokens + (len - others), static_cast<u32>(others)))
+          raise_bits(&table.insert(tokens[end])->flags, NGRAM);
+  }
+  team.sync();
+}
+
+// Bit `id` of a mask; missing words forbid.
+HD bool mask_allows(const Request &r, u32 id) {
+  return id / 32 < r.mask_words && (r.mask[id / 32] >> (id % 32) & 1);
+}
+
+HD bool list_holds(const u32 *ids, u32 count, u32 id) {
+  u32 low = 0, high = count;
+  while (low < high) {
+    u32 middle = (low + high) / 2;
+    if (ids[middle] < id) low = middle + 1; else high = middle;
+  }
+  return low < count && ids[low] == id;
+}
+
+// Whether a token may be drawn, by everything but the table's bans.
+HD bool admitted(const Request &r, u32 id) {
+  if (r.mask && !mask_allows(r, id)) return false;
+  return !(r.row->flags & NUCLEUS_ROW_ALLOWED) || list_holds(r.words(r.row->allowed), r.row->allowed.len, id);
+}
+
+HD float repetition(float x, float penalty) { return x > 0.0f ? x / penalty : x * penalty; }
+
+HD float penalise(float x, const Edit &edit, const SamplingConfig &c) {
+  if (edit.flags & SEEN) x = repetition(x, c.repetition_penalty);
+  if (edit.count) {
+    x = x - c.frequency_penalty * static_cast<float>(edit.count);
+    x = x - c.presence_penalty;
+  }
+  return x;
+}
+
+HD float dry(float x, const Edit &edit, const SamplingConfig &c) {
+  if (!edit.longest) return x;
+  return x - c.dry_multiplier * power(c.dry_base, static_cast<u64>(edit.longest) - c.dry_allowed_length);
+}
+
+// The logit after the edit `code` of a token that the table holds.
+HD_SLOW float apply_edit(u32 code, float x, const Edit &edit, const SamplingConfig &c) {
+  switch (code) {
+    case NUCLEUS_OP_DRY: return dry(x, edit, c);
+    case NUCLEUS_OP_NO_REPEAT_NGRAM: return edit.flags & NGRAM ? -infinity() : x;
+    case NUCLEUS_OP_PENALTIES: return penalise(x, edit, c);
+    default: return x;
+  }
+}
+
+}  // namespace nucleus

@@ -1,0 +1,398 @@
+// The exact path over a short sorted list of tokens: every stage by one warp (on the host, by one thread).
+#pragma once
+
+#include "row.cuh"
+
+namespace nucleus {
+
+constexpr u32 MIROSTAT_TOKENS = 100;
+
+// The tokens left are places[low..high), descending. `scratch` has room for as many.
+template <class Warp>
+struct ListMachine {
+  const Warp &warp;
+  const Request &r;
+  const EditTable &table;
+  u64 *places;
+  u64 *scratch;
+  u32 low = 0, high;
+  float temperature;
+  u32 status = NUCLEUS_OK;
+  Weighing w;
+
+  HD ListMachine(const Warp &lanes, const Request &request, const EditTable &edits, u64 *list, u64 *room, u32 count, float t)
+      : warp(lanes), r(request), table(edits), places(list), scratch(room), high(count), temperature(t) {}
+
+  HD u32 count() const { return high - low; }
+  HD float logit(u32 i) const { return logit_at(places[i]); }
+  HD u64 q(u32 i) const { return w.q(logit(i)); }
+  HD i64 y(u32 i) const { return w.y(logit(i)); }
+
+  HD bool weigh() {
+    if (!count()) { status = NUCLEUS_EMPTY; return false; }
+    return weigh_below(logit(low));
+  }
+
+  // Weighs a list whose largest logit is known.
+  HD bool weigh_below(float largest) {
+    if (!begin_weighing(largest, temperature, w)) { status = NUCLEUS_OVERFLOW; return false; }
+    Surprise own;
+    for (u32 i = low + warp.lane(); i < high; i += warp.lanes()) {
+      Exponent e(logit(i), w.s);
+      own.add(e.weight(w.max_n), e.log2_q16(w.max_n));
+    }
+    w.sums.total = warp.sum(own.total);
+    w.sums.moment = static_cast<i64>(warp.sum(static_cast<u64>(own.moment)));
+    return true;
+  }
+
+  // The first index from `low` on that fails, at most `high`.
+  template <class P>
+  HD u32 leading(P passes) const {
+    for (u32 i = low; i < high; i += warp.lanes()) {
+      u32 own = i + warp.lane();
+      u32 first = warp.first(own < high && !passes(own));
+      if (first < warp.lanes()) return i + first;
+    }
+    return high;
+  }
+
+  HD void keep(u32 cut, u64 min_keep) {
+    u64 least = static_cast<u64>(low) + min_keep;
+    u64 end = cut > least ? cut : least;
+    high = end < high ? static_cast<u32>(end) : high;
+  }
+
+  HD u32 with_ties(u32 cut) const {
+    if (cut <= low || cut >= high) return cut;
+    float last = logit(cut - 1);
+    while (cut < high && logit(cut) == last) ++cut;
+    return cut;
+  }
+
+  // As `keep`, and with all that equal the last of `min_keep`.
+  HD void keep_floor(u32 cut, u64 min_keep, bool ties) {
+    u64 least = min_keep < count() ? low + min_keep : high;
+    u32 floor = ties ? with_ties(static_cast<u32>(least)) : static_cast<u32>(least);
+    high = cut > floor ? cut : floor;
+  }
+
+  // The end of the shortest beginning whose mass suffices.
+  HD u32 mass_end(u64 threshold) const {
+    u64 mass = 0;
+    for (u32 i = low; i < high; i += warp.lanes()) {
+      u32 own = i + warp.lane();
+      u64 prefix = warp.inclusive(own < high ? q(own) : 0);
+      u32 first = warp.first(own < high && reaches(mass + prefix, w.sums.total, threshold));
+      if (first < warp.lanes()) return i + first + 1;
+      mass += warp.last(prefix);
+    }
+    return high;
+  }
+
+  HD void top_n_sigma(const SamplingOp &op) {
+    float largest = logit(low);
+    u64 sum = 0, least = 0, most = 0;
+    for (u32 i = low + warp.lane(); i < high; i += warp.lanes()) {
+      u64 d = distance_q16(logit(i), largest), square = d * d;
+      sum += d;
+      least += square & 0xFFFFFFFFu;
+      most += square >> 32;
+    }
+    sum = warp.sum(sum);
+    u128 squares = (static_cast<u128>(warp.sum(most)) << 32) + warp.sum(least);
+    float threshold = largest - op.arg * from_q16(deviation_q16(count(), sum, squares));
+    keep(leading([&](u32 i) { return logit(i) >= threshold; }), op.threshold);
+  }
+
+  HD u32 probable(u64 probability) const {
+    return leading([&](u32 i) { return reaches(q(i), w.sums.total, probability); });
+  }
+
+  // Adds the neighbour of [a, b) that is nearest to the mean; returns its index.
+  HD u32 grow(u32 &a, u32 &b, i64 mean) const {
+    bool above = a > low && (b == high || y(a - 1) - mean <= mean - y(b));
+    return above ? --a : b++;
+  }
+
+  HD void typical(const SamplingOp &op, u64 min_keep) {
+    i64 mean = w.sums.mean_q16();
+    bool strict = r.config->flags & NUCLEUS_TYPICAL_STRICT;
+    u32 a = leading([&](u32 i) { return y(i) > mean; }), b = a;
+    u64 mass = 0;
+    while (b - a < count() &&
+           (a == b || !(strict ? exceeds(mass, w.sums.total, op.threshold) : reaches(mass, w.sums.total, op.threshold))))
+      mass += q(grow(a, b, mean));
+    if (r.config->flags & NUCLEUS_KEEP_TIES) {
+      float first = logit(a);
+      while (a > low && logit(a - 1) == first) --a;
+      b = with_ties(b);
+    }
+    while (b - a < (min_keep < count() ? min_keep : count())) grow(a, b, mean);
+    low = a;
+    high = b;
+  }
+
+  // The second difference of the weights at i.
+  HD u64 bend(u32 i) const {
+    i64 first = static_cast<i64>(q(i)) - static_cast<i64>(q(i + 1)), second = static_cast<i64>(q(i + 1)) - static_cast<i64>(q(i + 2));
+    return static_cast<u64>(first > second ? first - second : second - first);
+  }
+
+  HD void tail_free(const SamplingOp &op, u64 min_keep) {
+    if (count() <= 2) return;
+    u64 own = 0;
+    for (u32 i = low + warp.lane(); i + 2 < high; i += warp.lanes()) own += bend(i);
+    u64 total = warp.sum(own), sum = 0;
+    bool flat = total == 0;
+    if (flat) total = count() - 2;
+    for (u32 i = low; i + 2 < high; i += warp.lanes()) {
+      u32 own_index = i + warp.lane();
+      bool there = own_index + 2 < high;
+      u64 prefix = warp.inclusive(there ? (flat ? 1 : bend(own_index)) : 0);
+      u128 left = static_cast<u128>(sum + prefix) << 32;
+      u32 first = warp.first(there && left > static_cast<u128>(op.threshold) * total && own_index - low >= min_keep);
+      if (first < warp.lanes()) { high = i + first; return; }
+      sum += warp.last(prefix);
+    }
+  }
+
+  HD void exclude_top_choices(const SamplingOp &op, u64 min_keep) {
+    u32 passing = probable(op.threshold), first = passing > low ? passing - 1 : low;
+    if (high - first >= min_keep) low = first;
+  }
+
+  HD bool xtc_acts() const {
+    const SamplingRow &row = *r.row;
+    return philox(r.config->seed, row.position, 1, row.choice, row.attempt) >> 32 < chance_q32(r.config->xtc_probability);
+  }
+
+  HD bool truncate(const SamplingOp &op) {
+    u64 min_keep = r.config->min_keep ? r.config->min_keep : 1;
+    bool ties = r.config->flags & NUCLEUS_KEEP_TIES;
+    bool weighs = op.code != NUCLEUS_OP_TOP_N_SIGMA && op.code != NUCLEUS_OP_TOP_K && op.code != NUCLEUS_OP_MIN_P;
+    if (weighs && !weigh()) return false;
+    switch (op.code) {
+      case NUCLEUS_OP_TOP_N_SIGMA: top_n_sigma(op); break;
+      case NUCLEUS_OP_TOP_K:
+        if (op.threshold < count()) high = ties ? with_ties(low + static_cast<u32>(op.threshold)) : low + static_cast<u32>(op.threshold);
+        break;
+      case NUCLEUS_OP_TYPICAL_P: typical(op, min_keep); break;
+      case NUCLEUS_OP_TOP_P: keep(mass_end(op.threshold), min_keep); break;
+      case NUCLEUS_OP_MIN_P: {
+        float threshold = fmaf(temperature, op.arg, logit(low));
+        keep(leading([&](u32 i) { return logit(i) >= threshold; }), min_keep);
+        break;
+      }
+      case NUCLEUS_OP_EPSILON: keep_floor(probable(op.threshold), min_keep, ties); break;
+      case NUCLEUS_OP_ETA: keep_floor(probable(eta_threshold(op.threshold, w.sums)), min_keep, ties); break;
+      case NUCLEUS_OP_TOP_A: keep_floor(probable(top_a_threshold(op.threshold, q(low), w.sums.total)), min_keep, false); break;
+      case NUCLEUS_OP_TFS: tail_free(op, min_keep); break;
+      default:
+        if (xtc_acts()) exclude_top_choices(op, min_keep);
+    }
+    return true;
+  }
+
+  // Replaces every logit by change(x, id), checks, and begins a new order.
+  template <class F>
+  HD bool edit(F change) {
+    float t = temperature;
+    temperature = 1.0f;
+    u64 nan = 0, infinite = 0, left = 0;
+    u32 n = count();
+    for (u32 i = warp.lane(); i < n; i += warp.lanes()) {
+      float x = logit(low + i);
+      u32 id = id_at(places[low + i]);
+      if (t != 1.0f) x = x / t;
+      x = change(x, id) + 0.0f;
+      nan += x != x;
+      infinite += x == infinity();
+      bool out = x != x || x == -infinity();
+      left += !out;
+      scratch[i] = out ? 0 : place_of(x, id);
+    }
+    warp.sync();
+    if (warp.sum(nan)) { status = NUCLEUS_NAN; return false; }
+    if (warp.sum(infinite)) { status = NUCLEUS_OVERFLOW; return false; }
+    for (u32 i = warp.lane(); i < n; i += warp.lanes()) {  // rank by counting: places differ
+      if (!scratch[i]) continue;
+      u32 rank = 0;
+      for (u32 j = 0; j < n; ++j) rank += scratch[j] > scratch[i];
+      places[rank] = scratch[i];
+    }
+    low = 0;
+    high = static_cast<u32>(warp.sum(left));
+    warp.sync();
+    return true;
+  }
+
+  HD bool edit_by_table(u32 code) {
+    return edit([&](float x, u32 id) {
+      const Edit *e = table.find(id);
+      return e ? apply_edit(code, x, *e, *r.config) : x;
+    });
+  }
+
+  HD bool smoothing() {
+    if (!edit([](float x, u32) { return x; })) return false;
+    if (!count()) return true;
+    float largest = logit(low);
+    const SamplingConfig &c = *r.config;
+    float quadratic = c.smoothing_factor * ((3.0f - c.smoothing_curve) / 2.0f);
+    float cubic = c.smoothing_factor * ((c.smoothing_curve - 1.0f) / 2.0f);
+    return edit([&](float x, u32) {
+      float distance = largest - x, square = distance * distance;
+      return largest - (term(quadratic, square) + term(cubic, square * distance));
+    });
+  }
+
+  HD bool apply(const SamplingOp &op) {
+    switch (op.code) {
+      case NUCLEUS_OP_NONE: return true;
+      case NUCLEUS_OP_DRY: case NUCLEUS_OP_NO_REPEAT_NGRAM: case NUCLEUS_OP_PENALTIES: return edit_by_table(op.code);
+      case NUCLEUS_OP_TEMPERATURE: temperature = op.arg; return true;
+      case NUCLEUS_OP_DYNAMIC_TEMPERATURE:
+        if (!count()) return true;
+        if (!weigh()) return false;
+        temperature = dynamic_temperature(count(), w.sums, r.config->temperature, r.config->dynatemp_range, r.config->dynatemp_exponent);
+        return true;
+      case NUCLEUS_OP_SMOOTHING: return smoothing();
+      default: return !count() || truncate(op);
+    }
+  }
+
+  // How many tokens mirostat 1 keeps; the list holds at least the first 100 of those left. Needs the weighing of all of them.
+  HD u64 zipf_count(const Weighing &all) const {
+    i64 products = 0, squares = 0;
+    u32 end = high - low < MIROSTAT_TOKENS ? high : low + MIROSTAT_TOKENS;
+    for (u32 i = low; i + 1 < end && all.q(logit(i + 1)); ++i) {
+      u32 rank = i - low + 1;
+      i64 t = log2_q16(rank + 1) - log2_q16(rank);
+      products += t * (all.y(logit(i)) - all.y(logit(i + 1)));
+      squares += t * t;
+    }
+    i128 exponent = (static_cast<i128>(products) << 16) / (squares > 1 ? squares : 1);
+    if (exponent <= 0) return ~0ull;
+    u64 k = mirostat_k(static_cast<i64>(exponent), r.row->mirostat_mu, r.config->vocab_size);
+    return k ? k : 1;
+  }
+
+  // The mass of the ids up to `id`.
+  HD u64 mass_to(u32 id) const {
+    u64 mass = 0;
+    for (u32 i = low + warp.lane(); i < high; i += warp.lanes()) mass += id_at(places[i]) <= id ? q(i) : 0;
+    return warp.sum(mass);
+  }
+
+  // The index of the smallest id whose inclusive prefix of q exceeds the target.
+  HD u32 draw(u64 target) {
+    u32 n = count();
+    if (n <= 4 * warp.lanes()) {
+      for (u32 i = warp.lane(); i < n; i += warp.lanes()) scratch[i] = q(low + i);
+      warp.sync();
+      u32 drawn = n;
+      for (u32 i = warp.lane(); i < n; i += warp.lanes()) {
+        u32 id = id_at(places[low + i]);
+        u64 before = 0;
+        for (u32 j = 0; j < n; ++j) before += id_at(places[low + j]) < id ? scratch[j] : 0;
+        if (before <= target && before + scratch[i] > target) drawn = i;
+      }
+      return low + warp.least(drawn);
+    }
+    return draw_by_bisection(target);
+  }
+
+  HD u32 draw_by_bisection(u64 target) const {
+    u32 least = 0, most = r.limit - 1;
+    while (least < most) {
+      u32 middle = (least + most) / 2;
+      if (mass_to(middle) > target) most = middle; else least = middle + 1;
+    }
+    u32 found = high;
+    for (u32 i = low + warp.lane(); i < high; i += warp.lanes())
+      if (id_at(places[i]) == least) found = i;
+    return warp.least(found);
+  }
+
+  HD u64 uniform() const {
+    const SamplingRow &row = *r.row;
+    return row.flags & NUCLEUS_ROW_UNIFORM ? row.uniform : philox(r.config->seed, row.position, 0, row.choice, row.attempt);
+  }
+
+  // ln(q / Z), one logarithm a lane.
+  HD float logprob(u64 weight) const {
+    if (!weight) return -infinity();
+    i64 own = log2_q48(warp.lane() + 1 == warp.lanes() ? w.sums.total : weight);
+    i64 whole = warp.lanes() > 1 ? static_cast<i64>(warp.last(static_cast<u64>(own))) : own;
+    i64 part = warp.lanes() > 1 ? static_cast<i64>(warp.most(warp.lane() == 0 ? static_cast<u64>(own) : 0)) : log2_q48(weight);
+    return static_cast<float>(ln_of_log2_q48(part - whole));
+  }
+
+  HD Outcome choose(const SamplingOp &op) {
+    Outcome out;
+    if (!count()) {
+      status = NUCLEUS_EMPTY;
+    } else if (op.code == NUCLEUS_OP_ARGMAX) {
+      out.token = id_at(places[low]);
+      out.kept = 1;
+      return out;
+    } else if (weigh()) {
+      decide(op, out);
+    }
+    out.status = status;
+    return out;
+  }
+
+  HD void decide(const SamplingOp &op, Outcome &out) {
+    if (op.code == NUCLEUS_OP_MIROSTAT_1) {
+      u64 k = zipf_count(w);
+      if (k < count()) high = low + static_cast<u32>(k);
+    }
+    if (op.code == NUCLEUS_OP_MIROSTAT_2) {
+      i64 offset = w.sums.offset_q16(), mu = r.row->mirostat_mu;
+      keep(leading([&](u32 i) { return offset - y(i) <= mu; }), 1);
+    }
+    if (op.code == NUCLEUS_OP_ADAPTIVE_P) {
+      adapt(op, out);
+      return;
+    }
+    if (op.code != NUCLEUS_OP_DRAW && !weigh()) return;
+    u32 drawn = draw(mulhi64(uniform(), w.sums.total));
+    out.token = id_at(places[drawn]);
+    out.kept = count();
+    out.logprob = logprob(q(drawn));
+    if (op.code == NUCLEUS_OP_MIROSTAT_1 || op.code == NUCLEUS_OP_MIROSTAT_2) {
+      i64 surprise = w.sums.offset_q16() - y(drawn);
+      out.feedback = static_cast<i32>(surprise < 0 ? 0 : surprise > 0x7FFFFFFF ? 0x7FFFFFFF : surprise);
+    }
+  }
+
+  // adaptive-p: its new logits stay in the order of the old ones, since the draw needs none.
+  HD void adapt(const SamplingOp &, Outcome &out) {
+    Weighing before = w;
+    u64 *old = places + low;
+    u32 n = count();
+    u64 most = 0;
+    for (u32 i = warp.lane(); i < n; i += warp.lanes()) {
+      float x = adapted(before.q(logit_at(old[i])), before.sums.total, r.row->adaptive_target) + 0.0f;
+      scratch[i] = place_of(x, id_at(old[i]));
+      most = scratch[i] > most ? scratch[i] : most;
+    }
+    places = scratch;
+    low = 0;
+    high = n;
+    temperature = 1.0f;
+    float largest = logit_at(warp.most(most));
+    warp.sync();
+    if (!weigh_below(largest)) return;
+    u32 drawn = draw_by_bisection(mulhi64(uniform(), w.sums.total));
+    out.token = id_at(places[drawn]);
+    out.kept = n;
+    out.logprob = logprob(q(drawn));
+    u128 share = static_cast<u128>(before.q(logit_at(old[drawn]))) << 16;
+    out.feedback = static_cast<i32>(share / (before.sums.total ? before.sums.total : 1));
+  }
+};
+
+}  // namespace nucleus

@@ -1,0 +1,527 @@
+// The exact path over a whole row: every stage as sweeps over the ids, cuts by radix selection, no scratch memory and no sort.
+//
+// A truncation keeps a contiguous run of the order, so the tokens that are left are those whose place (key_of the logit, then id) lies
+// between two bounds. An edit begins a new order: a layer on top. A token is left if it lies within the bounds of every layer, each
+// reached from the layer below by that layer's edit.
+#pragma once
+
+#include "edits.cuh"
+
+namespace nucleus {
+
+constexpr u32 MAX_LAYERS = 8;
+constexpr u32 DIGIT_BITS = 11;
+constexpr u32 BINS = 1u << DIGIT_BITS;
+constexpr u32 LIST_CAPACITY = 4096;
+
+struct Layer {
+  u32 code;         // the edit's operation; NONE: bias and masks
+  float divide;     // the temperature divided out before it; 1: none
+  float best;       // smoothing: the largest logit
+  float s;          // adaptive-p: scale, largest exponent and Z of the layer below
+  i32 max_n;
+  u64 total;
+  u64 top, bottom;  // places kept, both inclusive
+};
+
+// Weights of a set: scale, largest exponent, sums.
+struct Weighing {
+  float s = 0;
+  i32 max_n = 0;
+  Surprise sums;
+
+  HD u64 q(float x) const { return Exponent(x, s).weight(max_n); }
+  HD i64 y(float x) const { return Exponent(x, s).log2_q16(max_n); }
+};
+
+// Prepares to weigh a set whose largest logit is known; false: overflow.
+HD bool begin_weighing(float largest, float temperature, Weighing &w) {
+  w.s = scale(temperature);
+  float scaled = largest * w.s;
+  if (!(fabsf(scaled) < SCALED_LIMIT)) return false;
+  w.max_n = Exponent(largest, w.s).n;
+  w.sums = Surprise{};
+  return true;
+}
+
+// When a running sum suffices.
+struct Until {
+  enum Kind { COUNT, REACHES, EXCEEDS, ABOVE } kind;
+  u64 total, threshold;
+
+  HD bool operator()(u64 sum) const {
+    switch (kind) {
+      case COUNT: return sum >= threshold;
+      case REACHES: return sum && reaches(sum, total, threshold);  // the first token has weight: 0 of it is not enough
+      case EXCEEDS: return exceeds(sum, total, threshold);
+      default: return sum > threshold;
+    }
+  }
+};
+
+struct Selected {
+  u64 key;
+  u64 before;  // the sum over larger keys
+};
+
+// What a row's program has come to.
+struct Outcome {
+  u32 status = NUCLEUS_OK;
+  u32 token = NUCLEUS_NO_TOKEN;
+  u32 kept = 0;
+  i32 feedback = 0;
+  float logprob = 0;
+};
+
+template <class Team>
+struct RowMachine {
+  const Team &team;
+  const Request &r;
+  const EditTable &table;
+  Layer layers[MAX_LAYERS];
+  u32 depth = 0;  // index of the uppermost layer
+  float temperature = 1.0f;
+  u64 count = 0, best = 0;  // tokens left, and the first place of the order
+  u32 status = NUCLEUS_OK;
+  Weighing w;
+  bool raw = false;  // the row as it came: no masks, no bias
+
+  HD RowMachine(const Team &t, const Request &request, const EditTable &edits) : team(t), r(request), table(edits) {}
+
+  HD static Layer layer(u32 code, float divide) { return Layer{code, divide, 0, 0, 0, 0, ~0ull, 0}; }
+
+  // The logit of a token in the uppermost layer; false if it is out.
+  HD_SLOW bool eval(u32 id, float &x) const {
+    x = load_logit(r, id);
+    const Edit *edit = nullptr;
+    if (!raw) {
+      edit = table.find(id);
+      if ((edit && (edit->flags & BANNED)) || !admitted(r, id)) return false;
+      if (edit && (edit->flags & BIASED)) x = x + edit->bias;
+    }
+    for (u32 i = 0;; ++i) {
+      x = x + 0.0f;
+      if (x == -infinity()) return false;
+      u64 place = place_of(x, id);
+      if (place > layers[i].top || place < layers[i].bottom) return false;
+      if (i == depth) return true;
+      x = transform(layers[i + 1], x, edit);
+    }
+  }
+
+  HD float transform(const Layer &l, float x, const Edit *edit) const {
+    if (l.divide != 1.0f) x = x / l.divide;
+    if (l.code == NUCLEUS_OP_SMOOTHING) return smooth(x, l.best);
+    if (l.code == NUCLEUS_OP_ADAPTIVE_P) return adapted(Exponent(x, l.s).weight(l.max_n), l.total, r.row->adaptive_target);
+    return edit ? apply_edit(l.code, x, *edit, *r.config) : x;
+  }
+
+  HD float smooth(float x, float largest) const {
+    const SamplingConfig &c = *r.config;
+    float quadratic = c.smoothing_factor * ((3.0f - c.smoothing_curve) / 2.0f);
+    float cubic = c.smoothing_factor * ((c.smoothing_curve - 1.0f) / 2.0f);
+    float distance = largest - x, square = distance * distance;
+    return largest - (term(quadratic, square) + term(cubic, square * distance));
+  }
+
+  // Calls f(id, x) for every token that is left, each on one thread of the team.
+  template <class F>
+  HD void sweep(F f) const {
+    for (u32 id = team.rank(); id < r.limit; id += team.size()) {
+      float x;
+      if (eval(id, x)) f(id, x);
+    }
+  }
+
+  // Checks the uppermost layer, counts it and finds its first place.
+  HD bool settle() {
+    u64 sums[2] = {0, 0}, most[2] = {0, 0};
+    sweep([&](u32 id, float x) {
+      if (x != x) { most[1] |= 2; return; }
+      if (x == infinity()) { sums[1] += 1; return; }
+      sums[0] += 1;
+      u64 place = place_of(x, id);
+      most[0] = place > most[0] ? place : most[0];
+    });
+    team.max(most);
+    team.sum(sums);
+    count = sums[0];
+    best = most[0];
+    if (most[1]) status = NUCLEUS_NAN;
+    else if (sums[1]) status = NUCLEUS_OVERFLOW;
+    return status == NUCLEUS_OK;
+  }
+
+  HD bool start(bool unedited) {
+    raw = unedited;
+    depth = 0;
+    temperature = 1.0f;
+    status = NUCLEUS_OK;
+    layers[0] = layer(NUCLEUS_OP_NONE, 1.0f);
+    return settle();
+  }
+
+  HD bool edit(u32 code) {
+    layers[depth + 1] = layer(code, temperature);
+    if (code == NUCLEUS_OP_ADAPTIVE_P) {  // its weights were taken at the temperature that is divided out: they belong to the layer below
+      layers[depth + 1].divide = 1.0f;
+      layers[depth + 1].s = w.s;
+      layers[depth + 1].max_n = w.max_n;
+      layers[depth + 1].total = w.sums.total;
+    }
+    temperature = 1.0f;
+    depth += 1;
+    return settle();
+  }
+
+  HD bool smoothing() {
+    if (!edit(NUCLEUS_OP_NONE)) return false;
+    if (!count) return true;
+    layers[depth + 1] = layer(NUCLEUS_OP_SMOOTHING, 1.0f);
+    layers[depth + 1].best = logit_at(best);
+    depth += 1;
+    return settle();
+  }
+
+  HD bool weigh() {
+    if (!count) { status = NUCLEUS_EMPTY; return false; }
+    if (!begin_weighing(logit_at(best), temperature, w)) { status = NUCLEUS_OVERFLOW; return false; }
+    Surprise own;
+    const Weighing &weighing = w;
+    sweep([&](u32, float x) {
+      Exponent e(x, weighing.s);
+      own.add(e.weight(weighing.max_n), e.log2_q16(weighing.max_n));
+    });
+    u64 sums[2] = {own.total, static_cast<u64>(own.moment)};
+    team.sum(sums);
+    w.sums.total = sums[0];
+    w.sums.moment = static_cast<i64>(sums[1]);
+    return true;
+  }
+
+  // Descending over the keys that f gives, the first at which base plus the sum of weights suffices; the smallest key if none does.
+  // f(id, x, key, weight) returns whether the token takes part.
+  template <class F>
+  HD_SLOW Selected select(u32 bits, u64 base, Until until, F f) const {
+    u64 prefix = 0;
+    for (u32 left = bits; left > 0;) {
+      u32 width = left < DIGIT_BITS ? left : DIGIT_BITS, shift = left - width;
+      team.clear_bins();
+      sweep([&](u32 id, float x) {
+        u64 key, weight;
+        if (!f(id, x, key, weight) || (left < 64 && (key >> left) != prefix)) return;
+        team.add_bin(static_cast<u32>(key >> shift) & ((1u << width) - 1), weight);
+      });
+      u32 bin = team.find_bin(1u << width, base, until);
+      prefix = prefix << width | bin;
+      left = shift;
+    }
+    return Selected{prefix, base};
+  }
+
+  HD u64 total_count(u64 bottom) const {
+    u64 sums[1] = {0};
+    sweep([&](u32 id, float x) { sums[0] += place_of(x, id) >= bottom; });
+    team.sum(sums);
+    return sums[0];
+  }
+
+  HD u64 &bottom() { return layers[depth].bottom; }
+
+  // Keeps the places from `lowest` up, of which there are `kept`.
+  HD void cut(u64 lowest, u64 kept) {
+    if (kept >= count) return;
+    bottom() = lowest;
+    count = kept;
+  }
+
+  HD u64 kth_place(u64 k) const {
+    return select(64, 0, Until{Until::COUNT, 0, k}, [](u32 id, float x, u64 &key, u64 &weight) {
+             key = place_of(x, id);
+             weight = 1;
+             return true;
+           }).key;
+  }
+
+  HD void keep_first(u64 k, bool ties) {
+    if (k >= count) return;
+    u64 lowest = kth_place(k);
+    if (ties) {
+      lowest = lowest >> 32 << 32;
+      k = total_count(lowest);
+    }
+    cut(lowest, k);
+  }
+
+  // Keeps the places from `lowest` up, but at least `min_keep` tokens.
+  HD void keep_from(u64 lowest, u64 min_keep, bool ties) {
+    u64 kept = total_count(lowest);
+    if (kept < min_keep) {
+      // Tokens that pass the cut stay even if the floor's ties reach less far.
+      keep_first(min_keep, ties);
+    } else {
+      cut(lowest, kept);
+    }
+  }
+
+  HD u64 place_above(float x) const { return x == x ? static_cast<u64>(key_of(x + 0.0f)) << 32 : ~0ull; }
+
+  HD void top_n_sigma(const SamplingOp &op) {
+    float largest = logit_at(best);
+    u64 sums[4] = {0, 0, 0, 0};
+    sweep([&](u32, float x) {
+      u64 d = distance_q16(x, largest), square = d * d;
+      sums[0] += 1;
+      sums[1] += d;
+      sums[2] += square & 0xFFFFFFFFu;
+      sums[3] += square >> 32;
+    });
+    team.sum(sums);
+    u128 squares = (static_cast<u128>(sums[3]) << 32) + sums[2];
+    float sigma = from_q16(deviation_q16(sums[0], sums[1], squares));
+    float threshold = largest - op.arg * sigma;
+    keep_from(place_above(threshold), op.threshold ? op.threshold : 0, false);
+  }
+
+  HD void min_p(const SamplingOp &op, u64 min_keep) {
+    float threshold = fmaf(temperature, op.arg, logit_at(best));
+    keep_from(place_above(threshold), min_keep, false);
+  }
+
+  HD void top_p(const SamplingOp &op, u64 min_keep) {
+    const Weighing &weighing = w;
+    u64 lowest = select(64, 0, Until{Until::REACHES, w.sums.total, op.threshold}, [&](u32 id, float x, u64 &key, u64 &weight) {
+                   key = place_of(x, id);
+                   weight = weighing.q(x);
+                   return true;
+                 }).key;
+    keep_from(lowest, min_keep, false);
+  }
+
+  // The lowest place of the beginning whose every token passes; equal logits pass or fail together.
+  template <class P>
+  HD u64 beginning(P passes) const {
+    u64 most[1] = {0};
+    sweep([&](u32, float x) {
+      if (!passes(x)) {
+        u64 next = static_cast<u64>(key_of(x)) + 1;
+        most[0] = next > most[0] ? next : most[0];
+      }
+    });
+    team.max(most);
+    return most[0] << 32;
+  }
+
+  HD u64 probable(u64 probability) const {
+    const Weighing &weighing = w;
+    return beginning([&](float x) { return reaches(weighing.q(x), weighing.sums.total, probability); });
+  }
+
+  HD void exclude_top_choices(const SamplingOp &op, u64 min_keep) {
+    u64 lowest = probable(op.threshold), kept = total_count(lowest);
+    if (kept < 2) return;
+    u64 removed = kept - 1;
+    if (count - removed < min_keep) return;
+    u64 most[1] = {0};
+    sweep([&](u32 id, float x) {
+      u64 place = place_of(x, id);
+      if (place >= lowest) most[0] = ~place > most[0] ? ~place : most[0];
+    });
+    team.max(most);
+    layers[depth].top = best = ~most[0];
+    count -= removed;
+  }
+
+  // How soon a token joins the typical run: larger is sooner. Nearest first, at equal distances the likelier side.
+  HD static u64 typical_rank(i64 y, i64 mean) {
+    u64 distance = static_cast<u64>(y > mean ? y - mean : mean - y);
+    return (1ull << 44) - 1 - (distance << 1 | (y > mean ? 0 : 1));
+  }
+
+  // Joins tokens until the sum suffices, to `low` and `high`; tokens within [low, high] are in already.
+  HD void join_typical(i64 mean, bool by_mass, u64 base, Until until, u64 &low, u64 &high) const {
+    const Weighing &weighing = w;
+    const u64 l = low, h = high;
+    auto part = [=](u32 id, float x, u64 &place, i64 &y, u64 &weight) {
+      place = place_of(x, id);
+      if (place >= l && place <= h) return false;
+      y = weighing.y(x);
+      weight = by_mass ? weighing.q(x) : 1;
+      return true;
+    };
+    Selected nearest = select(44, base, until, [&](u32 id, float x, u64 &key, u64 &weight) {
+      i64 y;
+      if (!part(id, x, key, y, weight)) return false;
+      key = typical_rank(y, mean);
+      return true;
+    });
+    // Among tokens of one y the run grows away from the mean: upwards on the likelier side, downwards on the other.
+    bool above = !((((1ull << 44) - 1) - nearest.key) & 1);
+    Selected last = select(64, nearest.before, until, [&](u32 id, float x, u64 &key, u64 &weight) {
+      i64 y;
+      if (!part(id, x, key, y, weight) || typical_rank(y, mean) != nearest.key) return false;
+      key = above ? ~key : key;
+      return true;
+    });
+    u64 end = above ? ~last.key : last.key;
+    u64 most[2] = {0, 0};
+    sweep([&](u32 id, float x) {
+      u64 place, weight;
+      i64 y;
+      if (!part(id, x, place, y, weight)) return;
+      u64 rank = typical_rank(y, mean);
+      bool joins = rank > nearest.key || (rank == nearest.key && (above ? place <= end : place >= end));
+      if (!joins) return;
+      most[0] = place > most[0] ? place : most[0];
+      most[1] = ~place > most[1] ? ~place : most[1];
+    });
+    team.max(most);
+    high = most[0] > high ? most[0] : high;
+    low = ~most[1] < low ? ~most[1] : low;
+  }
+
+  HD u64 count_between(u64 low, u64 high) const {
+    u64 sums[1] = {0};
+    sweep([&](u32 id, float x) {
+      u64 place = place_of(x, id);
+      sums[0] += place >= low && place <= high;
+    });
+    team.sum(sums);
+    return sums[0];
+  }
+
+  HD void typical(const SamplingOp &op, u64 min_keep) {
+    i64 mean = w.sums.mean_q16();
+    bool strict = r.config->flags & NUCLEUS_TYPICAL_STRICT;
+    u64 low = ~0ull, high = 0;
+    join_typical(mean, true, 0, Until{strict ? Until::EXCEEDS : Until::REACHES, w.sums.total, op.threshold}, low, high);
+    if (r.config->flags & NUCLEUS_KEEP_TIES) {
+      low = low >> 32 << 32;
+      high = high | 0xFFFFFFFFu;
+    }
+    u64 kept = count_between(low, high), wanted = min_keep < count ? min_keep : count;
+    if (kept < wanted) {
+      join_typical(mean, false, kept, Until{Until::COUNT, 0, wanted}, low, high);
+      kept = wanted;
+    }
+    // The bounds are moved to tokens that are there, so that `top` is the first place.
+    u64 most[1] = {0};
+    sweep([&](u32 id, float x) {
+      u64 place = place_of(x, id);
+      if (place <= high && place > most[0]) most[0] = place;
+    });
+    team.max(most);
+    layers[depth].top = best = most[0];
+    bottom() = low > bottom() ? low : bottom();
+    count = kept;
+  }
+
+  HD bool xtc_acts() const {
+    const SamplingRow &row = *r.row;
+    return philox(r.config->seed, row.position, 1, row.choice, row.attempt) >> 32 < chance_q32(r.config->xtc_probability);
+  }
+
+  // One truncation of at least one token; false: a status. tail_free runs on lists alone.
+  HD bool truncate(const SamplingOp &op) {
+    u64 min_keep = r.config->min_keep ? r.config->min_keep : 1;
+    bool ties = r.config->flags & NUCLEUS_KEEP_TIES;
+    bool weighs = op.code != NUCLEUS_OP_TOP_N_SIGMA && op.code != NUCLEUS_OP_TOP_K && op.code != NUCLEUS_OP_MIN_P;
+    if (weighs && !weigh()) return false;
+    switch (op.code) {
+      case NUCLEUS_OP_TOP_N_SIGMA: top_n_sigma(op); break;
+      case NUCLEUS_OP_TOP_K: keep_first(op.threshold, ties); break;
+      case NUCLEUS_OP_TYPICAL_P: typical(op, min_keep); break;
+      case NUCLEUS_OP_TOP_P: top_p(op, min_keep); break;
+      case NUCLEUS_OP_MIN_P: min_p(op, min_keep); break;
+      case NUCLEUS_OP_EPSILON: keep_from(probable(op.threshold), min_keep, ties); break;
+      case NUCLEUS_OP_ETA: keep_from(probable(eta_threshold(op.threshold, w.sums)), min_keep, ties); break;
+      case NUCLEUS_OP_TOP_A:
+        keep_from(probable(top_a_threshold(op.threshold, w.q(logit_at(best)), w.sums.total)), min_keep, false);
+        break;
+      case NUCLEUS_OP_XTC:
+        if (xtc_acts()) exclude_top_choices(op, min_keep);
+        break;
+      default: status = NUCLEUS_UNSUPPORTED; return false;
+    }
+    return true;
+  }
+
+  // One operation before the choice; false: a status.
+  HD bool apply(const SamplingOp &op) {
+    switch (op.code) {
+      case NUCLEUS_OP_NONE: return true;
+      case NUCLEUS_OP_DRY: case NUCLEUS_OP_NO_REPEAT_NGRAM: case NUCLEUS_OP_PENALTIES: return edit(op.code);
+      case NUCLEUS_OP_TEMPERATURE: temperature = op.arg; return true;
+      case NUCLEUS_OP_DYNAMIC_TEMPERATURE:
+        if (!count) return true;
+        if (!weigh()) return false;
+        temperature = dynamic_temperature(count, w.sums, r.config->temperature, r.config->dynatemp_range, r.config->dynatemp_exponent);
+        return true;
+      case NUCLEUS_OP_SMOOTHING: return smoothing();
+      default: return !count || truncate(op);
+    }
+  }
+
+  HD u64 uniform() const {
+    const SamplingRow &row = *r.row;
+    return row.flags & NUCLEUS_ROW_UNIFORM ? row.uniform : philox(r.config->seed, row.position, 0, row.choice, row.attempt);
+  }
+
+  HD void mirostat_2() {
+    i64 offset = w.sums.offset_q16(), mu = r.row->mirostat_mu;
+    const Weighing &weighing = w;
+    keep_from(beginning([&](float x) { return offset - weighing.y(x) <= mu; }), 1, false);
+  }
+
+  // The logit of one token in the uppermost layer.
+  HD float logit_of(u32 id) const {
+    float x = 0;
+    eval(id, x);
+    return x;
+  }
+
+  // The choice. Mirostat 1 runs on lists, where its first 100 tokens are at hand: `zipf_count` is how many it keeps.
+  HD Outcome choose(const SamplingOp &op, u64 zipf_count) {
+    Outcome out;
+    if (!count) status = NUCLEUS_EMPTY;
+    if (status == NUCLEUS_OK && op.code == NUCLEUS_OP_ARGMAX) {
+      out.token = id_at(best);
+      out.kept = 1;
+      return out;
+    }
+    if (status == NUCLEUS_OK && weigh()) decide(op, zipf_count, out);
+    out.status = status;
+    return out;
+  }
+
+  HD void decide(const SamplingOp &op, u64 zipf_count, Outcome &out) {
+    if (op.code == NUCLEUS_OP_MIROSTAT_1) keep_first(zipf_count, false);
+    if (op.code == NUCLEUS_OP_MIROSTAT_2) mirostat_2();
+    Weighing before = w;
+    u32 below = depth;
+    if (op.code == NUCLEUS_OP_ADAPTIVE_P && !edit(op.code)) return;
+    if (op.code != NUCLEUS_OP_DRAW && !weigh()) return;
+    const Weighing &weighing = w;
+    u64 target = mulhi64(uniform(), w.sums.total);
+    Selected drawn = select(19, 0, Until{Until::ABOVE, 0, target}, [&](u32 id, float x, u64 &key, u64 &weight) {
+      key = (NUCLEUS_MAX_VOCAB - 1) - id;
+      weight = weighing.q(x);
+      return true;
+    });
+    out.token = (NUCLEUS_MAX_VOCAB - 1) - static_cast<u32>(drawn.key);
+    out.kept = static_cast<u32>(count);
+    float x = logit_of(out.token);
+    out.logprob = processed_logprob(w.q(x), w.sums.total);
+    if (op.code == NUCLEUS_OP_MIROSTAT_1 || op.code == NUCLEUS_OP_MIROSTAT_2) {
+      i64 surprise = w.sums.offset_q16() - w.y(x);
+      out.feedback = static_cast<i32>(surprise < 0 ? 0 : surprise > 0x7FFFFFFF ? 0x7FFFFFFF : surprise);
+    }
+    if (op.code == NUCLEUS_OP_ADAPTIVE_P) {
+      depth = below;
+      u128 q = static_cast<u128>(before.q(logit_of(out.token))) << 16;
+      out.feedback = static_cast<i32>(q / (before.sums.total ? before.sums.total : 1));
+    }
+  }
+};
+
+}  // namespace nucleus
