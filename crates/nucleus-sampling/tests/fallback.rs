@@ -129,3 +129,33 @@ fn a_large_vocabulary_forced_down_the_search() {
         assert_eq!(bits(&searched), bits(&ReferenceSampler::new().sample(&row)));
     }
 }
+
+/// A forbidden logit is not looked at, neither where a cut is searched nor where one is estimated.
+#[test]
+fn cuts_take_no_notice_of_forbidden_logits() {
+    let highest = |shift: f32| vec![(0.0, shift + 200.0), (0.5, 1e30), (0.999, f32::NAN)];
+    // The second row lies at the lower end of the range of weights.
+    for shift in [0.0, -2_907_200.0] {
+        let spec = RowSpec {
+            shift,
+            odd: highest(shift),
+            ..RowSpec::plain(Shape::Bell(3.0), 6)
+        };
+        for (vocab, stage) in [(700, 0), (3000, 1), (3000, 2), (20_000, 1), (20_000, 3)] {
+            let last = (vocab as f64 * 0.999) as u32;
+            let banned = [0, vocab as u32 / 2, last];
+            let mut params = SamplingParams {
+                bad_words: Some(banned.map(|id| vec![id]).to_vec()),
+                temperature: Some(2.0),
+                ..Default::default()
+            };
+            match stage {
+                0 => params.typical_p = Some(0.9),
+                1 => params.top_p = Some(0.99),
+                2 => params.top_k = Some(2000),
+                _ => (params.typical_p, params.mirostat) = (Some(0.5), Some(2)),
+            }
+            agree(&spec, vocab, params);
+        }
+    }
+}

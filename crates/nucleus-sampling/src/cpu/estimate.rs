@@ -49,11 +49,22 @@ impl Sample {
             let logits: [f32; TAKEN] = view.sample(index, index * 37 % (BLOCK / TAKEN) * TAKEN);
             scratch.logits.extend_from_slice(&logits);
         }
+        // A logit above the largest weight's is one that an edit lowers or a mask removes.
+        let top = match measure {
+            Measure::Count => top,
+            Measure::Mass(scale) => top.min(scale.highest()),
+        };
+        for logit in &mut scratch.logits {
+            *logit = if *logit < top {
+                *logit
+            } else {
+                f32::NEG_INFINITY
+            };
+        }
         scratch.measure_logits(view.simd, measure);
         let lowest = view.cut.map_or(f32::MIN, |cut| cut.logit);
         let pairs = scratch.logits.iter().zip(&scratch.weights);
-        let pairs =
-            pairs.filter(|(logit, amount)| **logit >= lowest && **logit < top && **amount > 0);
+        let pairs = pairs.filter(|(logit, amount)| **logit >= lowest && **amount > 0);
         let range = |(low, high): (f32, f32), logit: f32| (low.min(logit), high.max(logit));
         let (low, high) = pairs
             .clone()

@@ -43,6 +43,11 @@ impl Scale {
         Exponent::of(logit, self.s).map_or(i32::MAX, |exponent| self.max.saturating_sub(exponent.n))
     }
 
+    /// About the largest logit of the set: no weight below it exceeds the largest by more than a factor of 4.
+    pub(super) fn highest(self) -> f32 {
+        ((self.max as f32 + 0.5) / self.s).next_up()
+    }
+
     /// Whether x s <= -2^22, which has no weight, could come out of the kernels with one.
     pub(super) fn borders_on_the_weightless(self) -> bool {
         self.max < WEIGHTLESS + 64 - SCALED_LIMIT as i32

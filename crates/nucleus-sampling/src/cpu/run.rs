@@ -163,7 +163,8 @@ impl<'a> Run<'a> {
             return Err(Status::Overflow);
         }
         let curve = Curve {
-            best,
+            // Where the division leaves nothing finite, all stay at -inf.
+            best: best.max(f32::MIN),
             quadratic: config.smoothing_factor * ((3.0 - config.smoothing_curve) / 2.0),
             cubic: config.smoothing_factor * ((config.smoothing_curve - 1.0) / 2.0),
         };
