@@ -12,14 +12,17 @@ mod rows;
 
 use draws::{Frequencies, Known};
 use nucleus_sampling::{
-    CompiledParams, LogitsRow, ReferenceSampler, Row, Sampler, SamplerState, SamplingParams,
-    VocabInfo,
+    CompiledParams, CpuSampler, LogitsRow, ReferenceSampler, Row, Sampler, SamplerState,
+    SamplingParams, VocabInfo,
 };
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
 
 type Maker = fn() -> Box<dyn Sampler>;
 
-const SAMPLERS: [(&str, Maker); 1] = [("reference", || Box::new(ReferenceSampler::new()))];
+const SAMPLERS: [(&str, Maker); 2] = [
+    ("reference", || Box::new(ReferenceSampler::new())),
+    ("cpu", || Box::new(CpuSampler::new())),
+];
 
 fn compile(params: SamplingParams, vocab: usize) -> CompiledParams {
     let seed = Some(params.seed.unwrap_or(12_345));

@@ -1,9 +1,9 @@
 //! The ends of every range on rows made of the ends of f32: a token or a status, never a panic. (Tests run with overflow checks.)
 
 use nucleus_sampling::{
-    Bound, CompiledParams, LogitsRow, MAX_VOCAB, PARAMS, ParamKind, ParamSpec, ParamValue, Policy,
-    Preset, ReferenceSampler, Row, SampledToken, Sampler, SamplerState, SamplingParams, Status,
-    VocabInfo,
+    Bound, CompiledParams, CpuSampler, LogitsRow, MAX_VOCAB, PARAMS, ParamKind, ParamSpec,
+    ParamValue, Policy, Preset, ReferenceSampler, Row, SampledToken, Sampler, SamplerState,
+    SamplingParams, Status, VocabInfo,
 };
 
 const TINY: f32 = f32::from_bits(1);
@@ -98,32 +98,51 @@ fn state(params: &CompiledParams) -> SamplerState {
     state
 }
 
-/// The token is one of the row's, or there is a status; the state takes it.
-fn check(logits: &[f32], params: &CompiledParams) {
+/// The token is one of the row's, or there is a status; samplers agree, and the state takes it.
+fn check(fast: &mut CpuSampler, logits: &[f32], params: &CompiledParams) {
     let mut state = state(params);
+    let mut reference = ReferenceSampler::new();
+    let about = || format!("{logits:?} {:?}", params.effective());
     for _ in 0..2 {
         let row = Row::new(LogitsRow::F32(logits), params, &state);
-        let mut sampler = ReferenceSampler::new();
-        let sampled = sampler.sample(&row);
-        let trace = sampler.trace(&row);
+        let (sampled, trace) = (reference.sample(&row), reference.trace(&row));
         let is_one = (sampled.token_id as usize) < logits.len();
-        assert_eq!(
-            is_one,
-            sampled.status == Status::Ok,
-            "{logits:?} {params:?}"
-        );
+        assert_eq!(is_one, sampled.status == Status::Ok, "{}", about());
         assert_eq!(trace.sampled.token_id, sampled.token_id);
         assert_eq!(
-            sampler.top_logprobs(&row, &sampled).len(),
+            reference.top_logprobs(&row, &sampled).len(),
             usize::from(is_one)
+        );
+        // As text, NaN equals NaN.
+        assert_eq!(
+            format!("{:?}", fast.sample(&row)),
+            format!("{sampled:?}"),
+            "{}",
+            about()
+        );
+        assert_eq!(
+            format!("{:?}", fast.trace(&row)),
+            format!("{trace:?}"),
+            "{}",
+            about()
         );
         state.commit(&sampled);
     }
 }
 
+/// Both samplers, which must agree.
+fn sample(row: &Row<'_>) -> SampledToken {
+    let sampled = ReferenceSampler::new().sample(row);
+    assert_eq!(
+        format!("{:?}", CpuSampler::new().sample(row)),
+        format!("{sampled:?}")
+    );
+    sampled
+}
+
 #[test]
 fn every_parameter_at_its_ends() {
-    let mut requests = 0;
+    let (mut requests, mut fast) = (0, CpuSampler::new());
     for spec in PARAMS {
         for value in ends(spec) {
             for mut params in busy().chain([SamplingParams {
@@ -135,7 +154,7 @@ fn every_parameter_at_its_ends() {
                     .expect("the parameter's type");
                 // A few ends exclude each other.
                 if let Ok(params) = params.validate(&VocabInfo::new(8).with_eos(&[7])) {
-                    ROWS.iter().for_each(|row| check(row, &params));
+                    ROWS.iter().for_each(|row| check(&mut fast, row, &params));
                     requests += 1;
                 }
             }
@@ -153,13 +172,11 @@ fn positions_and_attempts_wrap() {
     };
     let params = params.validate(&VocabInfo::new(4)).unwrap();
     let mut state = SamplerState::new(&params, &[]).at_position(u32::MAX);
-    let sample = |state: &SamplerState| {
-        let row = Row::new(LogitsRow::F32(&[1.0, 2.0, 3.0]), &params, state);
-        ReferenceSampler::new().sample(&row)
-    };
-    state.commit(&sample(&state));
+    let draw =
+        |state: &SamplerState| sample(&Row::new(LogitsRow::F32(&[1.0, 2.0, 3.0]), &params, state));
+    state.commit(&draw(&state));
     assert_eq!(state.position(), 0);
-    assert_eq!(sample(&state).status, Status::Ok);
+    assert_eq!(draw(&state).status, Status::Ok);
 }
 
 #[test]
@@ -187,7 +204,7 @@ fn feedback_of_any_size_is_learnt_without_overflow() {
                 feedback,
             });
             let row = Row::new(LogitsRow::F32(&[1.0, 2.0, 3.0]), &params, &state);
-            assert_eq!(ReferenceSampler::new().sample(&row).status, Status::Ok);
+            assert_eq!(sample(&row).status, Status::Ok);
         }
     }
 }
@@ -208,7 +225,7 @@ fn the_largest_vocabulary_of_equal_tokens() {
             let state = SamplerState::new(&params, &[]);
             let mut row = Row::new(LogitsRow::F32(&logits), &params, &state);
             row.uniform = Some(uniform);
-            let sampled = ReferenceSampler::new().sample(&row);
+            let sampled = sample(&row);
             let share = f64::from(sampled.kept_count) / f64::from(MAX_VOCAB);
             assert!((share - 0.9).abs() < 1e-5, "{logit}: {share}");
             assert_eq!(

@@ -12,7 +12,7 @@ mod faults;
 
 use checks::Check::{self, Batch, Corpus, Frequencies, Intervals, Parity};
 use faults::{Fault, Mutant};
-use nucleus_sampling::ReferenceSampler;
+use nucleus_sampling::{CpuSampler, ReferenceSampler};
 use rayon::iter::{IntoParallelIterator, IntoParallelRefIterator, ParallelIterator};
 
 /// A fault, its name, and the checks that notice it.
@@ -60,9 +60,10 @@ fn noticed_by(fault: Fault) -> Vec<Check> {
 }
 
 #[test]
-fn the_reference_passes_every_check() {
+fn the_samplers_pass_every_check() {
     for check in Check::ALL {
         assert_eq!(check.run(&mut ReferenceSampler::new()), Ok(()), "{check:?}");
+        assert_eq!(check.run(&mut CpuSampler::new()), Ok(()), "{check:?}");
     }
 }
 
