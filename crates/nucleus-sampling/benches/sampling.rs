@@ -1,12 +1,18 @@
-//! Times of the fast sampler, one row at a time on one thread, and of draws by scan and by binary search (R3.1).
+//! Times of the fast sampler, one row at a time on one thread, of batches on all, and of draws by scan and by binary search (R3.1).
 //!
-//! `cargo bench -p nucleus-sampling -- [--json FILE] [--rounds N] [FILTER]` prints a table; the file gets the same figures.
-//! Times are of `CpuSampler::sample` alone: the logits are there, the history is in the state. A row is read again and again, so it comes
-//! from the cache (warm), or one of many rows is read each time, so that it comes from memory (cold).
+//! `cargo bench -p nucleus-sampling -- [--rounds N] [FILTER]` prints a table. Times are of `CpuSampler::sample` alone: the logits are
+//! there, the history is in the state. A row is read again and again, so it comes from the cache, or (cold) another of 96 rows each time,
+//! so that it comes from memory. `floor` is what reading costs: the largest logit of the row, and nothing else. The rows are those of
+//! `peers/sampling/llama_cpp_speed.py`, which measures llama.cpp on them.
 #![allow(clippy::print_stdout)]
+
+#[path = "../tests/peers/rows.rs"]
+#[allow(dead_code)]
+mod rows;
 
 use std::fs;
 use std::hint::black_box;
+use std::rc::Rc;
 use std::time::Instant;
 
 use half::{bf16, f16};
@@ -14,35 +20,32 @@ use nucleus_sampling::{
     Cdf, CompiledParams, CpuOptions, CpuSampler, LogitsRow, Logprobs, LogprobsMode, Row, Sampler,
     SamplerState, SamplingParams, VocabInfo,
 };
-use serde_json::{Value, json};
 
 const VOCAB: usize = 151_936;
 
 fn main() {
     let arguments = Arguments::parse();
-    let mut results = Vec::new();
-    println!("{}, {} rounds\n", machine(), arguments.rounds);
     println!(
-        "{:<58} {:>9} {:>9} {:>9}",
-        "case", "median", "min", "p90 µs"
+        "{}, vocabulary {VOCAB}, {} rounds\n",
+        machine(),
+        arguments.rounds
     );
-    for case in cases()
-        .into_iter()
-        .filter(|case| arguments.wants(&case.name))
-    {
-        results.push(report(&case.name, case.run(arguments.rounds)));
+    println!("| µs | median | least | 90 % | × floor |\n|---|---:|---:|---:|---:|");
+    let rounds = arguments.rounds;
+    let floor = Times::of(rounds, floor(&rows::logits("peaked", 5, VOCAB))).quantile(0.5);
+    let cases = cases().into_iter();
+    for case in cases.filter(|case| arguments.wants(&case.name)) {
+        report(&case.name, &case.run(rounds), floor);
+    }
+    for (name, times) in floors(&arguments).into_iter().chain(batches(&arguments)) {
+        report(&name, &times, floor);
     }
     for (name, times) in draws(&arguments) {
-        results.push(report(&name, times));
-    }
-    if let Some(path) = &arguments.json {
-        let document = json!({ "machine": machine(), "rounds": arguments.rounds, "vocab": VOCAB, "cases": results });
-        fs::write(path, format!("{document:#}\n")).expect("the results file can be written");
+        report(&name, &times, floor);
     }
 }
 
 struct Arguments {
-    json: Option<String>,
     rounds: usize,
     filter: Option<String>,
 }
@@ -50,7 +53,6 @@ struct Arguments {
 impl Arguments {
     fn parse() -> Self {
         let mut parsed = Self {
-            json: None,
             rounds: 300,
             filter: None,
         };
@@ -58,7 +60,6 @@ impl Arguments {
         while let Some(argument) = arguments.next() {
             match argument.as_str() {
                 "--bench" => {}
-                "--json" => parsed.json = arguments.next(),
                 "--rounds" => {
                     let rounds = arguments.next().and_then(|text| text.parse().ok());
                     parsed.rounds = rounds.expect("--rounds takes a number");
@@ -113,10 +114,29 @@ impl Times {
     }
 }
 
-fn report(name: &str, times: Times) -> Value {
-    let [median, min, p90] = [0.5, 0.0, 0.9].map(|share| times.quantile(share));
-    println!("{name:<58} {median:>9.1} {min:>9.1} {p90:>9.1}");
-    json!({ "case": name, "median_us": median, "min_us": min, "p90_us": p90 })
+fn report(name: &str, times: &Times, floor: f64) {
+    let [median, least, late] = [0.5, 0.0, 0.9].map(|share| times.quantile(share));
+    let ratio = median / floor;
+    println!("| {name} | {median:.1} | {least:.1} | {late:.1} | {ratio:.1} |");
+}
+
+/// Reads a row for its largest logit, with the machine's vector instructions.
+fn floor(row: &[f32]) -> impl FnMut(usize) {
+    let machine = pulp::Arch::new();
+    move |_| {
+        black_box(machine.dispatch(|| largest(black_box(row))));
+    }
+}
+
+#[inline(always)]
+fn largest(row: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; 64];
+    for chunk in row.as_chunks::<64>().0 {
+        for (lane, logit) in lanes.iter_mut().zip(chunk) {
+            *lane = if *logit > *lane { *logit } else { *lane };
+        }
+    }
+    lanes.into_iter().fold(f32::NEG_INFINITY, f32::max)
 }
 
 /// A generator of numbers in [0, 1) (splitmix64).
@@ -136,24 +156,19 @@ impl Numbers {
     }
 }
 
-/// N(0, 2^2) with 20 tokens raised by 6 to 14: much like a language model's.
-fn peaked(seed: u64) -> Vec<f32> {
-    let mut numbers = Numbers(seed);
-    let mut row: Vec<f32> = (0..VOCAB)
-        .map(|_| (2.0 * numbers.normal()) as f32)
-        .collect();
-    for _ in 0..20 {
-        row[(numbers.next() * VOCAB as f64) as usize] += (6.0 + 8.0 * numbers.next()) as f32;
-    }
-    row
+/// Top-p .9 keeps 7, 7,394 and 21,779 tokens of these (at temperature 1).
+const PEAKED: (&str, u64) = ("peaked", 5);
+const WIDE: (&str, u64) = ("peaked", 1);
+const BELL: (&str, u64) = ("bell", 1);
+
+fn row((shape, seed): (&str, u64)) -> Vec<f32> {
+    rows::logits(shape, seed, VOCAB)
 }
 
-/// N(0, sigma^2).
-fn bell(sigma: f64) -> Vec<f32> {
+/// N(0, 1), on which the best tokens hold little.
+fn flat() -> Vec<f32> {
     let mut numbers = Numbers(7);
-    (0..VOCAB)
-        .map(|_| (sigma * numbers.normal()) as f32)
-        .collect()
+    (0..VOCAB).map(|_| numbers.normal() as f32).collect()
 }
 
 enum Logits {
@@ -174,7 +189,7 @@ impl Logits {
 
 struct Case {
     name: String,
-    rows: Vec<Logits>,
+    rows: Rc<Vec<Logits>>,
     params: SamplingParams,
     /// Tokens of prompt and output.
     history: usize,
@@ -186,7 +201,7 @@ impl Case {
     fn new(name: &str, logits: Vec<f32>, params: SamplingParams) -> Self {
         Self {
             name: name.to_owned(),
-            rows: vec![Logits::F32(logits)],
+            rows: Rc::new(vec![Logits::F32(logits)]),
             params: SamplingParams {
                 seed: Some(1),
                 ..params
@@ -216,8 +231,9 @@ impl Case {
         Self { history, ..self }
     }
 
-    fn cold(self) -> Self {
-        let rows = (0..96).map(|seed| Logits::F32(peaked(seed))).collect();
+    /// Reads another row each time.
+    fn cold(self, rows: &Rc<Vec<Logits>>) -> Self {
+        let rows = Rc::clone(rows);
         Self { rows, ..self }.named("cold")
     }
 
@@ -233,13 +249,13 @@ impl Case {
         })
     }
 
-    fn converted(mut self, suffix: &str, convert: impl Fn(&[f32]) -> Logits) -> Self {
-        for row in &mut self.rows {
-            if let Logits::F32(values) = row {
-                *row = convert(values);
-            }
-        }
-        self.named(suffix)
+    fn converted(self, suffix: &str, convert: impl Fn(&[f32]) -> Logits) -> Self {
+        let rows = self.rows.iter().map(|row| match row {
+            Logits::F32(row) => convert(row),
+            _ => panic!("{} is converted already", self.name),
+        });
+        let rows = Rc::new(rows.collect());
+        Self { rows, ..self }.named(suffix)
     }
 
     fn searched(mut self) -> Self {
@@ -253,10 +269,7 @@ impl Case {
     }
 
     fn run(&self, rounds: usize) -> Times {
-        let params: CompiledParams = self
-            .params
-            .validate(&VocabInfo::new(VOCAB as u32))
-            .expect("valid parameters");
+        let params = compiled(&self.params);
         let state = state(&params, self.history);
         let mut sampler = CpuSampler::with_options(self.options);
         Times::of(rounds, |round| {
@@ -272,6 +285,11 @@ impl Case {
             black_box(sampler.sample(black_box(&row)));
         })
     }
+}
+
+fn compiled(params: &SamplingParams) -> CompiledParams {
+    let vocab = VocabInfo::new(VOCAB as u32);
+    params.validate(&vocab).expect("valid parameters")
 }
 
 /// A history of that many tokens, half of it output, in which tokens and passages come again.
@@ -316,141 +334,115 @@ fn all_on() -> SamplingParams {
     }
 }
 
-fn cases() -> Vec<Case> {
-    let default = SamplingParams::default;
-    let temperature = |t| SamplingParams {
+fn temperature(t: f64) -> SamplingParams {
+    SamplingParams {
         temperature: Some(t),
-        ..default()
-    };
-    let top_p = |p, t| SamplingParams {
+        ..Default::default()
+    }
+}
+
+fn top_p(p: f64, t: f64) -> SamplingParams {
+    SamplingParams {
         top_p: Some(p),
         ..temperature(t)
-    };
-    let usual = || Case::new("top_k 40, top_p .95, min_p .05, T .8", peaked(1), chain());
-    let nucleus = || Case::new("top_p .9", peaked(1), top_p(0.9, 1.0));
-    let plain = || Case::new("T .8", peaked(1), temperature(0.8));
-    let everything = || Case::new("all on", peaked(1), all_on()).with_history(1024);
-    let flat = || Case::new("top_p .999, T 2, N(0, 1)", bell(1.0), top_p(0.999, 2.0));
-    vec![
-        Case::new("greedy", peaked(1), temperature(0.0)),
-        usual(),
-        usual().raw(),
-        usual().cold(),
-        usual().in_f16(),
-        usual().in_bf16(),
-        usual().portable(),
-        usual().searched(),
-        nucleus(),
-        nucleus().raw(),
-        nucleus().in_f16(),
-        nucleus().in_bf16(),
-        nucleus().searched(),
-        Case::new("top_p .9, N(0, 2.5)", bell(2.5), top_p(0.9, 1.0)),
-        Case::new("top_p .95, T .7, N(0, 2)", bell(2.0), top_p(0.95, 0.7)),
-        plain(),
-        plain().raw(),
-        plain().cold(),
-        plain().in_f16(),
-        plain().in_bf16(),
-        plain().portable(),
-        everything(),
-        everything().raw(),
-        everything().in_f16(),
-        flat(),
-        flat().in_f16(),
-        flat().searched(),
-        Case::new("top_p .999, T 1, N(0, 1)", bell(1.0), top_p(0.999, 1.0)),
-        Case::new("top_p .5, T 2, N(0, 1)", bell(1.0), top_p(0.5, 2.0)),
-        Case::new(
-            "min_p .05",
-            peaked(1),
-            SamplingParams {
-                min_p: Some(0.05),
-                ..default()
-            },
-        ),
-        Case::new(
-            "top_n_sigma 1",
-            peaked(1),
-            SamplingParams {
-                top_n_sigma: Some(1.0),
-                ..default()
-            },
-        ),
-        Case::new(
-            "top_k 5000",
-            peaked(1),
-            SamplingParams {
-                top_k: Some(5000),
-                ..default()
-            },
-        ),
-        Case::new(
-            "typical_p .9",
-            peaked(1),
-            SamplingParams {
-                typical_p: Some(0.9),
-                ..default()
-            },
-        ),
-        Case::new(
-            "typical_p .9, N(0, 2.5)",
-            bell(2.5),
-            SamplingParams {
-                typical_p: Some(0.9),
-                ..default()
-            },
-        ),
-        Case::new(
-            "eta_cutoff .001",
-            peaked(1),
-            SamplingParams {
-                eta_cutoff: Some(0.001),
-                ..default()
-            },
-        ),
-        Case::new(
-            "xtc",
-            peaked(1),
-            SamplingParams {
-                xtc_probability: Some(1.0),
-                xtc_threshold: Some(0.05),
-                ..default()
-            },
-        ),
-        Case::new(
-            "dynamic temperature",
-            peaked(1),
-            SamplingParams {
-                dynatemp_range: Some(0.5),
-                ..default()
-            },
-        ),
-        Case::new(
-            "smoothing",
-            peaked(1),
-            SamplingParams {
-                smoothing_factor: Some(0.3),
-                ..default()
-            },
-        ),
-        Case::new(
-            "mirostat 2",
-            peaked(1),
-            SamplingParams {
-                mirostat: Some(2),
-                ..default()
-            },
-        ),
-        Case::new(
-            "adaptive_target .3",
-            peaked(1),
-            SamplingParams {
-                adaptive_target: Some(0.3),
-                ..default()
-            },
-        ),
+    }
+}
+
+/// The chains that have a goal, in every type and on every path, and one case for each other stage.
+fn cases() -> Vec<Case> {
+    let usual = || Case::new("top_k 40, top_p .95, min_p .05, T .8", row(PEAKED), chain());
+    let nucleus = |name: &str, kind| Case::new(name, row(kind), top_p(0.9, 1.0));
+    let peaked = || nucleus("top_p .9, peaked", PEAKED);
+    let wide = || nucleus("top_p .9, wide", WIDE);
+    let bell = || nucleus("top_p .9, bell", BELL);
+    let plain = || Case::new("T .8", row(PEAKED), temperature(0.8));
+    let everything = || Case::new("all on", row(PEAKED), all_on()).with_history(1024);
+    let greedy = || Case::new("greedy", row(PEAKED), temperature(0.0));
+    let hard = || Case::new("top_p .999, T 2, N(0, 1)", flat(), top_p(0.999, 2.0));
+    let goals: [&dyn Fn() -> Case; 7] =
+        [&greedy, &usual, &peaked, &wide, &bell, &plain, &everything];
+    let cold = (0..96).map(|seed| Logits::F32(row(("peaked", seed))));
+    let cold = Rc::new(cold.collect());
+    let mut cases = Vec::new();
+    for case in goals {
+        cases.extend([case(), case().in_f16(), case().in_bf16(), case().raw()]);
+        cases.extend([case().cold(&cold), case().searched(), case().portable()]);
+    }
+    cases.extend([hard(), hard().in_f16(), hard().searched()]);
+    cases.extend(stages().map(|(name, params)| Case::new(name, row(PEAKED), params)));
+    cases
+}
+
+/// Stages alone.
+fn stages() -> [(&'static str, SamplingParams); 11] {
+    macro_rules! only {
+        ($($name:ident: $value:expr),*) => { SamplingParams { $($name: Some($value),)* ..Default::default() } };
+    }
+    [
+        ("min_p .05", only!(min_p: 0.05)),
+        ("top_n_sigma 1", only!(top_n_sigma: 1.0)),
+        ("top_k 5000", only!(top_k: 5000)),
+        ("typical_p .9", only!(typical_p: 0.9)),
+        ("epsilon .001", only!(epsilon_cutoff: 0.001)),
+        ("eta .001", only!(eta_cutoff: 0.001)),
+        ("xtc", only!(xtc_probability: 1.0, xtc_threshold: 0.05)),
+        ("dynamic temperature", only!(dynatemp_range: 0.5)),
+        ("smoothing", only!(smoothing_factor: 0.3)),
+        ("mirostat 2", only!(mirostat: 2)),
+        ("adaptive-p", only!(adaptive_target: 0.3)),
     ]
+}
+
+/// What reading costs.
+fn floors(arguments: &Arguments) -> Vec<(String, Times)> {
+    let mut times = Vec::new();
+    let rows: Vec<_> = (0..96).map(|seed| row(("peaked", seed))).collect();
+    if arguments.wants("floor") {
+        times.push((
+            "floor".to_owned(),
+            Times::of(arguments.rounds, floor(&rows[5])),
+        ));
+        let cold = |round: usize| floor(&rows[round % rows.len()])(round);
+        times.push(("floor, cold".to_owned(), Times::of(arguments.rounds, cold)));
+    }
+    times
+}
+
+/// A batch in one call, a row at a time and on every thread.
+fn batches(arguments: &Arguments) -> Vec<(String, Times)> {
+    const ROWS: usize = 32;
+    let mut times = Vec::new();
+    let logits: Vec<_> = (0..ROWS as u64).map(|seed| row(("peaked", seed))).collect();
+    for (name, params) in [("usual chain", chain()), ("T .8", temperature(0.8))] {
+        let name = format!("batch of {ROWS}, {name}");
+        if !arguments.wants(&name) {
+            continue;
+        }
+        let params = compiled(&SamplingParams {
+            seed: Some(1),
+            ..params
+        });
+        let state = SamplerState::new(&params, &[]);
+        let mode = LogprobsMode::Processed;
+        let rows: Vec<_> = logits
+            .iter()
+            .map(|row| Row {
+                logprobs: Logprobs { top: 0, mode },
+                ..Row::new(LogitsRow::F32(row), &params, &state)
+            })
+            .collect();
+        let (mut sampler, mut out) = (CpuSampler::new(), Vec::new());
+        let rounds = arguments.rounds / 8 + 1;
+        let one_by_one = Times::of(rounds, |_| {
+            rows.iter().for_each(|row| {
+                black_box(sampler.sample(row));
+            });
+        });
+        times.push((format!("{name}, row by row"), one_by_one));
+        let together = Times::of(rounds, |_| sampler.sample_batch(black_box(&rows), &mut out));
+        times.push((format!("{name}, together"), together));
+    }
+    times
 }
 
 /// Draws from the same weights: one weight after another, and by prefix sum and binary search.

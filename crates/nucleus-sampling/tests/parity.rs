@@ -62,6 +62,8 @@ mod nightly {
     }
 
     nightly! {
+        vocabulary_of_1: 1, 20_000;
+        vocabulary_of_2: 2, 20_000;
         vocabulary_of_111: 111, 60_000;
         vocabulary_of_1000: 1000, 60_000;
         vocabulary_of_5000: 5000, 12_000;

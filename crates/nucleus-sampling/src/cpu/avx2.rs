@@ -33,6 +33,7 @@ compiled! {
     widen_bf16(from: &[bf16], to: &mut [f32]) = kernels::widen_bf16;
     clip(block: &mut Block, threshold: f32) = kernels::clip;
     count(block: &Block, threshold: f32) -> u32 = kernels::count;
+    log2_each(logits: &[f32], scale: Scale, logarithms: &mut [i64]) = kernels::log2_each::<Fused>;
 }
 
 #[inline]
@@ -54,6 +55,100 @@ fn load_f16(from: &[f16; 8]) -> __m256 {
     _mm256_cvtph_ps(_mm_setr_epi16(a, b, c, d, e, f, g, h))
 }
 
+/// See [`kernels::scan_f32`]. A maximum or minimum with a NaN is its second operand.
+#[target_feature(enable = "avx2,fma,f16c,bmi1")]
+pub(super) fn scan_f32(blocks: &[Block], maxima: &mut [f32]) -> Extent {
+    let mut all = Extent::EMPTY;
+    let mut min = [_mm256_set1_ps(f32::INFINITY); 2];
+    let mut nan = _mm256_setzero_ps();
+    for (block, block_max) in blocks.iter().zip(maxima) {
+        let mut max = [_mm256_set1_ps(f32::NEG_INFINITY); 2];
+        for [a, b] in block.as_chunks::<8>().0.as_chunks().0 {
+            let (a, b) = (load(a), load(b));
+            max = [_mm256_max_ps(a, max[0]), _mm256_max_ps(b, max[1])];
+            min = [_mm256_min_ps(a, min[0]), _mm256_min_ps(b, min[1])];
+            nan = _mm256_or_ps(nan, _mm256_cmp_ps::<_CMP_UNORD_Q>(a, b));
+        }
+        *block_max = largest(_mm256_max_ps(max[0], max[1]));
+        all.max = all.max.max(*block_max);
+    }
+    all.min = store(_mm256_min_ps(min[0], min[1]))
+        .into_iter()
+        .fold(all.min, f32::min);
+    all.nan = _mm256_movemask_ps(nan) != 0;
+    all
+}
+
+/// The largest of eight numbers.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,bmi1")]
+fn largest(v: __m256) -> f32 {
+    let four = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+    let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps::<1>(two, two)))
+}
+
+/// 16-bit floating point as integers in the same order, -0 just below +0. Its own inverse.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,bmi1")]
+fn ordered(bits: __m256i) -> __m256i {
+    let magnitude = _mm256_set1_epi16(0x7FFF);
+    let negative = _mm256_srai_epi16::<15>(bits);
+    _mm256_xor_si256(bits, _mm256_and_si256(negative, magnitude))
+}
+
+/// The largest of sixteen integers, by the instruction for the smallest of eight unsigned ones.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,bmi1")]
+fn largest_16(v: __m256i) -> i16 {
+    let eight = _mm_max_epi16(_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v));
+    let falling = _mm_xor_si128(eight, _mm_set1_epi16(0x7FFF));
+    _mm_extract_epi16::<0>(_mm_minpos_epu16(falling)) as i16 ^ 0x7FFF
+}
+
+/// Scans blocks of 16-bit numbers as integers; with a NaN among them, as numbers.
+macro_rules! scan_16 {
+    ($($(#[$doc:meta])* $name:ident: $type:ident, $infinity:expr, $widen:expr, $numbers:expr;)*) => {$(
+        $(#[$doc])*
+        #[target_feature(enable = "avx2,fma,f16c,bmi1")]
+        pub(super) fn $name(blocks: &[[$type; BLOCK]], maxima: &mut [f32]) -> Extent {
+            let lowest = _mm256_set1_epi16(i16::MIN);
+            let mut min = [_mm256_set1_epi16(i16::MAX); 2];
+            let mut row_max = i16::MIN;
+            for (block, block_max) in blocks.iter().zip(&mut *maxima) {
+                let mut max = [lowest; 2];
+                for [a, b] in block.as_chunks::<16>().0.as_chunks().0 {
+                    let a = ordered(load_16(a.map(|x| x.to_bits() as i16)));
+                    let b = ordered(load_16(b.map(|x| x.to_bits() as i16)));
+                    max = [_mm256_max_epi16(a, max[0]), _mm256_max_epi16(b, max[1])];
+                    min = [_mm256_min_epi16(a, min[0]), _mm256_min_epi16(b, min[1])];
+                }
+                let max = largest_16(_mm256_max_epi16(max[0], max[1]));
+                row_max = row_max.max(max);
+                *block_max = $widen(max ^ (max >> 15 & 0x7FFF));
+            }
+            let complement = _mm256_xor_si256(_mm256_min_epi16(min[0], min[1]), _mm256_set1_epi16(-1));
+            let row_min = !largest_16(complement);
+            let infinity: i16 = $infinity;
+            if row_max > infinity || row_min < !infinity {
+                return $numbers(blocks, maxima);
+            }
+            if blocks.is_empty() {
+                return Extent::EMPTY;
+            }
+            let [max, min] = [row_max, row_min].map(|x| $widen(x ^ (x >> 15 & 0x7FFF)));
+            Extent { max, min, nan: false }
+        }
+    )*};
+}
+
+scan_16! {
+    /// See [`kernels::scan_f16`].
+    scan_f16: f16, 0x7C00, |bits: i16| _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(bits)))), kernels::scan_f16;
+    /// See [`kernels::scan_bf16`].
+    scan_bf16: bf16, 0x7F80, |bits: i16| f32::from_bits(u32::from(bits as u16) << 16), kernels::scan_bf16;
+}
+
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c,bmi1")]
 fn load_bf16(from: &[bf16; 8]) -> __m256 {
@@ -62,78 +157,11 @@ fn load_bf16(from: &[bf16; 8]) -> __m256 {
     _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
 }
 
-/// The extents of one block, lane by lane.
-struct Extents {
-    max: [__m256; 2],
-    min: [__m256; 2],
-    nan: __m256,
-}
-
-impl Extents {
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c,bmi1")]
-    fn new() -> Self {
-        Self {
-            max: [_mm256_set1_ps(f32::NEG_INFINITY); 2],
-            min: [_mm256_set1_ps(f32::INFINITY); 2],
-            nan: _mm256_setzero_ps(),
-        }
-    }
-
-    /// Takes in two vectors. A maximum or minimum with a NaN is the other operand, the second.
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c,bmi1")]
-    fn add(&mut self, pair: [__m256; 2]) {
-        let [a, b] = pair;
-        self.max = [_mm256_max_ps(a, self.max[0]), _mm256_max_ps(b, self.max[1])];
-        self.min = [_mm256_min_ps(a, self.min[0]), _mm256_min_ps(b, self.min[1])];
-        self.nan = _mm256_or_ps(self.nan, _mm256_cmp_ps::<_CMP_UNORD_Q>(a, b));
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c,bmi1")]
-    fn fold(self) -> Extent {
-        let max = store(_mm256_max_ps(self.max[0], self.max[1]));
-        let min = store(_mm256_min_ps(self.min[0], self.min[1]));
-        Extent {
-            max: tree(max, |a, b| if a > b { a } else { b }),
-            min: tree(min, |a, b| if a < b { a } else { b }),
-            nan: _mm256_movemask_ps(self.nan) != 0,
-        }
-    }
-}
-
-/// Folds eight numbers in three steps.
-#[inline(always)]
-fn tree(x: [f32; 8], f: impl Fn(f32, f32) -> f32) -> f32 {
-    let [a, b, c, d] = [f(x[0], x[4]), f(x[1], x[5]), f(x[2], x[6]), f(x[3], x[7])];
-    f(f(a, c), f(b, d))
-}
-
-/// Scans blocks of one type.
-macro_rules! scan {
-    ($($name:ident, $type:ty, $load:ident;)*) => {$(
-        #[target_feature(enable = "avx2,fma,f16c,bmi1")]
-        pub(super) fn $name(blocks: &[[$type; BLOCK]], maxima: &mut [f32]) -> Extent {
-            let mut all = Extent::EMPTY;
-            for (block, max) in blocks.iter().zip(maxima) {
-                let mut extents = Extents::new();
-                for [a, b] in block.as_chunks::<8>().0.as_chunks().0 {
-                    extents.add([$load(a), $load(b)]);
-                }
-                let extent = extents.fold();
-                *max = extent.max;
-                all = all.and(extent);
-            }
-            all
-        }
-    )*};
-}
-
-scan! {
-    scan_f32, f32, load;
-    scan_f16, f16, load_f16;
-    scan_bf16, bf16, load_bf16;
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,bmi1")]
+fn load_16(from: [i16; 16]) -> __m256i {
+    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = from;
+    _mm256_setr_epi16(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p)
 }
 
 /// One group of a block.
@@ -143,7 +171,21 @@ fn group(from: &[[f32; 8]; GROUP]) -> [__m256; GROUP] {
     array::from_fn(|vector| load(&from[vector]))
 }
 
-fn groups(block: &Block) -> &[[[f32; 8]; GROUP]] {
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,bmi1")]
+fn group_f16(from: &[[f16; 8]; GROUP]) -> [__m256; GROUP] {
+    array::from_fn(|vector| load_f16(&from[vector]))
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,bmi1")]
+fn group_bf16(from: &[[bf16; 8]; GROUP]) -> [__m256; GROUP] {
+    array::from_fn(|vector| load_bf16(&from[vector]))
+}
+
+/// The groups of a block.
+#[inline(always)]
+fn groups<T>(block: &[T; BLOCK]) -> &[[[T; 8]; GROUP]] {
     block.as_chunks::<8>().0.as_chunks::<GROUP>().0
 }
 
@@ -210,48 +252,51 @@ fn weights(significand: __m256i, distance: __m256i) -> [__m256i; 2] {
 /// [`weights`] gets P in units of 2^-24 shifted up by 32 bits, 12 more than a weight's 44.
 const SURPLUS: i32 = 12;
 
-/// See [`kernels::weigh`].
-#[target_feature(enable = "avx2,fma,f16c,bmi1")]
-pub(super) fn weigh(block: &Block, scale: Scale, depth: i32) -> u64 {
-    if scale.borders_on_the_weightless() {
-        kernels::weigh::<Fused>(block, scale)
-    } else if depth >= SMALL {
-        weigh_small(block, scale)
-    } else {
-        weigh_large(block, scale)
-    }
+/// Sums the weights of blocks of one type.
+macro_rules! weigh {
+    ($($(#[$doc:meta])* $name:ident: $type:ident, $group:ident, $exactly:expr;)*) => {$(
+        $(#[$doc])*
+        #[target_feature(enable = "avx2,fma,f16c,bmi1")]
+        pub(super) fn $name(block: &[$type; BLOCK], scale: Scale, depth: i32) -> u64 {
+            if scale.borders_on_the_weightless() {
+                return $exactly(block, scale, depth);
+            }
+            let zero = _mm256_setzero_si256();
+            if depth >= SMALL {
+                // Weights below 2^27 fit 32 bits even when the 32 of a lane are added up.
+                let mut sum = zero;
+                for x in groups(block) {
+                    let parts = split::<26>($group(x), scale, SMALL);
+                    for i in 0..GROUP {
+                        let q = _mm256_srlv_epi32(parts.significand[i], parts.distance[i]);
+                        sum = _mm256_add_epi32(sum, q);
+                    }
+                }
+                return sum_32(sum);
+            }
+            let mut sums = [zero; 2];
+            for x in groups(block) {
+                let parts = split::<24>($group(x), scale, -SURPLUS);
+                for i in 0..GROUP {
+                    let q = weights(parts.significand[i], parts.distance[i]);
+                    sums = [
+                        _mm256_add_epi64(sums[0], q[0]),
+                        _mm256_add_epi64(sums[1], q[1]),
+                    ];
+                }
+            }
+            sum_64(_mm256_add_epi64(sums[0], sums[1]))
+        }
+    )*};
 }
 
-/// Weights below 2^27, which fit 32 bits even when the 32 of a lane are added up.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c,bmi1")]
-fn weigh_small(block: &Block, scale: Scale) -> u64 {
-    let mut sum = _mm256_setzero_si256();
-    for x in groups(block) {
-        let parts = split::<26>(group(x), scale, SMALL);
-        for i in 0..GROUP {
-            let q = _mm256_srlv_epi32(parts.significand[i], parts.distance[i]);
-            sum = _mm256_add_epi32(sum, q);
-        }
-    }
-    sum_32(sum)
-}
-
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c,bmi1")]
-fn weigh_large(block: &Block, scale: Scale) -> u64 {
-    let mut sums = [_mm256_setzero_si256(); 2];
-    for x in groups(block) {
-        let parts = split::<24>(group(x), scale, -SURPLUS);
-        for i in 0..GROUP {
-            let q = weights(parts.significand[i], parts.distance[i]);
-            sums = [
-                _mm256_add_epi64(sums[0], q[0]),
-                _mm256_add_epi64(sums[1], q[1]),
-            ];
-        }
-    }
-    sum_64(_mm256_add_epi64(sums[0], sums[1]))
+weigh! {
+    /// See [`kernels::weigh`].
+    weigh: f32, group, kernels::weigh::<Fused>;
+    /// See [`kernels::weigh_f16`].
+    weigh_f16: f16, group_f16, kernels::weigh_f16::<Fused>;
+    /// See [`kernels::weigh_bf16`].
+    weigh_bf16: bf16, group_bf16, kernels::weigh_bf16::<Fused>;
 }
 
 /// See [`kernels::surprise`].

@@ -129,8 +129,7 @@ impl Run<'_> {
     /// Draws; mirostat learns the surprise in bits.
     fn draw_and_learn(&mut self) -> Result<Chosen, Status> {
         let (drawn, mass) = self.draw()?;
-        let y = fixed::Exponent::of(drawn.logit, mass.scale.s)
-            .map_or(fixed::Y_NONE, |exponent| exponent.log2_q16(mass.scale.max));
+        let y = mass.scale.log2_q16(drawn.logit);
         let surprise = (offset_q16(mass) - y).clamp(0, i64::from(i32::MAX));
         Ok(self.chosen(drawn, mass, surprise as i32))
     }
@@ -138,17 +137,14 @@ impl Run<'_> {
     /// Mirostat 1 (Basu et al., 2021, algorithm 1): the first k, with k from an estimate of Zipf's exponent.
     fn mirostat_1(&mut self, mu: i32) -> Result<(), Status> {
         let scale = self.scale()?;
-        let mut best = [0; MIROSTAT_TOKENS];
         let keys = self.best(MIROSTAT_TOKENS as u64);
-        let weighty = keys.iter().take_while(|key| scale.weight(key.logit()) > 0);
-        let y = weighty
-            .take(MIROSTAT_TOKENS)
-            .zip(&mut best)
-            .map(|(key, y)| {
-                let exponent = fixed::Exponent::of(key.logit(), scale.s);
-                *y = exponent.map_or(fixed::Y_NONE, |exponent| exponent.log2_q16(scale.max));
-            });
-        let count = y.count();
+        let logits = keys.iter().take(MIROSTAT_TOKENS).map(|key| key.logit());
+        let mut best = [0; MIROSTAT_TOKENS];
+        let mut count = 0;
+        for logit in logits.take_while(|logit| scale.weight(*logit) > 0) {
+            best[count] = scale.log2_q16(logit);
+            count += 1;
+        }
         if let Some(exponent) = formulas::zipf_exponent_q16(&best[..count]) {
             let vocab_size = self.row.params.config().vocab_size;
             self.first(
@@ -174,9 +170,10 @@ impl Run<'_> {
         let mass = self.weigh()?;
         let least = offset_q16(mass) - i64::from(mu);
         if self.listed {
+            self.list.take_logarithms(mass.scale);
             let cut = self
                 .list
-                .leading(|place| self.list.log2_q16(place, mass.scale) >= least);
+                .leading(|place| self.list.logarithms()[place] >= least);
             self.list.keep(0..cut.max(1));
             return Ok(());
         }

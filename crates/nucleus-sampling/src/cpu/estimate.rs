@@ -11,25 +11,27 @@ use super::view::View;
 const TAKEN: usize = 8;
 
 /// Classes by logit.
-const BINS: usize = 1024;
+const BINS: usize = 512;
 
 /// How many standard deviations the bracket reaches beyond the estimate on either side.
 const CAUTION: f64 = 5.0;
 
-/// What the tokens of a sample in one class stand for.
+/// What the tokens of a sample in one class hold.
 #[derive(Clone, Copy, Debug, Default)]
 struct Bin {
-    count: f64,
+    count: u32,
     amount: f64,
     /// Sum of the squared amounts, which gives the variance.
     squares: f64,
 }
 
-/// Classes of the tokens below `top`, each `width` wide, best first; the last holds all the rest.
+/// Classes of the tokens below a logit, each `width` wide, best first.
 pub(super) struct Sample {
     bins: [Bin; BINS],
     top: f32,
     width: f32,
+    /// How many tokens of the row each token of the sample stands for.
+    share: f64,
 }
 
 /// Where the cut probably lies.
@@ -42,50 +44,65 @@ pub(super) struct Bracket {
 
 impl Sample {
     /// Takes 8 logits in a row from each block, at places that differ from block to block, and sorts those below `top` into classes.
-    pub(super) fn take(view: View<'_>, top: f32, measure: Measure, scratch: &mut Scratch) -> Self {
+    /// `max` is the set's largest logit: the row may have larger ones that were removed, which have no weight.
+    pub(super) fn take(
+        view: View<'_>,
+        (max, top): (f32, f32),
+        measure: Measure,
+        scratch: &mut Scratch,
+    ) -> Self {
         let blocks = view.blocks();
+        let lowest = view.cut.map_or(f32::MIN, |cut| cut.logit);
         scratch.logits.clear();
         for index in 0..blocks {
             let logits: [f32; TAKEN] = view.sample(index, index * 37 % (BLOCK / TAKEN) * TAKEN);
-            scratch.logits.extend_from_slice(&logits);
-        }
-        // A logit above the largest weight's is one that an edit lowers or a mask removes.
-        let top = match measure {
-            Measure::Count => top,
-            Measure::Mass(scale) => top.min(scale.highest()),
-        };
-        for logit in &mut scratch.logits {
-            *logit = if *logit < top {
-                *logit
-            } else {
-                f32::NEG_INFINITY
+            let inside = |logit| logit >= lowest && logit < top && logit <= max;
+            let kept = |logit| {
+                if inside(logit) {
+                    logit
+                } else {
+                    f32::NEG_INFINITY
+                }
             };
+            scratch.logits.extend(logits.map(kept));
         }
         scratch.measure_logits(view.simd, measure);
-        let lowest = view.cut.map_or(f32::MIN, |cut| cut.logit);
-        let pairs = scratch.logits.iter().zip(&scratch.weights);
-        let pairs = pairs.filter(|(logit, amount)| **logit >= lowest && **amount > 0);
-        let range = |(low, high): (f32, f32), logit: f32| (low.min(logit), high.max(logit));
-        let (low, high) = pairs
-            .clone()
-            .map(|(logit, _)| *logit)
-            .fold((top, f32::MIN), range);
-        let width = ((high.max(low) - low) / BINS as f32).max(f32::MIN_POSITIVE);
+        let (mut low, mut high) = (f32::INFINITY, f32::NEG_INFINITY);
+        for (logit, amount) in scratch.logits.iter().zip(&mut scratch.weights) {
+            if *logit > f32::NEG_INFINITY && *amount > 0 {
+                low = low.min(*logit);
+                high = high.max(*logit);
+            } else {
+                *amount = 0;
+            }
+        }
+        let width = ((high - low) / BINS as f32).max(f32::MIN_POSITIVE);
+        let share = view.logits.len() as f64 / (blocks * TAKEN) as f64;
         let mut sample = Self {
             bins: [Bin::default(); BINS],
             top: high,
             width,
+            share,
         };
-        let share = view.logits.len() as f64 / (blocks * TAKEN) as f64;
-        pairs.for_each(|(logit, amount)| sample.add(*logit, *amount as f64, share));
+        sample.classify(&scratch.logits, &scratch.weights);
         sample
     }
 
-    fn add(&mut self, logit: f32, amount: f64, share: f64) {
-        let bin = &mut self.bins[(((self.top - logit) / self.width) as usize).min(BINS - 1)];
-        bin.count += share;
-        bin.amount += share * amount;
-        bin.squares += share * share * amount * amount;
+    /// Adds tokens, passing over those that hold nothing.
+    fn classify(&mut self, logits: &[f32], amounts: &[u64]) {
+        let per_width = 1.0 / self.width;
+        for (logit, amount) in logits
+            .iter()
+            .zip(amounts)
+            .filter(|(_, amount)| **amount > 0)
+        {
+            let bin = ((self.top - logit) * per_width) as usize;
+            let bin = &mut self.bins[bin.min(BINS - 1)];
+            let amount = *amount as i64 as f64;
+            bin.count += 1;
+            bin.amount += amount;
+            bin.squares += amount * amount;
+        }
     }
 
     /// Brackets the cut behind which an amount of `dropped` lies.
@@ -95,9 +112,9 @@ impl Sample {
         let (mut amount, mut squares, mut count) = (0.0, 0.0, 0.0);
         let (mut low, mut high) = (f32::MIN, None);
         for (index, bin) in self.bins.iter().enumerate().rev() {
-            amount += bin.amount;
-            squares += bin.squares;
-            count += bin.count;
+            amount += self.share * bin.amount;
+            squares += self.share * self.share * bin.squares;
+            count += self.share * f64::from(bin.count);
             let doubt = CAUTION * f64::sqrt(squares);
             if amount + doubt <= dropped {
                 low = edge(index);

@@ -6,7 +6,7 @@
 use half::{bf16, f16};
 
 use super::key::Key;
-use crate::fixed::{EXP2, Exponent, SCALED_LIMIT, Spread, Surprise};
+use crate::fixed::{EXP2, Exponent, ONE_Q16, SCALED_LIMIT, Spread, Surprise, Y_NONE};
 
 /// Logits per block. The last block of a row is filled up with -inf.
 pub(super) const BLOCK: usize = 256;
@@ -38,14 +38,21 @@ impl Scale {
         Exponent::of(logit, self.s).map_or(0, |exponent| exponent.weight(self.max))
     }
 
-    /// How far the exponent of a logit lies below the largest.
-    pub(super) fn depth(self, logit: f32) -> i32 {
-        Exponent::of(logit, self.s).map_or(i32::MAX, |exponent| self.max.saturating_sub(exponent.n))
+    /// The base-2 logarithm of the weight of one logit, in Q16, in units of the largest.
+    pub(super) fn log2_q16(self, logit: f32) -> i64 {
+        Exponent::of(logit, self.s).map_or(Y_NONE, |exponent| exponent.log2_q16(self.max))
     }
 
-    /// About the largest logit of the set: no weight below it exceeds the largest by more than a factor of 4.
-    pub(super) fn highest(self) -> f32 {
-        ((self.max as f32 + 0.5) / self.s).next_up()
+    /// How far the exponent of a logit lies below the largest.
+    pub(super) fn depth(self, logit: f32) -> i32 {
+        let product = logit * self.s;
+        if product <= -SCALED_LIMIT {
+            return i32::MAX;
+        }
+        let n = (product + ROUNDER)
+            .to_bits()
+            .wrapping_sub(ROUNDER.to_bits());
+        self.max.saturating_sub(n as i32)
     }
 
     /// Whether x s <= -2^22, which has no weight, could come out of the kernels with one.
@@ -285,19 +292,35 @@ fn weight((significand, distance): (u32, u32)) -> u64 {
     (u64::from(significand) << 20) >> distance.min(63)
 }
 
-/// The sum of the weights of a block.
+/// The sum of the weights of a block. The largest exponent of the block is `_depth` below the scale's, which some versions use.
 #[inline(always)]
-pub(super) fn weigh<F: MulAdd>(block: &Block, scale: Scale) -> u64 {
+pub(super) fn weigh<F: MulAdd>(block: &Block, scale: Scale, _depth: i32) -> u64 {
     let mut doubt = scale.borders_on_the_weightless();
-    let sum = block
-        .iter()
-        .map(|logit| weight(significand::<F>(*logit, scale, &mut doubt)))
-        .sum();
+    let mut sum = 0;
+    for logit in block {
+        sum += weight(significand::<F>(*logit, scale, &mut doubt));
+    }
     if doubt {
         block.iter().map(|logit| scale.weight(*logit)).sum()
     } else {
         sum
     }
+}
+
+/// [`weigh`] of binary16.
+#[inline(always)]
+pub(super) fn weigh_f16<F: MulAdd>(block: &[f16; BLOCK], scale: Scale, depth: i32) -> u64 {
+    let mut wide = [0.0; BLOCK];
+    widen_f16(block, &mut wide);
+    weigh::<F>(&wide, scale, depth)
+}
+
+/// [`weigh`] of bfloat16.
+#[inline(always)]
+pub(super) fn weigh_bf16<F: MulAdd>(block: &[bf16; BLOCK], scale: Scale, depth: i32) -> u64 {
+    let mut wide = [0.0; BLOCK];
+    widen_bf16(block, &mut wide);
+    weigh::<F>(&wide, scale, depth)
 }
 
 /// What the logits of a block that reach a threshold hold.
@@ -313,7 +336,7 @@ pub(super) fn weigh_from<F: MulAdd>(block: &Block, scale: Scale, threshold: f32)
     let mut kept = *block;
     clip(&mut kept, threshold);
     Beginning {
-        mass: weigh::<F>(&kept, scale),
+        mass: weigh::<F>(&kept, scale, 0),
         count: count(block, threshold),
     }
 }
@@ -360,13 +383,33 @@ pub(super) fn surprise<F: MulAdd>(block: &Block, scale: Scale) -> Surprise {
 
 fn surprise_exactly(block: &Block, scale: Scale) -> Surprise {
     let mut surprise = Surprise::default();
-    for exponent in block
-        .iter()
-        .filter_map(|logit| Exponent::of(*logit, scale.s))
-    {
-        surprise.add(exponent.weight(scale.max), exponent.log2_q16(scale.max));
+    for logit in block {
+        surprise.add(scale.weight(*logit), scale.log2_q16(*logit));
     }
     surprise
+}
+
+/// The base-2 logarithms of the weights of a slice, in Q16.
+#[inline(always)]
+pub(super) fn log2_each<F: MulAdd>(logits: &[f32], scale: Scale, logarithms: &mut [i64]) {
+    let mut doubt = false;
+    for (logit, y) in logits.iter().zip(&mut *logarithms) {
+        let product = logit * scale.s;
+        let rounded = product + ROUNDER;
+        let f = F::mul_add(*logit, scale.s, ROUNDER - rounded, &mut doubt);
+        let units = |x: f32| x.to_bits().wrapping_sub(ROUNDER.to_bits()) as i32;
+        let whole = i64::from(units(rounded)) - i64::from(scale.max);
+        let sum = whole * ONE_Q16 + i64::from(units(f * 65536.0 + ROUNDER));
+        *y = if product <= -SCALED_LIMIT {
+            Y_NONE
+        } else {
+            sum
+        };
+    }
+    if doubt {
+        let pairs = logits.iter().zip(logarithms);
+        pairs.for_each(|(logit, y)| *y = scale.log2_q16(*logit));
+    }
 }
 
 /// Sums over the distances d of a block's logits from `max`, in Q16: their number, sum d and sum d^2, -inf left out.

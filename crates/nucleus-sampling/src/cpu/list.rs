@@ -8,7 +8,7 @@ use super::kernels::Scale;
 use super::key::Key;
 use super::simd::Simd;
 use super::wide::{Mass, scale_of};
-use crate::fixed::{Exponent, Spread, Surprise, Y_NONE};
+use crate::fixed::{Spread, Surprise};
 use crate::row::Status;
 
 /// Listed candidates and their weights.
@@ -18,6 +18,7 @@ pub(super) struct List {
     keys: Vec<Key>,
     logits: Vec<f32>,
     weights: Vec<u64>,
+    logarithms: Vec<i64>,
     /// What the weights are measured by, while they are those of the keys.
     scale: Option<Scale>,
 }
@@ -30,6 +31,7 @@ impl List {
             keys: Vec::new(),
             logits: Vec::new(),
             weights: Vec::new(),
+            logarithms: Vec::new(),
             scale: None,
         }
     }
@@ -51,11 +53,6 @@ impl List {
     /// The largest logit.
     pub(super) fn max(&self) -> Option<f32> {
         self.keys.first().map(|key| key.logit())
-    }
-
-    /// The logit at a place.
-    pub(super) fn logit(&self, place: usize) -> f32 {
-        self.keys[place].logit()
     }
 
     /// The weights, after [`List::weigh`].
@@ -124,17 +121,27 @@ impl List {
         flaws.status()
     }
 
-    /// The base-2 logarithm of the weight at a place, in Q16, relative to 2^max.
-    pub(super) fn log2_q16(&self, place: usize, scale: Scale) -> i64 {
-        let exponent = Exponent::of(self.logit(place), scale.s);
-        exponent.map_or(Y_NONE, |exponent| exponent.log2_q16(scale.max))
+    /// Computes the base-2 logarithms of the weights, in Q16.
+    pub(super) fn take_logarithms(&mut self, scale: Scale) {
+        self.logits.clear();
+        self.logits.extend(self.keys.iter().map(|key| key.logit()));
+        self.logarithms.clear();
+        self.logarithms.resize(self.keys.len(), 0);
+        self.simd
+            .log2_each(&self.logits, scale, &mut self.logarithms);
+    }
+
+    /// The logarithms of the weights, after [`List::take_logarithms`].
+    pub(super) fn logarithms(&self) -> &[i64] {
+        &self.logarithms
     }
 
     /// The sums from which the entropy follows, after [`List::weigh`].
-    pub(super) fn surprise(&self, scale: Scale) -> Surprise {
+    pub(super) fn surprise(&mut self, scale: Scale) -> Surprise {
+        self.take_logarithms(scale);
         let mut surprise = Surprise::default();
-        for (place, q) in self.weights.iter().enumerate() {
-            surprise.add(*q, self.log2_q16(place, scale));
+        for (q, y) in self.weights.iter().zip(&self.logarithms) {
+            surprise.add(*q, *y);
         }
         surprise
     }

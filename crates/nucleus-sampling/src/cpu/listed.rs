@@ -85,8 +85,8 @@ pub(super) struct Typical {
 
 impl List {
     /// The run that grows from the mean of y outwards, nearest token first, until its mass suffices; then by ties, then to its smallest
-    /// length. `mass` and `mean` are those of the whole set, of which this list is a beginning. `None` if the run reaches the end of the
-    /// list and that is not `complete`.
+    /// length; after [`List::take_logarithms`]. `mass` and `mean` are those of the whole set, of which this list is a beginning. `None` if
+    /// the run reaches the end of the list and that is not `complete`.
     pub(super) fn typical(
         &self,
         mass: Mass,
@@ -95,7 +95,7 @@ impl List {
         complete: bool,
     ) -> Option<Range<usize>> {
         let weights = self.weights();
-        let middle = self.leading(|place| self.log2_q16(place, mass.scale) > mean);
+        let middle = self.leading(|place| self.logarithms()[place] > mean);
         let suffices = if rule.strict {
             fixed::exceeds
         } else {
@@ -105,21 +105,22 @@ impl List {
         while run.len() < self.len()
             && (run.is_empty() || !suffices(sum, mass.total, rule.threshold))
         {
-            sum += weights[self.grow(&mut run, mass, mean)];
+            sum += weights[self.grow(&mut run, mean)];
         }
         if rule.ties {
             run = self.with_equals(run);
         }
         while run.len() < self.at_least(0, rule.min_keep) {
-            self.grow(&mut run, mass, mean);
+            self.grow(&mut run, mean);
         }
         (complete || run.end < self.len()).then_some(run)
     }
 
     /// Takes the nearer of the two neighbours into a run, the more likely one at equal distances, and tells its place.
-    fn grow(&self, run: &mut Range<usize>, mass: Mass, mean: i64) -> usize {
-        let above = self.distance_above(run, mass, mean);
-        let below = self.distance_below(run, mass, mean);
+    fn grow(&self, run: &mut Range<usize>, mean: i64) -> usize {
+        let y = self.logarithms();
+        let above = run.start.checked_sub(1).map(|place| y[place] - mean);
+        let below = y.get(run.end).map(|y| mean - y);
         if above.is_some_and(|above| below.is_none_or(|below| above <= below)) {
             run.start -= 1;
             run.start
@@ -127,14 +128,6 @@ impl List {
             run.end += 1;
             run.end - 1
         }
-    }
-
-    fn distance_above(&self, run: &Range<usize>, mass: Mass, mean: i64) -> Option<i64> {
-        Some(self.log2_q16(run.start.checked_sub(1)?, mass.scale) - mean)
-    }
-
-    fn distance_below(&self, run: &Range<usize>, mass: Mass, mean: i64) -> Option<i64> {
-        (run.end < self.len()).then(|| mean - self.log2_q16(run.end, mass.scale))
     }
 
     /// A run widened by every candidate that equals one of its ends.
@@ -206,7 +199,7 @@ mod tests {
 
     #[test]
     fn typical_runs_may_leave_the_list() {
-        let (list, mass) = list();
+        let (mut list, mass) = list();
         let rule = Typical {
             threshold: ONE_Q32 - 1,
             min_keep: 1,

@@ -148,7 +148,8 @@ impl Wide<'_> {
     /// A sample of the tokens below `top`.
     fn sample(&mut self, top: f32, measure: Measure) -> Sample {
         let mut scratch = std::mem::take(&mut self.buffers().scratch);
-        let sample = Sample::take(self.view(), top, measure, &mut scratch);
+        let limits = (self.max, top);
+        let sample = Sample::take(self.view(), limits, measure, &mut scratch);
         self.buffers().scratch = scratch;
         sample
     }
@@ -178,11 +179,14 @@ impl Wide<'_> {
         keys: &mut Vec<Key>,
     ) -> bool {
         keys.clear();
+        if !self.shortcuts {
+            return false;
+        }
         let dropped = (mass.total - target(threshold, mass.total)) / 4;
         let bracket = self
             .sample(f32::INFINITY, Measure::Mass(mass.scale))
             .bracket(dropped);
-        let few = self.shortcuts && bracket.count <= LISTED / 2;
+        let few = bracket.count <= LISTED / 2;
         let listed = few && self.gather(Band::from(bracket.band.low), LISTED, keys);
         key::sort(keys, &mut self.buffers().spare);
         listed && !keys.is_empty()

@@ -111,13 +111,11 @@ impl<'a> Run<'a> {
     }
 
     fn surprise(&mut self) -> Result<(Mass, Surprise), Status> {
-        let mass = self.weigh()?;
-        let surprise = if self.listed {
-            self.list.surprise(mass.scale)
-        } else {
-            self.wide.surprise(mass.scale)
-        };
-        Ok((mass, surprise))
+        if !self.listed {
+            return self.wide.surprise(self.temperature);
+        }
+        let mass = self.list.weigh(self.temperature)?;
+        Ok((mass, self.list.surprise(mass.scale)))
     }
 
     fn edit(&mut self, code: OpCode) -> Result<(), Status> {
@@ -314,20 +312,28 @@ impl<'a> Run<'a> {
             let few = self
                 .wide
                 .list_mass_above(mass, rule.threshold, self.list.refill());
-            if few {
-                self.weigh()?;
-                if let Some(run) = self.list.typical(mass, mean, rule, false) {
-                    self.list.keep(run);
-                    return Ok(());
-                }
+            if few && self.keep_typical(mass, mean, rule, false)? {
+                return Ok(());
             }
             self.wide.list(self.list.refill());
         }
-        self.weigh()?;
-        if let Some(run) = self.list.typical(mass, mean, rule, true) {
-            self.list.keep(run);
-        }
-        Ok(())
+        self.keep_typical(mass, mean, rule, true).map(drop)
+    }
+
+    /// Keeps the typical run of the list; whether it is known to be that of the whole set.
+    fn keep_typical(
+        &mut self,
+        mass: Mass,
+        mean: i64,
+        rule: Typical,
+        complete: bool,
+    ) -> Result<bool, Status> {
+        self.list.weigh(self.temperature)?;
+        self.list.take_logarithms(mass.scale);
+        let run = self.list.typical(mass, mean, rule, complete);
+        let known = run.is_some();
+        self.list.keep(run.unwrap_or(0..self.list.len()));
+        Ok(known)
     }
 
     fn exclude_top(&mut self, threshold: u64, min_keep: u64) -> Result<(), Status> {

@@ -6,7 +6,7 @@ use super::masks::LISTED;
 use super::prefix::{Goal, Measure};
 use super::view::Cut;
 use super::wide::{Floor, Form, Mass, Wide};
-use crate::fixed::{Exponent, SCALED_LIMIT, WEIGHT_BITS, Y_NONE};
+use crate::fixed::{SCALED_LIMIT, WEIGHT_BITS};
 
 impl Wide<'_> {
     /// Keeps the first `k` candidates; with `ties` all that equal the last of them too.
@@ -137,10 +137,6 @@ impl Wide<'_> {
 
     /// The cut of mirostat 2: behind the candidates whose surprise, `offset - y`, is at most `mu`; all in Q16.
     pub(super) fn unsurprising(&self, mass: Mass, least: i64, keys: &mut Vec<Key>) -> Cut {
-        let y = |logit| {
-            let exponent = Exponent::of(logit, mass.scale.s);
-            exponent.map_or(Y_NONE, |exponent| exponent.log2_q16(mass.scale.max))
-        };
         let log2 = least as f64 / 65536.0;
         // y is rounded twice, by less than 1 in all.
         let near = Nearby {
@@ -148,7 +144,11 @@ impl Wide<'_> {
             high: log2,
             doubt: 1.0 / 32768.0,
         };
-        self.cut_where(near.band(mass.scale), |logit| y(logit) >= least, keys)
+        self.cut_where(
+            near.band(mass.scale),
+            |logit| mass.scale.log2_q16(logit) >= least,
+            keys,
+        )
     }
 }
 

@@ -89,20 +89,22 @@ kernels! {
     count(block: &Block, threshold: f32) -> u32 = kernels::count;
     /// See [`kernels::gather`].
     gather(block: &Block, band: Band, first: u32, keys: &mut Vec<Key>) = kernels::gather;
-    /// The sum of the weights of a block whose largest exponent is `depth` below the scale's. See [`kernels::weigh`].
-    weigh(block: &Block, scale: Scale, depth: i32) -> u64 = weigh_portable;
+    /// See [`kernels::weigh`].
+    weigh(block: &Block, scale: Scale, depth: i32) -> u64 = kernels::weigh::<Baseline>;
+    /// See [`kernels::weigh_f16`].
+    weigh_f16(block: &[f16; BLOCK], scale: Scale, depth: i32) -> u64 = kernels::weigh_f16::<Baseline>;
+    /// See [`kernels::weigh_bf16`].
+    weigh_bf16(block: &[bf16; BLOCK], scale: Scale, depth: i32) -> u64 = kernels::weigh_bf16::<Baseline>;
     /// See [`kernels::weigh_from`].
     weigh_from(block: &Block, scale: Scale, threshold: f32) -> Beginning = kernels::weigh_from::<Baseline>;
     /// See [`kernels::weigh_each`].
     weigh_each(logits: &[f32], scale: Scale, weights: &mut [u64]) = kernels::weigh_each::<Baseline>;
+    /// See [`kernels::log2_each`].
+    log2_each(logits: &[f32], scale: Scale, logarithms: &mut [i64]) = kernels::log2_each::<Baseline>;
     /// See [`kernels::surprise`].
     surprise(block: &Block, scale: Scale) -> Surprise = kernels::surprise::<Baseline>;
     /// See [`kernels::spread`].
     spread(block: &Block, max: f32) -> Spread = kernels::spread;
-}
-
-fn weigh_portable(block: &Block, scale: Scale, _: i32) -> u64 {
-    kernels::weigh::<Baseline>(block, scale)
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -3,9 +3,9 @@
 use std::ops::Range;
 
 use super::flaws::Flaws;
-use super::kernels::{BLOCK, Block};
+use super::kernels::{BLOCK, Block, Scale};
 use super::key::Key;
-use super::overlay::Overlay;
+use super::overlay::{Edit, Overlay};
 use super::simd::Simd;
 use crate::row::LogitsRow;
 
@@ -54,12 +54,34 @@ impl<'a> View<'a> {
         block * BLOCK..self.logits.len().min((block + 1) * BLOCK)
     }
 
+    /// The sum of a block's weights. The block's largest exponent is at least `depth` below the scale's.
+    pub(super) fn weigh(&self, index: usize, scale: Scale, depth: i32) -> u64 {
+        if self.cut.is_none() && self.edits_of(index).is_empty() {
+            match self.logits {
+                LogitsRow::F16(row) if let Some(block) = row.as_chunks().0.get(index) => {
+                    return self.simd.weigh_f16(block, scale, depth);
+                }
+                LogitsRow::Bf16(row) if let Some(block) = row.as_chunks().0.get(index) => {
+                    return self.simd.weigh_bf16(block, scale, depth);
+                }
+                _ => {}
+            }
+        }
+        let mut buffer = [0.0; BLOCK];
+        self.simd
+            .weigh(self.block(index, &mut buffer), scale, depth)
+    }
+
+    fn edits_of(&self, block: usize) -> &'a [Edit] {
+        self.edits.map_or(&[], |edits| edits.of_block(block))
+    }
+
     /// A block, read in place where nothing changes it, else made in `buffer`.
     pub(super) fn block<'b>(&self, index: usize, buffer: &'b mut Block) -> &'b Block
     where
         'a: 'b,
     {
-        let edits = self.edits.map_or(&[][..], |edits| edits.of_block(index));
+        let edits = self.edits_of(index);
         if let (LogitsRow::F32(row), [], None) = (self.logits, edits, self.cut)
             && let Some(block) = row.as_chunks().0.get(index)
         {

@@ -272,13 +272,34 @@ impl<'a> Wide<'a> {
         count
     }
 
-    /// The sums from which the entropy follows.
-    pub(super) fn surprise(&self, scale: Scale) -> Surprise {
-        let blocks = self.over_blocks(lightest(scale), |block| self.simd.surprise(block, scale));
-        blocks.fold(Surprise::default(), |a, b| Surprise {
-            total: a.total + b.total,
-            moment: a.moment + b.moment,
-        })
+    /// The weights at a temperature, and the sums from which their entropy follows.
+    ///
+    /// # Errors
+    /// As [`Wide::weigh`].
+    pub(super) fn surprise(&mut self, temperature: f32) -> Result<(Mass, Surprise), Status> {
+        let scale = scale_of(self.max(), temperature)?;
+        let mut sums = std::mem::take(&mut self.buffers.sums);
+        let mut all = Surprise::default();
+        let mut buffer = [0.0; BLOCK];
+        sums.clear();
+        for (index, max) in self.maxima().iter().enumerate() {
+            let block = match scale.depth(*max) {
+                WEIGHTLESS.. => Surprise::default(),
+                _ => self
+                    .simd
+                    .surprise(self.view().block(index, &mut buffer), scale),
+            };
+            sums.push(block.total);
+            all.total += block.total;
+            all.moment += block.moment;
+        }
+        self.buffers.sums = sums;
+        let mass = Mass {
+            scale,
+            total: all.total,
+        };
+        self.mass = Some(mass);
+        Ok((mass, all))
     }
 
     /// The spread of the logits.
@@ -385,12 +406,6 @@ pub(super) fn scale_of(max: Option<f32>, temperature: f32) -> Result<Scale, Stat
     })
 }
 
-/// Below this logit nothing has weight.
-pub(super) fn lightest(scale: Scale) -> f32 {
-    let lowest = f64::from(scale.max - WEIGHTLESS - 1) / f64::from(scale.s);
-    (lowest as f32).next_down()
-}
-
 /// Sums the weights of every block of a view into `sums`; `maxima` are upper bounds of the blocks' maxima.
 pub(super) fn weigh_blocks(
     view: View<'_>,
@@ -398,16 +413,16 @@ pub(super) fn weigh_blocks(
     scale: Scale,
     sums: &mut Vec<u64>,
 ) -> u64 {
-    let mut buffer = [0.0; BLOCK];
     sums.clear();
-    sums.extend(maxima.iter().enumerate().map(|(index, max)| {
-        match scale.depth(*max) {
-            WEIGHTLESS.. => 0,
-            depth => view
-                .simd
-                .weigh(view.block(index, &mut buffer), scale, depth),
-        }
-    }));
+    sums.extend(
+        maxima
+            .iter()
+            .enumerate()
+            .map(|(index, max)| match scale.depth(*max) {
+                WEIGHTLESS.. => 0,
+                depth => view.weigh(index, scale, depth),
+            }),
+    );
     sums.iter().sum()
 }
 
