@@ -188,3 +188,24 @@ fn what_is_out_is_not_weighed_even_where_cuts_are_estimated() {
         }
     }
 }
+
+/// The sample of this row holds no token with weight, and most of it is out.
+#[test]
+fn nothing_that_is_out_is_kept_where_an_estimate_finds_nothing() {
+    for (rest, kept) in [(f32::NEG_INFINITY, 1), (-4_194_290.0, 2)] {
+        let mut logits = vec![rest; 1000];
+        logits[913] = 0.0;
+        let request = Request::of(SamplingParams {
+            typical_p: Some(0.0),
+            min_keep: Some(2),
+            seed: Some(3),
+            ..Default::default()
+        });
+        let (params, state) = request.compile(1000).expect("valid parameters");
+        let row = request.row(LogitsRow::F32(&logits), &params, &state);
+        assert_eq!(ReferenceSampler::new().sample(&row).kept_count, kept);
+        for way in WAYS {
+            assert_eq!(CpuSampler::with_options(way).sample(&row).kept_count, kept);
+        }
+    }
+}

@@ -5,8 +5,8 @@ mod parity;
 
 use half::{bf16, f16};
 use nucleus_sampling::{
-    CompiledParams, CpuOptions, CpuSampler, LogitsRow, Row, SampledToken, Sampler, SamplerState,
-    SamplingParams, Status,
+    CompiledParams, CpuOptions, CpuSampler, LogitsRow, ReferenceSampler, Row, SampledToken,
+    Sampler, SamplerState, SamplingParams, Status,
 };
 use parity::{Request, RowSpec, Shape, WAYS, bits, check, check_all, request, row_spec};
 use proptest::collection::vec;
@@ -205,4 +205,46 @@ fn an_empty_batch_has_no_tokens() {
     let mut batch = vec![SampledToken::failed(Status::Nan)];
     CpuSampler::with_options(CpuOptions::default()).sample_batch(&[], &mut batch);
     assert!(batch.is_empty());
+}
+
+/// How many threads share the rows cannot be seen in a result.
+#[test]
+fn a_batch_is_the_same_on_any_number_of_threads() {
+    let requests: Vec<Request> = chains()
+        .into_iter()
+        .cycle()
+        .take(23)
+        .map(Request::of)
+        .collect();
+    let compiled: Vec<_> = requests
+        .iter()
+        .map(|request| request.compile(3000).expect("valid parameters"))
+        .collect();
+    let logits: Vec<_> = (0..23)
+        .map(|seed| RowSpec::plain(Shape::Peaked, seed).make(3000))
+        .collect();
+    let rows: Vec<Row<'_>> = requests
+        .iter()
+        .zip(&compiled)
+        .zip(&logits)
+        .map(|((request, (params, state)), logits)| {
+            request.row(LogitsRow::F32(logits), params, state)
+        })
+        .collect();
+    let on = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .expect("threads start");
+        let mut batch = Vec::new();
+        pool.install(|| CpuSampler::new().sample_batch(&rows, &mut batch));
+        batch.iter().map(bits).collect::<Vec<_>>()
+    };
+    let expected: Vec<_> = rows
+        .iter()
+        .map(|row| bits(&ReferenceSampler::new().sample(row)))
+        .collect();
+    for threads in [1, 2, 3, 8] {
+        assert_eq!(on(threads), expected, "{threads} threads");
+    }
 }

@@ -9,6 +9,7 @@ use std::mem::transmute;
 
 use half::{bf16, f16};
 
+use crate::cpu::classes::Classes;
 use crate::cpu::kernels::{
     self, BLOCK, Band, Beginning, Block, Extent, Fused, ROUNDER, SMALL, Scale,
 };
@@ -21,7 +22,7 @@ const GROUP: usize = 4;
 /// Wraps portable bodies.
 macro_rules! compiled {
     ($($name:ident($($arg:ident: $type:ty),*) $(-> $result:ty)? = $body:expr;)*) => {$(
-        #[target_feature(enable = "avx2,fma,f16c,bmi1")]
+        #[target_feature(enable = "avx2,fma,f16c,bmi1,popcnt")]
         pub(super) fn $name($($arg: $type),*) $(-> $result)? {
             $body($($arg),*)
         }
@@ -33,11 +34,12 @@ compiled! {
     widen_bf16(from: &[bf16], to: &mut [f32]) = kernels::widen_bf16;
     clip(block: &mut Block, threshold: f32) = kernels::clip;
     count(block: &Block, threshold: f32) -> u32 = kernels::count;
+    classify(block: &Block, classes: Classes, to: &mut [u32; BLOCK]) = kernels::classify;
     log2_each(logits: &[f32], scale: Scale, logarithms: &mut [i64]) = kernels::log2_each::<Fused>;
 }
 
 #[inline]
-#[target_feature(enable = "avx2,fma,f16c,bmi1")]
+#[target_feature(enable = "avx2,fma,f16c,bmi1,popcnt")]
 fn load(from: &[f32; 8]) -> __m256 {
     let [a, b, c, d, e, f, g, h] = *from;
     _mm256_setr_ps(a, b, c, d, e, f, g, h)
@@ -49,14 +51,14 @@ fn store(vector: __m256) -> [f32; 8] {
 }
 
 #[inline]
-#[target_feature(enable = "avx2,fma,f16c,bmi1")]
+#[target_feature(enable = "avx2,fma,f16c,bmi1,popcnt")]
 fn load_f16(from: &[f16; 8]) -> __m256 {
     let [a, b, c, d, e, f, g, h] = from.map(|x| x.to_bits() as i16);
     _mm256_cvtph_ps(_mm_setr_epi16(a, b, c, d, e, f, g, h))
 }
 
 /// See [`kernels::scan_f32`]. A maximum or minimum with a NaN is its second operand.
-#[target_feature(enable = "avx2,fma,f16c,bmi1")]
+#[target_feature(enable = "avx2,fma,f16c,bmi1,popcnt")]
 pub(super) fn scan_f32(blocks: &[Block], maxima: &mut [f32]) -> Extent {
     let mut all = Extent::EMPTY;
     let mut min = [_mm256_set1_ps(f32::INFINITY); 2];
@@ -81,7 +83,7 @@ pub(super) fn scan_f32(blocks: &[Block], maxima: &mut [f32]) -> Extent {
 
 /// The largest of eight numbers.
 #[inline]
-#[target_feature(enable = "avx2,fma,f16c,bmi1")]
+#[target_feature(enable = "avx2,fma,f16c,bmi1,popcnt")]
 fn largest(v: __m256) -> f32 {
     let four = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
     let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
@@ -90,7 +92,7 @@ fn largest(v: __m256) -> f32 {
 
 /// 16-bit floating point as integers in the same order, -0 just below +0. Its own inverse.
 #[inline]
-#[target_feature(enable = "avx2,fma,f16c,bmi1")]
+#[target_feature(enable = "avx2,fma,f16c,bmi1,popcnt")]
 fn ordered(bits: __m256i) -> __m256i {
     let magnitude = _mm256_set1_epi16(0x7FFF);
     let negative = _mm256_srai_epi16::<15>(bits);
@@ -99,7 +101,7 @@ fn ordered(bits: __m256i) -> __m256i {
 
 /// The largest of sixteen integers, by the instruction for the smallest of eight unsigned ones.
 #[inline]
-#[target_feature(enable = "avx2,fma,f16c,bmi1")]
+#[target_feature(enable = "avx2,fma,f16c,bmi1,popcnt")]
 fn largest_16(v: __m256i) -> i16 {
     let eight = _mm_max_epi16(_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v));
     let falling = _mm_xor_si128(eight, _mm_set1_epi16(0x7FFF));
@@ -110,7 +112,7 @@ fn largest_16(v: __m256i) -> i16 {
 macro_rules! scan_16 {
     ($($(#[$doc:meta])* $name:ident: $type:ident, $infinity:expr, $widen:expr, $numbers:expr;)*) => {$(
         $(#[$doc])*
-        #[target_feature(enable = "avx2,fma,f16c,bmi1")]
+        #[target_feature(enable = "avx2,fma,f16c,bmi1,popcnt")]
         pub(super) fn $name(blocks: &[[$type; BLOCK]], maxima: &mut [f32]) -> Extent {
             let lowest = _mm256_set1_epi16(i16::MIN);
             let mut min = [_mm256_set1_epi16(i16::MAX); 2];
@@ -150,7 +152,7 @@ scan_16! {
 }
 
 #[inline]
-#[target_feature(enable = "avx2,fma,f16c,bmi1")]
+#[target_feature(enable = "avx2,fma,f16c,bmi1,popcnt")]
 fn load_bf16(from: &[bf16; 8]) -> __m256 {
     let [a, b, c, d, e, f, g, h] = from.map(|x| x.to_bits() as i16);
     let wide = _mm256_cvtepu16_epi32(_mm_setr_epi16(a, b, c, d, e, f, g, h));
@@ -158,7 +160,7 @@ fn load_bf16(from: &[bf16; 8]) -> __m256 {
 }
 
 #[inline]
-#[target_feature(enable = "avx2,fma,f16c,bmi1")]
+#[target_feature(enable = "avx2,fma,f16c,bmi1,popcnt")]
 fn load_16(from: [i16; 16]) -> __m256i {
     let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = from;
     _mm256_setr_epi16(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p)
@@ -166,19 +168,19 @@ fn load_16(from: [i16; 16]) -> __m256i {
 
 /// One group of a block.
 #[inline]
-#[target_feature(enable = "avx2,fma,f16c,bmi1")]
+#[target_feature(enable = "avx2,fma,f16c,bmi1,popcnt")]
 fn group(from: &[[f32; 8]; GROUP]) -> [__m256; GROUP] {
     array::from_fn(|vector| load(&from[vector]))
 }
 
 #[inline]
-#[target_feature(enable = "avx2,fma,f16c,bmi1")]
+#[target_feature(enable = "avx2,fma,f16c,bmi1,popcnt")]
 fn group_f16(from: &[[f16; 8]; GROUP]) -> [__m256; GROUP] {
     array::from_fn(|vector| load_f16(&from[vector]))
 }
 
 #[inline]
-#[target_feature(enable = "avx2,fma,f16c,bmi1")]
+#[target_feature(enable = "avx2,fma,f16c,bmi1,popcnt")]
 fn group_bf16(from: &[[bf16; 8]; GROUP]) -> [__m256; GROUP] {
     array::from_fn(|vector| load_bf16(&from[vector]))
 }
@@ -200,7 +202,7 @@ struct Parts {
 ///
 /// -inf, and every logit whose weight is 0 because x s <= -2^22, gets a distance of at least 64 as an unsigned number.
 #[inline]
-#[target_feature(enable = "avx2,fma,f16c,bmi1")]
+#[target_feature(enable = "avx2,fma,f16c,bmi1,popcnt")]
 fn split<const BITS: u32>(x: [__m256; GROUP], scale: Scale, nearest: i32) -> Parts {
     let s = _mm256_set1_ps(scale.s);
     let rounder = _mm256_set1_ps(ROUNDER);
@@ -222,7 +224,7 @@ fn split<const BITS: u32>(x: [__m256; GROUP], scale: Scale, nearest: i32) -> Par
 
 /// The sum of four 64-bit integers.
 #[inline]
-#[target_feature(enable = "avx2,fma,f16c,bmi1")]
+#[target_feature(enable = "avx2,fma,f16c,bmi1,popcnt")]
 fn sum_64(v: __m256i) -> u64 {
     let halves = _mm_add_epi64(_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v));
     (_mm_cvtsi128_si64(halves) as u64).wrapping_add(_mm_extract_epi64::<1>(halves) as u64)
@@ -230,7 +232,7 @@ fn sum_64(v: __m256i) -> u64 {
 
 /// The sum of eight unsigned 32-bit integers.
 #[inline]
-#[target_feature(enable = "avx2,fma,f16c,bmi1")]
+#[target_feature(enable = "avx2,fma,f16c,bmi1,popcnt")]
 fn sum_32(v: __m256i) -> u64 {
     let low = _mm256_and_si256(v, _mm256_set1_epi64x(0xFFFF_FFFF));
     sum_64(_mm256_add_epi64(low, _mm256_srli_epi64::<32>(v)))
@@ -238,7 +240,7 @@ fn sum_32(v: __m256i) -> u64 {
 
 /// The 64-bit weights of eight logits: those of lanes 0, 1, 4, 5 and of lanes 2, 3, 6, 7. Distances are 12 too large.
 #[inline]
-#[target_feature(enable = "avx2,fma,f16c,bmi1")]
+#[target_feature(enable = "avx2,fma,f16c,bmi1,popcnt")]
 fn weights(significand: __m256i, distance: __m256i) -> [__m256i; 2] {
     let zero = _mm256_setzero_si256();
     let low = _mm256_unpacklo_epi32(zero, significand);
@@ -256,7 +258,7 @@ const SURPLUS: i32 = 12;
 macro_rules! weigh {
     ($($(#[$doc:meta])* $name:ident: $type:ident, $group:ident, $exactly:expr;)*) => {$(
         $(#[$doc])*
-        #[target_feature(enable = "avx2,fma,f16c,bmi1")]
+        #[target_feature(enable = "avx2,fma,f16c,bmi1,popcnt")]
         pub(super) fn $name(block: &[$type; BLOCK], scale: Scale, depth: i32) -> u64 {
             if scale.borders_on_the_weightless() {
                 return $exactly(block, scale, depth);
@@ -302,7 +304,7 @@ weigh! {
 /// See [`kernels::surprise`].
 ///
 /// (q y) >> 16 is (q >> 16) y + (((q mod 2^16) y) >> 16), two products of 32 bits. The second is made positive before its shift.
-#[target_feature(enable = "avx2,fma,f16c,bmi1")]
+#[target_feature(enable = "avx2,fma,f16c,bmi1,popcnt")]
 pub(super) fn surprise(block: &Block, scale: Scale) -> Surprise {
     if scale.borders_on_the_weightless() {
         return kernels::surprise::<Fused>(block, scale);
@@ -337,7 +339,7 @@ pub(super) fn surprise(block: &Block, scale: Scale) -> Surprise {
 }
 
 /// See [`kernels::spread`].
-#[target_feature(enable = "avx2,fma,f16c,bmi1")]
+#[target_feature(enable = "avx2,fma,f16c,bmi1,popcnt")]
 pub(super) fn spread(block: &Block, max: f32) -> Spread {
     let max = _mm256_set1_ps(max);
     let none = _mm256_set1_ps(f32::NEG_INFINITY);
@@ -371,7 +373,7 @@ pub(super) fn spread(block: &Block, max: f32) -> Spread {
 
 /// Which logits of a block are in a band, one bit each.
 #[inline]
-#[target_feature(enable = "avx2,fma,f16c,bmi1")]
+#[target_feature(enable = "avx2,fma,f16c,bmi1,popcnt")]
 fn inside(block: &Block, band: Band) -> [u64; BLOCK / 64] {
     let (low, high) = (_mm256_set1_ps(band.low), _mm256_set1_ps(band.high));
     let mut bits = [0; BLOCK / 64];
@@ -389,10 +391,17 @@ fn inside(block: &Block, band: Band) -> [u64; BLOCK / 64] {
     bits
 }
 
+/// From so many logits of a block on, all of its vectors are packed; below it is faster to look at them one by one.
+const DENSE: u32 = 10;
+
 /// See [`kernels::gather`].
-#[target_feature(enable = "avx2,fma,f16c,bmi1")]
+#[target_feature(enable = "avx2,fma,f16c,bmi1,popcnt")]
 pub(super) fn gather(block: &Block, band: Band, first: u32, keys: &mut Vec<Key>) {
-    for (word, mut bits) in inside(block, band).into_iter().enumerate() {
+    let words = inside(block, band);
+    if words.map(u64::count_ones).into_iter().sum::<u32>() >= DENSE {
+        return gather_many(block, words, first, keys);
+    }
+    for (word, mut bits) in words.into_iter().enumerate() {
         while bits != 0 {
             let place = 64 * word + bits.trailing_zeros() as usize;
             keys.push(Key::new(block[place % BLOCK], first + place as u32));
@@ -401,8 +410,68 @@ pub(super) fn gather(block: &Block, band: Band, first: u32, keys: &mut Vec<Key>)
     }
 }
 
+/// For each set of eight lanes, its lanes from the lowest on, one byte each.
+static LANES: [u64; 256] = {
+    let mut lanes = [0; 256];
+    let mut set = 0;
+    while set < 256 {
+        let (mut lane, mut shift) = (0, 0);
+        while lane < 8 {
+            if set >> lane & 1 == 1 {
+                lanes[set] |= lane << shift;
+                shift += 8;
+            }
+            lane += 1;
+        }
+        set += 1;
+    }
+    lanes
+};
+
+/// Appends the keys of the logits whose bits are set, eight at a time: those of a vector move to its front and are written over what
+/// the vector before left behind its own.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,bmi1,popcnt")]
+fn gather_many(block: &Block, words: [u64; BLOCK / 64], first: u32, keys: &mut Vec<Key>) {
+    let mut found = [0; BLOCK + 8];
+    let mut len = 0;
+    let mut ids = _mm256_add_epi32(
+        _mm256_set1_epi32(first as i32),
+        _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7),
+    );
+    let sets = words.into_iter().flat_map(u64::to_le_bytes);
+    for (x, set) in block.as_chunks::<8>().0.iter().zip(sets) {
+        // As `Key::new`: -0 becomes +0; positive numbers are inverted but for their sign.
+        let bits = _mm256_castps_si256(_mm256_add_ps(load(x), _mm256_setzero_ps()));
+        let negative = _mm256_srai_epi32::<31>(bits);
+        let magnitude = _mm256_set1_epi32(0x7FFF_FFFF);
+        let codes = _mm256_xor_si256(bits, _mm256_andnot_si256(negative, magnitude));
+        let lanes = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(LANES[set as usize] as i64));
+        let codes = _mm256_permutevar8x32_epi32(codes, lanes);
+        let packed = _mm256_permutevar8x32_epi32(ids, lanes);
+        let outer = _mm256_unpacklo_epi32(packed, codes);
+        let inner = _mm256_unpackhi_epi32(packed, codes);
+        found[len..len + 8].copy_from_slice(&in_order(outer, inner));
+        len += set.count_ones() as usize;
+        ids = _mm256_add_epi32(ids, _mm256_set1_epi32(8));
+    }
+    keys.extend(found[..len].iter().map(|bits| Key::from_bits(*bits)));
+}
+
+/// Eight 64-bit integers, of which `outer` holds numbers 0, 1, 4, 5 and `inner` the others.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,bmi1,popcnt")]
+fn in_order(outer: __m256i, inner: __m256i) -> [u64; 8] {
+    let halves = [
+        _mm256_permute2x128_si256::<0x20>(outer, inner),
+        _mm256_permute2x128_si256::<0x31>(outer, inner),
+    ];
+    // SAFETY: both types are eight u64 in 64 bytes, and every bit pattern is valid in both.
+    unsafe { transmute::<[__m256i; 2], [u64; 8]>(halves) }
+}
+
 /// See [`kernels::weigh_from`].
-#[target_feature(enable = "avx2,fma,f16c,bmi1")]
+#[target_feature(enable = "avx2,fma,f16c,bmi1,popcnt")]
 pub(super) fn weigh_from(block: &Block, scale: Scale, threshold: f32) -> Beginning {
     if scale.borders_on_the_weightless() {
         return kernels::weigh_from::<Fused>(block, scale, threshold);
@@ -433,7 +502,7 @@ pub(super) fn weigh_from(block: &Block, scale: Scale, threshold: f32) -> Beginni
 }
 
 /// See [`kernels::weigh_each`].
-#[target_feature(enable = "avx2,fma,f16c,bmi1")]
+#[target_feature(enable = "avx2,fma,f16c,bmi1,popcnt")]
 pub(super) fn weigh_each(logits: &[f32], scale: Scale, weights: &mut [u64]) {
     const WIDTH: usize = 8 * GROUP;
     if scale.borders_on_the_weightless() {
@@ -452,7 +521,7 @@ pub(super) fn weigh_each(logits: &[f32], scale: Scale, weights: &mut [u64]) {
 
 /// The weights of one group, in order.
 #[inline]
-#[target_feature(enable = "avx2,fma,f16c,bmi1")]
+#[target_feature(enable = "avx2,fma,f16c,bmi1,popcnt")]
 fn weigh_group(logits: &[f32; 8 * GROUP], scale: Scale) -> [u64; 8 * GROUP] {
     let [vectors] = logits.as_chunks::<8>().0.as_chunks::<GROUP>().0 else {
         return [0; 8 * GROUP];
@@ -461,18 +530,13 @@ fn weigh_group(logits: &[f32; 8 * GROUP], scale: Scale) -> [u64; 8 * GROUP] {
     let mut all = [0; 8 * GROUP];
     for (i, eight) in all.as_chunks_mut::<8>().0.iter_mut().enumerate() {
         let [outer, inner] = weights(parts.significand[i], parts.distance[i]);
-        let halves = [
-            _mm256_permute2x128_si256::<0x20>(outer, inner),
-            _mm256_permute2x128_si256::<0x31>(outer, inner),
-        ];
-        // SAFETY: both types are eight u64 in 64 bytes, and every bit pattern is valid in both.
-        *eight = unsafe { transmute::<[__m256i; 2], [u64; 8]>(halves) };
+        *eight = in_order(outer, inner);
     }
     all
 }
 
 /// See [`kernels::widen_f16`].
-#[target_feature(enable = "avx2,fma,f16c,bmi1")]
+#[target_feature(enable = "avx2,fma,f16c,bmi1,popcnt")]
 pub(super) fn widen_f16(from: &[f16], to: &mut [f32]) {
     let (from, from_rest) = from.as_chunks::<8>();
     let (to, to_rest) = to.as_chunks_mut::<8>();

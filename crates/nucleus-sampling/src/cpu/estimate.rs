@@ -125,6 +125,8 @@ impl Sample {
             }
         }
         let high = high.unwrap_or(f32::INFINITY);
+        // Without a token in the sample the edges are not finite; what is at -inf is no candidate.
+        let low = low.max(f32::MIN);
         Bracket {
             band: Band { low, high },
             count: count as usize,

@@ -5,6 +5,7 @@
 
 use half::{bf16, f16};
 
+use super::classes::Classes;
 use super::key::Key;
 use crate::fixed::{EXP2, Exponent, ONE_Q16, SCALED_LIMIT, Spread, Surprise, Y_NONE};
 
@@ -240,6 +241,25 @@ pub(super) fn gather(block: &Block, band: Band, first: u32, keys: &mut Vec<Key>)
         if *logit >= band.low && *logit < band.high {
             keys.push(Key::new(*logit, id));
         }
+    }
+}
+
+/// Number of classes.
+pub(super) const CLASSES: usize = 2048;
+
+/// The class of a logit: rint((top - logit) density), at most the last one. It never falls as the logit falls.
+#[inline(always)]
+pub(super) fn class_of(logit: f32, top: f32, density: f32) -> u32 {
+    const LAST: f32 = (CLASSES - 1) as f32;
+    let class = smaller((top - logit) * density, LAST) + ROUNDER;
+    class.to_bits() & (CLASSES as u32 - 1)
+}
+
+/// The classes of a block.
+#[inline(always)]
+pub(super) fn classify(block: &Block, classes: Classes, to: &mut [u32; BLOCK]) {
+    for (logit, class) in block.iter().zip(to) {
+        *class = class_of(*logit, classes.top, classes.density);
     }
 }
 

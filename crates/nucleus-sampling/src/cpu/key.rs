@@ -11,6 +11,13 @@ impl Key {
         Self(u64::from(descending(logit)) << 32 | u64::from(id))
     }
 
+    /// The key with these bits.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    pub(super) fn from_bits(bits: u64) -> Self {
+        Self(bits)
+    }
+
     /// The token.
     #[inline(always)]
     pub(super) fn id(self) -> u32 {

@@ -8,6 +8,7 @@
 
 mod cdf;
 mod choose;
+mod classes;
 mod edits;
 mod estimate;
 mod flaws;
@@ -65,8 +66,8 @@ impl Default for CpuOptions {
 
 /// The fast sampler for the host.
 ///
-/// It keeps working memory (about 20 bytes per token of the vocabulary at most) and allocates nothing more once it has seen a row of that
-/// size. The rows of a batch are shared out among rayon's threads.
+/// It keeps working memory (about 20 bytes per token of the vocabulary at most) and allocates nothing more once it has seen a few rows of
+/// that size. The rows of a batch are shared out among rayon's threads.
 #[derive(Debug)]
 pub struct CpuSampler {
     options: CpuOptions,
@@ -215,6 +216,11 @@ impl Sampler for CpuSampler {
     }
 
     fn sample_batch(&mut self, rows: &[Row<'_>], out: &mut Vec<SampledToken>) {
+        if let [row] = rows {
+            // Handing the work to another thread and waiting for it would cost as much as the work.
+            out.clear();
+            return out.push(self.sample_one(row));
+        }
         rows.par_iter()
             .with_max_len(1)
             .map(|row| self.sample_one(row))

@@ -1,25 +1,27 @@
 //! The shortest beginning of a wide set's order that holds a mass or a number of tokens.
 //!
-//! Three ways lead to the same cut. The first two look where the cut probably is and prove it; the third is a bounded search.
+//! Four ways lead to the same cut. The first three look where the cut probably is and prove it; the last is a bounded search.
 //!
 //! 1. The best tokens are listed: those above a bound that a few maxima of blocks give, or above one that a sample of the row suggests.
-//! 2. The sample brackets the cut; what lies above the bracket is summed, what lies within is listed.
-//! 3. Everything is counted by the first 16 bits of the order; those that share the cut's are listed.
+//! 2. More of them are gathered above such a bound and sorted into classes; only the cut's class is put in order.
+//! 3. The sample brackets the cut; what lies above the bracket is summed, what lies within is listed.
+//! 4. Everything is counted by class, or else by the first 16 bits of the order; those that share the cut's are listed.
 
+use super::classes::Classes;
 use super::estimate::{Bracket, Sample};
-use super::kernels::{BLOCK, Band, Scale};
+use super::kernels::{BLOCK, Band, CLASSES, Scale, WEIGHTLESS};
 use super::key::{self, Key};
 use super::masks::LISTED;
 use super::simd::Simd;
 use super::view::Cut;
-use super::wide::{Floor, Form, Mass, Wide};
+use super::wide::{Buffers, Floor, Form, Mass, Wide};
 use crate::row::Status;
 
 /// The first guess lists the tokens that reach this many blocks' maxima.
 const HEAD: usize = 64;
 
-/// The most tokens within a bracket.
-const BRACKETED: usize = 1 << 15;
+/// The most tokens that are gathered to find a cut among them.
+const GATHERED: usize = 1 << 15;
 
 /// What a beginning is measured by.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -141,8 +143,48 @@ impl Wide<'_> {
         if few && self.list_beginning(bracket.band.low, goal, keys) {
             return Some(Form::Listed);
         }
+        if bracket.count <= GATHERED / 2
+            && let Some(form) = self.cut_gathered(bracket.band.low, goal, keys)
+        {
+            return Some(form);
+        }
         self.cut_in_bracket(bracket, goal, keys)
             .then_some(Form::Wide)
+    }
+
+    /// Cuts among the tokens from `lowest` on, if they are not too many and reach the goal.
+    fn cut_gathered(&mut self, lowest: f32, goal: Goal, keys: &mut Vec<Key>) -> Option<Form> {
+        keys.clear();
+        if !self.gather(Band::from(lowest), GATHERED, keys) {
+            return None;
+        }
+        let simd = self.simd;
+        let classes = Classes::between(lowest, self.max);
+        let Buffers {
+            scratch,
+            near,
+            sums,
+            spare,
+            ..
+        } = self.buffers();
+        let amounts = scratch.measure(simd, keys, goal.measure);
+        let last = classes.crossing(keys, amounts, goal.target, near)?;
+        if let Measure::Mass(_) = goal.measure {
+            sums.fill(0);
+            let kept = keys.iter().zip(amounts).filter(|(key, _)| **key <= last);
+            kept.for_each(|(key, amount)| sums[key.id() as usize / BLOCK] += amount);
+        }
+        keys.retain(|key| *key <= last);
+        if keys.len() <= LISTED {
+            key::sort(keys, spare);
+            return Some(Form::Listed);
+        }
+        let cut = Cut {
+            logit: last.logit(),
+            id: last.id(),
+        };
+        self.cut_to(cut, keys.len(), goal.measure);
+        Some(Form::Wide)
     }
 
     /// A sample of the tokens below `top`.
@@ -261,7 +303,7 @@ impl Wide<'_> {
                 }
             }
             sums.push(sum);
-            if keys.len() > BRACKETED {
+            if keys.len() > GATHERED {
                 return None;
             }
         }
@@ -275,24 +317,81 @@ const PREFIX_BITS: u32 = 16;
 impl Wide<'_> {
     /// The cut behind the beginning that reaches a goal, by counting everything. `keys` is working space.
     pub(super) fn search(&mut self, goal: Goal, keys: &mut Vec<Key>) -> Cut {
-        let mut amounts = std::mem::take(&mut self.buffers().amounts);
-        self.count_by_prefix(goal.measure, &mut amounts);
-        let mut before = 0;
-        let prefix = amounts.iter().position(|amount| {
-            before += amount;
-            before >= goal.target
-        });
-        let prefix = prefix.unwrap_or(amounts.len() - 1);
-        before -= amounts[prefix];
-        self.buffers().amounts = amounts;
-        self.list_prefix(prefix as u32, keys);
+        self.search_by_class(goal, keys)
+            .unwrap_or_else(|| self.search_by_prefix(goal, keys))
+    }
+
+    /// [`Wide::search`] where the cut's class is not too large.
+    fn search_by_class(&mut self, goal: Goal, keys: &mut Vec<Key>) -> Option<Cut> {
+        let classes = Classes::between(self.lowest_class(goal.measure), self.max);
+        let sums = self.count_by_class(classes, goal.measure);
+        let class = reaching(&sums, goal.target)?;
+        let before: u64 = sums[..class].iter().sum();
+        keys.clear();
+        if !self.gather(classes.band(class), GATHERED, keys) {
+            return None;
+        }
+        keys.retain(|key| classes.of(key.logit()) == class);
+        self.crossing(goal.measure, goal.target - before, keys)
+    }
+
+    /// A logit down to which classes are fine; nothing depends on it. In a bell-shaped row the maxima of the blocks span a quarter of it or so.
+    fn lowest_class(&self, measure: Measure) -> f32 {
+        let finite = self.maxima().iter().filter(|max| **max > f32::NEG_INFINITY);
+        let least = finite.fold(self.max, |least, max| least.min(*max));
+        let low = self.max - 4.0 * (self.max - least);
+        match measure {
+            Measure::Count => low,
+            Measure::Mass(scale) => low.max(self.max - WEIGHTLESS as f32 / scale.s),
+        }
+    }
+
+    /// Sums the measures of the candidates by class.
+    fn count_by_class(&self, classes: Classes, measure: Measure) -> [u64; CLASSES] {
+        let view = self.view();
+        let mut sums = [0; CLASSES];
+        let (mut buffer, mut measures, mut places) = ([0.0; BLOCK], [0; BLOCK], [0; BLOCK]);
+        for (index, max) in self.maxima().iter().enumerate() {
+            if *max == f32::NEG_INFINITY {
+                continue;
+            }
+            let block = view.block(index, &mut buffer);
+            match measure {
+                Measure::Mass(scale) => self.simd.weigh_each(block, scale, &mut measures),
+                Measure::Count => {
+                    measures = block.map(|logit| u64::from(logit > f32::NEG_INFINITY))
+                }
+            }
+            self.simd.classify(block, classes, &mut places);
+            for (place, measure) in places.iter().zip(&measures) {
+                sums[*place as usize % CLASSES] += measure;
+            }
+        }
+        sums
+    }
+
+    /// The last of listed candidates with which the sum reaches `target`; puts them in order.
+    fn crossing(&mut self, measure: Measure, target: u64, keys: &mut Vec<Key>) -> Option<Cut> {
         let simd = self.simd;
-        let amounts = self.buffers().scratch.measure(simd, keys, goal.measure);
-        let last = reaching(amounts, goal.target - before).and_then(|last| keys.get(last));
-        last.map_or(Cut::at(f32::MIN), |last| Cut {
+        let Buffers { scratch, spare, .. } = self.buffers();
+        key::sort(keys, spare);
+        let last = keys[reaching(scratch.measure(simd, keys, measure), target)?];
+        Some(Cut {
             logit: last.logit(),
             id: last.id(),
         })
+    }
+
+    /// [`Wide::search`] whatever the row.
+    fn search_by_prefix(&mut self, goal: Goal, keys: &mut Vec<Key>) -> Cut {
+        let mut amounts = std::mem::take(&mut self.buffers().amounts);
+        self.count_by_prefix(goal.measure, &mut amounts);
+        let prefix = reaching(&amounts, goal.target).unwrap_or(amounts.len() - 1);
+        let before: u64 = amounts[..prefix].iter().sum();
+        self.buffers().amounts = amounts;
+        self.list_prefix(prefix as u32, keys);
+        let cut = self.crossing(goal.measure, goal.target - before, keys);
+        cut.unwrap_or(Cut::at(f32::MIN))
     }
 
     /// Sums the measures of the candidates by the first bits of their order.
@@ -331,7 +430,6 @@ impl Wide<'_> {
         self.gather(band, usize::MAX, keys);
         // At zero the band takes in both signs.
         keys.retain(|key| (first..=last).contains(&key.high()));
-        key::sort(keys, &mut self.buffers().spare);
     }
 }
 

@@ -5,6 +5,7 @@
 
 use half::{bf16, f16};
 
+use super::classes::Classes;
 use super::kernels::{self, BLOCK, Band, Beginning, Block, Extent, Scale};
 use super::key::Key;
 use crate::fixed::{Spread, Surprise};
@@ -35,7 +36,8 @@ impl Simd {
         let there = is_x86_feature_detected!("avx2")
             && is_x86_feature_detected!("fma")
             && is_x86_feature_detected!("f16c")
-            && is_x86_feature_detected!("bmi1");
+            && is_x86_feature_detected!("bmi1")
+            && is_x86_feature_detected!("popcnt");
         there.then_some(Self(Kind::Avx2))
     }
 
@@ -61,7 +63,7 @@ macro_rules! kernels {
                     match self.0 {
                         Kind::Portable => $portable($($arg),*),
                         #[cfg(target_arch = "x86_64")]
-                        // SAFETY: `Kind::Avx2` is made after AVX2, FMA, F16C and BMI1 were detected.
+                        // SAFETY: `Kind::Avx2` is made after AVX2, FMA, F16C, BMI1 and POPCNT were detected.
                         Kind::Avx2 => unsafe { avx2::$name($($arg),*) },
                     }
                 }
@@ -89,6 +91,8 @@ kernels! {
     count(block: &Block, threshold: f32) -> u32 = kernels::count;
     /// See [`kernels::gather`].
     gather(block: &Block, band: Band, first: u32, keys: &mut Vec<Key>) = kernels::gather;
+    /// See [`kernels::classify`].
+    classify(block: &Block, classes: Classes, to: &mut [u32; BLOCK]) = kernels::classify;
     /// See [`kernels::weigh`].
     weigh(block: &Block, scale: Scale, depth: i32) -> u64 = kernels::weigh::<Baseline>;
     /// See [`kernels::weigh_f16`].

@@ -24,11 +24,13 @@ pub(super) struct Buffers {
     /// Upper bounds of the blocks' maxima; without a cut the maxima themselves.
     pub(super) maxima: Vec<f32>,
     /// Sums of the blocks' weights.
-    sums: Vec<u64>,
+    pub(super) sums: Vec<u64>,
     /// The same for the row as it came.
     raw_sums: Vec<u64>,
     /// Measures by the first bits of the order.
     pub(super) amounts: Vec<u64>,
+    /// Working space of searches.
+    pub(super) near: Vec<(Key, u64)>,
     /// Working space of sorts.
     pub(super) spare: Vec<Key>,
     /// Working space of weights.
