@@ -14,15 +14,13 @@ const TAKEN: usize = 8;
 const BINS: usize = 512;
 
 /// How many standard deviations the bracket reaches beyond the estimate on either side.
-const CAUTION: f64 = 5.0;
+const CAUTION: f64 = 4.0;
 
 /// What the tokens of a sample in one class hold.
 #[derive(Clone, Copy, Debug, Default)]
 struct Bin {
     count: u32,
-    amount: f64,
-    /// Sum of the squared amounts, which gives the variance.
-    squares: f64,
+    amount: u64,
 }
 
 /// Classes of the tokens below a logit, each `width` wide, best first.
@@ -98,10 +96,8 @@ impl Sample {
         {
             let bin = ((self.top - logit) * per_width) as usize;
             let bin = &mut self.bins[bin.min(BINS - 1)];
-            let amount = *amount as i64 as f64;
             bin.count += 1;
             bin.amount += amount;
-            bin.squares += amount * amount;
         }
     }
 
@@ -112,8 +108,10 @@ impl Sample {
         let (mut amount, mut squares, mut count) = (0.0, 0.0, 0.0);
         let (mut low, mut high) = (f32::MIN, None);
         for (index, bin) in self.bins.iter().enumerate().rev() {
-            amount += self.share * bin.amount;
-            squares += self.share * self.share * bin.squares;
+            let held = self.share * bin.amount as f64;
+            // The amounts of a class are about equal, so their mean gives the variance.
+            squares += held * held / f64::from(bin.count.max(1));
+            amount += held;
             count += self.share * f64::from(bin.count);
             let doubt = CAUTION * f64::sqrt(squares);
             if amount + doubt <= dropped {

@@ -1,20 +1,19 @@
 //! The shortest beginning of a wide set's order that holds a mass or a number of tokens.
 //!
-//! Four ways lead to the same cut. The first three look where the cut probably is and prove it; the last is a bounded search.
+//! Three ways lead to the same cut. The first two look where the cut probably is and prove it; the third is a bounded search.
 //!
 //! 1. The best tokens are listed: those above a bound that a few maxima of blocks give, or above one that a sample of the row suggests.
-//! 2. More of them are gathered above such a bound and sorted into classes; only the cut's class is put in order.
-//! 3. The sample brackets the cut; what lies above the bracket is summed, what lies within is listed.
-//! 4. Everything is counted by class, or else by the first 16 bits of the order; those that share the cut's are listed.
+//! 2. The sample brackets the cut; what lies above the bracket is summed, what lies within is gathered.
+//! 3. Everything is counted by class, or else by the first 16 bits of the order; those that share the cut's are listed.
 
 use super::classes::Classes;
-use super::estimate::{Bracket, Sample};
+use super::estimate::Sample;
 use super::kernels::{BLOCK, Band, CLASSES, Scale, WEIGHTLESS};
 use super::key::{self, Key};
 use super::masks::LISTED;
 use super::simd::Simd;
 use super::view::Cut;
-use super::wide::{Buffers, Floor, Form, Mass, Wide};
+use super::wide::{Buffers, Form, Mass, Wide};
 use crate::row::Status;
 
 /// The first guess lists the tokens that reach this many blocks' maxima.
@@ -111,10 +110,9 @@ impl Wide<'_> {
             target,
             total,
         };
-        let Some(form) = self.keep_beginning(goal, keys) else {
-            let cut = self.search(goal, keys);
-            return Ok(self.keep_at_least(cut, Floor::of(min_keep), keys));
-        };
+        let form = self
+            .keep_beginning(goal, keys)
+            .unwrap_or_else(|| self.keep_searched(goal, keys));
         let kept = if form == Form::Listed {
             keys.len()
         } else {
@@ -143,48 +141,21 @@ impl Wide<'_> {
         if few && self.list_beginning(bracket.band.low, goal, keys) {
             return Some(Form::Listed);
         }
-        if bracket.count <= GATHERED / 2
-            && let Some(form) = self.cut_gathered(bracket.band.low, goal, keys)
-        {
-            return Some(form);
-        }
-        self.cut_in_bracket(bracket, goal, keys)
+        self.cut_in_band(bracket.band, goal, keys)
             .then_some(Form::Wide)
     }
 
-    /// Cuts among the tokens from `lowest` on, if they are not too many and reach the goal.
-    fn cut_gathered(&mut self, lowest: f32, goal: Goal, keys: &mut Vec<Key>) -> Option<Form> {
-        keys.clear();
-        if !self.gather(Band::from(lowest), GATHERED, keys) {
-            return None;
-        }
-        let simd = self.simd;
-        let classes = Classes::between(lowest, self.max);
-        let Buffers {
-            scratch,
-            near,
-            sums,
-            spare,
-            ..
-        } = self.buffers();
-        let amounts = scratch.measure(simd, keys, goal.measure);
-        let last = classes.crossing(keys, amounts, goal.target, near)?;
-        if let Measure::Mass(_) = goal.measure {
-            sums.fill(0);
-            let kept = keys.iter().zip(amounts).filter(|(key, _)| **key <= last);
-            kept.for_each(|(key, amount)| sums[key.id() as usize / BLOCK] += amount);
-        }
-        keys.retain(|key| *key <= last);
-        if keys.len() <= LISTED {
-            key::sort(keys, spare);
-            return Some(Form::Listed);
-        }
-        let cut = Cut {
-            logit: last.logit(),
-            id: last.id(),
+    /// Keeps the beginning that reaches a goal, after a search.
+    pub(super) fn keep_searched(&mut self, goal: Goal, keys: &mut Vec<Key>) -> Form {
+        let cut = self.search(goal, keys);
+        let equals = Band {
+            low: cut.logit,
+            high: cut.logit.next_up(),
         };
-        self.cut_to(cut, keys.len(), goal.measure);
-        Some(Form::Wide)
+        if self.cut_in_band(equals, goal, keys) && self.count() > LISTED {
+            return Form::Wide;
+        }
+        self.keep(cut, keys)
     }
 
     /// A sample of the tokens below `top`.
@@ -234,38 +205,48 @@ impl Wide<'_> {
         listed && !keys.is_empty()
     }
 
-    /// Cuts within a bracket, if the cut is there.
-    fn cut_in_bracket(&mut self, bracket: Bracket, goal: Goal, keys: &mut Vec<Key>) -> bool {
+    /// Cuts within a band, if the cut is there.
+    fn cut_in_band(&mut self, band: Band, goal: Goal, keys: &mut Vec<Key>) -> bool {
         let before = self.cut();
         let mut sums = self.take_sums();
-        let above = self.measure_above(bracket.band, goal.measure, &mut sums, keys);
-        let simd = self.simd;
-        let buffers = self.buffers();
-        let found = above.and_then(|above| {
-            key::sort(keys, &mut buffers.spare);
-            let amounts = buffers.scratch.measure(simd, keys, goal.measure);
-            let missing = goal
-                .target
-                .checked_sub(above.amount)
-                .filter(|missing| *missing > 0)?;
-            let last = reaching(amounts, missing)?;
-            for (key, amount) in keys.iter().zip(amounts).take(last + 1) {
-                sums[key.id() as usize / BLOCK] += amount;
-            }
-            Some((
-                Cut {
-                    logit: keys[last].logit(),
-                    id: keys[last].id(),
-                },
-                above.count + last + 1,
-            ))
-        });
+        let above = self.measure_above(band, goal.measure, &mut sums, keys);
+        let found = above.and_then(|above| self.cut_behind(band, above, goal, &mut sums, keys));
         self.put_sums(sums);
         match found {
             Some((cut, count)) => self.cut_to(cut, count, goal.measure),
             None => self.restore(before),
         }
         found.is_some()
+    }
+
+    /// The cut among the keys of a band and the number of tokens before it; adds what the band holds of them to the blocks' sums.
+    fn cut_behind(
+        &mut self,
+        band: Band,
+        above: Above,
+        goal: Goal,
+        sums: &mut [u64],
+        keys: &[Key],
+    ) -> Option<(Cut, usize)> {
+        let simd = self.simd;
+        let classes = Classes::between(band.low, band.high.min(self.max));
+        let Buffers { scratch, near, .. } = self.buffers();
+        let missing = goal.target.checked_sub(above.amount)?;
+        if missing == 0 {
+            return None;
+        }
+        let amounts = scratch.measure(simd, keys, goal.measure);
+        let last = classes.crossing(keys, amounts, missing, near)?;
+        let mut count = above.count;
+        for (key, amount) in keys.iter().zip(amounts).filter(|(key, _)| **key <= last) {
+            sums[key.id() as usize / BLOCK] += amount;
+            count += 1;
+        }
+        let cut = Cut {
+            logit: last.logit(),
+            id: last.id(),
+        };
+        Some((cut, count))
     }
 
     /// Leaves what the blocks hold above a band in `sums` and the keys within it in `keys`. `None` if there are too many.

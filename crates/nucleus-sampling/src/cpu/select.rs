@@ -31,8 +31,11 @@ impl Wide<'_> {
         if !ties && let Some(form) = self.keep_beginning(goal, keys) {
             return form;
         }
+        if !ties {
+            return self.keep_searched(goal, keys);
+        }
         let cut = self.search(goal, keys);
-        self.keep(if ties { Cut::at(cut.logit) } else { cut }, keys)
+        self.keep(Cut::at(cut.logit), keys)
     }
 
     /// Lists the first `k` candidates, if the k-th largest maximum of a block bounds them from below and they are few.
