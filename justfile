@@ -25,6 +25,13 @@ peers python="python3":
     {{ python }} peers/llama_cpp_greedy.py
     {{ python }} peers/llama_cpp_speed.py
 
+# Times of the sampler on one core, of batches on all, and of llama.cpp's chains on the same rows (peers/sampling/README.md).
+bench python="python3":
+    taskset -c 0 cargo bench -p nucleus-sampling --bench sampling
+    cargo bench -p nucleus-sampling --bench sampling -- "batch of"
+    cargo bench -p nucleus-sampling --bench sampling -- R3.1
+    cd peers/sampling && {{ python }} llama_cpp_speed.py
+
 # Everything that must pass before a change lands.
 ci:
     .ci/run
