@@ -130,10 +130,12 @@ fn floor(row: &[f32]) -> impl FnMut(usize) {
 
 #[inline(always)]
 fn largest(row: &[f32]) -> f32 {
-    let mut lanes = [f32::NEG_INFINITY; 64];
-    for chunk in row.as_chunks::<64>().0 {
-        for (lane, logit) in lanes.iter_mut().zip(chunk) {
-            *lane = if *logit > *lane { *logit } else { *lane };
+    const LANES: usize = 32;
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    for chunk in row.as_chunks::<LANES>().0 {
+        for lane in 0..LANES {
+            let (logit, most) = (chunk[lane], lanes[lane]);
+            lanes[lane] = if logit > most { logit } else { most };
         }
     }
     lanes.into_iter().fold(f32::NEG_INFINITY, f32::max)

@@ -23,6 +23,7 @@ mod masks;
 mod overlay;
 mod prefix;
 mod run;
+mod search;
 mod select;
 mod simd;
 mod table;
