@@ -9,11 +9,12 @@ mod rows;
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::ops::RangeInclusive;
 use std::path::Path;
 
 use nucleus_sampling::{
-    CompiledParams, LogitsRow, ReferenceSampler, Row, Sampler, SamplerState, SamplingParams,
-    VocabInfo,
+    CompiledParams, CpuOptions, CpuSampler, LogitsRow, ReferenceSampler, Row, Sampler,
+    SamplerState, SamplingParams, VocabInfo,
 };
 use serde::Deserialize;
 
@@ -34,14 +35,14 @@ struct Header {
     rows: usize,
 }
 
-#[derive(Deserialize)]
+#[derive(Clone, Deserialize)]
 struct LogitsSpec {
     shape: String,
     seed: u64,
     vocab: usize,
 }
 
-#[derive(Deserialize, Default)]
+#[derive(Clone, Deserialize, Default)]
 struct HistorySpec {
     seed: u64,
     prompt: usize,
@@ -50,7 +51,7 @@ struct HistorySpec {
 }
 
 /// A set of ids: listed if small, hashed if not.
-#[derive(Deserialize, Debug)]
+#[derive(Clone, Deserialize, Debug)]
 #[serde(untagged)]
 enum IdSet {
     Listed(Vec<u32>),
@@ -69,7 +70,7 @@ impl IdSet {
 }
 
 /// A row: the case, and what the peer did with it.
-#[derive(Deserialize)]
+#[derive(Clone, Deserialize)]
 struct Case {
     n: usize,
     logits: LogitsSpec,
@@ -287,6 +288,13 @@ fn uniform_of(distribution: &[(u32, f64)], token: u32) -> u64 {
     ((below + own / 2.0) * 2f64.powi(64)) as u64
 }
 
+/// Combinations of parameters that a fixture holds at least, not counting how else its rows differ.
+const COMBINATIONS: usize = 200;
+
+/// The vocabularies that take milliseconds a row, however they are sampled and traced, and those that do not.
+const SMALL: RangeInclusive<usize> = 0..=4000;
+const LARGE: RangeInclusive<usize> = 4001..=usize::MAX;
+
 /// The header and the rows of a fixture.
 fn fixture(name: &str) -> (Header, Vec<Case>) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -300,40 +308,71 @@ fn fixture(name: &str) -> (Header, Vec<Case>) {
         .map(|line| serde_json::from_str(line).expect("a row"))
         .collect();
     assert_eq!(cases.len(), header.rows);
+    let found = combinations(&cases);
     assert!(
-        cases.len() >= 200,
-        "{} parameter combinations are too few",
-        cases.len()
+        found >= COMBINATIONS,
+        "{name}: {found} combinations of parameters, fewer than {COMBINATIONS}"
     );
     (header, cases)
 }
 
-/// The samplers that are held against the peers.
-fn samplers() -> Vec<(&'static str, Box<dyn Sampler>)> {
-    vec![("reference", Box::new(ReferenceSampler::new()))]
+/// How many requests of the rows differ in more than their seed.
+fn combinations(cases: &[Case]) -> usize {
+    let text = |case: &Case| {
+        let params = SamplingParams {
+            seed: None,
+            ..case.params.clone()
+        };
+        serde_json::to_string(&params).expect("parameters are JSON")
+    };
+    cases.iter().map(text).collect::<BTreeSet<_>>().len()
 }
 
-fn check(name: &str) {
+/// A sampler that is held against the peers, and the vocabularies on which it is.
+type Held = (&'static str, Box<dyn Sampler>, RangeInclusive<usize>);
+
+/// The fast sampler, as it works by default.
+fn fast() -> Held {
+    ("cpu", Box::new(CpuSampler::new()), 0..=usize::MAX)
+}
+
+/// The reference, and the other ways of the fast sampler.
+fn others(sizes: RangeInclusive<usize>) -> Vec<Held> {
+    let way = |simd, shortcuts| CpuSampler::with_options(CpuOptions { simd, shortcuts });
+    vec![
+        ("cpu, searching", Box::new(way(true, false)), sizes.clone()),
+        ("cpu, portable", Box::new(way(false, true)), sizes.clone()),
+        ("reference", Box::new(ReferenceSampler::new()), sizes),
+    ]
+}
+
+/// What every test run holds against a fixture.
+fn held() -> Vec<Held> {
+    std::iter::once(fast()).chain(others(SMALL)).collect()
+}
+
+fn check(name: &str, samplers: Vec<Held>) {
     let (header, cases) = fixture(name);
-    for (implementation, mut sampler) in samplers() {
+    for (implementation, mut sampler, sizes) in samplers {
         let verdicts: Vec<Verdict> = cases
             .iter()
+            .filter(|case| sizes.contains(&case.logits.vocab))
             .map(|case| case.compare(&mut *sampler))
             .collect();
-        summarise(implementation, &header, &verdicts);
+        summarise(implementation, &header, combinations(&cases), &verdicts);
         let differences: Vec<&str> = verdicts.iter().filter_map(Verdict::difference).collect();
         let (different, list) = (differences.len(), differences.join("\n"));
         assert!(
             differences.is_empty(),
             "{implementation}: {different} rows differ:\n{list}"
         );
-        let share = |wanted| count(&verdicts, wanted) as f64 / verdicts.len() as f64;
+        let most = |share: f64| (share * header.rows as f64) as usize;
         assert!(
-            share(&Verdict::InBand) <= BAND_SHARE,
+            count(&verdicts, &Verdict::InBand) <= most(BAND_SHARE),
             "{implementation}: too many rows are in the band"
         );
         assert!(
-            share(&Verdict::OtherTie) <= TIED_SHARE,
+            count(&verdicts, &Verdict::OtherTie) <= most(TIED_SHARE),
             "{implementation}: too many rows keep other tied tokens"
         );
     }
@@ -347,12 +386,11 @@ fn count(verdicts: &[Verdict], wanted: &Verdict) -> usize {
     clippy::print_stdout,
     reason = "the counts are part of what the test shows"
 )]
-fn summarise(implementation: &str, header: &Header, verdicts: &[Verdict]) {
+fn summarise(implementation: &str, header: &Header, combinations: usize, verdicts: &[Verdict]) {
+    let Header { peer, version, .. } = header;
     println!(
-        "{implementation}, {} {}: {} rows, {} equal, {} in the band, {} with other tied tokens, {} differ as listed",
-        header.peer,
-        header.version,
-        header.rows,
+        "{peer} {version}, {combinations} combinations, {implementation}: {} rows, {} equal, {} left out in the band, {} with other tied tokens, {} differ as listed",
+        verdicts.len(),
         count(verdicts, &Verdict::Equal),
         count(verdicts, &Verdict::InBand),
         count(verdicts, &Verdict::OtherTie),
@@ -362,15 +400,53 @@ fn summarise(implementation: &str, header: &Header, verdicts: &[Verdict]) {
 
 #[test]
 fn transformers() {
-    check("transformers.jsonl");
+    check("transformers.jsonl", held());
 }
 
 #[test]
 fn llama_cpp() {
-    check("llama_cpp.jsonl");
+    check("llama_cpp.jsonl", held());
 }
 
 #[test]
 fn vllm() {
-    check("vllm.jsonl");
+    check("vllm.jsonl", held());
+}
+
+#[test]
+#[ignore = "a minute"]
+fn every_way_on_the_rows_of_full_size() {
+    for name in ["transformers.jsonl", "llama_cpp.jsonl", "vllm.jsonl"] {
+        check(name, others(LARGE));
+    }
+}
+
+/// A row is judged by its kept set, its probabilities and its listed causes: each can fail.
+#[test]
+fn a_row_that_differs_is_told() {
+    let (_, cases) = fixture("llama_cpp.jsonl");
+    let case = |wanted: fn(&Case) -> bool| cases.iter().find(|case| wanted(case)).expect("a row");
+    let plain = case(|case| {
+        case.band.is_none() && case.cause.is_none() && case.tied.is_none() && case.kept > 2
+    });
+    let logits = rows::logits(&plain.logits.shape, plain.logits.seed, plain.logits.vocab);
+    let params = plain.compile();
+    let mut sampler = ReferenceSampler::new();
+    let Ok(state) = plain.state(&params, &logits, &mut sampler) else {
+        panic!("the history can be replayed");
+    };
+    let row = Row::new(LogitsRow::F32(&logits), &params, &state);
+    let kept = sampler.trace(&row).distribution;
+    assert_eq!(plain.judge(&kept), Verdict::Equal);
+
+    let one_less = &kept[..kept.len() - 1];
+    assert!(plain.judge(one_less).difference().is_some());
+    let mut moved = kept.clone();
+    moved[0].1 -= 2e-5;
+    assert!(plain.judge(&moved).difference().is_some());
+    let banded = Case {
+        band: Some((kept.len() + 1, kept.len() + 2)),
+        ..case(|case| case.band.is_some()).clone()
+    };
+    assert!(banded.judge(&kept).difference().is_some());
 }
