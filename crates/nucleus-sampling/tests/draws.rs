@@ -10,19 +10,31 @@ mod draws;
 )]
 mod rows;
 
+use std::time::Instant;
+
 use draws::{Frequencies, Known};
 use nucleus_sampling::{
-    CompiledParams, CpuSampler, LogitsRow, ReferenceSampler, Row, Sampler, SamplerState,
-    SamplingParams, VocabInfo,
+    CompiledParams, CpuOptions, CpuSampler, LogitsRow, ReferenceSampler, Row, Sampler,
+    SamplerState, SamplingParams, VocabInfo,
 };
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
 
 type Maker = fn() -> Box<dyn Sampler>;
 
-const SAMPLERS: [(&str, Maker); 2] = [
-    ("reference", || Box::new(ReferenceSampler::new())),
-    ("cpu", || Box::new(CpuSampler::new())),
+const REFERENCE: (&str, Maker) = ("reference", || Box::new(ReferenceSampler::new()));
+const CPU: (&str, Maker) = ("cpu", || Box::new(CpuSampler::new()));
+
+/// Every sampler, and every way of the fast one.
+const SAMPLERS: [(&str, Maker); 4] = [
+    REFERENCE,
+    CPU,
+    ("cpu, searching", || way(true, false)),
+    ("cpu, portable", || way(false, true)),
 ];
+
+fn way(simd: bool, shortcuts: bool) -> Box<dyn Sampler> {
+    Box::new(CpuSampler::with_options(CpuOptions { simd, shortcuts }))
+}
 
 fn compile(params: SamplingParams, vocab: usize) -> CompiledParams {
     let seed = Some(params.seed.unwrap_or(12_345));
@@ -37,6 +49,16 @@ fn check_intervals(
     kept: Option<&[u32]>,
     places: impl Iterator<Item = usize> + Clone,
 ) {
+    check_intervals_of(&SAMPLERS, logits, params, kept, places);
+}
+
+fn check_intervals_of(
+    samplers: &[(&str, Maker)],
+    logits: &[f32],
+    params: SamplingParams,
+    kept: Option<&[u32]>,
+    places: impl Iterator<Item = usize> + Clone,
+) {
     let temperature = params.temperature.unwrap_or(1.0);
     let params = compile(params, logits.len());
     let known = Known {
@@ -45,7 +67,7 @@ fn check_intervals(
         kept: kept.map_or_else(|| (0..logits.len() as u32).collect(), <[u32]>::to_vec),
         temperature,
     };
-    for (name, make) in SAMPLERS {
+    for (name, make) in samplers {
         let result = known.check_intervals(&mut *make(), places.clone());
         assert_eq!(result, Ok(()), "{name}");
     }
@@ -107,18 +129,24 @@ fn intervals_hold_on_a_row_of_a_thousand_tokens() {
     );
 }
 
-#[test]
-#[ignore = "a minute"]
-fn intervals_hold_on_rows_of_full_size() {
+fn check_full_size(samplers: &[(&str, Maker)], step: usize) {
     for shape in ["bell", "peaked", "heavy", "steps"] {
         let logits = rows::logits(shape, 11, 151_936);
-        check_intervals(
-            &logits,
-            SamplingParams::default(),
-            None,
-            (0..151_936).step_by(1501),
-        );
+        let places = (0..151_936).step_by(step);
+        check_intervals_of(samplers, &logits, SamplingParams::default(), None, places);
     }
+}
+
+#[test]
+fn intervals_hold_on_rows_of_full_size() {
+    check_full_size(&[CPU], 1501);
+}
+
+#[test]
+#[ignore = "minutes"]
+fn intervals_hold_on_rows_of_full_size_whatever_the_way() {
+    check_full_size(&SAMPLERS, 1501);
+    check_full_size(&[CPU], 23);
 }
 
 /// Weights 128 : 64 : … : 1 at T = log2 e.
@@ -180,6 +208,10 @@ fn g_is_zero_where_counts_are_as_expected_and_its_limits_are_those_of_the_tables
     };
     let (low, high) = pairs.limits();
     assert!((low - 23.16).abs() < 0.5 && (high - 131.37).abs() < 0.5);
+    // 5 % of chi-square lie above 14.067 with 7 degrees of freedom, above 82.529 with 63.
+    assert!((draws::upper_tail(14.067, 7) - 0.05).abs() < 1e-4);
+    assert!((draws::upper_tail(82.529, 63) - 0.05).abs() < 1e-4);
+    assert!((draws::upper_tail(0.0, 7) - 1.0).abs() < 1e-9);
 }
 
 #[test]
@@ -242,9 +274,38 @@ impl Long {
     }
 }
 
-#[test]
-#[ignore = "minutes"]
-fn a_hundred_million_draws_follow_the_weights() {
+impl Long {
+    fn check(&self, (sampler, make): (&str, Maker)) {
+        let start = Instant::now();
+        let frequencies = self.run(make);
+        let seconds = start.elapsed().as_secs_f64();
+        let (g, p) = (frequencies.g(), frequencies.p_value());
+        let (name, draws, cells) = (self.name, self.draws, frequencies.counts.len());
+        println!(
+            "{sampler}, {name}: {draws} draws, {cells} cells, G = {g:.2}, p = {p:.3}, {seconds:.0} s"
+        );
+        assert_eq!(frequencies.check(), Ok(()), "{sampler}, {name}");
+    }
+}
+
+fn long(
+    name: &'static str,
+    logits: Vec<f32>,
+    params: SamplingParams,
+    draws: u32,
+    bins: usize,
+) -> Long {
+    Long {
+        name,
+        logits,
+        params,
+        draws,
+        bins,
+    }
+}
+
+/// Eight tokens, or 64 of which top_k, top_p and min_p leave some.
+fn short_rows() -> [Long; 2] {
     let filtered = SamplingParams {
         temperature: Some(0.8),
         top_k: Some(40),
@@ -252,22 +313,9 @@ fn a_hundred_million_draws_follow_the_weights() {
         min_p: Some(0.01),
         ..Default::default()
     };
-    let plain = SamplingParams::default;
-    let long = |name, logits: Vec<f32>, params, draws, bins| Long {
-        name,
-        logits,
-        params,
-        draws,
-        bins,
-    };
-    let cases = [
-        long(
-            "8 tokens",
-            LOGITS.to_vec(),
-            powers_of_two(1).effective().clone(),
-            100_000_000,
-            8,
-        ),
+    let powers = powers_of_two(1).effective().clone();
+    [
+        long("8 tokens", LOGITS.to_vec(), powers, 100_000_000, 8),
         long(
             "64 tokens, filtered",
             rows::logits("bell", 9, 64),
@@ -275,30 +323,33 @@ fn a_hundred_million_draws_follow_the_weights() {
             10_000_000,
             64,
         ),
-        long(
-            "4,000 tokens",
-            rows::logits("bell", 9, 4000),
-            plain(),
-            1_000_000,
-            500,
-        ),
-        long(
-            "151,936 tokens",
-            rows::logits("bell", 9, 151_936),
-            plain(),
-            200_000,
-            500,
-        ),
-    ];
-    for (sampler, make) in SAMPLERS {
-        for case in &cases {
-            let frequencies = case.run(make);
-            let (g, (low, high)) = (frequencies.g(), frequencies.limits());
-            let (name, draws, cells) = (case.name, case.draws, frequencies.counts.len());
-            println!(
-                "{sampler}, {name}: {draws} draws, {cells} cells, G = {g:.2} in ({low:.2}, {high:.2})"
-            );
-            assert_eq!(frequencies.check(), Ok(()), "{sampler}, {name}");
-        }
-    }
+    ]
+}
+
+/// Rows whose ids are counted in ranges.
+fn long_rows() -> [Long; 3] {
+    let nucleus = SamplingParams {
+        top_p: Some(0.9),
+        ..Default::default()
+    };
+    let plain = SamplingParams::default;
+    let row = |vocab| rows::logits("bell", 9, vocab);
+    [
+        long("4,000 tokens", row(4000), plain(), 1_000_000, 500),
+        long("151,936 tokens", row(151_936), plain(), 200_000, 500),
+        long("151,936 tokens, top_p", row(151_936), nucleus, 200_000, 500),
+    ]
+}
+
+#[test]
+#[ignore = "minutes"]
+fn a_hundred_million_draws_follow_the_weights() {
+    short_rows().iter().for_each(|case| case.check(CPU));
+    long_rows().iter().for_each(|case| case.check(CPU));
+}
+
+#[test]
+#[ignore = "minutes"]
+fn a_hundred_million_draws_of_the_reference_follow_the_weights() {
+    short_rows().iter().for_each(|case| case.check(REFERENCE));
 }

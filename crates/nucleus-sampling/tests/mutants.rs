@@ -6,6 +6,7 @@ mod checks;
 #[expect(dead_code, reason = "here the cases are run one by one")]
 mod corpus;
 #[path = "draws/mod.rs"]
+#[expect(dead_code, reason = "p-values are for long runs of draws")]
 mod draws;
 #[path = "mutants/faults.rs"]
 mod faults;
@@ -33,20 +34,33 @@ const FAULTS: &[Known] = known! {
     halves_of_the_uniform_are_swapped: Corpus, Intervals, Parity;
     uniforms_have_8_bits: Corpus, Intervals, Parity;
     uniforms_have_24_bits: Intervals;
+    seeds_have_32_bits: Corpus;
+    the_xtc_coin_always_falls_on_yes: Corpus, Parity;
     draw_goes_by_rank: Corpus, Intervals, Parity;
     temperature_is_a_little_high: Corpus, Intervals, Parity, Frequencies;
     temperature_is_hardly_high: Corpus, Intervals, Parity;
     scale_is_one_ulp_off: Corpus, Intervals, Parity;
     logits_have_half_precision: Corpus, Intervals, Parity;
+    greedy_takes_the_last_of_equals: Corpus, Parity;
+    nan_is_passed_over: Corpus;
+    infinity_is_the_largest_number: Corpus;
+    ties_go_to_the_higher_id: Corpus, Intervals, Parity;
+    a_tie_is_dropped: Corpus, Intervals, Parity;
     only_the_top_80_percent_can_be_drawn: Corpus, Intervals, Parity, Frequencies;
     top_k_keeps_one_more: Corpus, Intervals, Parity;
+    top_k_keeps_one_less: Corpus, Intervals, Parity;
     top_k_drops_ties: Corpus, Parity;
     min_p_drops_what_equals_the_threshold: Corpus;
+    min_p_forgets_the_temperature: Corpus, Parity;
     top_p_drops_the_token_that_crosses: Corpus, Parity;
     top_p_has_no_slack: Corpus;
     top_p_after_top_k_is_not_renormalised: Corpus, Parity;
     min_keep_is_ignored: Corpus, Parity;
     repetition_looks_at_the_output_alone: Corpus, Parity;
+    repetition_divides_negative_logits_too: Corpus;
+    a_window_is_one_token_short: Corpus;
+    dry_allows_one_more: Corpus, Parity;
+    the_end_is_banned_one_token_too_long: Corpus;
     frequency_counts_the_prompt: Corpus, Parity;
     presence_counts_occurrences: Corpus, Parity;
     missing_words_of_a_mask_allow: Corpus, Parity;

@@ -20,54 +20,45 @@ fn config(cases: u32) -> ProptestConfig {
     }
 }
 
-/// Requests and rows for vocabularies of one size.
+/// Requests and rows for vocabularies of one size, with traces or without.
 macro_rules! parity {
-    ($($name:ident: $vocab:expr, $cases:expr;)*) => {$(
+    ($($(#[$attribute:meta])? $name:ident: $vocab:expr, $cases:expr, $trace:expr;)*) => {$(
         proptest! {
             #![proptest_config(config($cases))]
 
             #[test]
+            $(#[$attribute])?
             fn $name(spec in row_spec(), request in request($vocab)) {
-                check_all(&spec.make($vocab as usize), $vocab, &request)?;
+                check_all(&spec.make($vocab as usize), $vocab, &request, $trace)?;
             }
         }
     )*};
 }
 
 parity! {
-    vocabulary_of_1: 1, 200;
-    vocabulary_of_2: 2, 200;
-    vocabulary_of_111: 111, 600;
-    vocabulary_of_1000: 1000, 500;
-    vocabulary_of_5000: 5000, 100;
-    vocabulary_of_32000: 32_000, 12;
+    vocabulary_of_1: 1, 200, true;
+    vocabulary_of_2: 2, 200, true;
+    vocabulary_of_111: 111, 600, true;
+    vocabulary_of_1000: 1000, 400, true;
+    vocabulary_of_5000: 5000, 60, true;
+    vocabulary_of_32000: 32_000, 12, false;
+    vocabulary_of_151936: 151_936, 4, false;
+    vocabulary_of_262144: 262_144, 2, false;
 }
 
 /// The same with many more cases, for `just nightly`.
 mod nightly {
     use super::*;
 
-    macro_rules! nightly {
-        ($($name:ident: $vocab:expr, $cases:expr;)*) => {$(
-            proptest! {
-                #![proptest_config(config($cases))]
-
-                #[test]
-                #[ignore = "takes minutes in a release build"]
-                fn $name(spec in row_spec(), request in request($vocab)) {
-                    check_all(&spec.make($vocab as usize), $vocab, &request)?;
-                }
-            }
-        )*};
-    }
-
-    nightly! {
-        vocabulary_of_1: 1, 20_000;
-        vocabulary_of_2: 2, 20_000;
-        vocabulary_of_111: 111, 60_000;
-        vocabulary_of_1000: 1000, 60_000;
-        vocabulary_of_5000: 5000, 12_000;
-        vocabulary_of_32000: 32_000, 1000;
+    parity! {
+        #[ignore = "minutes"] vocabulary_of_1: 1, 20_000, true;
+        #[ignore = "minutes"] vocabulary_of_2: 2, 20_000, true;
+        #[ignore = "minutes"] vocabulary_of_111: 111, 40_000, true;
+        #[ignore = "minutes"] vocabulary_of_1000: 1000, 40_000, true;
+        #[ignore = "minutes"] vocabulary_of_5000: 5000, 5000, true;
+        #[ignore = "minutes"] vocabulary_of_32000: 32_000, 500, true;
+        #[ignore = "minutes"] vocabulary_of_151936: 151_936, 150, false;
+        #[ignore = "minutes"] vocabulary_of_262144: 262_144, 100, false;
     }
 }
 
@@ -127,18 +118,18 @@ fn check_large(vocab: usize, spec: &RowSpec, params: SamplingParams) {
     let (params, state) = request.compile(vocab as u32).expect("valid parameters");
     let logits = spec.make(vocab);
     let row = request.row(LogitsRow::F32(&logits), &params, &state);
-    check(&mut CpuSampler::new(), &row, false).expect("the samplers agree");
+    check(&[CpuOptions::default()], &row, false).expect("the samplers agree");
 }
 
 #[test]
-fn vocabulary_of_151936() {
+fn chains_on_a_vocabulary_of_151936() {
     for params in chains() {
         check_large(151_936, &RowSpec::plain(Shape::Peaked, 3), params);
     }
 }
 
 #[test]
-fn vocabulary_of_262144() {
+fn chains_on_a_vocabulary_of_262144() {
     for params in chains().into_iter().skip(2).step_by(2) {
         check_large(262_144, &RowSpec::plain(Shape::Bell(2.0), 4), params);
     }

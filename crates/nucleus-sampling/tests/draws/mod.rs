@@ -120,6 +120,11 @@ impl Frequencies {
         (at(-Z), at(Z))
     }
 
+    /// How likely chance alone is to bring the counts at least as far from the probabilities.
+    pub(crate) fn p_value(&self) -> f64 {
+        upper_tail(self.g(), self.counts.len() - 1)
+    }
+
     /// Whether the counts are neither farther from the probabilities nor nearer to them than chance explains.
     ///
     /// # Errors
@@ -131,4 +136,20 @@ impl Frequencies {
         }
         Err(format!("G = {g:.3} is not in ({low:.3}, {high:.3})"))
     }
+}
+
+/// What part of chi-square with that many degrees of freedom, at least 2, lies above `x`: sums of its density over small steps.
+pub(crate) fn upper_tail(x: f64, degrees: usize) -> f64 {
+    const STEPS: usize = 200_000;
+    let degrees = degrees as f64;
+    // Beyond 20 standard deviations nothing is left.
+    let end = degrees + 20.0 * (2.0 * degrees).sqrt() + 40.0;
+    let (power, mode) = (degrees / 2.0 - 1.0, (degrees - 2.0).max(1.0));
+    let density = |x: f64| (power * (x / mode).ln() - (x - mode) / 2.0).exp();
+    let integral = |from: f64| -> f64 {
+        let step = (end - from).max(0.0) / STEPS as f64;
+        let middle = |index: usize| from + (index as f64 + 0.5) * step;
+        (0..STEPS).map(|index| step * density(middle(index))).sum()
+    };
+    integral(x) / integral(0.0)
 }

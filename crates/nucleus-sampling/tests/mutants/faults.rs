@@ -202,6 +202,15 @@ pub(crate) fn uniforms_have_24_bits(parts: &mut Parts<'_>) {
     parts.change_uniform(|uniform| uniform >> 40 << 40);
 }
 
+pub(crate) fn seeds_have_32_bits(parts: &mut Parts<'_>) {
+    parts.request.seed = parts.request.seed.map(|seed| seed & 0xFFFF_FFFF);
+}
+
+pub(crate) fn the_xtc_coin_always_falls_on_yes(parts: &mut Parts<'_>) {
+    let chance = parts.request.xtc_probability.filter(|chance| *chance > 0.0);
+    parts.request.xtc_probability = chance.map(|_| 1.0);
+}
+
 /// The inverse CDF over the tokens in order of probability.
 pub(crate) fn draw_goes_by_rank(parts: &mut Parts<'_>) {
     let params = parts.compile();
@@ -249,7 +258,67 @@ pub(crate) fn logits_have_half_precision(parts: &mut Parts<'_>) {
     parts.logits.iter_mut().for_each(round);
 }
 
+/// A greedy sampler that looks for the last of the largest logits.
+pub(crate) fn greedy_takes_the_last_of_equals(parts: &mut Parts<'_>) {
+    if parts.request.temperature == Some(0.0) {
+        ties_go_to_the_higher_id(parts);
+    }
+}
+
+/// A comparison that does not know NaN passes it over.
+pub(crate) fn nan_is_passed_over(parts: &mut Parts<'_>) {
+    let pass = |logit: &mut f32| {
+        *logit = if logit.is_nan() {
+            f32::NEG_INFINITY
+        } else {
+            *logit
+        }
+    };
+    parts.logits.iter_mut().for_each(pass);
+}
+
+pub(crate) fn infinity_is_the_largest_number(parts: &mut Parts<'_>) {
+    let clamp = |logit: &mut f32| *logit = logit.min(f32::MAX);
+    parts.logits.iter_mut().for_each(clamp);
+}
+
 // Truncations.
+
+/// Raises each of some equal logits by one unit in the last place above the one before.
+pub(crate) fn ties_go_to_the_higher_id(parts: &mut Parts<'_>) {
+    let original = parts.logits.clone();
+    for (id, logit) in parts.logits.iter_mut().enumerate() {
+        let before = original[..id]
+            .iter()
+            .filter(|other| *other == logit)
+            .count();
+        *logit = (0..before).fold(*logit, |logit, _| logit.next_up());
+    }
+}
+
+/// The last of several equal logits is lost.
+pub(crate) fn a_tie_is_dropped(parts: &mut Parts<'_>) {
+    let original = parts.logits.clone();
+    for id in 1..original.len() {
+        if original[..id].contains(&original[id]) && !original[id + 1..].contains(&original[id]) {
+            parts.logits[id] = f32::NEG_INFINITY;
+        }
+    }
+}
+
+pub(crate) fn top_k_keeps_one_less(parts: &mut Parts<'_>) {
+    let less = |k: i64| if k > 1 { k - 1 } else { k };
+    parts.request.top_k = parts.request.top_k.map(less);
+}
+
+/// The threshold is that of temperature 1.
+pub(crate) fn min_p_forgets_the_temperature(parts: &mut Parts<'_>) {
+    let temperature = parts.request.temperature.unwrap_or(1.0);
+    if temperature > 0.0 {
+        let power = |p: f64| p.powf(1.0 / temperature);
+        parts.request.min_p = parts.request.min_p.map(power);
+    }
+}
 
 pub(crate) fn only_the_top_80_percent_can_be_drawn(parts: &mut Parts<'_>) {
     parts.request.top_p = Some(parts.request.top_p.unwrap_or(1.0).min(0.8));
@@ -329,6 +398,36 @@ pub(crate) fn repetition_looks_at_the_output_alone(parts: &mut Parts<'_>) {
 pub(crate) fn frequency_counts_the_prompt(parts: &mut Parts<'_>) {
     let (tokens, attempt) = (parts.row.state.tokens(), parts.row.state.attempt());
     parts.replay(&[], tokens, attempt);
+}
+
+/// Of the tokens seen, only those with positive logits are penalised as they should be.
+pub(crate) fn repetition_divides_negative_logits_too(parts: &mut Parts<'_>) {
+    let penalty = parts.request.repetition_penalty.unwrap_or(1.0) as f32;
+    for id in parts.row.state.tokens() {
+        if let Some(logit) = parts.logits.get_mut(*id as usize).filter(|x| **x < 0.0) {
+            // Once for every token of the history, however often it is there.
+            let original = match parts.row.logits {
+                LogitsRow::F32(row) => row[*id as usize],
+                _ => *logit,
+            };
+            *logit = original / penalty / penalty;
+        }
+    }
+}
+
+pub(crate) fn a_window_is_one_token_short(parts: &mut Parts<'_>) {
+    let shorter = |window: i64| if window > 0 { window - 1 } else { window };
+    parts.request.repeat_last_n = parts.request.repeat_last_n.map(shorter);
+}
+
+pub(crate) fn dry_allows_one_more(parts: &mut Parts<'_>) {
+    let allowed = parts.request.dry_allowed_length.unwrap_or(2);
+    parts.request.dry_allowed_length = Some(allowed + 1);
+}
+
+pub(crate) fn the_end_is_banned_one_token_too_long(parts: &mut Parts<'_>) {
+    let more = |tokens: u64| if tokens > 0 { tokens + 1 } else { tokens };
+    parts.request.min_tokens = parts.request.min_tokens.map(more);
 }
 
 pub(crate) fn presence_counts_occurrences(parts: &mut Parts<'_>) {

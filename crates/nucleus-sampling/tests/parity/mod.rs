@@ -142,25 +142,29 @@ impl Request {
     }
 }
 
-/// Compares a sampler with the reference on everything it can say of a row.
-pub(crate) fn check(
-    sampler: &mut CpuSampler,
+/// What a sampler says of a row, every number as its bits.
+fn answers(
+    sampler: &mut dyn Sampler,
     row: &Row<'_>,
     trace: bool,
-) -> Result<(), TestCaseError> {
-    let mut reference = ReferenceSampler::new();
-    let expected = reference.sample(row);
+) -> impl PartialEq + std::fmt::Debug + use<> {
     let sampled = sampler.sample(row);
-    prop_assert_eq!(bits(&sampled), bits(&expected));
-    let lists = [
-        sampler.top_logprobs(row, &sampled),
-        reference.top_logprobs(row, &sampled),
-    ];
-    prop_assert_eq!(list_bits(&lists[0]), list_bits(&lists[1]));
-    if trace {
-        prop_assert_eq!(
-            trace_bits(&sampler.trace(row)),
-            trace_bits(&reference.trace(row))
+    let top = sampler.top_logprobs(row, &sampled);
+    let trace = trace.then(|| trace_bits(&sampler.trace(row)));
+    (bits(&sampled), list_bits(&top), trace)
+}
+
+/// Compares ways of working with the reference on one row, with its trace where that is wanted.
+pub(crate) fn check(ways: &[CpuOptions], row: &Row<'_>, trace: bool) -> Result<(), TestCaseError> {
+    let expected = answers(&mut ReferenceSampler::new(), row, trace);
+    for way in ways {
+        let got = answers(&mut CpuSampler::with_options(*way), row, trace);
+        prop_assert!(
+            got == expected,
+            "{:?}: {:?}, expected {:?}",
+            way,
+            got,
+            expected
         );
     }
     Ok(())
@@ -171,34 +175,20 @@ pub(crate) fn check_all(
     logits: &[f32],
     vocab: u32,
     request: &Request,
+    trace: bool,
 ) -> Result<(), TestCaseError> {
     let Some((params, state)) = request.compile(vocab) else {
         return Ok(());
     };
-    for way in WAYS {
-        let mut sampler = CpuSampler::with_options(way);
-        check(
-            &mut sampler,
-            &request.row(LogitsRow::F32(logits), &params, &state),
-            true,
-        )?;
-    }
     let halves: Vec<f16> = logits.iter().map(|x| f16::from_f32(*x)).collect();
     let brains: Vec<bf16> = logits.iter().map(|x| bf16::from_f32(*x)).collect();
-    for way in [WAYS[0], WAYS[2]] {
-        let mut sampler = CpuSampler::with_options(way);
-        check(
-            &mut sampler,
-            &request.row(LogitsRow::F16(&halves), &params, &state),
-            true,
-        )?;
-        check(
-            &mut sampler,
-            &request.row(LogitsRow::Bf16(&brains), &params, &state),
-            true,
-        )?;
-    }
-    Ok(())
+    let rows = [
+        LogitsRow::F32(logits),
+        LogitsRow::F16(&halves),
+        LogitsRow::Bf16(&brains),
+    ];
+    rows.into_iter()
+        .try_for_each(|row| check(&WAYS, &request.row(row, &params, &state), trace))
 }
 
 /// A shape of logits.
