@@ -147,7 +147,12 @@ fn through_json(params: SamplingParams, wanted: bool) -> SamplingParams {
 fn logits(u: &mut Unstructured<'_>) -> Result<Vec<u32>> {
     let special = [0.0, -0.0, 1.0, 2.0, f32::NEG_INFINITY, f32::INFINITY, f32::NAN, f32::MIN, f32::MAX, 1e-40];
     let kind: u8 = u.int_in_range(0..=3)?;
-    let repeat = if u.ratio(1, 16)? { 400 } else { 1 };
+    // Long enough for several blocks, and for more tokens than are listed.
+    let repeat = match u.int_in_range(0..=31)? {
+        0 => 400,
+        1..=4 => 40,
+        _ => 1,
+    };
     let mut bits = Vec::new();
     while !u.is_empty() && bits.len() < 64 {
         bits.push(match kind {

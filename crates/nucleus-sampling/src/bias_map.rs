@@ -80,6 +80,9 @@ impl Visitor<'_> for TokenIdVisitor {
 
 #[cfg(test)]
 mod tests {
+    use serde::de::value::{Error as ValueError, MapDeserializer};
+
+    use super::*;
     use crate::SamplingParams;
 
     fn read(json: &str) -> Result<SamplingParams, String> {
@@ -105,6 +108,30 @@ mod tests {
                 "{error}"
             );
         }
+    }
+
+    #[test]
+    fn what_is_no_map_from_ids_to_numbers_is_told_so() {
+        let error = read(r#"{"logit_bias": [1]}"#).unwrap_err();
+        assert!(error.contains("a map from token id to number"), "{error}");
+        let error = read(r#"{"logit_bias": {"1": "2"}}"#).unwrap_err();
+        assert!(error.contains("invalid type: string"), "{error}");
+    }
+
+    /// Some formats have numbers as keys.
+    #[test]
+    fn ids_may_be_numbers() {
+        let read = |id| Entries::deserialize(MapDeserializer::new([(id, 1.5f64)].into_iter()));
+        let Entries(entries) = read(7u64).unwrap();
+        assert_eq!(entries, [(7, 1.5)].into());
+        let error: ValueError = read(1 << 32).err().unwrap();
+        assert!(
+            error.to_string().contains("4294967296 is not a token id"),
+            "{error}"
+        );
+        let of_bool = MapDeserializer::<_, ValueError>::new([(true, 1.5f64)].into_iter());
+        let error = Entries::deserialize(of_bool).err().unwrap();
+        assert!(error.to_string().contains("expected a token id"), "{error}");
     }
 
     #[test]

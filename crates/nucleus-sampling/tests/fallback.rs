@@ -24,10 +24,11 @@ const SHAPES: [Shape; 10] = [
 
 /// Compares every way of working with the reference on one row.
 fn agree(spec: &RowSpec, vocab: usize, params: SamplingParams) {
-    let request = Request::of(SamplingParams {
-        seed: Some(9),
-        ..params
-    });
+    let seed = Some(9);
+    agree_on(spec, vocab, &Request::of(SamplingParams { seed, ..params }));
+}
+
+fn agree_on(spec: &RowSpec, vocab: usize, request: &Request) {
     let (compiled, state) = request.compile(vocab as u32).expect("valid parameters");
     let logits = spec.make(vocab);
     let row = request.row(LogitsRow::F32(&logits), &compiled, &state);
@@ -177,6 +178,48 @@ fn nothing_that_is_out_is_kept_where_an_estimate_finds_nothing() {
         assert_eq!(ReferenceSampler::new().sample(&row).kept_count, kept);
         for way in WAYS {
             assert_eq!(CpuSampler::with_options(way).sample(&row).kept_count, kept);
+        }
+    }
+}
+
+/// Masks that leave thousands of tokens, as a list, as bits or as both, before stages that look at all of them.
+#[test]
+fn masks_that_forbid_much_but_not_most() {
+    const VOCAB: u32 = 12_000;
+    let stages = [
+        SamplingParams::default(),
+        SamplingParams {
+            xtc_probability: Some(1.0),
+            xtc_threshold: Some(0.0005),
+            ..Default::default()
+        },
+        SamplingParams {
+            top_p: Some(0.98),
+            repetition_penalty: Some(1.3),
+            smoothing_factor: Some(0.1),
+            ..Default::default()
+        },
+    ];
+    for params in stages {
+        for (listed, masked) in [(true, false), (false, true), (true, true)] {
+            let params = SamplingParams {
+                seed: Some(9),
+                temperature: Some(1.5),
+                allowed_token_ids: listed.then(|| (0..VOCAB).filter(|id| id % 5 != 1).collect()),
+                bad_words: Some(vec![vec![2], vec![700, 3]]),
+                logit_bias: Some([(2, 4.0), (6, 5.0), (7, -1.0), (11_999, 6.0)].into()),
+                ..params.clone()
+            };
+            let request = Request {
+                prompt: vec![5, 8, 700],
+                output: vec![8, 700],
+                // Three of four, and nothing beyond the last word.
+                mask: masked.then(|| vec![0xEEEE_7777; VOCAB as usize / 32 - 1]),
+                ..Request::of(params)
+            };
+            for shape in [Shape::Bell(1.0), Shape::Ties, Shape::Peaked] {
+                agree_on(&RowSpec::plain(shape, 7), VOCAB as usize, &request);
+            }
         }
     }
 }

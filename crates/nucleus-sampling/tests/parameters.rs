@@ -5,7 +5,8 @@ use std::fs;
 use std::path::Path;
 
 use nucleus_sampling::{
-    Literal, PARAMS, ParamError, ParamKind, ParamSpec, ParamValue, Policy, SamplingParams, Stage,
+    Bound, Domain, Literal, PARAMS, ParamError, ParamKind, ParamSpec, ParamValue, Policy,
+    SamplingParams, Stage, Status,
 };
 
 /// Some value of each type, as a command line writes it.
@@ -82,6 +83,7 @@ fn unknown_names_are_refused() {
     };
     let mut params = SamplingParams::default();
     assert_eq!(params.get("tempreature"), Err(unknown.clone()));
+    assert_eq!(unknown.param(), "tempreature");
     assert_eq!(
         params.set("tempreature", ParamValue::Float(1.0)),
         Err(unknown.clone())
@@ -110,6 +112,59 @@ fn values_of_another_type_are_refused() {
     let error = params.set("seed", ParamValue::Int(-1)).unwrap_err();
     assert_eq!(error.to_string(), "seed: -1 is not of type integer");
     assert_eq!(error.param(), "seed");
+}
+
+#[test]
+fn values_are_shown_as_they_would_be_written() {
+    let shown = |value: ParamValue| value.to_string();
+    assert_eq!(shown(ParamValue::Float(0.5)), "0.5");
+    assert_eq!(shown(ParamValue::Int(-1)), "-1");
+    assert_eq!(shown(ParamValue::Uint(u64::MAX)), "18446744073709551615");
+    assert_eq!(shown(ParamValue::Bool(true)), "true");
+    assert_eq!(shown(ParamValue::Text("hf".to_owned())), r#""hf""#);
+    assert_eq!(
+        shown(ParamValue::TextList(vec!["xtc".to_owned()])),
+        r#"["xtc"]"#
+    );
+    assert_eq!(shown(ParamValue::Ids(vec![1, 2])), "[1, 2]");
+    assert_eq!(
+        shown(ParamValue::Sequences(vec![vec![1], vec![2]])),
+        "[[1], [2]]"
+    );
+    assert_eq!(shown(ParamValue::Bias([(7, -1.5)].into())), "{7: -1.5}");
+}
+
+#[test]
+fn a_status_is_a_sentence() {
+    let text = |status: Status| status.to_string();
+    assert_eq!(text(Status::Ok), "a token was chosen");
+    assert_eq!(text(Status::Nan), "a logit is not a number");
+    assert_eq!(text(Status::Overflow), "a logit is infinite or too large");
+    assert_eq!(text(Status::Empty), "no token is left to draw from");
+}
+
+/// An end of a range that is the vocabulary's size means nothing until the size is put in.
+#[test]
+fn the_vocabulary_ends_a_range_once_it_is_known() {
+    let domain = Domain {
+        low: Bound::Inclusive(0.0),
+        high: Bound::Vocab,
+    };
+    assert!(!domain.contains(3.0));
+    assert!(domain.at(3).contains(3.0));
+    assert!(!domain.at(3).contains(4.0));
+    let inside = Domain {
+        low: Bound::Exclusive(0.0),
+        high: Bound::Exclusive(1.0),
+    };
+    assert_eq!(
+        [0.0, 0.5, 1.0].map(|x| inside.contains(x)),
+        [false, true, false]
+    );
+    assert_eq!(
+        (domain.to_string(), inside.to_string()),
+        ("[0, vocab]".to_owned(), "(0, 1)".to_owned())
+    );
 }
 
 #[test]
