@@ -32,6 +32,30 @@ bench python="python3":
     cargo bench -p nucleus-sampling --bench sampling -- R3.1
     cd peers/sampling && {{ python }} llama_cpp_speed.py
 
+# The sampler's fixtures, made anew by its peers' own code; `wheel` is an unpacked wheel of vLLM (peers/sampling/README.md).
+peers-sampling wheel python="python3":
+    cd peers/sampling && {{ python }} transformers_processors.py
+    cd peers/sampling && {{ python }} vllm_ops.py {{ absolute_path(wheel) }}
+    cd peers/sampling && {{ python }} llama_cpp_chain.py
+    cargo test -p nucleus-sampling --test peers -- --include-ignored --nocapture
+
+# The sampler's long runs: 10^8 draws, rows of full size, tens of thousands of requests; then broken sources, then fuzzing (docs/testing.md).
+nightly: && mutants fuzz
+    cargo test -p nucleus-sampling -- --ignored --nocapture --skip write_the_corpus
+
+# Breaks the sampler's sources line by line: each change must make a test fail. The working tree must be clean.
+mutants python="python3":
+    {{ python }} crates/nucleus-sampling/tests/mutants/break_source.py
+
+# Any request on any row, and any text as a request, for so many seconds each. Needs `cargo install cargo-fuzz`.
+fuzz seconds="600":
+    cargo fuzz run --sanitizer none sample -- -max_total_time={{ seconds }} -max_len=1024 -len_control=0
+    cargo fuzz run --sanitizer none params_json -- -max_total_time={{ seconds }} -max_len=600 -dict=fuzz/params_json.dict
+
+# The lines of the sampler that its quick tests reach, at least 95 % of them. Needs `cargo install cargo-tarpaulin`.
+coverage:
+    cargo tarpaulin -p nucleus-sampling --engine llvm --timeout 1800 --include-files 'crates/nucleus-sampling/src/*' --fail-under 95 --out Html --output-dir target/coverage
+
 # Everything that must pass before a change lands.
 ci:
     .ci/run

@@ -7,7 +7,7 @@
 #[path = "peers/rows.rs"]
 mod rows;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::ops::RangeInclusive;
 use std::path::Path;
@@ -101,7 +101,8 @@ enum Verdict {
     Equal,
     InBand,
     OtherTie,
-    Listed,
+    /// By the rule of this name.
+    Listed(String),
     Differs(String),
 }
 
@@ -197,8 +198,8 @@ impl Case {
             Verdict::Equal
         } else if close && self.only_ties_differ(&ids) {
             Verdict::OtherTie
-        } else if self.cause.is_some() {
-            Verdict::Listed
+        } else if let Some(cause) = self.cause.clone() {
+            Verdict::Listed(cause)
         } else {
             self.differs(&kept)
         }
@@ -295,25 +296,41 @@ const COMBINATIONS: usize = 200;
 const SMALL: RangeInclusive<usize> = 0..=4000;
 const LARGE: RangeInclusive<usize> = 4001..=usize::MAX;
 
+/// A file of the repository.
+fn read(path: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../..")
+        .join(path);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
 /// The header and the rows of a fixture.
 fn fixture(name: &str) -> (Header, Vec<Case>) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../../testdata/peers")
-        .join(name);
-    let text =
-        fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let text = read(&format!("testdata/peers/{name}"));
     let mut lines = text.lines();
     let header: Header = serde_json::from_str(lines.next().expect("a header")).expect("a header");
     let cases: Vec<Case> = lines
         .map(|line| serde_json::from_str(line).expect("a row"))
         .collect();
     assert_eq!(cases.len(), header.rows);
+    check_causes(&cases);
     let found = combinations(&cases);
     assert!(
         found >= COMBINATIONS,
         "{name}: {found} combinations of parameters, fewer than {COMBINATIONS}"
     );
     (header, cases)
+}
+
+/// Every rule by which a row may differ is explained beside the scripts.
+fn check_causes(cases: &[Case]) {
+    let readme = read("peers/sampling/README.md");
+    for cause in cases.iter().filter_map(|case| case.cause.as_deref()) {
+        assert!(
+            readme.contains(&format!("`{cause}`")),
+            "{cause} is not explained"
+        );
+    }
 }
 
 /// How many requests of the rows differ in more than their seed.
@@ -382,6 +399,17 @@ fn count(verdicts: &[Verdict], wanted: &Verdict) -> usize {
     verdicts.iter().filter(|&verdict| verdict == wanted).count()
 }
 
+/// How many rows differ by each of the rules that are listed.
+fn listed(verdicts: &[Verdict]) -> BTreeMap<&str, usize> {
+    let mut causes = BTreeMap::new();
+    for verdict in verdicts {
+        if let Verdict::Listed(cause) = verdict {
+            *causes.entry(cause.as_str()).or_default() += 1;
+        }
+    }
+    causes
+}
+
 #[allow(
     clippy::print_stdout,
     reason = "the counts are part of what the test shows"
@@ -389,12 +417,12 @@ fn count(verdicts: &[Verdict], wanted: &Verdict) -> usize {
 fn summarise(implementation: &str, header: &Header, combinations: usize, verdicts: &[Verdict]) {
     let Header { peer, version, .. } = header;
     println!(
-        "{peer} {version}, {combinations} combinations, {implementation}: {} rows, {} equal, {} left out in the band, {} with other tied tokens, {} differ as listed",
+        "{peer} {version}, {combinations} combinations, {implementation}: {} rows, {} equal, {} left out in the band, {} with other tied tokens, as listed {:?}",
         verdicts.len(),
         count(verdicts, &Verdict::Equal),
         count(verdicts, &Verdict::InBand),
         count(verdicts, &Verdict::OtherTie),
-        count(verdicts, &Verdict::Listed),
+        listed(verdicts),
     );
 }
 

@@ -464,3 +464,42 @@ fn distance_q16(distance: f32) -> u32 {
     };
     rounded as u32
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// 2^-12 (1 + 2^-15) times 2^-12 (1 - 2^-15) is 2^-24 - 2^-54: just below half a unit above the odd 1 + 2^-23. In f64 the sum is half a
+    /// unit above it, and the tie goes up.
+    #[test]
+    fn an_emulated_sum_that_may_be_wrong_is_in_doubt() {
+        let (a, b) = (32_769.0 / 2f32.powi(27), 32_767.0 / 2f32.powi(27));
+        let odd = 1.0 + f32::EPSILON;
+        let mut doubt = false;
+        let sum = Emulated::mul_add(a, b, odd, &mut doubt);
+        assert_ne!(sum, a.mul_add(b, odd));
+        assert!(doubt);
+    }
+
+    #[test]
+    fn an_emulated_sum_without_doubt_is_right() {
+        let mut doubts = 0;
+        for seed in 0..100_000u32 {
+            let number = |stream: u32| {
+                let bits = seed
+                    .wrapping_mul(0x9E37_79B1)
+                    .wrapping_add(stream.wrapping_mul(0x85EB_CA6B));
+                (bits ^ bits >> 15) as f32 / 2f32.powi(31) - 1.0
+            };
+            let (a, b, c) = (number(1), number(2), number(3));
+            let mut doubt = false;
+            let sum = Emulated::mul_add(a, b, c, &mut doubt);
+            assert!(
+                doubt || sum.to_bits() == a.mul_add(b, c).to_bits(),
+                "{a} {b} {c}"
+            );
+            doubts += u32::from(doubt);
+        }
+        assert!(doubts < 10, "{doubts} of 100,000 in doubt");
+    }
+}
