@@ -272,6 +272,10 @@ impl Long {
 }
 
 impl Long {
+    #[allow(
+        clippy::print_stdout,
+        reason = "p-values and times are part of what a long run shows"
+    )]
     fn check(&self, (sampler, make): (&str, Maker)) {
         let start = Instant::now();
         let frequencies = self.run(make);
