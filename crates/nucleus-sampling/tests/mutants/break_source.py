@@ -40,7 +40,7 @@ MUTANTS = [
     # Thresholds.
     ("> for >= in top_p", "cpu/prefix.rs", "        sum >= target", "        sum > target"),
     ("> for >= in epsilon", "cpu/select.rs", "mass.scale.weight(logit) >= least", "mass.scale.weight(logit) > least"),
-    ("> for >= in mirostat 2", "cpu/select.rs", "y(logit) >= least", "y(logit) > least"),
+    ("> for >= in mirostat 2", "cpu/select.rs", "mass.scale.log2_q16(logit) >= least", "mass.scale.log2_q16(logit) > least"),
     ("< for <= in typical_p", "cpu/listed.rs", "above <= below", "above < below"),
     ("> for >= in what a band holds", "cpu/kernels.rs", "if *logit >= band.low && *logit < band.high", "if *logit > band.low && *logit < band.high"),
     ("XTC's coin is biased", "cpu/run.rs", "self.random(Purpose::Xtc) >> 32 < chance", "self.random(Purpose::Xtc) >> 33 < chance"),
