@@ -78,6 +78,19 @@ static SamplingProgram program(std::vector<SamplingOp> ops) {
   return p;
 }
 
+#ifdef NUCLEUS_PROFILE
+extern "C" void sampling_profile(long long *marks);
+static void print_profile() {
+  static long long marks[16][32];
+  sampling_profile(&marks[0][0]);
+  for (int block : {0, 1}) {
+    std::printf("    block %d:", block);
+    for (int i = 1; i < 32; ++i) if (marks[block][i] > marks[block][0]) std::printf(" %d:%lld", i, marks[block][i] - marks[block][0]);
+    std::printf("\n");
+  }
+}
+#endif
+
 int main(int argc, char **argv) {
   cudaDeviceProp prop;
   CHECK(cudaGetDeviceProperties(&prop, 0));
@@ -161,11 +174,12 @@ int main(int argc, char **argv) {
       batch.programs = d_programs.data;
       batch.arena = d_arena.data;
       batch.out = out.data;
-      auto run = [&](uint32_t copy, uint32_t cluster, uint32_t dtype, cudaStream_t s) {
+      auto run = [&](uint32_t copy, uint32_t cluster, uint32_t dtype, cudaStream_t s, uint32_t flags = 0) {
         SamplingBatch b = batch;
         b.logits = dtype ? static_cast<const void *>(bf16.data) : logits.data + copy * one.size();
         b.dtype = dtype;
         b.cluster = cluster;
+        b.flags = flags;
         int code = launch_advanced_sample_batch(&b, nullptr, 0, s);
         if (code) { std::printf("launch %d\n", code); std::exit(1); }
       };
@@ -174,8 +188,11 @@ int main(int argc, char **argv) {
       std::printf("  %-14s fp32 %8.2f (%.2f x floor)  bf16 %8.2f", c.name, warm, warm / floor_us, half);
       if (copies > 1) std::printf("  cold %8.2f", median_us(copies, [&](uint32_t i, cudaStream_t s) { run(i % copies, 0, 0, s); }));
       if (sweep)
-        for (uint32_t cluster : {1u, 2u, 4u, 8u}) std::printf("  c%u %.2f", cluster, median_us(10, [&](uint32_t, cudaStream_t s) { run(0, cluster, 0, s); }));
+        for (uint32_t cluster : {4u, 8u, 0u}) std::printf("  c%u %.2f", cluster, median_us(10, [&](uint32_t, cudaStream_t s) { run(0, cluster, 0, s, cluster ? 0 : NUCLEUS_BATCH_BLOCK_EACH); }));
       std::printf("  token %u\n", out.host()[0].token_id);
+#ifdef NUCLEUS_PROFILE
+      print_profile();
+#endif
       std::fflush(stdout);
     }
   }

@@ -136,6 +136,8 @@ NUCLEUS_ASSERT(sizeof(SamplingBatch) == 104);
 
 /* Every row takes the exact path without bounded candidates, for tests; never changes a result. */
 #define NUCLEUS_BATCH_EXACT 1u
+/* Every row is first given to one block, as in large batches; never changes a result. */
+#define NUCLEUS_BATCH_BLOCK_EACH 2u
 
 /* Results of a launch. A CUDA error is NUCLEUS_LAUNCH_CUDA + its code. */
 #define NUCLEUS_LAUNCH_OK 0

@@ -8,15 +8,16 @@ namespace nucleus {
 
 constexpr u32 NO_ID = 0xFFFFFFFFu;
 
-// What happens to one token.
-enum EditFlag : u32 { BANNED = 1, BIASED = 2, SEEN = 4, NGRAM = 8 };
+// What happens to one token. Above the flags: how often frequency and presence count it.
+enum EditFlag : u32 { BANNED = 1, BIASED = 2, SEEN = 4, NGRAM = 8, OCCURRENCE = 16 };
 
 struct Edit {
   u32 id;
   u32 flags;
-  u32 count;    // occurrences that frequency and presence count
   u32 longest;  // DRY's longest passage; 0: none
   float bias;
+
+  HD u32 count() const { return flags / OCCURRENCE; }
 };
 
 // Atomic on the device; the host runs one thread.
@@ -51,19 +52,28 @@ HD void raise_to(u32 *word, u32 value) {
 #endif
 }
 
-// Open addressing with linear probing; `capacity` is a power of two above the number of ids.
+// Open addressing with linear probing, for ids in [begin, end); `capacity` is a power of two, and one slot more takes what finds no
+// room: then `*crowded` is raised and the table is of no use.
 struct EditTable {
   Edit *slots;
   u32 capacity;
+  u32 *crowded = nullptr;
+  u32 begin = 0, end = NO_ID;
 
+  HD bool covers(u32 id) const { return id >= begin && id < end; }
   HD u32 start(u32 id) const { return (id * 0x9E3779B1u) >> 7 & (capacity - 1); }
   HD Edit *insert(u32 id) const {
-    for (u32 at = start(id);; at = (at + 1) & (capacity - 1)) {
+    u32 at = start(id);
+    UNROLL_NOT
+    for (u32 probes = 0; probes < capacity / 2; ++probes, at = (at + 1) & (capacity - 1)) {
       u32 old = claim(&slots[at].id, NO_ID, id);
       if (old == NO_ID || old == id) return &slots[at];
     }
+    if (crowded) raise_bits(crowded, 1);
+    return &slots[capacity];
   }
   HD const Edit *find(u32 id) const {
+    UNROLL_NOT
     for (u32 at = start(id);; at = (at + 1) & (capacity - 1)) {
       if (slots[at].id == id) return &slots[at];
       if (slots[at].id == NO_ID) return nullptr;
@@ -77,6 +87,7 @@ struct Request {
   const SamplingProgram *program;
   const SamplingRow *row;
   const u32 *arena;
+  const u32 *history;  // prompt, then output
   const void *logits;  // of this row
   const u32 *mask;     // of this row; null: none
   u32 mask_words;
@@ -85,34 +96,42 @@ struct Request {
 
   HD const u32 *words(const SamplingList &list) const { return arena + list.offset; }
   HD bool has(u32 code) const {
+    UNROLL_NOT
     for (u32 i = 0; i < program->len; ++i)
       if (program->ops[i].code == code) return true;
     return false;
   }
 };
 
-// The request of row `index` of a batch.
-HD Request request_of(const SamplingBatch &b, u32 index) {
+// The request of row `index` of a batch, from its parts.
+HD Request request_of(const SamplingBatch &b, u32 index, const SamplingRow &row, const SamplingConfig &config, const SamplingProgram &program) {
   Request r;
-  r.row = b.row + index;
-  r.config = b.configs + r.row->request;
-  r.program = b.programs + r.row->request;
+  r.row = &row;
+  r.config = &config;
+  r.program = &program;
   r.arena = b.arena;
+  r.history = b.arena + row.history.offset;
   u64 size = b.dtype == NUCLEUS_F32 ? 4 : 2;
   r.logits = static_cast<const char *>(b.logits) + index * b.row_stride * size;
-  r.mask = r.row->mask < 0 ? nullptr : b.masks + static_cast<u64>(r.row->mask) * b.mask_stride;
+  r.mask = row.mask < 0 ? nullptr : b.masks + static_cast<u64>(row.mask) * b.mask_stride;
   r.mask_words = b.mask_words;
   r.dtype = b.dtype;
-  r.limit = r.config->vocab_size < b.row_len ? r.config->vocab_size : b.row_len;
+  r.limit = config.vocab_size < b.row_len ? config.vocab_size : b.row_len;
   return r;
 }
 
 HD float widen_f16(uint16_t h) {
+#ifdef __CUDA_ARCH__
+  float x;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(h));
+  return x;
+#else
   u32 sign = static_cast<u32>(h & 0x8000u) << 16, exponent = h >> 10 & 31u, fraction = h & 0x3FFu;
   if (exponent == 31) return float_of(sign | 0x7F800000u | fraction << 13);
   if (exponent) return float_of(sign | (exponent + 112) << 23 | fraction << 13);
   float small = static_cast<float>(fraction) * (1.0f / 16777216.0f);
   return float_of(bits_of(small) | sign);
+#endif
 }
 
 HD float load_logit(const Request &request, u32 id) {
@@ -137,6 +156,7 @@ struct Sequences {
 // Whether tokens[..len] ends with these ids.
 HD bool ends_with(const u32 *tokens, u32 len, const u32 *ids, u32 count) {
   if (count > len) return false;
+  UNROLL_NOT
   for (u32 i = 0; i < count; ++i)
     if (tokens[len - count + i] != ids[i]) return false;
   return true;
@@ -163,66 +183,114 @@ HD u32 common_suffix(const u32 *h, u32 end, u32 len, u32 limit) {
 }
 
 HD bool single_breaker(const Sequences &breakers, u32 id) {
+  UNROLL_NOT
   for (u32 i = 0; i < breakers.count; ++i)
     if (breakers.len(i) == 1 && breakers.ids(i)[0] == id) return true;
   return false;
 }
 
-// Builds the table with the threads of one block. `team.local_max` reduces over the block.
+// Empties the table with the threads of one block; the caller separates this from what follows by a barrier.
 template <class Team>
-HD_SLOW void build_edits(const Team &team, const Request &r, const EditTable &table) {
+HD void clear_edits(const Team &team, const EditTable &table) {
+  UNROLL_NOT
+  for (u32 i = team.local(); i <= table.capacity; i += team.locals()) table.slots[i] = Edit{NO_ID, 0, 0, 0.0f};
+}
+
+// How often and where tokens of the windows occur.
+template <class Team>
+HD void note_occurrences(const Team &team, const Request &r, const EditTable &table) {
+  const SamplingConfig &c = *r.config;
+  const u32 len = r.row->history.len, prompt = r.row->prompt_len;
+  u32 seen = window_start(len, c.repeat_last_n);
+  u32 counted = c.flags & NUCLEUS_COUNT_PROMPT ? seen : prompt + window_start(len - prompt, c.repeat_last_n);
+  UNROLL_NOT
+  for (u32 i = (seen < counted ? seen : counted) + team.local(); i < len; i += team.locals()) {
+    u32 id = r.history[i];
+    if (id >= r.limit || !table.covers(id)) continue;
+    Edit *edit = table.insert(id);
+    if (i >= seen && !(edit->flags & SEEN)) raise_bits(&edit->flags, SEEN);
+    if (i >= counted) add_to(&edit->flags, OCCURRENCE);
+  }
+}
+
+// Where the last complete sequence breaker of h[..size] ends.
+template <class Team>
+HD u32 last_break(const Team &team, const Sequences &breakers, const u32 *h, u32 size) {
+  if (!breakers.count) return 0;
+  u32 last = 0;
+  UNROLL_NOT
+  for (u32 end = team.local() + 1; end <= size; end += team.locals())
+    for (u32 b = 0; b < breakers.count; ++b)
+      if (ends_with(h, end, breakers.ids(b), breakers.len(b))) last = end;
+  return team.local_max(last);
+}
+
+template <class Team>
+HD void note_passages(const Team &team, const Request &r, const EditTable &table) {
+  const SamplingConfig &c = *r.config;
+  u32 first = window_start(r.row->history.len, c.dry_penalty_last_n), size = r.row->history.len - first;
+  const u32 *h = r.history + first;
+  Sequences breakers(r, r.row->breakers);
+  u32 limit = size - last_break(team, breakers, h, size);
+  u32 allowed = c.dry_allowed_length ? c.dry_allowed_length : 1;
+  UNROLL_NOT
+  for (u32 end = team.local() + 1; end < size && limit >= allowed; end += team.locals()) {
+    if (h[end - 1] != h[size - 1] || h[end] >= r.limit || !table.covers(h[end])) continue;
+    u32 length = common_suffix(h, end, size, limit);
+    if (length >= allowed && !single_breaker(breakers, h[end])) raise_to(&table.insert(h[end])->longest, length);
+  }
+}
+
+template <class Team>
+HD void note_ngrams(const Team &team, const Request &r, const EditTable &table) {
+  const u32 *tokens = r.history;
+  u32 len = r.row->history.len;
+  u64 others = r.config->no_repeat_ngram_size - 1;
+  if (others > len) return;
+  UNROLL_NOT
+  for (u64 end = others + team.local(); end < len; end += team.locals())
+    if (tokens[end] < r.limit && table.covers(tokens[end]) &&
+        ends_with(tokens, static_cast<u32>(end), tokens + (len - others), static_cast<u32>(others)))
+      raise_bits(&table.insert(tokens[end])->flags, NGRAM);
+}
+
+template <class Team>
+HD void note_bias_and_bans(const Team &team, const Request &r, const EditTable &table) {
   const u32 t = team.local(), n = team.locals();
   const SamplingConfig &c = *r.config;
-  const u32 *tokens = r.words(r.row->history);
-  const u32 len = r.row->history.len, prompt = r.row->prompt_len;
-  for (u32 i = t; i < table.capacity; i += n) table.slots[i] = Edit{NO_ID, 0, 0, 0, 0.0f};
-  team.sync();
   const SamplingBias *bias = reinterpret_cast<const SamplingBias *>(r.words(r.row->bias));
+  UNROLL_NOT
   for (u32 i = t; i < r.row->bias.len; i += n) {
+    if (!table.covers(bias[i].token_id)) continue;
     Edit *edit = table.insert(bias[i].token_id);
     raise_bits(&edit->flags, BIASED);
     edit->bias = bias[i].value;
   }
+  auto ban = [&](u32 id) { if (table.covers(id)) raise_bits(&table.insert(id)->flags, BANNED); };
   if ((c.flags & NUCLEUS_IGNORE_EOS) || r.row->position < c.min_tokens)
-    for (u32 i = t; i < r.row->eos.len; i += n) raise_bits(&table.insert(r.words(r.row->eos)[i])->flags, BANNED);
+    for (u32 i = t; i < r.row->eos.len; i += n) ban(r.words(r.row->eos)[i]);
   Sequences bad(r, r.row->bad_words);
-  u32 from = c.flags & NUCLEUS_BAD_WORDS_OUTPUT_ONLY ? prompt : 0;
+  u32 from = c.flags & NUCLEUS_BAD_WORDS_OUTPUT_ONLY ? r.row->prompt_len : 0;
+  UNROLL_NOT
   for (u32 i = t; i < bad.count; i += n)
-    if (ends_with(tokens + from, len - from, bad.ids(i), bad.len(i) - 1))
-      raise_bits(&table.insert(bad.ids(i)[bad.len(i) - 1])->flags, BANNED);
-  if (r.has(NUCLEUS_OP_PENALTIES)) {
-    u32 seen = window_start(len, c.repeat_last_n);
-    u32 counted = c.flags & NUCLEUS_COUNT_PROMPT ? seen : prompt + window_start(len - prompt, c.repeat_last_n);
-    for (u32 i = (seen < counted ? seen : counted) + t; i < len; i += n) {
-      if (tokens[i] >= r.limit) continue;
-      Edit *edit = table.insert(tokens[i]);
-      if (i >= seen) raise_bits(&edit->flags, SEEN);
-      if (i >= counted) add_to(&edit->count, 1);
-    }
-  }
-  if (r.has(NUCLEUS_OP_DRY)) {
-    u32 first = window_start(len, c.dry_penalty_last_n), size = len - first;
-    const u32 *h = tokens + first;
-    Sequences breakers(r, r.row->breakers);
-    u32 last = 0;  // where the last complete breaker ends
-    for (u32 end = t + 1; end <= size && breakers.count; end += n)
-      for (u32 b = 0; b < breakers.count; ++b)
-        if (ends_with(h, end, breakers.ids(b), breakers.len(b))) last = end;
-    u32 limit = size - (breakers.count ? team.local_max(last) : 0);
-    u32 allowed = c.dry_allowed_length ? c.dry_allowed_length : 1;
-    for (u32 end = t + 1; end < size && limit >= allowed; end += n) {
-      if (h[end - 1] != h[size - 1] || h[end] >= r.limit) continue;
-      u32 length = common_suffix(h, end, size, limit);
-      if (length >= allowed && !single_breaker(breakers, h[end])) raise_to(&table.insert(h[end])->longest, length);
-    }
-  }
-  if (r.has(NUCLEUS_OP_NO_REPEAT_NGRAM)) {
-    u64 others = c.no_repeat_ngram_size - 1;
-    if (others <= len)
-      for (u64 end = others + t; end < len; end += n)
-        if (tokens[end] < r.limit && ends_with(tokens, static_cast<u32>(end), tokens + (len - others), static_cast<u32>(others)))
-          raise_bits(&table.insert(tokens[end])->flags, NGRAM);
-  }
+    if (ends_with(r.history + from, r.row->history.len - from, bad.ids(i), bad.len(i) - 1)) ban(bad.ids(i)[bad.len(i) - 1]);
+}
+
+// Fills an empty table with the threads of one block. `team.local_max` reduces over the block.
+template <class Team>
+HD void note_edits(const Team &team, const Request &r, const EditTable &table) {
+  note_bias_and_bans(team, r, table);
+  if (r.has(NUCLEUS_OP_PENALTIES)) note_occurrences(team, r, table);
+  if (r.has(NUCLEUS_OP_DRY)) note_passages(team, r, table);
+  if (r.has(NUCLEUS_OP_NO_REPEAT_NGRAM)) note_ngrams(team, r, table);
+}
+
+// Builds the table with the threads of one block.
+template <class Team>
+HD_SLOW void build_edits(const Team &team, const Request &r, const EditTable &table) {
+  clear_edits(team, table);
+  team.sync();
+  note_edits(team, r, table);
   team.sync();
 }
 
@@ -250,8 +318,8 @@ HD float repetition(float x, float penalty) { return x > 0.0f ? x / penalty : x 
 
 HD float penalise(float x, const Edit &edit, const SamplingConfig &c) {
   if (edit.flags & SEEN) x = repetition(x, c.repetition_penalty);
-  if (edit.count) {
-    x = x - c.frequency_penalty * static_cast<float>(edit.count);
+  if (edit.count()) {
+    x = x - c.frequency_penalty * static_cast<float>(edit.count());
     x = x - c.presence_penalty;
   }
   return x;
@@ -263,7 +331,7 @@ HD float dry(float x, const Edit &edit, const SamplingConfig &c) {
 }
 
 // The logit after the edit `code` of a token that the table holds.
-HD_SLOW float apply_edit(u32 code, float x, const Edit &edit, const SamplingConfig &c) {
+HD float apply_edit(u32 code, float x, const Edit &edit, const SamplingConfig &c) {
   switch (code) {
     case NUCLEUS_OP_DRY: return dry(x, edit, c);
     case NUCLEUS_OP_NO_REPEAT_NGRAM: return edit.flags & NGRAM ? -infinity() : x;

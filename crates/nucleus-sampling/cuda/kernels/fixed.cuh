@@ -8,9 +8,11 @@
 #ifdef __CUDACC__
 #define HD __host__ __device__ __forceinline__
 #define HD_SLOW __host__ __device__ __noinline__
+#define UNROLL_NOT _Pragma("unroll 1")
 #else
 #define HD inline
 #define HD_SLOW inline
+#define UNROLL_NOT
 #endif
 
 namespace nucleus {
@@ -62,6 +64,10 @@ HD float exp2_fraction(float f) {
   return fmaf(p, f, 1.0f);
 }
 
+// Adding this to |v| < 2^22 rounds v to an integer, ties to even, and leaves it in the low bits.
+constexpr float ROUNDING = 12582912.0f;
+constexpr u32 ROUNDING_BITS = 0x4B400000u;
+
 // A scaled logit as n + f; `weighs` is false at or below -2^22.
 struct Exponent {
   i32 n;
@@ -71,18 +77,18 @@ struct Exponent {
   HD Exponent(float x, float s) {
     float product = x * s;
     weighs = !(product <= -SCALED_LIMIT);
-    float rounded = weighs ? rintf(product) : 0.0f;
-    n = static_cast<i32>(rounded);
-    f = fmaf(x, s, -rounded);
+    float shifted = (weighs ? product : 0.0f) + ROUNDING;
+    n = static_cast<i32>(bits_of(shifted) - ROUNDING_BITS);
+    f = fmaf(x, s, -(shifted - ROUNDING));
   }
-  // q = floor(2^44 2^(n - max) P(f)).
+  // q = floor(2^44 2^(n - max) P(f)); n is at most max.
   HD u64 weight(i32 max) const {
-    if (!weighs) return 0;
     u32 bits = bits_of(exp2_fraction(f));
-    u64 significand = (bits & 0x007FFFFFu) | 0x00800000u;
+    u32 significand = (bits & 0x007FFFFFu) | 0x00800000u;
     i32 shift = static_cast<i32>(bits >> 23) - 127 - 23 + WEIGHT_BITS + n - max;
-    if (shift >= 0) return significand << shift;
-    return shift > -64 ? significand >> -shift : 0;
+    u32 down = shift < -31 ? 31 : shift < 0 ? -shift : 0, up = shift > 0 ? shift : 0;
+    u64 q = static_cast<u64>(significand >> down) * static_cast<u64>(1u << (up & 31));
+    return weighs ? q : 0;
   }
   // y = (n - max) + f in Q16.
   HD i64 log2_q16(i32 max) const {
@@ -97,6 +103,7 @@ HD_SLOW i64 log2_q48(u64 v) {
   int zeros = leading_zeros(v);
   u64 significand = v << zeros;
   i64 result = static_cast<i64>(63 - zeros) << 48;
+  UNROLL_NOT
   for (int bit = 47; bit >= 0; --bit) {
     u64 high = mulhi64(significand, significand), low = significand * significand;
     u64 carry = high >> 63;  // the square in Q63 has bit 64 set exactly when its high word has bit 63
@@ -112,6 +119,7 @@ HD i64 log2_q16(u64 v) { return (log2_q48(v) + (1ll << 31)) >> 32; }
 HD_SLOW u128 isqrt(u128 v) {
   u128 root = 0, bit = static_cast<u128>(1) << 126;
   while (bit > v) bit >>= 2;
+  UNROLL_NOT
   for (; bit; bit >>= 2) {
     bool fits = v >= root + bit;
     v -= fits ? root + bit : 0;
@@ -126,6 +134,7 @@ HD_SLOW u64 exp2_q32(i64 y) {
   u32 fraction = static_cast<u32>(y);
   u64 significand = 1ull << 63;
   u128 factor = static_cast<u128>(1) << 64;
+  UNROLL_NOT
   for (int k = 0; k < 32; ++k) {
     factor = isqrt(factor << 63);
     if (fraction >> (31 - k) & 1) {
@@ -186,6 +195,7 @@ HD i64 deviation_q16(u64 count, u64 sum, u128 squares) {
 HD u64 philox(u64 seed, u32 position, u32 purpose, u32 choice, u32 attempt) {
   u32 a = position, b = purpose, c = choice, d = attempt;
   u32 k0 = static_cast<u32>(seed), k1 = static_cast<u32>(seed >> 32);
+  UNROLL_NOT
   for (int round = 0; round < 10; ++round) {
     u64 p0 = static_cast<u64>(0xD2511F53u) * a, p1 = static_cast<u64>(0xCD9E8D57u) * c;
     a = static_cast<u32>(p1 >> 32) ^ b ^ k0;
@@ -208,9 +218,26 @@ HD u64 place_of(float x, u32 id) { return static_cast<u64>(key_of(x)) << 32 | st
 HD float logit_at(u64 place) { return value_of(static_cast<u32>(place >> 32)); }
 HD u32 id_at(u64 place) { return ~static_cast<u32>(place); }
 
-// ln(q / Z); -inf for q = 0.
+// log2(v) of v > 0 as whole + fraction, by the series of the inverse hyperbolic tangent; the fraction's error is below 2^-50.
+HD double log2_near(u64 v, double &whole) {
+  int zeros = leading_zeros(v);
+  double m = static_cast<double>(v << zeros) * (1.0 / 9223372036854775808.0);  // 1 <= m <= 2
+  whole = static_cast<double>(63 - zeros);
+  if (m > 1.4142135623730951) { m = m * 0.5; whole = whole + 1.0; }
+  double z = (m - 1.0) / (m + 1.0), square = z * z, sum = 1.0 / 23.0;
+  for (int odd = 21; odd >= 3; odd -= 2) sum = fma(sum, square, 1.0 / odd);
+  return fma(z * square, sum, z) * 2.8853900817779268147;
+}
+
+// ln(q / Z); -inf for q = 0. The digits of the logarithms are computed one by one only where the float may depend on the last of them.
 HD float processed_logprob(u64 q, u64 total) {
   if (!q) return -infinity();
+  double whole, whole_total;
+  double fraction = log2_near(q, whole) - log2_near(total, whole_total);
+  double distance = floor(((whole - whole_total) + fraction) * 281474976710656.0);
+  float least = static_cast<float>(ln_of_log2_q48(static_cast<i64>(distance) - 2));
+  float most = static_cast<float>(ln_of_log2_q48(static_cast<i64>(distance) + 3));
+  if (least == most) return least;
   return static_cast<float>(ln_of_log2_q48(log2_q48(q) - log2_q48(total)));
 }
 
@@ -268,6 +295,7 @@ HD u64 mirostat_k(i64 s, i64 mu, u32 vocab_size) {
 // base^exponent by repeated products, the last finite one if it overflows.
 HD float power(float base, u64 exponent) {
   float result = 1.0f;
+  UNROLL_NOT
   for (u64 i = 0; i < exponent; ++i) {
     float next = result * base;
     if (next == result || !(fabsf(next) < infinity())) break;

@@ -23,6 +23,7 @@ struct HostWarp {
 
 struct HostTeam {
   using Warp = HostWarp;
+  static constexpr bool SLICES = false;
   mutable std::vector<u64> bins = std::vector<u64>(BINS), places, room;
   mutable u64 told_value = 0;
 

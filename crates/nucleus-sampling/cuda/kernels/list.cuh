@@ -5,9 +5,21 @@
 
 namespace nucleus {
 
+#if defined(__CUDACC__) && defined(NUCLEUS_PROFILE)
+__device__ long long profile_marks[16][32];
+#ifdef __CUDA_ARCH__
+#define LIST_MARK(i) do { if (threadIdx.x == 0 && blockIdx.x < 16) profile_marks[blockIdx.x][i] = clock64(); } while (0)
+#else
+#define LIST_MARK(i) do { } while (0)
+#endif
+#else
+#define LIST_MARK(i) do { } while (0)
+#endif
+
 constexpr u32 MIROSTAT_TOKENS = 100;
 
-// The tokens left are places[low..high), descending. `scratch` has room for as many.
+// The tokens left are places[low..high), descending; the list may be the beginning of a longer order, whose rest weighs `rest`. `scratch` has
+// room for as many: it holds their weights, from the first that weighs on.
 template <class Warp>
 struct ListMachine {
   const Warp &warp;
@@ -19,36 +31,55 @@ struct ListMachine {
   float temperature;
   u32 status = NUCLEUS_OK;
   Weighing w;
+  u64 rest = 0;
+  u32 weighed_low = 0, weighed_high = 0;  // whose weights are in `scratch`
+  float weighed_at = 0;                   // the temperature they were taken at; 0: there are none
 
   HD ListMachine(const Warp &lanes, const Request &request, const EditTable &edits, u64 *list, u64 *room, u32 count, float t)
       : warp(lanes), r(request), table(edits), places(list), scratch(room), high(count), temperature(t) {}
 
   HD u32 count() const { return high - low; }
   HD float logit(u32 i) const { return logit_at(places[i]); }
-  HD u64 q(u32 i) const { return w.q(logit(i)); }
+  HD u64 q(u32 i) const { return scratch[i]; }
   HD i64 y(u32 i) const { return w.y(logit(i)); }
 
-  HD bool weigh() {
+  // `moment`: entropy and mean are wanted too.
+  HD bool weigh(bool moment = true) {
     if (!count()) { status = NUCLEUS_EMPTY; return false; }
-    return weigh_below(logit(low));
+    if (weighed_at == temperature && weighed_low == low && weighed_high == high && !moment) return true;
+    if (!(weighed_at == temperature && weighed_low == low)) {
+      if (!begin_weighing(logit(low), temperature, w)) { status = NUCLEUS_OVERFLOW; return false; }
+      UNROLL_NOT
+      for (u32 i = low + warp.lane(); i < high; i += warp.lanes()) scratch[i] = w.q(logit(i));
+      warp.sync();
+    }
+    u64 total = 0;
+    i64 sum = 0;
+    UNROLL_NOT
+    for (u32 i = low + warp.lane(); i < high; i += warp.lanes()) {
+      total += q(i);
+      if (moment && q(i)) sum += (static_cast<i64>(q(i)) * y(i)) >> 16;
+    }
+    w.sums.total = warp.sum(total) + rest;
+    w.sums.moment = moment ? static_cast<i64>(warp.sum(static_cast<u64>(sum))) : 0;
+    weighed_low = low;
+    weighed_high = high;
+    weighed_at = temperature;
+    return true;
   }
 
-  // Weighs a list whose largest logit is known.
-  HD bool weigh_below(float largest) {
-    if (!begin_weighing(largest, temperature, w)) { status = NUCLEUS_OVERFLOW; return false; }
-    Surprise own;
-    for (u32 i = low + warp.lane(); i < high; i += warp.lanes()) {
-      Exponent e(logit(i), w.s);
-      own.add(e.weight(w.max_n), e.log2_q16(w.max_n));
-    }
-    w.sums.total = warp.sum(own.total);
-    w.sums.moment = static_cast<i64>(warp.sum(static_cast<u64>(own.moment)));
+  // The list is the beginning of a row of this weight; false: overflow.
+  HD bool begins_row(u64 total) {
+    if (!weigh(false)) return false;
+    rest = total - w.sums.total;
+    w.sums.total = total;
     return true;
   }
 
   // The first index from `low` on that fails, at most `high`.
   template <class P>
   HD u32 leading(P passes) const {
+    UNROLL_NOT
     for (u32 i = low; i < high; i += warp.lanes()) {
       u32 own = i + warp.lane();
       u32 first = warp.first(own < high && !passes(own));
@@ -77,9 +108,10 @@ struct ListMachine {
     high = cut > floor ? cut : floor;
   }
 
-  // The end of the shortest beginning whose mass suffices.
+  // The end of the shortest beginning whose mass suffices; one more than `high` if all of it does not.
   HD u32 mass_end(u64 threshold) const {
     u64 mass = 0;
+    UNROLL_NOT
     for (u32 i = low; i < high; i += warp.lanes()) {
       u32 own = i + warp.lane();
       u64 prefix = warp.inclusive(own < high ? q(own) : 0);
@@ -87,12 +119,23 @@ struct ListMachine {
       if (first < warp.lanes()) return i + first + 1;
       mass += warp.last(prefix);
     }
-    return high;
+    return high + 1;
+  }
+
+  // False: where it ends lies beyond the list.
+  HD bool top_p(const SamplingOp &op, u64 min_keep) {
+    u32 end = mass_end(op.threshold);
+    if (end > high && rest) return false;
+    keep(end, min_keep);
+    if (rest) weighed_at = 0;
+    rest = 0;
+    return true;
   }
 
   HD void top_n_sigma(const SamplingOp &op) {
     float largest = logit(low);
     u64 sum = 0, least = 0, most = 0;
+    UNROLL_NOT
     for (u32 i = low + warp.lane(); i < high; i += warp.lanes()) {
       u64 d = distance_q16(logit(i), largest), square = d * d;
       sum += d;
@@ -142,10 +185,12 @@ struct ListMachine {
   HD void tail_free(const SamplingOp &op, u64 min_keep) {
     if (count() <= 2) return;
     u64 own = 0;
+    UNROLL_NOT
     for (u32 i = low + warp.lane(); i + 2 < high; i += warp.lanes()) own += bend(i);
     u64 total = warp.sum(own), sum = 0;
     bool flat = total == 0;
     if (flat) total = count() - 2;
+    UNROLL_NOT
     for (u32 i = low; i + 2 < high; i += warp.lanes()) {
       u32 own_index = i + warp.lane();
       bool there = own_index + 2 < high;
@@ -171,14 +216,14 @@ struct ListMachine {
     u64 min_keep = r.config->min_keep ? r.config->min_keep : 1;
     bool ties = r.config->flags & NUCLEUS_KEEP_TIES;
     bool weighs = op.code != NUCLEUS_OP_TOP_N_SIGMA && op.code != NUCLEUS_OP_TOP_K && op.code != NUCLEUS_OP_MIN_P;
-    if (weighs && !weigh()) return false;
+    if (weighs && !weigh(op.code == NUCLEUS_OP_TYPICAL_P || op.code == NUCLEUS_OP_ETA)) return false;
     switch (op.code) {
       case NUCLEUS_OP_TOP_N_SIGMA: top_n_sigma(op); break;
       case NUCLEUS_OP_TOP_K:
         if (op.threshold < count()) high = ties ? with_ties(low + static_cast<u32>(op.threshold)) : low + static_cast<u32>(op.threshold);
         break;
       case NUCLEUS_OP_TYPICAL_P: typical(op, min_keep); break;
-      case NUCLEUS_OP_TOP_P: keep(mass_end(op.threshold), min_keep); break;
+      case NUCLEUS_OP_TOP_P: return top_p(op, min_keep);
       case NUCLEUS_OP_MIN_P: {
         float threshold = fmaf(temperature, op.arg, logit(low));
         keep(leading([&](u32 i) { return logit(i) >= threshold; }), min_keep);
@@ -199,8 +244,10 @@ struct ListMachine {
   HD bool edit(F change) {
     float t = temperature;
     temperature = 1.0f;
+    weighed_at = 0;
     u64 nan = 0, infinite = 0, left = 0;
     u32 n = count();
+    UNROLL_NOT
     for (u32 i = warp.lane(); i < n; i += warp.lanes()) {
       float x = logit(low + i);
       u32 id = id_at(places[low + i]);
@@ -215,9 +262,11 @@ struct ListMachine {
     warp.sync();
     if (warp.sum(nan)) { status = NUCLEUS_NAN; return false; }
     if (warp.sum(infinite)) { status = NUCLEUS_OVERFLOW; return false; }
+    UNROLL_NOT
     for (u32 i = warp.lane(); i < n; i += warp.lanes()) {  // rank by counting: places differ
       if (!scratch[i]) continue;
       u32 rank = 0;
+      UNROLL_NOT
       for (u32 j = 0; j < n; ++j) rank += scratch[j] > scratch[i];
       places[rank] = scratch[i];
     }
@@ -266,6 +315,7 @@ struct ListMachine {
   HD u64 zipf_count(const Weighing &all) const {
     i64 products = 0, squares = 0;
     u32 end = high - low < MIROSTAT_TOKENS ? high : low + MIROSTAT_TOKENS;
+    UNROLL_NOT
     for (u32 i = low; i + 1 < end && all.q(logit(i + 1)); ++i) {
       u32 rank = i - low + 1;
       i64 t = log2_q16(rank + 1) - log2_q16(rank);
@@ -278,55 +328,39 @@ struct ListMachine {
     return k ? k : 1;
   }
 
-  // The mass of the ids up to `id`.
-  HD u64 mass_to(u32 id) const {
-    u64 mass = 0;
-    for (u32 i = low + warp.lane(); i < high; i += warp.lanes()) mass += id_at(places[i]) <= id ? q(i) : 0;
-    return warp.sum(mass);
-  }
-
   // The index of the smallest id whose inclusive prefix of q exceeds the target.
   HD u32 draw(u64 target) {
     u32 n = count();
     if (n <= 4 * warp.lanes()) {
-      for (u32 i = warp.lane(); i < n; i += warp.lanes()) scratch[i] = q(low + i);
-      warp.sync();
       u32 drawn = n;
+      UNROLL_NOT
       for (u32 i = warp.lane(); i < n; i += warp.lanes()) {
         u32 id = id_at(places[low + i]);
         u64 before = 0;
-        for (u32 j = 0; j < n; ++j) before += id_at(places[low + j]) < id ? scratch[j] : 0;
-        if (before <= target && before + scratch[i] > target) drawn = i;
+        UNROLL_NOT
+        for (u32 j = low; j < high; ++j) before += id_at(places[j]) < id ? q(j) : 0;
+        if (before <= target && before + q(low + i) > target) drawn = i;
       }
       return low + warp.least(drawn);
     }
-    return draw_by_bisection(target);
+    return draw_by_bisection(target, [this](u32 i) { return q(i); });
   }
 
-  HD u32 draw_by_bisection(u64 target) const {
+  template <class F>
+  HD u32 draw_by_bisection(u64 target, F weight_at) const {
     u32 least = 0, most = r.limit - 1;
     while (least < most) {
       u32 middle = (least + most) / 2;
-      if (mass_to(middle) > target) most = middle; else least = middle + 1;
+      u64 mass = 0;
+      UNROLL_NOT
+      for (u32 i = low + warp.lane(); i < high; i += warp.lanes()) mass += id_at(places[i]) <= middle ? weight_at(i) : 0;
+      if (warp.sum(mass) > target) most = middle; else least = middle + 1;
     }
     u32 found = high;
+    UNROLL_NOT
     for (u32 i = low + warp.lane(); i < high; i += warp.lanes())
       if (id_at(places[i]) == least) found = i;
     return warp.least(found);
-  }
-
-  HD u64 uniform() const {
-    const SamplingRow &row = *r.row;
-    return row.flags & NUCLEUS_ROW_UNIFORM ? row.uniform : philox(r.config->seed, row.position, 0, row.choice, row.attempt);
-  }
-
-  // ln(q / Z), one logarithm a lane.
-  HD float logprob(u64 weight) const {
-    if (!weight) return -infinity();
-    i64 own = log2_q48(warp.lane() + 1 == warp.lanes() ? w.sums.total : weight);
-    i64 whole = warp.lanes() > 1 ? static_cast<i64>(warp.last(static_cast<u64>(own))) : own;
-    i64 part = warp.lanes() > 1 ? static_cast<i64>(warp.most(warp.lane() == 0 ? static_cast<u64>(own) : 0)) : log2_q48(weight);
-    return static_cast<float>(ln_of_log2_q48(part - whole));
   }
 
   HD Outcome choose(const SamplingOp &op) {
@@ -337,7 +371,7 @@ struct ListMachine {
       out.token = id_at(places[low]);
       out.kept = 1;
       return out;
-    } else if (weigh()) {
+    } else if (weigh(false)) {
       decide(op, out);
     }
     out.status = status;
@@ -357,11 +391,14 @@ struct ListMachine {
       adapt(op, out);
       return;
     }
-    if (op.code != NUCLEUS_OP_DRAW && !weigh()) return;
-    u32 drawn = draw(mulhi64(uniform(), w.sums.total));
+    if (!weigh(false)) return;
+    LIST_MARK(16);
+    u32 drawn = draw(mulhi64(uniform_of(r), w.sums.total));
+    LIST_MARK(17);
     out.token = id_at(places[drawn]);
     out.kept = count();
-    out.logprob = logprob(q(drawn));
+    LIST_MARK(18);
+    out.logprob = processed_logprob(q(drawn), w.sums.total);
     if (op.code == NUCLEUS_OP_MIROSTAT_1 || op.code == NUCLEUS_OP_MIROSTAT_2) {
       i64 surprise = w.sums.offset_q16() - y(drawn);
       out.feedback = static_cast<i32>(surprise < 0 ? 0 : surprise > 0x7FFFFFFF ? 0x7FFFFFFF : surprise);
@@ -374,6 +411,7 @@ struct ListMachine {
     u64 *old = places + low;
     u32 n = count();
     u64 most = 0;
+    UNROLL_NOT
     for (u32 i = warp.lane(); i < n; i += warp.lanes()) {
       float x = adapted(before.q(logit_at(old[i])), before.sums.total, r.row->adaptive_target) + 0.0f;
       scratch[i] = place_of(x, id_at(old[i]));
@@ -385,11 +423,16 @@ struct ListMachine {
     temperature = 1.0f;
     float largest = logit_at(warp.most(most));
     warp.sync();
-    if (!weigh_below(largest)) return;
-    u32 drawn = draw_by_bisection(mulhi64(uniform(), w.sums.total));
+    if (!begin_weighing(largest, temperature, w)) { status = NUCLEUS_OVERFLOW; return; }
+    auto weight_at = [this](u32 i) { return w.q(logit(i)); };
+    u64 own = 0;
+    UNROLL_NOT
+    for (u32 i = warp.lane(); i < n; i += warp.lanes()) own += weight_at(i);
+    w.sums.total = warp.sum(own);
+    u32 drawn = draw_by_bisection(mulhi64(uniform_of(r), w.sums.total), weight_at);
     out.token = id_at(places[drawn]);
     out.kept = n;
-    out.logprob = logprob(q(drawn));
+    out.logprob = processed_logprob(weight_at(drawn), w.sums.total);
     u128 share = static_cast<u128>(before.q(logit_at(old[drawn]))) << 16;
     out.feedback = static_cast<i32>(share / (before.sums.total ? before.sums.total : 1));
   }

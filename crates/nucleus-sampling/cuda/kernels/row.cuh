@@ -1,8 +1,9 @@
-// The exact path over a whole row: every stage as sweeps over the ids, cuts by radix selection, no scratch memory and no sort.
+// The exact path over a whole row: every stage as sweeps over the ids, cuts by radix selection, no sort.
 //
 // A truncation keeps a contiguous run of the order, so the tokens that are left are those whose place (key_of the logit, then id) lies
-// between two bounds. An edit begins a new order: a layer on top. A token is left if it lies within the bounds of every layer, each
-// reached from the layer below by that layer's edit.
+// between two bounds. An edit begins a new order. Where the team holds the row in slices, the logits themselves are changed, and what is
+// out becomes -inf. Elsewhere an edit is a layer on top: a token is left if it lies within the bounds of every layer, each reached from the
+// layer below by that layer's edit.
 #pragma once
 
 #include "edits.cuh"
@@ -44,6 +45,12 @@ HD bool begin_weighing(float largest, float temperature, Weighing &w) {
   return true;
 }
 
+// The number that draws.
+HD u64 uniform_of(const Request &r) {
+  const SamplingRow &row = *r.row;
+  return row.flags & NUCLEUS_ROW_UNIFORM ? row.uniform : philox(r.config->seed, row.position, 0, row.choice, row.attempt);
+}
+
 // When a running sum suffices.
 struct Until {
   enum Kind { COUNT, REACHES, EXCEEDS, ABOVE } kind;
@@ -64,6 +71,16 @@ struct Selected {
   u64 before;  // the sum over larger keys
 };
 
+// What a sweep for the first place finds.
+struct Survey {
+  u64 best = 0, count = 0;
+  bool nan = false, infinite = false;
+};
+
+// Steps of the logits in which a slice is searched first: BINS of them below the largest logit.
+constexpr float STEPS_PER_LOGIT = 64.0f;   // by count
+constexpr float STEPS_PER_OCTAVE = 45.0f;  // by weight: the last weight lies 45 octaves below the first
+
 // What a row's program has come to.
 struct Outcome {
   u32 status = NUCLEUS_OK;
@@ -71,6 +88,7 @@ struct Outcome {
   u32 kept = 0;
   i32 feedback = 0;
   float logprob = 0;
+  bool drawn_here = false;  // by a slice: this thread holds the outcome, all others hold none
 };
 
 template <class Team>
@@ -99,6 +117,7 @@ struct RowMachine {
       if ((edit && (edit->flags & BANNED)) || !admitted(r, id)) return false;
       if (edit && (edit->flags & BIASED)) x = x + edit->bias;
     }
+    UNROLL_NOT
     for (u32 i = 0;; ++i) {
       x = x + 0.0f;
       if (x == -infinity()) return false;
@@ -127,14 +146,69 @@ struct RowMachine {
   // Calls f(id, x) for every token that is left, each on one thread of the team.
   template <class F>
   HD void sweep(F f) const {
+    if constexpr (Team::SLICES) sweep_slice(f);
+    else sweep_layers(f);
+  }
+
+  template <class F>
+  HD void sweep_layers(F f) const {
+    UNROLL_NOT
     for (u32 id = team.rank(); id < r.limit; id += team.size()) {
       float x;
       if (eval(id, x)) f(id, x);
     }
   }
 
+  // Which tokens of a slice are left.
+  struct Bounds {
+    u64 top, bottom;
+    float high, low;
+
+    HD explicit Bounds(const Layer &l)
+        : top(l.top), bottom(l.bottom), high(l.top == ~0ull ? infinity() : logit_at(l.top)), low(l.bottom ? logit_at(l.bottom) : -infinity()) {}
+    HD bool hold(u32 id, float x) const {
+      if (x > low && x < high) return true;
+      if (!(x == low || x == high) || !(x > -infinity())) return false;
+      u64 place = place_of(x, id);
+      return place <= top && place >= bottom;
+    }
+  };
+
+  template <class F>
+  HD void sweep_slice(F f) const {
+    const Bounds bounds(layers[0]);
+    team.each([&](u32 id, float x) {
+      if (bounds.hold(id, x)) f(id, x);
+    });
+  }
+
+  // Changes the logits of a slice to f(x); what is out becomes -inf. Begins a new order.
+  template <class F>
+  HD bool rewrite_slice(F f) {
+    const Bounds bounds(layers[0]);
+    team.rewrite([&](u32 id, float x) { return bounds.hold(id, x) ? f(x) + 0.0f : -infinity(); });
+    layers[0] = layer(NUCLEUS_OP_NONE, 1.0f);
+    return settle();
+  }
+
+  HD bool settle_slice() {
+    Survey survey = team.survey();
+    u64 sums[1] = {survey.count}, most[2] = {survey.best, survey.nan || (!raw && team.unusual()) ? 2u : survey.infinite ? 1u : 0u};
+    team.max(most);
+    team.sum(sums);
+    count = sums[0];
+    best = most[0];
+    status = most[1] == 2 ? NUCLEUS_NAN : most[1] ? NUCLEUS_OVERFLOW : NUCLEUS_OK;
+    return status == NUCLEUS_OK;
+  }
+
   // Checks the uppermost layer, counts it and finds its first place.
   HD bool settle() {
+    if constexpr (Team::SLICES) return settle_slice();
+    else return settle_layers();
+  }
+
+  HD bool settle_layers() {
     u64 sums[2] = {0, 0}, most[2] = {0, 0};
     sweep([&](u32 id, float x) {
       if (x != x) { most[1] |= 2; return; }
@@ -162,6 +236,11 @@ struct RowMachine {
   }
 
   HD bool edit(u32 code) {
+    if constexpr (Team::SLICES) return true;  // made before the first sweep
+    else return add_layer(code);
+  }
+
+  HD bool add_layer(u32 code) {
     layers[depth + 1] = layer(code, temperature);
     if (code == NUCLEUS_OP_ADAPTIVE_P) {  // its weights were taken at the temperature that is divided out: they belong to the layer below
       layers[depth + 1].divide = 1.0f;
@@ -174,7 +253,21 @@ struct RowMachine {
     return settle();
   }
 
+  HD bool smooth_slice() {
+    float t = temperature;
+    temperature = 1.0f;
+    if (!rewrite_slice([t](float x) { return x / t; })) return false;
+    if (!count) return true;
+    float largest = logit_at(best);
+    return rewrite_slice([this, largest](float x) { return smooth(x, largest); });
+  }
+
   HD bool smoothing() {
+    if constexpr (Team::SLICES) return smooth_slice();
+    else return smooth_layers();
+  }
+
+  HD bool smooth_layers() {
     if (!edit(NUCLEUS_OP_NONE)) return false;
     if (!count) return true;
     layers[depth + 1] = layer(NUCLEUS_OP_SMOOTHING, 1.0f);
@@ -183,15 +276,20 @@ struct RowMachine {
     return settle();
   }
 
-  HD bool weigh() {
+  // `moment`: entropy and mean are wanted too.
+  HD bool weigh(bool moment = true) {
     if (!count) { status = NUCLEUS_EMPTY; return false; }
     if (!begin_weighing(logit_at(best), temperature, w)) { status = NUCLEUS_OVERFLOW; return false; }
     Surprise own;
     const Weighing &weighing = w;
-    sweep([&](u32, float x) {
-      Exponent e(x, weighing.s);
-      own.add(e.weight(weighing.max_n), e.log2_q16(weighing.max_n));
-    });
+    if (moment) {
+      sweep([&](u32, float x) {
+        Exponent e(x, weighing.s);
+        own.add(e.weight(weighing.max_n), e.log2_q16(weighing.max_n));
+      });
+    } else {
+      own.total = mass();
+    }
     u64 sums[2] = {own.total, static_cast<u64>(own.moment)};
     team.sum(sums);
     w.sums.total = sums[0];
@@ -199,11 +297,22 @@ struct RowMachine {
     return true;
   }
 
+  // The weight that this thread sees.
+  HD u64 mass() const {
+    const Weighing &weighing = w;
+    if constexpr (Team::SLICES)
+      if (layers[0].top == ~0ull && !layers[0].bottom) return team.mass(weighing);
+    u64 own = 0;
+    sweep([&](u32, float x) { own += weighing.q(x); });
+    return own;
+  }
+
   // Descending over the keys that f gives, the first at which base plus the sum of weights suffices; the smallest key if none does.
   // f(id, x, key, weight) returns whether the token takes part.
   template <class F>
   HD_SLOW Selected select(u32 bits, u64 base, Until until, F f) const {
     u64 prefix = 0;
+    UNROLL_NOT
     for (u32 left = bits; left > 0;) {
       u32 width = left < DIGIT_BITS ? left : DIGIT_BITS, shift = left - width;
       team.clear_bins();
@@ -235,12 +344,55 @@ struct RowMachine {
     count = kept;
   }
 
+  // The place, descending, at which the sum of weight(x) suffices; the lowest place if it never does.
+  template <class F>
+  HD u64 select_place(Until until, float steps, F weight_of) const {
+    auto place_and_weight = [&](u32 id, float x, u64 &key, u64 &weight) {
+      key = place_of(x, id);
+      weight = weight_of(x);
+      return true;
+    };
+    if constexpr (Team::SLICES) return select_in_slices(until, steps, weight_of, place_and_weight);
+    else return select(64, 0, until, place_and_weight).key;
+  }
+
+  // First by equal steps of the logit, then in the order of the tokens of one step.
+  template <class F, class G>
+  HD u64 select_in_slices(Until until, float steps, F weight_of, G place_and_weight) const {
+    const float largest = logit_at(best);
+    auto step_of = [=](float x) { return (BINS - 1) - static_cast<u32>(fminf((largest - x) * steps, static_cast<float>(BINS - 1))); };
+    team.clear_bins();
+    sweep([&](u32, float x) { team.add_bin(step_of(x), weight_of(x)); });
+    u64 base = 0;
+    u32 step = team.find_bin(BINS, base, until);
+    team.begin_list();
+    sweep([&](u32 id, float x) {
+      if (step_of(x) == step) team.append(place_of(x, id));
+    });
+    team.end_list();
+    u32 listed = team.listed_anywhere();
+    if (listed > LIST_CAPACITY || !listed) return select(64, 0, until, place_and_weight).key;
+    if (team.leader()) {
+      team.sort_list(listed);
+      team.by_warp([&](const auto &warp) {
+        u64 before = base;
+        u32 found = listed - 1;
+        UNROLL_NOT
+        for (u32 i = 0; i < listed; i += warp.lanes()) {
+          u32 own = i + warp.lane();
+          u64 prefix = warp.inclusive(own < listed ? weight_of(logit_at(team.list()[own])) : 0);
+          u32 first = warp.first(own < listed && until(before + prefix));
+          if (first < warp.lanes()) { found = i + first; break; }
+          before += warp.last(prefix);
+        }
+        if (warp.lane() == 0) team.tell(team.list()[found]);
+      });
+    }
+    return team.told();
+  }
+
   HD u64 kth_place(u64 k) const {
-    return select(64, 0, Until{Until::COUNT, 0, k}, [](u32 id, float x, u64 &key, u64 &weight) {
-             key = place_of(x, id);
-             weight = 1;
-             return true;
-           }).key;
+    return select_place(Until{Until::COUNT, 0, k}, STEPS_PER_LOGIT, [](float) { return 1ull; });
   }
 
   HD void keep_first(u64 k, bool ties) {
@@ -290,12 +442,8 @@ struct RowMachine {
 
   HD void top_p(const SamplingOp &op, u64 min_keep) {
     const Weighing &weighing = w;
-    u64 lowest = select(64, 0, Until{Until::REACHES, w.sums.total, op.threshold}, [&](u32 id, float x, u64 &key, u64 &weight) {
-                   key = place_of(x, id);
-                   weight = weighing.q(x);
-                   return true;
-                 }).key;
-    keep_from(lowest, min_keep, false);
+    Until until{Until::REACHES, w.sums.total, op.threshold};
+    keep_from(select_place(until, w.s * STEPS_PER_OCTAVE, [&](float x) { return weighing.q(x); }), min_keep, false);
   }
 
   // The lowest place of the beginning whose every token passes; equal logits pass or fail together.
@@ -426,7 +574,7 @@ struct RowMachine {
     u64 min_keep = r.config->min_keep ? r.config->min_keep : 1;
     bool ties = r.config->flags & NUCLEUS_KEEP_TIES;
     bool weighs = op.code != NUCLEUS_OP_TOP_N_SIGMA && op.code != NUCLEUS_OP_TOP_K && op.code != NUCLEUS_OP_MIN_P;
-    if (weighs && !weigh()) return false;
+    if (weighs && !weigh(op.code == NUCLEUS_OP_TYPICAL_P || op.code == NUCLEUS_OP_ETA)) return false;
     switch (op.code) {
       case NUCLEUS_OP_TOP_N_SIGMA: top_n_sigma(op); break;
       case NUCLEUS_OP_TOP_K: keep_first(op.threshold, ties); break;
@@ -462,11 +610,6 @@ struct RowMachine {
     }
   }
 
-  HD u64 uniform() const {
-    const SamplingRow &row = *r.row;
-    return row.flags & NUCLEUS_ROW_UNIFORM ? row.uniform : philox(r.config->seed, row.position, 0, row.choice, row.attempt);
-  }
-
   HD void mirostat_2() {
     i64 offset = w.sums.offset_q16(), mu = r.row->mirostat_mu;
     const Weighing &weighing = w;
@@ -489,9 +632,40 @@ struct RowMachine {
       out.kept = 1;
       return out;
     }
-    if (status == NUCLEUS_OK && weigh()) decide(op, zipf_count, out);
+    if (status == NUCLEUS_OK && weigh(false)) decide(op, zipf_count, out);
     out.status = status;
     return out;
+  }
+
+  // What follows from the chosen token's logit.
+  HD void conclude(const SamplingOp &op, float x, Outcome &out) const {
+    out.logprob = processed_logprob(w.q(x), w.sums.total);
+    if (op.code != NUCLEUS_OP_MIROSTAT_1 && op.code != NUCLEUS_OP_MIROSTAT_2) return;
+    i64 surprise = w.sums.offset_q16() - w.y(x);
+    out.feedback = static_cast<i32>(surprise < 0 ? 0 : surprise > 0x7FFFFFFF ? 0x7FFFFFFF : surprise);
+  }
+
+  HD void draw_in_slice(const SamplingOp &op, u64 target, Outcome &out) const {
+    const Bounds bounds(layers[0]);
+    const Weighing &weighing = w;
+    team.publish_sum();
+    out.drawn_here = team.draw(
+        target, [&](u32 id, float x) { return bounds.hold(id, x) ? weighing.q(x) : 0; },
+        [&](u32 id, float x) {
+          out.token = id;
+          conclude(op, x, out);
+        });
+  }
+
+  HD void draw_by_id(const SamplingOp &op, u64 target, Outcome &out) const {
+    const Weighing &weighing = w;
+    Selected drawn = select(19, 0, Until{Until::ABOVE, 0, target}, [&](u32 id, float x, u64 &key, u64 &weight) {
+      key = (NUCLEUS_MAX_VOCAB - 1) - id;
+      weight = weighing.q(x);
+      return true;
+    });
+    out.token = (NUCLEUS_MAX_VOCAB - 1) - static_cast<u32>(drawn.key);
+    conclude(op, logit_of(out.token), out);
   }
 
   HD void decide(const SamplingOp &op, u64 zipf_count, Outcome &out) {
@@ -500,22 +674,11 @@ struct RowMachine {
     Weighing before = w;
     u32 below = depth;
     if (op.code == NUCLEUS_OP_ADAPTIVE_P && !edit(op.code)) return;
-    if (op.code != NUCLEUS_OP_DRAW && !weigh()) return;
-    const Weighing &weighing = w;
-    u64 target = mulhi64(uniform(), w.sums.total);
-    Selected drawn = select(19, 0, Until{Until::ABOVE, 0, target}, [&](u32 id, float x, u64 &key, u64 &weight) {
-      key = (NUCLEUS_MAX_VOCAB - 1) - id;
-      weight = weighing.q(x);
-      return true;
-    });
-    out.token = (NUCLEUS_MAX_VOCAB - 1) - static_cast<u32>(drawn.key);
+    if (op.code != NUCLEUS_OP_DRAW && !weigh(false)) return;
+    u64 target = mulhi64(uniform_of(r), w.sums.total);
     out.kept = static_cast<u32>(count);
-    float x = logit_of(out.token);
-    out.logprob = processed_logprob(w.q(x), w.sums.total);
-    if (op.code == NUCLEUS_OP_MIROSTAT_1 || op.code == NUCLEUS_OP_MIROSTAT_2) {
-      i64 surprise = w.sums.offset_q16() - w.y(x);
-      out.feedback = static_cast<i32>(surprise < 0 ? 0 : surprise > 0x7FFFFFFF ? 0x7FFFFFFF : surprise);
-    }
+    if constexpr (Team::SLICES) draw_in_slice(op, target, out);
+    else draw_by_id(op, target, out);
     if (op.code == NUCLEUS_OP_ADAPTIVE_P) {
       depth = below;
       u128 q = static_cast<u128>(before.q(logit_of(out.token))) << 16;

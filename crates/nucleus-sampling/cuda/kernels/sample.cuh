@@ -12,18 +12,23 @@ struct RawSums {
   double log_sum = 0;
 };
 
+HD RawSums raw_sums_of(float largest, const Weighing &w) {
+  RawSums raw;
+  raw.wanted = raw.valid = true;
+  raw.largest = largest;
+  double log2 = static_cast<double>(log2_q48(w.sums.total)) / 281474976710656.0;
+  double scaled = static_cast<double>(raw.largest) * static_cast<double>(scale(1.0f));
+  raw.log_sum = (static_cast<double>(w.max_n) + log2 - 44.0 - scaled) * 0.693147180559945309417;
+  return raw;
+}
+
 template <class Team>
 HD RawSums raw_sums(const Team &team, const Request &r, const EditTable &table) {
   RawSums raw;
   raw.wanted = true;
   RowMachine<Team> machine(team, r, table);
   if (!machine.start(true) || !machine.count || !machine.weigh()) return raw;
-  raw.valid = true;
-  raw.largest = logit_at(machine.best);
-  double log2 = static_cast<double>(log2_q48(machine.w.sums.total)) / 281474976710656.0;
-  double scaled = static_cast<double>(raw.largest) * static_cast<double>(scale(1.0f));
-  raw.log_sum = (static_cast<double>(machine.w.max_n) + log2 - 44.0 - scaled) * 0.693147180559945309417;
-  return raw;
+  return raw_sums_of(logit_at(machine.best), machine.w);
 }
 
 HD float raw_logprob(const RawSums &raw, const Request &r, u32 id) {
@@ -41,10 +46,19 @@ HD SampledToken result(const Outcome &outcome, const RawSums &raw, const Request
   return SampledToken{outcome.token, logprob, outcome.kept, NUCLEUS_OK, outcome.feedback};
 }
 
+// A sorted list of tokens and how to go on with it. `total`: the weight of the row of which it is the beginning; 0: it is all there is.
+struct ListCall {
+  u64 *places, *scratch;
+  u32 count, first;  // first: the operation to go on with
+  float temperature;
+  u64 total;
+};
+
 // Runs the program's operations from `first` on over a sorted list, by the leader's first warp.
 template <class Warp>
-HD Outcome run_list(ListMachine<Warp> &machine, u32 first) {
+HD Outcome run_operations(ListMachine<Warp> &machine, u32 first) {
   const SamplingProgram &program = *machine.r.program;
+  UNROLL_NOT
   for (u32 i = first; i + 1 < program.len; ++i) {
     if (machine.apply(program.ops[i])) continue;
     Outcome failed;
@@ -52,6 +66,18 @@ HD Outcome run_list(ListMachine<Warp> &machine, u32 first) {
     return failed;
   }
   return machine.choose(program.ops[program.len - 1]);
+}
+
+// No token and no failure: the first cut lies beyond the list.
+template <class Warp>
+HD_SLOW Outcome run_list(const Warp &warp, const Request &r, const EditTable &table, const ListCall &call) {
+  ListMachine<Warp> list(warp, r, table, call.places, call.scratch, call.count, call.temperature);
+  if (call.total && !list.begins_row(call.total)) {
+    Outcome failed;
+    failed.status = list.status;
+    return failed;
+  }
+  return run_operations(list, call.first);
 }
 
 // Collects the tokens that are left in the leader's list, sorted; returns how many. Tokens below `lowest` are left out.
@@ -68,24 +94,30 @@ HD u32 gather(const Team &team, const RowMachine<Team> &machine, u64 lowest) {
   return count;
 }
 
-// The exact path. `exact_only` keeps everything on whole-row stages that can be there. Every thread of the team calls it.
+// Whether `code` looks tokens up in the edit table.
+HD bool edits_by_id(u32 code) { return code == NUCLEUS_OP_DRY || code == NUCLEUS_OP_NO_REPEAT_NGRAM || code == NUCLEUS_OP_PENALTIES; }
+
+// The exact path. `exact_only` keeps everything on whole-row stages that can be there. Every thread of the team calls it. False: slices
+// hold NaN or +inf, and nothing was decided.
 template <class Team>
-HD void sample_exactly(const Team &team, const Request &r, const EditTable &table, const RawSums &raw, bool exact_only, SampledToken *out) {
+HD bool sample_exactly(const Team &team, const Request &r, const EditTable &table, const RawSums &raw, bool exact_only, SampledToken *out) {
   RowMachine<Team> machine(team, r, table);
   const SamplingProgram &program = *r.program;
   u32 last = program.len - 1;
   bool running = machine.start(false);
+  if (!running && Team::SLICES) return false;
+  UNROLL_NOT
   for (u32 i = 0; running; ++i) {
     bool needs_list = i < last && program.ops[i].code == NUCLEUS_OP_TFS;
-    if (machine.count && machine.count <= LIST_CAPACITY && (needs_list || !exact_only)) {
+    bool may_list = !(Team::SLICES && edits_by_id(program.ops[i].code));
+    if (machine.count && machine.count <= LIST_CAPACITY && may_list && (needs_list || !exact_only)) {
       u32 count = gather(team, machine, 0);
-      if (!team.leader()) return;
+      if (!team.leader()) return true;
       team.by_warp([&](const auto &warp) {
-        ListMachine<typename Team::Warp> list(warp, r, table, team.list(), team.scratch(), count, machine.temperature);
-        Outcome outcome = run_list(list, i);
+        Outcome outcome = run_list(warp, r, table, ListCall{team.list(), team.scratch(), count, i, machine.temperature, 0});
         if (warp.lane() == 0) *out = result(outcome, raw, r);
       });
-      return;
+      return true;
     }
     if (i == last) break;
     running = machine.apply(program.ops[i]);
@@ -104,8 +136,10 @@ HD void sample_exactly(const Team &team, const Request &r, const EditTable &tabl
   Outcome outcome;
   if (machine.status != NUCLEUS_OK) outcome.status = machine.status;
   else outcome = machine.choose(program.ops[last], zipf_count);
-  if (team.rank() == 0) *out = result(outcome, raw, r);
+  bool drawn_elsewhere = Team::SLICES && outcome.status == NUCLEUS_OK && program.ops[last].code != NUCLEUS_OP_ARGMAX;
+  if (drawn_elsewhere ? outcome.drawn_here : team.rank() == 0) *out = result(outcome, raw, r);
   team.cluster_sync();  // no block leaves while another may still read its shared memory
+  return true;
 }
 
 }  // namespace nucleus

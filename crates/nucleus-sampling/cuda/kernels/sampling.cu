@@ -1,8 +1,6 @@
 // The launch: one cluster of blocks a row.
 #include <cuda_runtime.h>
 
-#include <type_traits>
-
 #include "stream.cuh"
 
 namespace nucleus {
@@ -22,120 +20,417 @@ __host__ __device__ inline u32 table_capacity(u32 max_edited) {
 }
 
 template <class T>
-__device__ void copy_words(T *to, const T *from) {
-  static_assert(sizeof(T) % 4 == 0 && sizeof(T) / 4 <= THREADS);
-  if (threadIdx.x < sizeof(T) / 4) reinterpret_cast<u32 *>(to)[threadIdx.x] = reinterpret_cast<const u32 *>(from)[threadIdx.x];
+__device__ __forceinline__ void copy_words(T *to, const T *from, u32 first_thread) {
+  static_assert(sizeof(T) % 4 == 0);
+  u32 i = threadIdx.x - first_thread;
+  if (i < sizeof(T) / 4) reinterpret_cast<u32 *>(to)[i] = reinterpret_cast<const u32 *>(from)[i];
 }
 
-template <u32 BLOCKS>
-__device__ __noinline__ void exact_row(const DeviceTeam<BLOCKS> &team, const Request &r, const EditTable &table, const RawSums &raw, bool exact_only,
-                                       SampledToken *out) {
-  sample_exactly(team, r, table, raw, exact_only, out);
+// Brings what describes the row to shared memory.
+__device__ __forceinline__ void describe(Shared *sh, const SamplingBatch &batch, u32 index) {
+  const SamplingRow *row = batch.row + index;
+  u32 request = row->request;
+  copy_words(&sh->row, row, 0);
+  copy_words(&sh->config, batch.configs + request, 64);
+  copy_words(&sh->program, batch.programs + request, 128);
 }
 
-template <u32 BLOCKS>
-__device__ __noinline__ RawSums raw_row(const DeviceTeam<BLOCKS> &team, const Request &r, const EditTable &table) {
-  return raw_sums(team, r, table);
-}
-
-__device__ __noinline__ Outcome list_row(const Request &r, const EditTable &table, Shared *sh, u32 count, float temperature, u32 first) {
-  DeviceWarp warp;
-  ListMachine<DeviceWarp> list(warp, r, table, sh->list, sh->bins, count, temperature);
-  return run_list(list, first);
-}
-
-template <u32 BLOCKS, u32 DTYPE>
-__global__ void __launch_bounds__(THREADS, 2) sample_rows(SamplingBatch batch, Workspace workspace) {
-  extern __shared__ __align__(16) unsigned char memory[];
-  Shared *sh = reinterpret_cast<Shared *>(memory);
-  DeviceTeam<BLOCKS> team(sh);
-  u32 index = blockIdx.x / BLOCKS;
-  u64 size = DTYPE == NUCLEUS_F32 ? 4 : 2;
-  Stream<BLOCKS, DTYPE> stream(team, static_cast<const char *>(batch.logits) + index * batch.row_stride * size, batch.row_len);
-  copy_words(&sh->row, batch.row + index);
-  __syncthreads();
-  if (sh->row.flags & NUCLEUS_ROW_PADDING) return;
-  copy_words(&sh->config, batch.configs + sh->row.request);
-  copy_words(&sh->program, batch.programs + sh->row.request);
-  __syncthreads();
-  Request r = request_of(batch, index);
-  r.row = &sh->row;
-  r.config = &sh->config;
-  r.program = &sh->program;
-  r.dtype = DTYPE;
-  SampledToken *out = batch.out + index;
+// What the noinline parts rebuild their objects from.
+struct RowCall {
+  const SamplingBatch *batch;
+  u32 index, slice_room, parity;
   RawSums raw;
-  u64 bound = edited_bound(r);
-  EditTable table{sh->edits, 16};
-  while (table.capacity < SHARED_EDITS && table.capacity < bound + bound / 2 + 1) table.capacity *= 2;
-  bool own_table = bound <= SHARED_EDITS_USED;
-  if (!own_table && bound > workspace.most) {
-    Outcome failed;
-    failed.status = NUCLEUS_WORKSPACE;
-    if (team.rank() == 0) *out = result(failed, raw, r);
-    return;
+
+  __device__ DeviceTeam team() const {
+    DeviceTeam t;
+    t.take_slice(batch->row_len, slice_room);
+    t.parity = parity;
+    return t;
   }
-  if (!own_table) table = EditTable{workspace.edits + static_cast<u64>(index) * workspace.capacity, workspace.capacity};
-  if (team.leader()) build_edits(team, r, table);
-  if (!own_table) {
-    __threadfence();
+  __device__ Request request() const {
+    const Shared *sh = shared_state();
+    return request_of(*batch, index, sh->row, sh->config, sh->program);
+  }
+  __device__ SampledToken *out() const { return batch->out + index; }
+};
+
+// A list of the order's beginning, by one warp; false: the request's cut lies beyond it.
+__device__ __forceinline__ bool run_candidates(const RowCall &call, const ListCall &list) {
+  EditTable none{nullptr, 0};
+  Request r = call.request();
+  Outcome outcome = run_list(DeviceWarp{}, r, none, list);
+  if (outcome.status == NUCLEUS_OK && outcome.token == NUCLEUS_NO_TOKEN) return false;
+  if (threadIdx.x == 0) *call.out() = result(outcome, call.raw, r);
+  return true;
+}
+
+// A draw from the whole row; its weights are published.
+__device__ __forceinline__ void draw_row(const DeviceTeam &team, const Request &r, const RowCall &call, Weighing w, u64 total, u32 count) {
+  w.sums.total = total;
+  Outcome outcome;
+  outcome.kept = count;
+  u64 uniform = uniform_of(r);
+  bool here = team.draw(mulhi64(uniform, total), [&](u32, float x) { return w.q(x); },
+                        [&](u32 id, float x) {
+                          outcome.token = id;
+                          outcome.logprob = processed_logprob(w.q(x), total);
+                        });
+  if (here) *call.out() = result(outcome, call.raw, r);
+}
+
+__device__ __forceinline__ void fail(const RowCall &call, const DeviceTeam &team, const Request &r, u32 status) {
+  Outcome failed;
+  failed.status = status;
+  if (team.rank() == 0) *call.out() = result(failed, call.raw, r);
+}
+
+// What decides without the exact path; false: it did not decide. `unusual`: the row is not of numbers alone, or an edit had no room.
+__device__ __forceinline__ bool sample_bounded(const DeviceTeam &team, const Request &r, const SlicePlan &plan, const RowCall &call, bool &unusual) {
+  Shared *sh = team.sh;
+  Maxima m = maxima(team, sh->unusual);
+  MARK(9);
+  unusual = m.largest == UNUSUAL;
+  if (unusual) return false;
+  Weighing w;
+  bool weighs = plan.kind == SlicePlan::MASS || plan.kind == SlicePlan::ALL;
+  if (weighs && !m.largest) { fail(call, team, r, NUCLEUS_EMPTY); return true; }
+  if (weighs && !begin_weighing(value_of(m.largest), plan.temperature, w)) { fail(call, team, r, NUCLEUS_OVERFLOW); return true; }
+  if (plan.kind == SlicePlan::ALL) {
+    publish_mass(team, w);
+    publish_count(team);
+    MARK(11);
     team.cluster_sync();
+    MARK(12);
+    u32 count = 0;
+    UNROLL_NOT
+    for (u32 i = threadIdx.x % 32; i < team.blocks * WARPS; i += 32) count += sh->counts[i];
+    draw_row(team, r, call, w, published_mass(team), __reduce_add_sync(~0u, count));
+    MARK(20);
+    return true;
   }
-  StreamPlan plan = stream_plan(r);
-  bool exact_only = batch.flags & NUCLEUS_BATCH_EXACT;
-  if (!(sh->row.flags & NUCLEUS_ROW_PROCESSED)) raw = raw_row(team, r, table);
-  if (plan.k && !exact_only) {
-    float temperature = 1.0f;
-    u32 count = stream.run(r, plan, table, temperature);
-    if (count) {
-      if (team.leader() && threadIdx.x < 32) {
-        Outcome outcome = list_row(r, table, sh, count, temperature, plan.op);
-        if (threadIdx.x == 0) *out = result(outcome, raw, r);
-      }
-      return;
+  const u32 most = team.blocks * GROUPS * 3 / 4, k = plan.kind == SlicePlan::MASS && plan.k < most ? most : plan.k;
+  u32 bound = k == 1 ? m.largest : k <= most ? kth_of_groups(team, k) : kth_of_many(team, m.own, k);
+  MARK(10);
+  float threshold = bound ? value_of(bound) : -infinity();
+  if (plan.kind == SlicePlan::ABOVE && m.largest)
+    threshold = fminf(threshold, fmaf(plan.temperature, r.program->ops[plan.op].arg, value_of(m.largest)));
+  send_candidates(team, threshold, m.in_warp && value_of(m.in_warp) >= threshold);
+  if (plan.kind == SlicePlan::MASS) publish_mass(team, w);
+  MARK(11);
+  team.cluster_sync();
+  MARK(12);
+  u32 count = sent_candidates(team);
+  if (m.largest && !count) return false;
+  if (team.leader()) {
+    list_candidates(team, count);
+    MARK(13);
+    if (threadIdx.x < 32) {
+      u64 total = plan.kind == SlicePlan::MASS ? published_mass(team) : 0;
+      bool decided = run_candidates(call, ListCall{sh->listed_places, sh->listed_weights, count, plan.op, plan.temperature, total});
+      MARK(20);
+      if (weighs && threadIdx.x < team.blocks) team.in_block(sh, threadIdx.x)->verdict = decided;
     }
   }
-  if (own_table && !team.leader()) build_edits(team, r, table);
-  exact_row(team, r, table, raw, exact_only, out);
+  if (!weighs) return true;
+  team.cluster_sync();
+  return sh->verdict;
 }
 
-template <u32 BLOCKS, u32 DTYPE>
+// ln of the sum of exp over the row as it came. Two barriers of the cluster.
+__device__ __forceinline__ RawSums raw_of_slices(const DeviceTeam &team) {
+  Maxima m = maxima(team, false);
+  RawSums raw;
+  raw.wanted = true;
+  Weighing w;
+  if (m.largest == UNUSUAL || !m.largest || !begin_weighing(value_of(m.largest), 1.0f, w)) {
+    team.cluster_sync();  // the maxima are written again
+    return raw;
+  }
+  publish_mass(team, w);
+  team.cluster_sync();
+  w.sums.total = published_mass(team);
+  return raw_sums_of(value_of(m.largest), w);
+}
+
+// The exact path over slices; false: they are not of numbers alone.
+__device__ __noinline__ bool sample_slices(RowCall call, bool exact_only) {
+  SliceTeam team{call.team()};
+  EditTable none{nullptr, 0};
+  return sample_exactly(team, call.request(), none, call.raw, exact_only, call.out());
+}
+
+// The row as it lies in device memory, every edit a layer: for programs and rows that slices do not serve.
+__device__ __noinline__ void sample_unsliced(RowCall call, Workspace workspace, bool exact_only) {
+  PlainTeam team{call.team()};
+  Request r = call.request();
+  u64 bound = edited_bound(r);
+  EditTable table{reinterpret_cast<Edit *>(reinterpret_cast<char *>(team.slice) + LIST_CAPACITY * sizeof(u64)), 16};
+  while (table.capacity < SHARED_EDITS && table.capacity < bound + bound / 2 + 1) table.capacity *= 2;
+  if (bound > SHARED_EDITS_USED) {
+    if (bound > workspace.most) {
+      fail(call, team, r, NUCLEUS_WORKSPACE);
+      return;
+    }
+    table = EditTable{workspace.edits + static_cast<u64>(call.index) * (workspace.capacity + 1), workspace.capacity};
+    if (team.leader()) build_edits(team, r, table);
+    __threadfence();
+    team.cluster_sync();
+  } else {
+    build_edits(team, r, table);
+  }
+  RawSums raw = call.raw;
+  if (!(r.row->flags & NUCLEUS_ROW_PROCESSED) && !raw.wanted) raw = raw_sums(team, r, table);
+  sample_exactly(team, r, table, raw, exact_only, call.out());
+}
+
+// One row by all blocks of the cluster, which hold it in slices if they can. `use`: how often the blocks have held slices before.
+__device__ __noinline__ void sample_by_cluster(const SamplingBatch &batch, const Workspace &workspace, u32 index, u32 slice_room, u32 use) {
+  MARK(0);
+  Shared *sh = shared_state();
+  DeviceTeam team;
+  const void *logits = static_cast<const char *>(batch.logits) + index * batch.row_stride * SliceLoad::size_of(batch.dtype);
+  team.take_slice(batch.row_len, slice_room);
+  team.cluster_arrive();
+  SliceLoad load(team, logits, batch.dtype, slice_room);
+  if (threadIdx.x == THREADS - 1) {
+    load.start(use);
+    sh->unusual = sh->found = 0;
+  }
+  MARK(1);
+  describe(sh, batch, index);
+  EditTable table{sh->edits, SLICE_EDITS, &sh->unusual, team.first, team.first + team.held};
+  clear_edits(team, table);
+  __syncthreads();
+  MARK(2);
+  RowCall call{&batch, index, slice_room, 0, RawSums{}};
+  bool exact_only = batch.flags & NUCLEUS_BATCH_EXACT, unusual = false;
+  SlicePlan plan = plan_of(sh);
+  MARK(3);
+  if ((sh->row.flags & NUCLEUS_ROW_PADDING) || !team.whole || !plan.sliced) {
+    load.wait(use);
+    team.cluster_wait();
+    if (sh->row.flags & NUCLEUS_ROW_PADDING) return;
+  } else {
+    Request r = request_of(batch, index, sh->row, sh->config, sh->program);
+    if (plan.edits) note_slice_edits(team, r, plan, table);
+    MARK(4);
+    load.wait(use);
+    MARK(5);
+    load.finish();
+    team.cluster_wait();  // every block has begun: its shared memory may be written
+    __syncthreads();
+    if (r.limit < batch.row_len) {
+      forget_from(team, r.limit);
+      __syncthreads();
+    }
+    MARK(6);
+    if (!(sh->row.flags & NUCLEUS_ROW_PROCESSED)) call.raw = raw_of_slices(team);
+    if (r.mask || (sh->row.flags & NUCLEUS_ROW_ALLOWED)) {
+      mask_slice(team, r);
+      __syncthreads();
+    }
+    if (plan.edits) {
+      if (edit_slice(team, r, table)) sh->unusual = 1;
+      __syncthreads();
+    }
+    MARK(7);
+    if (!exact_only && plan.kind != SlicePlan::EXACT && sample_bounded(team, r, plan, call, unusual)) return;
+    if (!unusual && sample_slices(call, exact_only)) return;
+    team.cluster_sync();
+  }
+  sample_unsliced(call, workspace, exact_only);
+}
+
+// A row by one block; false: it did not decide.
+template <u32 DTYPE>
+__device__ __noinline__ bool sample_by_block(const SamplingBatch &batch, u32 index) {
+  MARK(0);
+  using Rows = Stream<DTYPE>;
+  Shared *sh = shared_state();
+  DeviceTeam team;
+  team.blocks = 1;
+  team.block = 0;
+  u64 *places = reinterpret_cast<u64 *>(team.slice), *weights = places + COLLECTED;
+  EditTable table{reinterpret_cast<Edit *>(weights + COLLECTED), 16, &sh->unusual};
+  if (threadIdx.x == 0) sh->unusual = sh->found = 0;
+  describe(sh, batch, index);
+  __syncthreads();
+  MARK(2);
+  if (sh->row.flags & NUCLEUS_ROW_PADDING) return true;
+  RowCall call{&batch, index, 0, 0, RawSums{}};
+  Request r = request_of(batch, index, sh->row, sh->config, sh->program);
+  SlicePlan plan = plan_of(sh);
+  bool streams = plan.sliced && plan.kind != SlicePlan::EXACT && !(sh->row.flags & NUCLEUS_ROW_ALLOWED) && !(batch.flags & NUCLEUS_BATCH_EXACT);
+  if (!streams || reinterpret_cast<uintptr_t>(r.logits) % 16 || (r.limit + Rows::ROUND) / (32 * Rows::WIDTH) > SEGMENTS) return false;
+  MARK(3);
+  bool unusual = false;
+  if (plan.edits) {
+    u64 bound = edited_bound(r);
+    while (table.capacity < SHARED_EDITS && table.capacity < bound + bound / 2 + 1) table.capacity *= 2;
+    clear_edits(team, table);
+    __syncthreads();
+    note_slice_edits(team, r, plan, table);
+    __syncthreads();
+    if (sh->unusual) return false;
+  }
+  MARK(4);
+  Rows rows{sh, r, table, places, r.mask, plan.edits};
+  if (plan.edits) {
+    rows.edit_table(unusual);
+    __syncthreads();
+  }
+  MARK(5);
+  const bool first = plan.kind == SlicePlan::FIRST, weighs = plan.kind == SlicePlan::MASS || plan.kind == SlicePlan::ALL;
+  const u32 k = plan.kind == SlicePlan::MASS && plan.k < THREADS / 4 ? THREADS / 4 : plan.k;
+  Weighing w;
+  u32 count = 0;
+  // The row as it came for raw log-probabilities, then the row as it is sampled.
+  UNROLL_NOT
+  for (bool raw = !(sh->row.flags & NUCLEUS_ROW_PROCESSED);; raw = false) {
+    rows.mask = raw ? nullptr : r.mask;
+    rows.edits = !raw && plan.edits;
+    u32 reach = !raw && first && r.limit > BOUND_LOADS * Rows::ROUND ? BOUND_LOADS * Rows::ROUND : r.limit;
+    bool strange = false;
+    u32 own = rows.own_key(reach, first && !raw, strange), largest = own;
+    rows.each_edited([&](u32, float x) {
+      u32 key = x > -infinity() && x < infinity() ? key_of(x + 0.0f) : 0;
+      largest = key > largest ? key : largest;
+    });
+    largest = team.local_max(largest);
+    MARK(6);
+    strange = __syncthreads_or(strange);
+    float temperature = raw ? 1.0f : plan.temperature;
+    if (raw) {
+      call.raw.wanted = true;
+      if (strange || !largest || !begin_weighing(value_of(largest), temperature, w)) continue;
+    } else {
+      unusual |= strange;
+      if (__syncthreads_or(unusual)) return false;
+      if (weighs && !largest) { fail(call, team, r, NUCLEUS_EMPTY); return true; }
+      if (weighs && !begin_weighing(value_of(largest), temperature, w)) { fail(call, team, r, NUCLEUS_OVERFLOW); return true; }
+    }
+    float threshold = infinity();
+    if (!raw && plan.kind != SlicePlan::ALL) {
+      u32 bound = k == 1 ? largest : kth_of_threads(own, k);
+      threshold = bound ? value_of(bound) : -infinity();
+      if (plan.kind == SlicePlan::ABOVE && largest) threshold = fminf(threshold, fmaf(temperature, r.program->ops[plan.op].arg, value_of(largest)));
+    }
+    MARK(7);
+    if (raw || weighs) count = rows.template take<true>(threshold, w, unusual);
+    else rows.template take<false>(threshold, w, unusual);
+    MARK(8);
+    unusual = __syncthreads_or(unusual) && !raw;
+    if (unusual) return false;
+    if (!raw) break;
+    w.sums.total = rows.share().total;
+    call.raw = raw_sums_of(value_of(largest), w);
+    __syncthreads();
+  }
+  u64 total = 0;
+  if (weighs) {
+    count += rows.reweigh(w);
+    __syncthreads();
+    auto share = rows.share();
+    total = share.total;
+    if (plan.kind == SlicePlan::ALL) {
+      count = __reduce_add_sync(~0u, count);
+      if (threadIdx.x % 32 == 0) atomicAdd(&sh->found, count);
+      Outcome outcome;
+      rows.draw(share, w, mulhi64(uniform_of(r), total), [&](u32 id, float x) {
+        outcome.token = id;
+        outcome.kept = sh->found;
+        outcome.logprob = processed_logprob(w.q(x), total);
+        *call.out() = result(outcome, call.raw, r);
+      });
+      return true;
+    }
+  }
+  count = sh->found;
+  if (count > COLLECTED) return false;
+  if (first && count > THREADS / 2) count = rows.shrink(count, plan.k);
+  MARK(9);
+  team.sort(places, count);
+  MARK(10);
+  if (threadIdx.x < 32) {
+    bool decided = run_candidates(call, ListCall{places, weights, count, plan.op, plan.temperature, total});
+    if (threadIdx.x == 0) sh->verdict = decided;
+  }
+  MARK(20);
+  __syncthreads();
+  return sh->verdict;
+}
+
+__device__ __forceinline__ bool sample_by_block(const SamplingBatch &batch, u32 index) {
+  switch (batch.dtype) {
+    case NUCLEUS_F32: return sample_by_block<NUCLEUS_F32>(batch, index);
+    case NUCLEUS_F16: return sample_by_block<NUCLEUS_F16>(batch, index);
+    default: return sample_by_block<NUCLEUS_BF16>(batch, index);
+  }
+}
+
+// A cluster a row; or, if `a_block_each`, a block a row, and the cluster together for those rows that a block alone did not decide.
+__global__ void __launch_bounds__(THREADS, 2) sample_rows(const __grid_constant__ SamplingBatch batch, const __grid_constant__ Workspace workspace,
+                                                          u32 slice_room, bool a_block_each) {
+  Shared *sh = shared_state();
+  DeviceTeam team;
+  if (!a_block_each) {
+    sample_by_cluster(batch, workspace, blockIdx.x / team.blocks, slice_room, 0);
+    return;
+  }
+  bool pending = blockIdx.x < batch.rows && !sample_by_block(batch, blockIdx.x);
+  team.cluster_sync();  // every block has begun
+  if (threadIdx.x < team.blocks) team.in_block(sh, threadIdx.x)->pending[team.block] = pending;
+  team.cluster_sync();
+  u32 rows = 0;
+  UNROLL_NOT
+  for (u32 b = 0; b < team.blocks; ++b) rows |= sh->pending[b] << b;
+  UNROLL_NOT
+  for (u32 use = 0; rows; rows &= rows - 1, ++use) {
+    sample_by_cluster(batch, workspace, blockIdx.x - team.block + __ffs(rows) - 1, slice_room, use);
+    team.cluster_sync();
+  }
+}
+
+constexpr u32 SLICE_BYTES_MAX = 232448 - SHARED_BYTES;  // of shared memory that a block may have
+
+// Logits a block holds of a row, a multiple of 8.
+inline u32 slice_of(u32 row_len, u32 blocks) { return ((row_len + blocks - 1) / blocks + 7) & ~7u; }
+
+// From this many rows on a block each suffices to read them at full speed.
+constexpr u32 ROWS_A_BLOCK_EACH = 48;
+constexpr u32 CLUSTER = 8;
+
 cudaError_t launch(const SamplingBatch &batch, const Workspace &workspace, cudaStream_t stream) {
-  auto kernel = sample_rows<BLOCKS, DTYPE>;
-  cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(Shared));
+  bool a_block_each = (batch.flags & NUCLEUS_BATCH_BLOCK_EACH) || (batch.cluster == 0 && batch.rows >= ROWS_A_BLOCK_EACH);
+  u32 blocks = batch.cluster ? batch.cluster : CLUSTER;
+  u32 slice = slice_of(batch.row_len, blocks), bytes = slice * 4;
+  if (bytes > SLICE_BYTES_MAX) slice = bytes = 0;
+  bytes = SHARED_BYTES + (bytes > SPARE_BYTES ? bytes : SPARE_BYTES);
+  cudaError_t error = cudaFuncSetAttribute(sample_rows, cudaFuncAttributeMaxDynamicSharedMemorySize, 232448);
   if (error != cudaSuccess) return error;
-  // Room for two blocks on a multiprocessor.
-  error = cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
+  error = cudaFuncSetAttribute(sample_rows, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
   if (error != cudaSuccess) return error;
+  if (blocks > 8) {
+    error = cudaFuncSetAttribute(sample_rows, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+    if (error != cudaSuccess) return error;
+  }
   cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(batch.rows * BLOCKS);
+  config.gridDim = dim3(a_block_each ? (batch.rows + blocks - 1) / blocks * blocks : batch.rows * blocks);
   config.blockDim = dim3(THREADS);
-  config.dynamicSmemBytes = sizeof(Shared);
+  config.dynamicSmemBytes = bytes;
   config.stream = stream;
   cudaLaunchAttribute attribute;
   attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = BLOCKS;
+  attribute.val.clusterDim.x = blocks;
   attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
   config.attrs = &attribute;
-  config.numAttrs = BLOCKS > 1 ? 1 : 0;
-  return cudaLaunchKernelEx(&config, kernel, batch, workspace);
+  config.numAttrs = 1;
+  return cudaLaunchKernelEx(&config, sample_rows, batch, workspace, slice, a_block_each);
 }
-
-template <u32 BLOCKS>
-cudaError_t launch_dtype(const SamplingBatch &batch, const Workspace &workspace, cudaStream_t stream) {
-  switch (batch.dtype) {
-    case NUCLEUS_F32: return launch<BLOCKS, NUCLEUS_F32>(batch, workspace, stream);
-    case NUCLEUS_F16: return launch<BLOCKS, NUCLEUS_F16>(batch, workspace, stream);
-    default: return launch<BLOCKS, NUCLEUS_BF16>(batch, workspace, stream);
-  }
-}
-
-// Blocks a row: as many as fill the device twice over (2 blocks fit on a multiprocessor, 132 multiprocessors on an H200).
-inline u32 blocks_for(u32 rows) { return rows <= 33 ? 8 : rows <= 66 ? 4 : rows <= 132 ? 2 : 1; }
 
 inline bool valid(const SamplingBatch *b) {
   if (!b || b->struct_size != sizeof(SamplingBatch) || b->dtype > NUCLEUS_BF16 || b->rows > NUCLEUS_MAX_ROWS) return false;
-  bool cluster = b->cluster <= 8 && (b->cluster & (b->cluster - 1)) == 0;
+  bool cluster = b->cluster <= MAX_BLOCKS && (b->cluster & (b->cluster - 1)) == 0;
   bool pointers = b->logits && b->row && b->configs && b->programs && b->out;
   return cluster && pointers && b->row_len >= 1;
 }
@@ -146,8 +441,13 @@ __global__ void describe_row(SamplingRow *to, SamplingRow row) { *to = row; }
 
 using namespace nucleus;
 
+#ifdef NUCLEUS_PROFILE
+extern "C" void sampling_profile(long long *marks) { cudaMemcpyFromSymbol(marks, profile_marks, sizeof(profile_marks)); }
+#endif
+
 extern "C" size_t sampling_workspace_size(uint32_t rows, uint32_t max_edited) {
-  return static_cast<size_t>(rows) * table_capacity(max_edited) * sizeof(Edit);
+  u32 capacity = table_capacity(max_edited);
+  return capacity ? static_cast<size_t>(rows) * (capacity + 1) * sizeof(Edit) : 0;
 }
 
 extern "C" int launch_advanced_sample_batch(const SamplingBatch *batch, void *workspace, size_t workspace_bytes, void *stream) {
@@ -156,13 +456,7 @@ extern "C" int launch_advanced_sample_batch(const SamplingBatch *batch, void *wo
   if (workspace_bytes < sampling_workspace_size(batch->rows, batch->max_edited)) return NUCLEUS_LAUNCH_WORKSPACE;
   Workspace space{static_cast<Edit *>(workspace), table_capacity(batch->max_edited), batch->max_edited};
   cudaStream_t on = static_cast<cudaStream_t>(stream);
-  cudaError_t error;
-  switch (batch->cluster ? batch->cluster : blocks_for(batch->rows)) {
-    case 8: error = launch_dtype<8>(*batch, space, on); break;
-    case 4: error = launch_dtype<4>(*batch, space, on); break;
-    case 2: error = launch_dtype<2>(*batch, space, on); break;
-    default: error = launch_dtype<1>(*batch, space, on);
-  }
+  cudaError_t error = launch(*batch, space, on);
   return error == cudaSuccess ? NUCLEUS_LAUNCH_OK : NUCLEUS_LAUNCH_CUDA + static_cast<int>(error);
 }
 

@@ -1,48 +1,83 @@
 // The team of one row on the device: the blocks of a cluster, 512 threads each. Barriers are the hardware's: nothing spins.
 #pragma once
 
-#include <cooperative_groups.h>
-
 #include "sample.cuh"
 
 namespace nucleus {
 
-namespace cg = cooperative_groups;
-
 constexpr u32 THREADS = 512;
 constexpr u32 WARPS = THREADS / 32;
-constexpr u32 SHARED_EDITS = 2048;
+constexpr u32 GROUPS = 16;  // of a block's threads, each with its own maximum
+constexpr u32 MAX_BLOCKS = 8;
+constexpr u32 SLICE_EDITS = 1024;   // slots for the edits of one slice
+constexpr u32 SHARED_EDITS = 2048;  // slots for the edits of a row that is not held in slices
 constexpr u32 SHARED_EDITS_USED = 1536;
+constexpr u32 STEP = 128;  // logits that a warp takes at once
+constexpr u32 MAX_STEPS = 64;
 
+constexpr u32 CANDIDATES = BINS;  // that the leader takes from all blocks
+constexpr u32 LISTED = 1024;      // of them as a list
+constexpr u32 TOKENS_HELD = 2 * BINS;
+
+// What a block holds beside its slice of the row. The slice's memory, at least SPARE_BYTES, serves as scratch where no slice is held.
 struct Shared {
-  u64 bins[LIST_CAPACITY];  // histogram (the first BINS), candidates of this block's slice, or scratch of the list
-  u64 list[LIST_CAPACITY];
-  Edit edits[SHARED_EDITS];
+  union {
+    struct {
+      union {
+        Edit edits[SLICE_EDITS + 1];
+        struct {
+          u64 listed_places[LISTED];
+          u64 listed_weights[LISTED];
+        };
+      };
+      union {
+        u64 bins[BINS];           // histogram
+        u32 tokens[TOKENS_HELD];  // the end of the history
+        u64 candidates[CANDIDATES];
+      };
+    };
+    u64 list[LIST_CAPACITY];
+  };
   u64 part[WARPS][4];
   u64 slots[2][4];
+  u64 steps[MAX_STEPS];
+  u64 masses[MAX_BLOCKS * WARPS];  // of the parts of the row, one a warp
+  alignas(16) u32 maxima[MAX_BLOCKS * GROUPS];
+  u32 counts[MAX_BLOCKS * WARPS], groups[THREADS], sent[MAX_BLOCKS], pending[MAX_BLOCKS];
   SamplingRow row;
   SamplingConfig config;
   SamplingProgram program;
+  u64 arrived;  // an mbarrier: the slice is there
   u64 found_base, told;
-  u32 found_bin, listed, candidates, verdict;
+  u32 found_bin, listed, found, bound, verdict, unusual;
 };
+constexpr u32 SHARED_BYTES = (sizeof(Shared) + 127) / 128 * 128;
+static_assert(2 * (SHARED_BYTES + 1024 + 151936 / 8 * 4) <= 228 * 1024, "two blocks on a multiprocessor of compute capability 9.0");
+constexpr u32 SPARE_BYTES = LIST_CAPACITY * sizeof(u64) + (SHARED_EDITS + 1) * sizeof(Edit);
+
+#define MARK LIST_MARK
+
+// The block's shared memory: Shared, then the slice. Named where it is used, so that the compiler knows the address space.
+extern __shared__ __align__(128) unsigned char shared_memory[];
+__device__ __forceinline__ Shared *shared_state() { return reinterpret_cast<Shared *>(shared_memory); }
+__device__ __forceinline__ float *shared_slice() { return reinterpret_cast<float *>(shared_memory + SHARED_BYTES); }
 
 struct DeviceWarp {
   __device__ u32 lane() const { return threadIdx.x & 31; }
   __device__ u32 lanes() const { return 32; }
+  // Sums of up to 2^64, by three sums of 22 bits.
   __device__ u64 sum(u64 v) const {
-    for (int step = 16; step; step >>= 1) v += __shfl_xor_sync(~0u, v, step);
-    return v;
+    u32 low = __reduce_add_sync(~0u, static_cast<u32>(v) & 0x3FFFFFu), middle = __reduce_add_sync(~0u, static_cast<u32>(v >> 22) & 0x3FFFFFu);
+    return (static_cast<u64>(__reduce_add_sync(~0u, static_cast<u32>(v >> 44))) << 44) + (static_cast<u64>(middle) << 22) + low;
   }
   __device__ u64 most(u64 v) const {
-    for (int step = 16; step; step >>= 1) {
-      u64 other = __shfl_xor_sync(~0u, v, step);
-      v = other > v ? other : v;
-    }
-    return v;
+    u32 high = __reduce_max_sync(~0u, static_cast<u32>(v >> 32));
+    u32 low = __reduce_max_sync(~0u, static_cast<u32>(v >> 32) == high ? static_cast<u32>(v) : 0);
+    return static_cast<u64>(high) << 32 | low;
   }
   __device__ u32 least(u32 v) const { return __reduce_min_sync(~0u, v); }
   __device__ u64 inclusive(u64 v) const {
+    UNROLL_NOT
     for (int step = 1; step < 32; step <<= 1) {
       u64 other = __shfl_up_sync(~0u, v, step);
       v += lane() >= step ? other : 0;
@@ -57,72 +92,205 @@ struct DeviceWarp {
   __device__ void sync() const { __syncwarp(); }
 };
 
-template <u32 BLOCKS>
+__device__ inline float max_nan(float a, float b) {
+  float m;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(m) : "f"(a), "f"(b));
+  return m;
+}
+
 struct DeviceTeam {
   using Warp = DeviceWarp;
   Shared *sh;
-  u32 block;
+  float *slice;      // this block's logits, as many as `held`; 16-byte aligned, -inf up to a multiple of 4
+  u32 blocks, block;
+  u32 first = 0;     // id of the slice's first logit
+  u32 held = 0;
+  u32 span = 0;      // logits a warp, a multiple of 4
+  bool whole = false;  // the blocks hold all of the row
   mutable u32 parity = 0;
 
-  __device__ DeviceTeam(Shared *shared) : sh(shared), block(BLOCKS > 1 ? cg::this_cluster().block_rank() : 0) {}
-  __device__ u32 local() const { return threadIdx.x; }
-  __device__ u32 locals() const { return THREADS; }
-  __device__ u32 rank() const { return block * THREADS + threadIdx.x; }
-  __device__ u32 size() const { return BLOCKS * THREADS; }
-  __device__ bool leader() const { return block == 0; }
-  __device__ void sync() const { __syncthreads(); }
-  __device__ void cluster_sync() const {
-    if constexpr (BLOCKS > 1) cg::this_cluster().sync();
-    else __syncthreads();
+  __device__ __forceinline__ DeviceTeam() : sh(shared_state()), slice(shared_slice()) {
+    asm("mov.u32 %0, %%cluster_nctaid.x;" : "=r"(blocks));
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(block));
+  }
+  // This block's part of a row of `row_len` logits; none if `room` is 0: then the row is too long to be held.
+  __device__ __forceinline__ void take_slice(u32 row_len, u32 room) {
+    whole = room > 0;
+    first = block * room < row_len ? block * room : row_len;
+    held = first + room < row_len ? room : row_len - first;
+    held = whole ? held : 0;
+    span = ((held + WARPS - 1) / WARPS + 3) & ~3u;
+  }
+  __device__ __forceinline__ u32 local() const { return threadIdx.x; }
+  __device__ __forceinline__ u32 locals() const { return THREADS; }
+  __device__ __forceinline__ u32 rank() const { return block * THREADS + threadIdx.x; }
+  __device__ __forceinline__ u32 size() const { return blocks * THREADS; }
+  __device__ __forceinline__ bool leader() const { return block == 0; }
+  __device__ __forceinline__ bool unusual() const { return sh->unusual; }
+  __device__ __forceinline__ void sync() const { __syncthreads(); }
+  __device__ __forceinline__ void cluster_arrive() const { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+  __device__ __forceinline__ void cluster_wait() const { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+  __device__ __forceinline__ void cluster_sync() const {
+    cluster_arrive();
+    cluster_wait();
   }
   // The same object in another block's shared memory.
   template <class T>
-  __device__ T *in_block(T *object, u32 other) const {
-    if constexpr (BLOCKS > 1) return cg::this_cluster().map_shared_rank(object, other);
-    else return object;
+  __device__ __forceinline__ T *in_block(T *object, u32 other) const {
+    T *there;
+    asm("mapa.u64 %0, %1, %2;" : "=l"(there) : "l"(object), "r"(other));
+    return there;
   }
 
-  template <u32 N, class F>
-  __device__ void reduce(u64 (&v)[N], F join) const {
+  // Tells every block a value of this warp.
+  template <class T>
+  __device__ __forceinline__ void publish(T *array, T value) const {
+    u32 lane = threadIdx.x % 32;
+    if (lane < blocks) *in_block(&array[block * WARPS + threadIdx.x / 32], lane) = value;
+  }
+
+  // Calls f(index, four logits) for this thread's part of the slice: a contiguous range a warp.
+  template <class F>
+  __device__ __forceinline__ void each_four(F f) const {
+    u32 from = threadIdx.x / 32 * span, end = from + span < held ? from + span : held;
+#pragma unroll 2
+    for (u32 i = from + threadIdx.x % 32 * 4; i < end; i += STEP) f(i, *reinterpret_cast<const float4 *>(slice + i));
+  }
+  // Calls f(id, logit) for this thread's part of the slice, -0 read as +0. The loop is short, since many functions are called in it.
+  template <class F>
+  __device__ __forceinline__ void each(F f) const {
+    u32 from = threadIdx.x / 32 * span, end = from + span < held ? from + span : held;
+#pragma unroll 1
+    for (u32 i = from + threadIdx.x % 32; i < end; i += 32) f(first + i, slice[i] + 0.0f);
+  }
+  template <class F>
+  __device__ __forceinline__ void rewrite(F f) const {
+    each([&](u32 id, float x) { slice[id - first] = f(id, x); });
+  }
+  __device__ __forceinline__ Survey survey() const {
+    Survey s;
+    float most = -infinity(), least = infinity();
+    u32 at = 0;
+    each_four([&](u32 i, float4 v) {
+      float m = max_nan(max_nan(v.x, v.y), max_nan(v.z, v.w));
+      least = fminf(least, fminf(fminf(v.x, v.y), fminf(v.z, v.w)));
+      s.count += 4;
+      if (!(m <= most)) {
+        if (m == m) { most = m; at = i; } else s.nan = true;
+      }
+    });
+    s.infinite = most == infinity();
+    if (least == -infinity()) {
+      s.count = 0;
+      each_four([&](u32, float4 v) { s.count += (v.x > -infinity()) + (v.y > -infinity()) + (v.z > -infinity()) + (v.w > -infinity()); });
+    }
+    if (most > -infinity()) {
+      u32 offset = slice[at] == most ? 0 : slice[at + 1] == most ? 1 : slice[at + 2] == most ? 2 : 3;
+      s.best = place_of(most + 0.0f, first + at + offset);
+    }
+    return s;
+  }
+  __device__ __forceinline__ u64 mass(const Weighing &w) const {
+    u64 own = 0;
+    each_four([&](u32, float4 v) { own += (w.q(v.x) + w.q(v.y)) + (w.q(v.z) + w.q(v.w)); });
+    return own;
+  }
+  // Publishes what a `sum` found for every warp as the first element.
+  __device__ __forceinline__ void publish_sum() const {
+    publish(sh->masses, sh->part[threadIdx.x / 32][0]);
+    cluster_sync();
+  }
+  // Finds the smallest id at which the inclusive sum of weight(id, x) exceeds the target, after every warp's sum was published. One thread of one
+  // block finds it, calls done(id, x) and gets true.
+  template <class F, class D>
+  __device__ __forceinline__ bool draw(u64 target, F weight, D done) const {
+    const u32 parts = blocks * WARPS, each = (parts + 31) / 32, lane = threadIdx.x % 32;
+    u64 lane_mass = 0;
+    UNROLL_NOT
+    for (u32 i = lane * each; i < (lane + 1) * each && i < parts; ++i) lane_mass += sh->masses[i];
+    u64 prefix = DeviceWarp{}.inclusive(lane_mass);
+    u32 segment = __ffs(__ballot_sync(~0u, prefix > target)) - 1;
+    u64 at = __shfl_sync(~0u, prefix - lane_mass, segment);
+    UNROLL_NOT
+    for (segment *= each; target - at >= sh->masses[segment]; ++segment) at += sh->masses[segment];
+    if (segment / WARPS != block) return false;
+    segment %= WARPS;
+    const u32 warp = threadIdx.x / 32, from = segment * span, end = from + span < held ? from + span : held;
+    auto lane_weights = [&](u32 step, u64 (&q)[4]) {
+      u32 i = from + step * STEP + threadIdx.x % 32 * 4;
+      for (u32 e = 0; e < 4; ++e) q[e] = i < end ? weight(first + i + e, slice[i + e] + 0.0f) : 0;
+      return q[0] + q[1] + q[2] + q[3];
+    };
+    u64 q[4];
+    UNROLL_NOT
+    for (u32 step = warp; from + step * STEP < end; step += WARPS) {
+      u64 sum = DeviceWarp{}.sum(lane_weights(step, q));
+      if (threadIdx.x % 32 == 0) sh->steps[step] = sum;
+    }
+    __syncthreads();
+    u32 step = 0;
+    UNROLL_NOT
+    for (; target - at >= sh->steps[step]; ++step) at += sh->steps[step];
+    if (step % WARPS != warp) return false;
+    u64 own = lane_weights(step, q);
+    at += DeviceWarp{}.inclusive(own) - own;
+    if (target < at || target - at >= own) return false;
+    u32 i = from + step * STEP + threadIdx.x % 32 * 4, e = 0;
+    if (target - at >= q[0]) { at += q[0]; e = 1; }
+    if (e == 1 && target - at >= q[1]) { at += q[1]; e = 2; }
+    if (e == 2 && target - at >= q[2]) e = 3;
+    done(first + i + e, slice[i + e] + 0.0f);
+    return true;
+  }
+
+  // Over all threads of the team. `in_warp` and `join` agree; 0 changes neither.
+  template <u32 N, class W, class F>
+  __device__ __forceinline__ void reduce(u64 (&v)[N], W in_warp, F join) const {
     u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    for (u32 k = 0; k < N; ++k)
-      for (int step = 16; step; step >>= 1) v[k] = join(v[k], __shfl_xor_sync(~0u, v[k], step));
-    if (lane == 0)
-      for (u32 k = 0; k < N; ++k) sh->part[warp][k] = v[k];
+    for (u32 k = 0; k < N; ++k) {
+      v[k] = in_warp(v[k]);
+      if (lane == 0) sh->part[warp][k] = v[k];
+    }
     __syncthreads();
     if (warp == 0)
       for (u32 k = 0; k < N; ++k) {
-        u64 own = sh->part[lane % WARPS][k];
-        for (int step = WARPS / 2; step; step >>= 1) own = join(own, __shfl_xor_sync(~0u, own, step));
+        u64 own = in_warp(lane < WARPS ? sh->part[lane][k] : 0);
         if (lane == 0) sh->slots[parity][k] = own;
       }
     cluster_sync();
     for (u32 k = 0; k < N; ++k) {
       v[k] = in_block(sh, 0)->slots[parity][k];
-      for (u32 other = 1; other < BLOCKS; ++other) v[k] = join(v[k], in_block(sh, other)->slots[parity][k]);
+      UNROLL_NOT
+      for (u32 other = 1; other < blocks; ++other) v[k] = join(v[k], in_block(sh, other)->slots[parity][k]);
     }
     parity ^= 1;
   }
   template <u32 N>
-  __device__ void sum(u64 (&v)[N]) const { reduce(v, [](u64 a, u64 b) { return a + b; }); }
+  __device__ __forceinline__ void sum(u64 (&v)[N]) const {
+    reduce(v, [](u64 x) { return DeviceWarp{}.sum(x); }, [](u64 a, u64 b) { return a + b; });
+  }
   template <u32 N>
-  __device__ void max(u64 (&v)[N]) const { reduce(v, [](u64 a, u64 b) { return a > b ? a : b; }); }
-  __device__ u32 local_max(u32 v) const {
+  __device__ __forceinline__ void max(u64 (&v)[N]) const {
+    reduce(v, [](u64 x) { return DeviceWarp{}.most(x); }, [](u64 a, u64 b) { return a > b ? a : b; });
+  }
+  __device__ __forceinline__ u32 local_max(u32 v) const {
     v = __reduce_max_sync(~0u, v);
     __syncthreads();
     if (threadIdx.x % 32 == 0) sh->part[threadIdx.x / 32][0] = v;
     __syncthreads();
     u64 most = 0;
+    UNROLL_NOT
     for (u32 warp = 0; warp < WARPS; ++warp) most = sh->part[warp][0] > most ? sh->part[warp][0] : most;
     __syncthreads();
     return static_cast<u32>(most);
   }
 
-  __device__ void clear_bins() const {
+  __device__ __forceinline__ void clear_bins() const {
+    UNROLL_NOT
     for (u32 i = threadIdx.x; i < BINS; i += THREADS) sh->bins[i] = 0;
     __syncthreads();
   }
-  __device__ void add_bin(u32 bin, u64 weight) const {
+  __device__ __forceinline__ void add_bin(u32 bin, u64 weight) const {
     if (!weight) return;
     // Neighbouring ids often share a bin: then one lane adds for all. Weights are below 2^46, so both halves' sums fit 32 bits.
     u32 lanes = __activemask();
@@ -133,10 +301,13 @@ struct DeviceTeam {
       weight = sum + __reduce_add_sync(lanes, static_cast<u32>(weight) & 0xFFFFFFu);
       if ((threadIdx.x & 31) != __ffs(lanes) - 1) return;
     }
-    atomicAdd(reinterpret_cast<unsigned long long *>(&sh->bins[bin]), static_cast<unsigned long long>(weight));
+    // Two 32-bit additions are the hardware's own; one of 64 bits would be a loop.
+    u32 *halves = reinterpret_cast<u32 *>(&sh->bins[bin]), low = static_cast<u32>(weight);
+    u32 carry = low ? atomicAdd(halves, low) > ~low : 0, high = static_cast<u32>(weight >> 32) + carry;
+    if (high) atomicAdd(halves + 1, high);
   }
   // Descending, the first bin at which `base` plus the sum suffices; `base` becomes the sum before it.
-  __device__ u32 find_bin(u32 count, u64 &base, const Until &until) const {
+  __device__ __forceinline__ u32 find_bin(u32 count, u64 &base, const Until &until) const {
     constexpr u32 OWN = BINS / THREADS;
     if (threadIdx.x == 0) { sh->found_bin = 0; sh->found_base = base; }
     cluster_sync();
@@ -145,13 +316,14 @@ struct DeviceTeam {
       u32 at = threadIdx.x * OWN + k;
       v[k] = 0;
       if (at < count)
-        for (u32 other = 0; other < BLOCKS; ++other) v[k] += in_block(sh, other)->bins[count - 1 - at];
+        for (u32 other = 0; other < blocks; ++other) v[k] += in_block(sh, other)->bins[count - 1 - at];
       total += v[k];
     }
     u64 prefix = DeviceWarp{}.inclusive(total);
     if (threadIdx.x % 32 == 31) sh->part[threadIdx.x / 32][0] = prefix;
     __syncthreads();
     u64 before = base + prefix - total;
+    UNROLL_NOT
     for (u32 warp = 0; warp < threadIdx.x / 32; ++warp) before += sh->part[warp][0];
     for (u32 k = 0; k < OWN; ++k) {
       if (v[k] && !until(before) && until(before + v[k])) {
@@ -167,60 +339,77 @@ struct DeviceTeam {
     return bin;
   }
 
-  __device__ void begin_list() const {
+  __device__ __forceinline__ void begin_list() const {
     if (threadIdx.x == 0) sh->listed = 0;
     cluster_sync();
   }
-  __device__ void append(u64 place) const {
+  __device__ __forceinline__ void append(u64 place) const {
     Shared *to = in_block(sh, 0);
     u32 at = atomicAdd(&to->listed, 1);
     if (at < LIST_CAPACITY) to->list[at] = place;
   }
-  __device__ void end_list() const { cluster_sync(); }
-  __device__ u32 listed() const { return leader() ? sh->listed : 0; }
-  __device__ u64 *list() const { return sh->list; }
-  __device__ u64 *scratch() const { return sh->bins; }
+  __device__ __forceinline__ void end_list() const { cluster_sync(); }
+  __device__ __forceinline__ u32 listed() const { return leader() ? sh->listed : 0; }
+  __device__ __forceinline__ u32 listed_anywhere() const { return in_block(sh, 0)->listed; }
+  __device__ __forceinline__ u64 *list() const { return sh->list; }
+  __device__ __forceinline__ u64 *scratch() const { return reinterpret_cast<u64 *>(slice); }
+  __device__ __forceinline__ void sort_list(u32 count) const { sort(sh->list, count); }
 
-  // Sorts the list of this block, descending: by counting where it is short, else bitonically.
-  __device__ void sort_list(u32 count) const {
+  // Sorts in this block, descending: by counting where it is short, several threads a place; else bitonically. Has room up to a power of 2.
+  __device__ __forceinline__ void sort(u64 *places, u32 count) const {
     if (count <= THREADS) {
-      u64 own = threadIdx.x < count ? sh->list[threadIdx.x] : 0;
-      u32 place = 0;
-      if (threadIdx.x < count)
-        for (u32 i = 0; i < count; ++i) place += sh->list[i] > own;
+      u32 bits = count > 1 ? 32 - __clz(count - 1) : 0;
+      u32 shares = THREADS >> bits < 32 ? THREADS >> bits : 32, share = threadIdx.x % shares, index = threadIdx.x / shares;
+      u64 own = index < count ? places[index] : 0;
+      u32 rank = 0;
+      UNROLL_NOT
+      for (u32 i = share; i < count; i += shares) rank += places[i] > own;
+      UNROLL_NOT
+      for (u32 step = shares / 2; step; step /= 2) rank += __shfl_xor_sync(~0u, rank, step);
       __syncthreads();
-      if (threadIdx.x < count) sh->list[place] = own;
+      if (index < count && share == 0) places[rank] = own;
       __syncthreads();
       return;
     }
     u32 size = 2 * THREADS;
     while (size < count) size *= 2;
-    for (u32 i = count + threadIdx.x; i < size; i += THREADS) sh->list[i] = 0;
+    UNROLL_NOT
+    for (u32 i = count + threadIdx.x; i < size; i += THREADS) places[i] = 0;
     __syncthreads();
+    UNROLL_NOT
     for (u32 run = 2; run <= size; run *= 2)
       for (u32 step = run / 2; step; step /= 2) {
+        UNROLL_NOT
         for (u32 i = threadIdx.x; i < size / 2; i += THREADS) {
           u32 a = 2 * i - (i & (step - 1)), b = a + step;
-          u64 x = sh->list[a], y = sh->list[b];
-          if ((x < y) == ((a & run) == 0)) { sh->list[a] = y; sh->list[b] = x; }
+          u64 x = places[a], y = places[b];
+          if ((x < y) == ((a & run) == 0)) { places[a] = y; places[b] = x; }
         }
         __syncthreads();
       }
   }
 
   template <class F>
-  __device__ void by_warp(F f) const {
+  __device__ __forceinline__ void by_warp(F f) const {
     if (threadIdx.x < 32) f(DeviceWarp{});
   }
-  __device__ void tell(u64 value) const {
+  __device__ __forceinline__ void tell(u64 value) const {
     if (leader()) sh->told = value;
   }
-  __device__ u64 told() const {
+  __device__ __forceinline__ u64 told() const {
     cluster_sync();
     u64 value = in_block(sh, 0)->told;
     cluster_sync();
     return value;
   }
+};
+
+// The same threads over a row in slices, and over a row in device memory.
+struct SliceTeam : DeviceTeam {
+  static constexpr bool SLICES = true;
+};
+struct PlainTeam : DeviceTeam {
+  static constexpr bool SLICES = false;
 };
 
 }  // namespace nucleus

@@ -33,10 +33,11 @@ int main(int argc, char **argv) {
     batch.max_edited = 4096;
     DeviceArray<char> workspace(sampling_workspace_size(b.rows, batch.max_edited));
     for (uint32_t cluster : {0u, 1u, 2u, 4u, 8u}) {
-      for (uint32_t exact : {0u, NUCLEUS_BATCH_EXACT}) {
-        if (exact && cluster == 0) continue;
+      for (uint32_t flags : {0u, NUCLEUS_BATCH_EXACT, NUCLEUS_BATCH_BLOCK_EACH}) {
+        if (flags == NUCLEUS_BATCH_EXACT && cluster == 0) continue;
+        if (flags == NUCLEUS_BATCH_BLOCK_EACH && cluster != 0 && cluster != 4) continue;
         batch.cluster = cluster;
-        batch.flags = exact;
+        batch.flags = flags;
         CHECK(cudaMemset(out.data, 0xA5, b.rows * sizeof(SampledToken)));
         CHECK(cudaMemset(workspace.data, 0x5A, workspace.count));
         int code = launch_advanced_sample_batch(&batch, workspace.data, workspace.count, nullptr);
@@ -48,7 +49,7 @@ int main(int argc, char **argv) {
           if (got[r].status == NUCLEUS_UNSUPPORTED && may_be_unsupported(b, r)) { unsupported += 1; continue; }
           if (same_result(got[r], b.expected[r], b.row[r].flags & NUCLEUS_ROW_PROCESSED)) continue;
           failures += 1;
-          if (failures <= 25) { std::printf("cluster %u %s: ", cluster, exact ? "exact" : "usual"); print_difference(i, r, b, got[r]); }
+          if (failures <= 25) { std::printf("cluster %u flags %u: ", cluster, flags); print_difference(i, r, b, got[r]); }
         }
       }
     }

@@ -6,10 +6,11 @@ using namespace nucleus;
 
 static SampledToken sample(const SamplingBatch &batch, uint32_t index, bool exact_only) {
   HostTeam team;
-  Request request = request_of(batch, index);
+  const SamplingRow &row = batch.row[index];
+  Request request = request_of(batch, index, row, batch.configs[row.request], batch.programs[row.request]);
   u64 capacity = 16;
   while (capacity < 2 * edited_bound(request)) capacity *= 2;
-  std::vector<Edit> slots(capacity);
+  std::vector<Edit> slots(capacity + 1);
   EditTable table{slots.data(), static_cast<u32>(capacity)};
   build_edits(team, request, table);
   RawSums raw;

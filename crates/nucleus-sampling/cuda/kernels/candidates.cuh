@@ -1,0 +1,167 @@
+// The few tokens that a bounded request needs, and sums over a row held in slices.
+//
+// The largest logits of groups of threads are told to every block. What k of these maxima reach is a lower bound of the k-th largest logit: all of the first
+// k tokens reach it, and few others do. Those that do are sorted by the leading block: the beginning of the order. A request whose cut lies beyond
+// it, or a list that overflows, is decided by the exact path.
+#pragma once
+
+#include "plan.cuh"
+
+namespace nucleus {
+
+constexpr u32 UNUSUAL = 0xFFFFFFFFu;  // above every key: NaN, +inf, or an edit that found no room
+
+// The largest logit of the row as a key; UNUSUAL; 0 if there is none.
+struct Maxima {
+  u32 own;      // this thread's
+  u32 in_warp;
+  u32 largest;  // of the row
+};
+
+template <class Team>
+__device__ __forceinline__ u32 own_key(const Team &team) {
+  float most = -infinity();
+  team.each_four([&](u32, float4 v) { most = max_nan(most, max_nan(max_nan(v.x, v.y), max_nan(v.z, v.w))); });
+  if (!(most < infinity())) return UNUSUAL;
+  return most > -infinity() ? key_of(most + 0.0f) : 0;
+}
+
+// One barrier of the cluster.
+__device__ __forceinline__ Maxima maxima(const DeviceTeam &team, bool unusual) {
+  constexpr u32 LANES = THREADS / GROUPS;
+  const u32 lane = threadIdx.x % LANES, blocks = team.blocks;
+  Maxima m;
+  m.own = unusual ? UNUSUAL : own_key(team);
+  u32 in_group = m.own;
+  UNROLL_NOT
+  for (u32 step = LANES / 2; step; step /= 2) {
+    u32 other = __shfl_xor_sync(~0u, in_group, step);
+    in_group = other > in_group ? other : in_group;
+  }
+  if (lane < blocks) *team.in_block(&team.sh->maxima[team.block * GROUPS + threadIdx.x / LANES], lane) = in_group;
+  m.in_warp = __reduce_max_sync(~0u, in_group);
+  team.cluster_sync();
+  u32 largest = 0;
+  UNROLL_NOT
+  for (u32 i = threadIdx.x % 32; i < blocks * GROUPS; i += 32) largest = team.sh->maxima[i] > largest ? team.sh->maxima[i] : largest;
+  m.largest = __reduce_max_sync(~0u, largest);
+  return m;
+}
+
+// The k-th largest of the groups' maxima, k at most their number, by counting; one or more threads a maximum.
+__device__ __forceinline__ u32 kth_of_groups(const DeviceTeam &team, u32 k) {
+  const u32 *keys = team.sh->maxima;
+  const uint4 *fours = reinterpret_cast<const uint4 *>(keys);
+  u32 count = team.blocks * GROUPS, shares = THREADS / count, index = threadIdx.x / shares, own = keys[index], above = 0, equal = 0;
+#pragma unroll 1
+  for (u32 i = threadIdx.x % shares; i < count / 4; i += shares) {
+    uint4 v = fours[i];
+    above += (v.x > own) + (v.y > own) + (v.z > own) + (v.w > own);
+    equal += (v.x == own) + (v.y == own) + (v.z == own) + (v.w == own);
+  }
+  UNROLL_NOT
+  for (u32 step = shares / 2; step; step /= 2) {
+    above += __shfl_xor_sync(~0u, above, step);
+    equal += __shfl_xor_sync(~0u, equal, step);
+  }
+  if (above < k && above + equal >= k) team.sh->bound = own;
+  __syncthreads();
+  return team.sh->bound;
+}
+
+// A key that at least k (<= THREADS) of the threads' keys reach, the largest such with 16 low bits of 0; to every thread.
+__device__ __forceinline__ u32 kth_of_threads(u32 key, u32 k) {
+  u32 found = 0;
+#pragma unroll 1
+  for (u32 bit = 1u << 31; bit >= 1u << 16; bit >>= 1)
+    if (static_cast<u32>(__syncthreads_count(key >= (found | bit))) >= k) found |= bit;
+  return found;
+}
+
+// As kth_of_groups for larger k: of as many maxima as a block has threads. One barrier of the cluster.
+__device__ __forceinline__ u32 kth_of_many(const DeviceTeam &team, u32 own, u32 k) {
+  u32 blocks = team.blocks;
+  UNROLL_NOT
+  for (u32 step = blocks / 2; step; step /= 2) {
+    u32 other = __shfl_xor_sync(~0u, own, step);
+    own = other > own ? other : own;
+  }
+  u32 to = threadIdx.x % blocks, group = team.block * (THREADS / blocks) + threadIdx.x / blocks;
+  *team.in_block(&team.sh->groups[group], to) = own;
+  team.cluster_sync();
+  return kth_of_threads(team.sh->groups[threadIdx.x], k);
+}
+
+// Sums over the row, and what lies before each warp's part, to every warp.
+struct Masses {
+  u64 total = 0;
+  u32 count = 0;  // tokens above -inf
+};
+
+// Tells every block this warp's weight. A barrier of the cluster must follow.
+__device__ __forceinline__ void publish_mass(const DeviceTeam &team, const Weighing &w) {
+  u64 own = 0;
+  team.each_four([&](u32, float4 v) { own += (w.q(v.x) + w.q(v.y)) + (w.q(v.z) + w.q(v.w)); });
+  team.publish(team.sh->masses, DeviceWarp{}.sum(own));
+}
+
+__device__ __forceinline__ void publish_count(const DeviceTeam &team) {
+  u32 own = 0;
+  team.each_four([&](u32, float4 v) { own += (v.x > -infinity()) + (v.y > -infinity()) + (v.z > -infinity()) + (v.w > -infinity()); });
+  team.publish(team.sh->counts, __reduce_add_sync(~0u, own));
+}
+
+__device__ __forceinline__ u64 published_mass(const DeviceTeam &team) {
+  u64 own = 0;
+  UNROLL_NOT
+  for (u32 i = threadIdx.x % 32; i < team.blocks * WARPS; i += 32) own += team.sh->masses[i];
+  return DeviceWarp{}.sum(own);
+}
+
+// The places of the tokens that reach the threshold go to the leader, each block's to its own part of the candidates; every block learns how
+// many each has. A barrier of the cluster must follow.
+__device__ __forceinline__ void send_candidates(const DeviceTeam &team, float threshold, bool warp_has_some) {
+  Shared *sh = team.sh, *leader = team.in_block(sh, 0);
+  const u32 part = CANDIDATES / team.blocks;
+  if (warp_has_some)
+    team.each_four([&](u32 i, float4 v) {
+      if (!(fmaxf(fmaxf(v.x, v.y), fmaxf(v.z, v.w)) >= threshold)) return;
+      const float x[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+      for (u32 e = 0; e < 4; ++e) {
+        if (!(x[e] >= threshold) || !(x[e] > -infinity())) continue;
+        u32 at = atomicAdd(&sh->found, 1);
+        if (at < part) leader->candidates[team.block * part + at] = place_of(x[e] + 0.0f, team.first + i + e);
+      }
+    });
+  __syncthreads();
+  if (threadIdx.x < team.blocks) team.in_block(sh, threadIdx.x)->sent[team.block] = sh->found;
+}
+
+// How many candidates there are, once all have been sent; 0: more than fit.
+__device__ __forceinline__ u32 sent_candidates(const DeviceTeam &team) {
+  u32 count = 0;
+  bool fits = true;
+  UNROLL_NOT
+  for (u32 b = 0; b < team.blocks; ++b) {
+    count += team.sh->sent[b];
+    fits &= team.sh->sent[b] <= CANDIDATES / team.blocks;
+  }
+  return fits && count <= LISTED ? count : 0;
+}
+
+// The leader's candidates as one list, sorted.
+__device__ __forceinline__ void list_candidates(const DeviceTeam &team, u32 count) {
+  Shared *sh = team.sh;
+  u32 from = threadIdx.x / 32, before = 0;
+  if (from < team.blocks) {
+    UNROLL_NOT
+    for (u32 b = 0; b < from; ++b) before += sh->sent[b];
+    UNROLL_NOT
+    for (u32 i = threadIdx.x % 32; i < sh->sent[from]; i += 32) sh->listed_places[before + i] = sh->candidates[from * (CANDIDATES / team.blocks) + i];
+  }
+  __syncthreads();
+  team.sort(sh->listed_places, count);
+}
+
+}  // namespace nucleus

@@ -1,0 +1,54 @@
+// What a program asks of a row held in slices, read by every warp for itself.
+#pragma once
+
+#include "team.cuh"
+
+namespace nucleus {
+
+struct SlicePlan {
+  // What decides, after edits by id and temperatures: a beginning of the order (the first k tokens; enough of the whole row's mass; all above a
+  // bound) that then runs as a list, a draw from the whole row, or the exact path.
+  enum Kind { EXACT, FIRST, MASS, ABOVE, ALL } kind;
+  bool sliced;        // slices serve the program: its edits by id come first, under no temperature
+  bool edits;         // there may be edits by id
+  bool passages, occurrences, ngrams;
+  u32 op;             // the operation that cuts, or chooses
+  u32 k;              // tokens of the beginning at least
+  float temperature;  // in force at that operation
+};
+
+__device__ __forceinline__ SlicePlan plan_of(const Shared *sh) {
+  const u32 lane = threadIdx.x % 32, len = sh->program.len;
+  SamplingOp op{NUCLEUS_OP_NONE, 0, 0};
+  if (lane < len && lane < NUCLEUS_MAX_OPS) op = sh->program.ops[lane];
+  bool there = lane < len;
+  u32 passages = __ballot_sync(~0u, there && op.code == NUCLEUS_OP_DRY), occurrences = __ballot_sync(~0u, there && op.code == NUCLEUS_OP_PENALTIES);
+  u32 ngrams = __ballot_sync(~0u, there && op.code == NUCLEUS_OP_NO_REPEAT_NGRAM), by_id = passages | occurrences | ngrams;
+  u32 temperatures = __ballot_sync(~0u, there && op.code == NUCLEUS_OP_TEMPERATURE), none = __ballot_sync(~0u, there && op.code == NUCLEUS_OP_NONE);
+  u32 adaptive = __ballot_sync(~0u, there && op.code == NUCLEUS_OP_ADAPTIVE_P);
+  SlicePlan plan;
+  plan.sliced = !adaptive && (by_id & (by_id + 1)) == 0;
+  plan.passages = passages;
+  plan.occurrences = occurrences;
+  plan.ngrams = ngrams;
+  const SamplingRow &row = sh->row;
+  plan.edits = by_id || row.bias.len || row.bad_words.len || row.eos.len;
+  plan.op = __ffs(~(by_id | temperatures | none)) - 1;
+  temperatures &= (1u << plan.op) - 1;
+  plan.temperature = temperatures ? __shfl_sync(~0u, op.arg, 31 - __clz(temperatures)) : 1.0f;
+  u32 code = __shfl_sync(~0u, op.code, plan.op), min_keep = sh->config.min_keep ? sh->config.min_keep : 1;
+  u64 k = __shfl_sync(~0u, op.threshold, plan.op);
+  plan.kind = SlicePlan::EXACT;
+  switch (code) {
+    case NUCLEUS_OP_TOP_K: plan.kind = SlicePlan::FIRST; break;
+    case NUCLEUS_OP_ARGMAX: plan.kind = SlicePlan::FIRST; k = 1; break;
+    case NUCLEUS_OP_TOP_P: plan.kind = SlicePlan::MASS; k = min_keep; break;
+    case NUCLEUS_OP_MIN_P: plan.kind = SlicePlan::ABOVE; k = min_keep; break;
+    case NUCLEUS_OP_DRAW: plan.kind = SlicePlan::ALL; k = 0; break;
+  }
+  if (k > THREADS * 3 / 4) plan.kind = SlicePlan::EXACT;
+  plan.k = static_cast<u32>(k);
+  return plan;
+}
+
+}  // namespace nucleus
