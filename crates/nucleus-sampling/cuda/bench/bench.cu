@@ -187,8 +187,10 @@ int main(int argc, char **argv) {
       double half = median_us(10, [&](uint32_t, cudaStream_t s) { run(0, 0, NUCLEUS_BF16, s); });
       std::printf("  %-14s fp32 %8.2f (%.2f x floor)  bf16 %8.2f", c.name, warm, warm / floor_us, half);
       if (copies > 1) std::printf("  cold %8.2f", median_us(copies, [&](uint32_t i, cudaStream_t s) { run(i % copies, 0, 0, s); }));
+      std::printf("  exact %8.2f", median_us(10, [&](uint32_t, cudaStream_t s) { run(0, 0, 0, s, NUCLEUS_BATCH_EXACT); }));
       if (sweep)
         for (uint32_t cluster : {4u, 8u, 0u}) std::printf("  c%u %.2f", cluster, median_us(10, [&](uint32_t, cudaStream_t s) { run(0, cluster, 0, s, cluster ? 0 : NUCLEUS_BATCH_BLOCK_EACH); }));
+      if (sweep) median_us(10, [&](uint32_t, cudaStream_t s) { run(0, 0, 0, s); });
       std::printf("  token %u\n", out.host()[0].token_id);
 #ifdef NUCLEUS_PROFILE
       print_profile();

@@ -261,10 +261,11 @@ HD void note_bias_and_bans(const Team &team, const Request &r, const EditTable &
   const SamplingBias *bias = reinterpret_cast<const SamplingBias *>(r.words(r.row->bias));
   UNROLL_NOT
   for (u32 i = t; i < r.row->bias.len; i += n) {
-    if (!table.covers(bias[i].token_id)) continue;
-    Edit *edit = table.insert(bias[i].token_id);
+    SamplingBias entry = bias[i];
+    if (!table.covers(entry.token_id)) continue;
+    Edit *edit = table.insert(entry.token_id);
     raise_bits(&edit->flags, BIASED);
-    edit->bias = bias[i].value;
+    edit->bias = entry.value;
   }
   auto ban = [&](u32 id) { if (table.covers(id)) raise_bits(&table.insert(id)->flags, BANNED); };
   if ((c.flags & NUCLEUS_IGNORE_EOS) || r.row->position < c.min_tokens)

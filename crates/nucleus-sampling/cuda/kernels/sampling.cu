@@ -37,21 +37,20 @@ __device__ __forceinline__ void describe(Shared *sh, const SamplingBatch &batch,
 
 // What the noinline parts rebuild their objects from.
 struct RowCall {
-  const SamplingBatch *batch;
   u32 index, slice_room, parity;
   RawSums raw;
 
   __device__ DeviceTeam team() const {
     DeviceTeam t;
-    t.take_slice(batch->row_len, slice_room);
+    t.take_slice(shared_state()->batch.row_len, slice_room);
     t.parity = parity;
     return t;
   }
   __device__ Request request() const {
     const Shared *sh = shared_state();
-    return request_of(*batch, index, sh->row, sh->config, sh->program);
+    return request_of(sh->batch, index, sh->row, sh->config, sh->program);
   }
-  __device__ SampledToken *out() const { return batch->out + index; }
+  __device__ SampledToken *out() const { return shared_state()->batch.out + index; }
 };
 
 // A list of the order's beginning, by one warp; false: the request's cut lies beyond it.
@@ -184,7 +183,7 @@ __device__ __noinline__ void sample_unsliced(RowCall call, Workspace workspace, 
 }
 
 // One row by all blocks of the cluster, which hold it in slices if they can. `use`: how often the blocks have held slices before.
-__device__ __noinline__ void sample_by_cluster(const SamplingBatch &batch, const Workspace &workspace, u32 index, u32 slice_room, u32 use) {
+__device__ __forceinline__ void sample_by_cluster(const SamplingBatch &batch, const Workspace &workspace, u32 index, u32 slice_room, u32 use) {
   MARK(0);
   Shared *sh = shared_state();
   DeviceTeam team;
@@ -202,7 +201,7 @@ __device__ __noinline__ void sample_by_cluster(const SamplingBatch &batch, const
   clear_edits(team, table);
   __syncthreads();
   MARK(2);
-  RowCall call{&batch, index, slice_room, 0, RawSums{}};
+  RowCall call{ index, slice_room, 0, RawSums{}};
   bool exact_only = batch.flags & NUCLEUS_BATCH_EXACT, unusual = false;
   SlicePlan plan = plan_of(sh);
   MARK(3);
@@ -243,9 +242,10 @@ __device__ __noinline__ void sample_by_cluster(const SamplingBatch &batch, const
 
 // A row by one block; false: it did not decide.
 template <u32 DTYPE>
-__device__ __noinline__ bool sample_by_block(const SamplingBatch &batch, u32 index) {
+__device__ __noinline__ bool sample_by_block(u32 index) {
   MARK(0);
-  using Rows = Stream<DTYPE>;
+  const SamplingBatch &batch = shared_state()->batch;
+  using Row = Stream<DTYPE>;
   Shared *sh = shared_state();
   DeviceTeam team;
   team.blocks = 1;
@@ -257,11 +257,11 @@ __device__ __noinline__ bool sample_by_block(const SamplingBatch &batch, u32 ind
   __syncthreads();
   MARK(2);
   if (sh->row.flags & NUCLEUS_ROW_PADDING) return true;
-  RowCall call{&batch, index, 0, 0, RawSums{}};
+  RowCall call{ index, 0, 0, RawSums{}};
   Request r = request_of(batch, index, sh->row, sh->config, sh->program);
   SlicePlan plan = plan_of(sh);
   bool streams = plan.sliced && plan.kind != SlicePlan::EXACT && !(sh->row.flags & NUCLEUS_ROW_ALLOWED) && !(batch.flags & NUCLEUS_BATCH_EXACT);
-  if (!streams || reinterpret_cast<uintptr_t>(r.logits) % 16 || (r.limit + Rows::ROUND) / (32 * Rows::WIDTH) > SEGMENTS) return false;
+  if (!streams || reinterpret_cast<uintptr_t>(r.logits) % 16 || (r.limit + Row::ROUND) / (32 * Row::WIDTH) > SEGMENTS) return false;
   MARK(3);
   bool unusual = false;
   if (plan.edits) {
@@ -274,7 +274,7 @@ __device__ __noinline__ bool sample_by_block(const SamplingBatch &batch, u32 ind
     if (sh->unusual) return false;
   }
   MARK(4);
-  Rows rows{sh, r, table, places, r.mask, plan.edits};
+  Row rows{sh, r, table, places, r.mask, plan.edits};
   if (plan.edits) {
     rows.edit_table(unusual);
     __syncthreads();
@@ -289,7 +289,7 @@ __device__ __noinline__ bool sample_by_block(const SamplingBatch &batch, u32 ind
   for (bool raw = !(sh->row.flags & NUCLEUS_ROW_PROCESSED);; raw = false) {
     rows.mask = raw ? nullptr : r.mask;
     rows.edits = !raw && plan.edits;
-    u32 reach = !raw && first && r.limit > BOUND_LOADS * Rows::ROUND ? BOUND_LOADS * Rows::ROUND : r.limit;
+    u32 reach = !raw && first && r.limit > BOUND_LOADS * Row::ROUND ? BOUND_LOADS * Row::ROUND : r.limit;
     bool strange = false;
     u32 own = rows.own_key(reach, first && !raw, strange), largest = own;
     rows.each_edited([&](u32, float x) {
@@ -360,34 +360,58 @@ __device__ __noinline__ bool sample_by_block(const SamplingBatch &batch, u32 ind
   return sh->verdict;
 }
 
-__device__ __forceinline__ bool sample_by_block(const SamplingBatch &batch, u32 index) {
-  switch (batch.dtype) {
-    case NUCLEUS_F32: return sample_by_block<NUCLEUS_F32>(batch, index);
-    case NUCLEUS_F16: return sample_by_block<NUCLEUS_F16>(batch, index);
-    default: return sample_by_block<NUCLEUS_BF16>(batch, index);
+__device__ __forceinline__ bool sample_by_block(u32 dtype, u32 index) {
+  switch (dtype) {
+    case NUCLEUS_F32: return sample_by_block<NUCLEUS_F32>(index);
+    case NUCLEUS_F16: return sample_by_block<NUCLEUS_F16>(index);
+    default: return sample_by_block<NUCLEUS_BF16>(index);
   }
 }
 
-// A cluster a row; or, if `a_block_each`, a block a row, and the cluster together for those rows that a block alone did not decide.
+// Brings the beginning of a row to the L2 cache while the block learns what to do with it.
+__device__ __forceinline__ void prefetch_row(const SamplingBatch &batch, u32 index) {
+  constexpr u64 AHEAD = 131072;
+  u64 size = SliceLoad::size_of(batch.dtype), bytes = batch.row_len * size / 16 * 16;
+  const char *row = static_cast<const char *>(batch.logits) + index * batch.row_stride * size;
+  if (reinterpret_cast<uintptr_t>(row) % 16 == 0 && bytes)
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(row), "r"(static_cast<u32>(bytes < AHEAD ? bytes : AHEAD)) : "memory");
+}
+
+// Status of a row that a block alone did not decide, until a cluster has.
+constexpr u32 PENDING = 0xFFFFFFFFu;
+
+// How a launch shares out the rows.
+enum Share : u32 { A_CLUSTER_EACH, A_BLOCK_EACH, PENDING_ROWS };
+constexpr u32 PENDING_CLUSTERS = 32;  // so that each has at most a warp's width of rows: 32 * 32 = NUCLEUS_MAX_ROWS
+
+// The rows of a cluster, as bits: row `first + bit * step`.
+struct Rows {
+  u32 first, step, bits;
+};
+__device__ __forceinline__ Rows rows_of(const SamplingBatch &batch, u32 cluster, u32 clusters, Share share) {
+  if (share == A_CLUSTER_EACH) return Rows{cluster, 0, 1};
+  u32 index = cluster + threadIdx.x % 32 * clusters;
+  bool pending = index < batch.rows && reinterpret_cast<const volatile u32 &>(batch.out[index].status) == PENDING;
+  return Rows{cluster, clusters, __ballot_sync(~0u, pending)};
+}
+
 __global__ void __launch_bounds__(THREADS, 2) sample_rows(const __grid_constant__ SamplingBatch batch, const __grid_constant__ Workspace workspace,
-                                                          u32 slice_room, bool a_block_each) {
+                                                          u32 slice_room, Share share) {
   Shared *sh = shared_state();
   DeviceTeam team;
-  if (!a_block_each) {
-    sample_by_cluster(batch, workspace, blockIdx.x / team.blocks, slice_room, 0);
+  if (threadIdx.x < sizeof(SamplingBatch) / 4) reinterpret_cast<u32 *>(&sh->batch)[threadIdx.x] = reinterpret_cast<const u32 *>(&batch)[threadIdx.x];
+  if (share == A_BLOCK_EACH) {
+    if (threadIdx.x == 0) prefetch_row(batch, blockIdx.x);
+    __syncthreads();
+    bool decided = sample_by_block(batch.dtype, blockIdx.x);
+    if (!decided && threadIdx.x == 0) batch.out[blockIdx.x].status = PENDING;
     return;
   }
-  bool pending = blockIdx.x < batch.rows && !sample_by_block(batch, blockIdx.x);
-  team.cluster_sync();  // every block has begun
-  if (threadIdx.x < team.blocks) team.in_block(sh, threadIdx.x)->pending[team.block] = pending;
-  team.cluster_sync();
-  u32 rows = 0;
-  UNROLL_NOT
-  for (u32 b = 0; b < team.blocks; ++b) rows |= sh->pending[b] << b;
-  UNROLL_NOT
-  for (u32 use = 0; rows; rows &= rows - 1, ++use) {
-    sample_by_cluster(batch, workspace, blockIdx.x - team.block + __ffs(rows) - 1, slice_room, use);
-    team.cluster_sync();
+  Rows rows = rows_of(batch, blockIdx.x / team.blocks, gridDim.x / team.blocks, share);
+#pragma unroll 1
+  for (u32 use = 0; rows.bits; rows.bits &= rows.bits - 1, ++use) {
+    sample_by_cluster(batch, workspace, rows.first + (__ffs(rows.bits) - 1) * rows.step, slice_room, use);
+    if (share == PENDING_ROWS) team.cluster_sync();
   }
 }
 
@@ -397,35 +421,37 @@ constexpr u32 SLICE_BYTES_MAX = 232448 - SHARED_BYTES;  // of shared memory that
 inline u32 slice_of(u32 row_len, u32 blocks) { return ((row_len + blocks - 1) / blocks + 7) & ~7u; }
 
 // From this many rows on a block each suffices to read them at full speed.
-constexpr u32 ROWS_A_BLOCK_EACH = 48;
-constexpr u32 CLUSTER = 8;
+constexpr u32 ROWS_A_BLOCK_EACH = 96;
 
-cudaError_t launch(const SamplingBatch &batch, const Workspace &workspace, cudaStream_t stream) {
-  bool a_block_each = (batch.flags & NUCLEUS_BATCH_BLOCK_EACH) || (batch.cluster == 0 && batch.rows >= ROWS_A_BLOCK_EACH);
-  u32 blocks = batch.cluster ? batch.cluster : CLUSTER;
-  u32 slice = slice_of(batch.row_len, blocks), bytes = slice * 4;
+// Blocks a row.
+inline u32 blocks_for(u32 rows) { return rows <= 32 || rows >= ROWS_A_BLOCK_EACH ? 8 : 4; }
+
+cudaError_t launch(const SamplingBatch &batch, const Workspace &workspace, u32 blocks, Share share, cudaStream_t stream) {
+  u32 slice = share == A_BLOCK_EACH ? 0 : slice_of(batch.row_len, blocks), bytes = slice * 4;
   if (bytes > SLICE_BYTES_MAX) slice = bytes = 0;
-  bytes = SHARED_BYTES + (bytes > SPARE_BYTES ? bytes : SPARE_BYTES);
-  cudaError_t error = cudaFuncSetAttribute(sample_rows, cudaFuncAttributeMaxDynamicSharedMemorySize, 232448);
-  if (error != cudaSuccess) return error;
-  error = cudaFuncSetAttribute(sample_rows, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
-  if (error != cudaSuccess) return error;
-  if (blocks > 8) {
-    error = cudaFuncSetAttribute(sample_rows, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
-    if (error != cudaSuccess) return error;
-  }
   cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(a_block_each ? (batch.rows + blocks - 1) / blocks * blocks : batch.rows * blocks);
+  config.gridDim = dim3(share == A_BLOCK_EACH ? batch.rows : (share == PENDING_ROWS ? PENDING_CLUSTERS : batch.rows) * blocks);
   config.blockDim = dim3(THREADS);
-  config.dynamicSmemBytes = bytes;
+  config.dynamicSmemBytes = SHARED_BYTES + (bytes > SPARE_BYTES ? bytes : SPARE_BYTES);
   config.stream = stream;
   cudaLaunchAttribute attribute;
   attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = blocks;
+  attribute.val.clusterDim.x = share == A_BLOCK_EACH ? 1 : blocks;
   attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
   config.attrs = &attribute;
   config.numAttrs = 1;
-  return cudaLaunchKernelEx(&config, sample_rows, batch, workspace, slice, a_block_each);
+  return cudaLaunchKernelEx(&config, sample_rows, batch, workspace, slice, share);
+}
+
+cudaError_t launch_all(const SamplingBatch &batch, const Workspace &workspace, cudaStream_t stream) {
+  cudaError_t error = cudaFuncSetAttribute(sample_rows, cudaFuncAttributeMaxDynamicSharedMemorySize, 232448);
+  if (error == cudaSuccess) error = cudaFuncSetAttribute(sample_rows, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
+  if (error != cudaSuccess) return error;
+  u32 blocks = batch.cluster ? batch.cluster : blocks_for(batch.rows);
+  bool many = batch.cluster == 0 && batch.rows >= ROWS_A_BLOCK_EACH && !(batch.flags & NUCLEUS_BATCH_EXACT);
+  if (!many && !(batch.flags & NUCLEUS_BATCH_BLOCK_EACH)) return launch(batch, workspace, blocks, A_CLUSTER_EACH, stream);
+  error = launch(batch, workspace, blocks, A_BLOCK_EACH, stream);
+  return error == cudaSuccess ? launch(batch, workspace, blocks, PENDING_ROWS, stream) : error;
 }
 
 inline bool valid(const SamplingBatch *b) {
@@ -456,7 +482,7 @@ extern "C" int launch_advanced_sample_batch(const SamplingBatch *batch, void *wo
   if (workspace_bytes < sampling_workspace_size(batch->rows, batch->max_edited)) return NUCLEUS_LAUNCH_WORKSPACE;
   Workspace space{static_cast<Edit *>(workspace), table_capacity(batch->max_edited), batch->max_edited};
   cudaStream_t on = static_cast<cudaStream_t>(stream);
-  cudaError_t error = launch(*batch, space, on);
+  cudaError_t error = launch_all(*batch, space, on);
   return error == cudaSuccess ? NUCLEUS_LAUNCH_OK : NUCLEUS_LAUNCH_CUDA + static_cast<int>(error);
 }
 

@@ -123,7 +123,7 @@ __device__ __forceinline__ void note_slice_edits(const DeviceTeam &team, Request
   if (plan.occurrences && r.config->repeat_last_n > window) window = r.config->repeat_last_n;
   if (plan.ngrams || (r.row->bad_words.len && window) || window > len) window = len;
   if (window && window <= TOKENS_HELD) {
-    UNROLL_NOT
+#pragma unroll 4
     for (u32 i = threadIdx.x; i < window; i += THREADS) team.sh->tokens[i] = r.history[len - window + i];
     r.history = team.sh->tokens - (len - window);
     __syncthreads();

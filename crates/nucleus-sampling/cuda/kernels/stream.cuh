@@ -44,6 +44,9 @@ struct Stream {
   const u32 *mask;  // null: none
   bool edits;       // the table holds edits
 
+  // Logits are read once or twice: they leave the L2 cache first, so that code and histories stay.
+  __device__ __forceinline__ static uint4 read(const uint4 *from) { return __ldcs(from); }
+
   // Calls f(first id, Vector) for ids below `end`, ascending by rounds of the block; what does not exist or is masked is -inf.
   template <class F>
   __device__ __forceinline__ void sweep(u32 end, F f) const {
@@ -53,14 +56,14 @@ struct Stream {
 #pragma unroll
     for (u32 j = 0; j < LOADS; ++j) {
       u32 id = j * ROUND + threadIdx.x * WIDTH;
-      if (id < whole) v[j] = __ldg(from + id / WIDTH);
+      if (id < whole) v[j] = read(from + id / WIDTH);
     }
     for (u32 base = 0; base < end; base += LOADS * ROUND) {
 #pragma unroll
       for (u32 j = 0; j < LOADS; ++j) {
         u32 id = base + j * ROUND + threadIdx.x * WIDTH, next = id + LOADS * ROUND;
         uint4 now = v[j];
-        if (next < whole) v[j] = __ldg(from + next / WIDTH);
+        if (next < whole) v[j] = read(from + next / WIDTH);
         if (base + j * ROUND >= end) continue;  // of the whole block
         Vector x(now);
         if (id >= whole || mask) restrict(id, end, x);

@@ -43,7 +43,8 @@ struct Shared {
   u64 steps[MAX_STEPS];
   u64 masses[MAX_BLOCKS * WARPS];  // of the parts of the row, one a warp
   alignas(16) u32 maxima[MAX_BLOCKS * GROUPS];
-  u32 counts[MAX_BLOCKS * WARPS], groups[THREADS], sent[MAX_BLOCKS], pending[MAX_BLOCKS];
+  u32 counts[MAX_BLOCKS * WARPS], groups[THREADS], sent[MAX_BLOCKS];
+  SamplingBatch batch;
   SamplingRow row;
   SamplingConfig config;
   SamplingProgram program;
