@@ -78,19 +78,6 @@ static SamplingProgram program(std::vector<SamplingOp> ops) {
   return p;
 }
 
-#ifdef NUCLEUS_PROFILE
-extern "C" void sampling_profile(long long *marks);
-static void print_profile() {
-  static long long marks[16][32];
-  sampling_profile(&marks[0][0]);
-  for (int block : {0, 1}) {
-    std::printf("    block %d:", block);
-    for (int i = 1; i < 32; ++i) if (marks[block][i] > marks[block][0]) std::printf(" %d:%lld", i, marks[block][i] - marks[block][0]);
-    std::printf("\n");
-  }
-}
-#endif
-
 int main(int argc, char **argv) {
   cudaDeviceProp prop;
   CHECK(cudaGetDeviceProperties(&prop, 0));
@@ -190,11 +177,7 @@ int main(int argc, char **argv) {
       std::printf("  exact %8.2f", median_us(10, [&](uint32_t, cudaStream_t s) { run(0, 0, 0, s, NUCLEUS_BATCH_EXACT); }));
       if (sweep)
         for (uint32_t cluster : {4u, 8u, 0u}) std::printf("  c%u %.2f", cluster, median_us(10, [&](uint32_t, cudaStream_t s) { run(0, cluster, 0, s, cluster ? 0 : NUCLEUS_BATCH_BLOCK_EACH); }));
-      if (sweep) median_us(10, [&](uint32_t, cudaStream_t s) { run(0, 0, 0, s); });
       std::printf("  token %u\n", out.host()[0].token_id);
-#ifdef NUCLEUS_PROFILE
-      print_profile();
-#endif
       std::fflush(stdout);
     }
   }

@@ -48,25 +48,23 @@ __device__ __forceinline__ Maxima maxima(const DeviceTeam &team, bool unusual) {
   return m;
 }
 
-// The k-th largest of the groups' maxima, k at most their number, by counting; one or more threads a maximum.
+// A key that at least k of the groups' maxima reach, k at most their number; the largest such with 16 low bits of 0. Every warp finds it.
 __device__ __forceinline__ u32 kth_of_groups(const DeviceTeam &team, u32 k) {
-  const u32 *keys = team.sh->maxima;
-  const uint4 *fours = reinterpret_cast<const uint4 *>(keys);
-  u32 count = team.blocks * GROUPS, shares = THREADS / count, index = threadIdx.x / shares, own = keys[index], above = 0, equal = 0;
+  constexpr u32 EACH = MAX_BLOCKS * GROUPS / 32;
+  u32 keys[EACH], found = 0;
+#pragma unroll
+  for (u32 i = 0; i < EACH; ++i) {
+    u32 at = i * 32 + threadIdx.x % 32;
+    keys[i] = at < team.blocks * GROUPS ? team.sh->maxima[at] : 0;
+  }
 #pragma unroll 1
-  for (u32 i = threadIdx.x % shares; i < count / 4; i += shares) {
-    uint4 v = fours[i];
-    above += (v.x > own) + (v.y > own) + (v.z > own) + (v.w > own);
-    equal += (v.x == own) + (v.y == own) + (v.z == own) + (v.w == own);
+  for (u32 bit = 1u << 31; bit >= 1u << 16; bit >>= 1) {
+    u32 reached = 0;
+#pragma unroll
+    for (u32 i = 0; i < EACH; ++i) reached += __popc(__ballot_sync(~0u, keys[i] >= (found | bit)));
+    if (reached >= k) found |= bit;
   }
-  UNROLL_NOT
-  for (u32 step = shares / 2; step; step /= 2) {
-    above += __shfl_xor_sync(~0u, above, step);
-    equal += __shfl_xor_sync(~0u, equal, step);
-  }
-  if (above < k && above + equal >= k) team.sh->bound = own;
-  __syncthreads();
-  return team.sh->bound;
+  return found;
 }
 
 // A key that at least k (<= THREADS) of the threads' keys reach, the largest such with 16 low bits of 0; to every thread.
@@ -86,7 +84,7 @@ __device__ __forceinline__ u32 kth_of_many(const DeviceTeam &team, u32 own, u32 
     u32 other = __shfl_xor_sync(~0u, own, step);
     own = other > own ? other : own;
   }
-  u32 to = threadIdx.x % blocks, group = team.block * (THREADS / blocks) + threadIdx.x / blocks;
+  u32 to = threadIdx.x & (blocks - 1), group = team.block * team.share_of(THREADS) + team.share_of(threadIdx.x);
   *team.in_block(&team.sh->groups[group], to) = own;
   team.cluster_sync();
   return kth_of_threads(team.sh->groups[threadIdx.x], k);
@@ -122,7 +120,7 @@ __device__ __forceinline__ u64 published_mass(const DeviceTeam &team) {
 // many each has. A barrier of the cluster must follow.
 __device__ __forceinline__ void send_candidates(const DeviceTeam &team, float threshold, bool warp_has_some) {
   Shared *sh = team.sh, *leader = team.in_block(sh, 0);
-  const u32 part = CANDIDATES / team.blocks;
+  const u32 part = team.share_of(CANDIDATES);
   if (warp_has_some)
     team.each_four([&](u32 i, float4 v) {
       if (!(fmaxf(fmaxf(v.x, v.y), fmaxf(v.z, v.w)) >= threshold)) return;
@@ -138,6 +136,20 @@ __device__ __forceinline__ void send_candidates(const DeviceTeam &team, float th
   if (threadIdx.x < team.blocks) team.in_block(sh, threadIdx.x)->sent[team.block] = sh->found;
 }
 
+// The first of the candidates that the leader was sent, by one warp; 0 if there is none.
+__device__ __forceinline__ u64 first_candidate(const DeviceTeam &team) {
+  u64 first = 0;
+  UNROLL_NOT
+  for (u32 b = 0; b < team.blocks; ++b) {
+    UNROLL_NOT
+    for (u32 i = threadIdx.x % 32; i < team.sh->sent[b]; i += 32) {
+      u64 place = team.sh->candidates[b * team.share_of(CANDIDATES) + i];
+      first = place > first ? place : first;
+    }
+  }
+  return DeviceWarp{}.most(first);
+}
+
 // How many candidates there are, once all have been sent; 0: more than fit.
 __device__ __forceinline__ u32 sent_candidates(const DeviceTeam &team) {
   u32 count = 0;
@@ -145,7 +157,7 @@ __device__ __forceinline__ u32 sent_candidates(const DeviceTeam &team) {
   UNROLL_NOT
   for (u32 b = 0; b < team.blocks; ++b) {
     count += team.sh->sent[b];
-    fits &= team.sh->sent[b] <= CANDIDATES / team.blocks;
+    fits &= team.sh->sent[b] <= team.share_of(CANDIDATES);
   }
   return fits && count <= LISTED ? count : 0;
 }
@@ -158,7 +170,7 @@ __device__ __forceinline__ void list_candidates(const DeviceTeam &team, u32 coun
     UNROLL_NOT
     for (u32 b = 0; b < from; ++b) before += sh->sent[b];
     UNROLL_NOT
-    for (u32 i = threadIdx.x % 32; i < sh->sent[from]; i += 32) sh->listed_places[before + i] = sh->candidates[from * (CANDIDATES / team.blocks) + i];
+    for (u32 i = threadIdx.x % 32; i < sh->sent[from]; i += 32) sh->listed_places[before + i] = sh->candidates[from * team.share_of(CANDIDATES) + i];
   }
   __syncthreads();
   team.sort(sh->listed_places, count);

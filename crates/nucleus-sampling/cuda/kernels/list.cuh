@@ -5,17 +5,6 @@
 
 namespace nucleus {
 
-#if defined(__CUDACC__) && defined(NUCLEUS_PROFILE)
-__device__ long long profile_marks[16][32];
-#ifdef __CUDA_ARCH__
-#define LIST_MARK(i) do { if (threadIdx.x == 0 && blockIdx.x < 16) profile_marks[blockIdx.x][i] = clock64(); } while (0)
-#else
-#define LIST_MARK(i) do { } while (0)
-#endif
-#else
-#define LIST_MARK(i) do { } while (0)
-#endif
-
 constexpr u32 MIROSTAT_TOKENS = 100;
 
 // The tokens left are places[low..high), descending; the list may be the beginning of a longer order, whose rest weighs `rest`. `scratch` has
@@ -49,6 +38,7 @@ struct ListMachine {
     if (weighed_at == temperature && weighed_low == low && weighed_high == high && !moment) return true;
     if (!(weighed_at == temperature && weighed_low == low)) {
       if (!begin_weighing(logit(low), temperature, w)) { status = NUCLEUS_OVERFLOW; return false; }
+      warp.sync();  // no lane still reads weights taken before
       UNROLL_NOT
       for (u32 i = low + warp.lane(); i < high; i += warp.lanes()) scratch[i] = w.q(logit(i));
       warp.sync();
@@ -246,6 +236,7 @@ struct ListMachine {
     temperature = 1.0f;
     weighed_at = 0;
     u64 nan = 0, infinite = 0, left = 0;
+    warp.sync();  // no lane still reads weights
     u32 n = count();
     UNROLL_NOT
     for (u32 i = warp.lane(); i < n; i += warp.lanes()) {
@@ -392,12 +383,9 @@ struct ListMachine {
       return;
     }
     if (!weigh(false)) return;
-    LIST_MARK(16);
     u32 drawn = draw(mulhi64(uniform_of(r), w.sums.total));
-    LIST_MARK(17);
     out.token = id_at(places[drawn]);
     out.kept = count();
-    LIST_MARK(18);
     out.logprob = processed_logprob(q(drawn), w.sums.total);
     if (op.code == NUCLEUS_OP_MIROSTAT_1 || op.code == NUCLEUS_OP_MIROSTAT_2) {
       i64 surprise = w.sums.offset_q16() - y(drawn);
@@ -411,6 +399,7 @@ struct ListMachine {
     u64 *old = places + low;
     u32 n = count();
     u64 most = 0;
+    warp.sync();  // no lane still reads weights
     UNROLL_NOT
     for (u32 i = warp.lane(); i < n; i += warp.lanes()) {
       float x = adapted(before.q(logit_at(old[i])), before.sums.total, r.row->adaptive_target) + 0.0f;

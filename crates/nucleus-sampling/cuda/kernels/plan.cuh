@@ -14,6 +14,7 @@ struct SlicePlan {
   bool passages, occurrences, ngrams;
   u32 op;             // the operation that cuts, or chooses
   u32 k;              // tokens of the beginning at least
+  bool greedy;        // the operation takes the first token
   float temperature;  // in force at that operation
 };
 
@@ -39,6 +40,7 @@ __device__ __forceinline__ SlicePlan plan_of(const Shared *sh) {
   u32 code = __shfl_sync(~0u, op.code, plan.op), min_keep = sh->config.min_keep ? sh->config.min_keep : 1;
   u64 k = __shfl_sync(~0u, op.threshold, plan.op);
   plan.kind = SlicePlan::EXACT;
+  plan.greedy = code == NUCLEUS_OP_ARGMAX;
   switch (code) {
     case NUCLEUS_OP_TOP_K: plan.kind = SlicePlan::FIRST; break;
     case NUCLEUS_OP_ARGMAX: plan.kind = SlicePlan::FIRST; k = 1; break;

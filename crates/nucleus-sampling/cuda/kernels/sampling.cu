@@ -77,6 +77,15 @@ __device__ __forceinline__ void draw_row(const DeviceTeam &team, const Request &
   if (here) *call.out() = result(outcome, call.raw, r);
 }
 
+// The first token of the order, by the thread that writes it.
+__device__ __forceinline__ void take_first(const RowCall &call, const Request &r, u64 place) {
+  Outcome outcome;
+  outcome.status = place ? NUCLEUS_OK : NUCLEUS_EMPTY;
+  outcome.token = place ? id_at(place) : NUCLEUS_NO_TOKEN;
+  outcome.kept = 1;
+  *call.out() = result(outcome, call.raw, r);
+}
+
 __device__ __forceinline__ void fail(const RowCall &call, const DeviceTeam &team, const Request &r, u32 status) {
   Outcome failed;
   failed.status = status;
@@ -87,7 +96,6 @@ __device__ __forceinline__ void fail(const RowCall &call, const DeviceTeam &team
 __device__ __forceinline__ bool sample_bounded(const DeviceTeam &team, const Request &r, const SlicePlan &plan, const RowCall &call, bool &unusual) {
   Shared *sh = team.sh;
   Maxima m = maxima(team, sh->unusual);
-  MARK(9);
   unusual = m.largest == UNUSUAL;
   if (unusual) return false;
   Weighing w;
@@ -97,36 +105,35 @@ __device__ __forceinline__ bool sample_bounded(const DeviceTeam &team, const Req
   if (plan.kind == SlicePlan::ALL) {
     publish_mass(team, w);
     publish_count(team);
-    MARK(11);
     team.cluster_sync();
-    MARK(12);
     u32 count = 0;
     UNROLL_NOT
     for (u32 i = threadIdx.x % 32; i < team.blocks * WARPS; i += 32) count += sh->counts[i];
     draw_row(team, r, call, w, published_mass(team), __reduce_add_sync(~0u, count));
-    MARK(20);
     return true;
   }
   const u32 most = team.blocks * GROUPS * 3 / 4, k = plan.kind == SlicePlan::MASS && plan.k < most ? most : plan.k;
   u32 bound = k == 1 ? m.largest : k <= most ? kth_of_groups(team, k) : kth_of_many(team, m.own, k);
-  MARK(10);
   float threshold = bound ? value_of(bound) : -infinity();
   if (plan.kind == SlicePlan::ABOVE && m.largest)
     threshold = fminf(threshold, fmaf(plan.temperature, r.program->ops[plan.op].arg, value_of(m.largest)));
   send_candidates(team, threshold, m.in_warp && value_of(m.in_warp) >= threshold);
   if (plan.kind == SlicePlan::MASS) publish_mass(team, w);
-  MARK(11);
   team.cluster_sync();
-  MARK(12);
   u32 count = sent_candidates(team);
   if (m.largest && !count) return false;
+  if (plan.greedy) {
+    if (team.leader() && threadIdx.x < 32) {
+      u64 place = first_candidate(team);
+      if (threadIdx.x == 0) take_first(call, r, place);
+    }
+    return true;
+  }
   if (team.leader()) {
     list_candidates(team, count);
-    MARK(13);
     if (threadIdx.x < 32) {
       u64 total = plan.kind == SlicePlan::MASS ? published_mass(team) : 0;
       bool decided = run_candidates(call, ListCall{sh->listed_places, sh->listed_weights, count, plan.op, plan.temperature, total});
-      MARK(20);
       if (weighs && threadIdx.x < team.blocks) team.in_block(sh, threadIdx.x)->verdict = decided;
     }
   }
@@ -184,7 +191,6 @@ __device__ __noinline__ void sample_unsliced(RowCall call, Workspace workspace, 
 
 // One row by all blocks of the cluster, which hold it in slices if they can. `use`: how often the blocks have held slices before.
 __device__ __forceinline__ void sample_by_cluster(const SamplingBatch &batch, const Workspace &workspace, u32 index, u32 slice_room, u32 use) {
-  MARK(0);
   Shared *sh = shared_state();
   DeviceTeam team;
   const void *logits = static_cast<const char *>(batch.logits) + index * batch.row_stride * SliceLoad::size_of(batch.dtype);
@@ -195,16 +201,13 @@ __device__ __forceinline__ void sample_by_cluster(const SamplingBatch &batch, co
     load.start(use);
     sh->unusual = sh->found = 0;
   }
-  MARK(1);
   describe(sh, batch, index);
   EditTable table{sh->edits, SLICE_EDITS, &sh->unusual, team.first, team.first + team.held};
   clear_edits(team, table);
   __syncthreads();
-  MARK(2);
   RowCall call{ index, slice_room, 0, RawSums{}};
   bool exact_only = batch.flags & NUCLEUS_BATCH_EXACT, unusual = false;
   SlicePlan plan = plan_of(sh);
-  MARK(3);
   if ((sh->row.flags & NUCLEUS_ROW_PADDING) || !team.whole || !plan.sliced) {
     load.wait(use);
     team.cluster_wait();
@@ -212,9 +215,7 @@ __device__ __forceinline__ void sample_by_cluster(const SamplingBatch &batch, co
   } else {
     Request r = request_of(batch, index, sh->row, sh->config, sh->program);
     if (plan.edits) note_slice_edits(team, r, plan, table);
-    MARK(4);
     load.wait(use);
-    MARK(5);
     load.finish();
     team.cluster_wait();  // every block has begun: its shared memory may be written
     __syncthreads();
@@ -222,7 +223,6 @@ __device__ __forceinline__ void sample_by_cluster(const SamplingBatch &batch, co
       forget_from(team, r.limit);
       __syncthreads();
     }
-    MARK(6);
     if (!(sh->row.flags & NUCLEUS_ROW_PROCESSED)) call.raw = raw_of_slices(team);
     if (r.mask || (sh->row.flags & NUCLEUS_ROW_ALLOWED)) {
       mask_slice(team, r);
@@ -232,7 +232,6 @@ __device__ __forceinline__ void sample_by_cluster(const SamplingBatch &batch, co
       if (edit_slice(team, r, table)) sh->unusual = 1;
       __syncthreads();
     }
-    MARK(7);
     if (!exact_only && plan.kind != SlicePlan::EXACT && sample_bounded(team, r, plan, call, unusual)) return;
     if (!unusual && sample_slices(call, exact_only)) return;
     team.cluster_sync();
@@ -243,7 +242,6 @@ __device__ __forceinline__ void sample_by_cluster(const SamplingBatch &batch, co
 // A row by one block; false: it did not decide.
 template <u32 DTYPE>
 __device__ __noinline__ bool sample_by_block(u32 index) {
-  MARK(0);
   const SamplingBatch &batch = shared_state()->batch;
   using Row = Stream<DTYPE>;
   Shared *sh = shared_state();
@@ -255,14 +253,12 @@ __device__ __noinline__ bool sample_by_block(u32 index) {
   if (threadIdx.x == 0) sh->unusual = sh->found = 0;
   describe(sh, batch, index);
   __syncthreads();
-  MARK(2);
   if (sh->row.flags & NUCLEUS_ROW_PADDING) return true;
   RowCall call{ index, 0, 0, RawSums{}};
   Request r = request_of(batch, index, sh->row, sh->config, sh->program);
   SlicePlan plan = plan_of(sh);
   bool streams = plan.sliced && plan.kind != SlicePlan::EXACT && !(sh->row.flags & NUCLEUS_ROW_ALLOWED) && !(batch.flags & NUCLEUS_BATCH_EXACT);
   if (!streams || reinterpret_cast<uintptr_t>(r.logits) % 16 || (r.limit + Row::ROUND) / (32 * Row::WIDTH) > SEGMENTS) return false;
-  MARK(3);
   bool unusual = false;
   if (plan.edits) {
     u64 bound = edited_bound(r);
@@ -273,13 +269,11 @@ __device__ __noinline__ bool sample_by_block(u32 index) {
     __syncthreads();
     if (sh->unusual) return false;
   }
-  MARK(4);
   Row rows{sh, r, table, places, r.mask, plan.edits};
   if (plan.edits) {
     rows.edit_table(unusual);
     __syncthreads();
   }
-  MARK(5);
   const bool first = plan.kind == SlicePlan::FIRST, weighs = plan.kind == SlicePlan::MASS || plan.kind == SlicePlan::ALL;
   const u32 k = plan.kind == SlicePlan::MASS && plan.k < THREADS / 4 ? THREADS / 4 : plan.k;
   Weighing w;
@@ -297,7 +291,6 @@ __device__ __noinline__ bool sample_by_block(u32 index) {
       largest = key > largest ? key : largest;
     });
     largest = team.local_max(largest);
-    MARK(6);
     strange = __syncthreads_or(strange);
     float temperature = raw ? 1.0f : plan.temperature;
     if (raw) {
@@ -315,10 +308,8 @@ __device__ __noinline__ bool sample_by_block(u32 index) {
       threshold = bound ? value_of(bound) : -infinity();
       if (plan.kind == SlicePlan::ABOVE && largest) threshold = fminf(threshold, fmaf(temperature, r.program->ops[plan.op].arg, value_of(largest)));
     }
-    MARK(7);
     if (raw || weighs) count = rows.template take<true>(threshold, w, unusual);
     else rows.template take<false>(threshold, w, unusual);
-    MARK(8);
     unusual = __syncthreads_or(unusual) && !raw;
     if (unusual) return false;
     if (!raw) break;
@@ -347,15 +338,20 @@ __device__ __noinline__ bool sample_by_block(u32 index) {
   }
   count = sh->found;
   if (count > COLLECTED) return false;
+  if (plan.greedy) {
+    u64 most = 0;
+    UNROLL_NOT
+    for (u32 i = threadIdx.x; i < count; i += 32) most = threadIdx.x < 32 && places[i] > most ? places[i] : most;
+    most = DeviceWarp{}.most(most);
+    if (threadIdx.x == 0) take_first(call, r, most);
+    return true;
+  }
   if (first && count > THREADS / 2) count = rows.shrink(count, plan.k);
-  MARK(9);
   team.sort(places, count);
-  MARK(10);
   if (threadIdx.x < 32) {
     bool decided = run_candidates(call, ListCall{places, weights, count, plan.op, plan.temperature, total});
     if (threadIdx.x == 0) sh->verdict = decided;
   }
-  MARK(20);
   __syncthreads();
   return sh->verdict;
 }
@@ -407,7 +403,7 @@ __global__ void __launch_bounds__(THREADS, 2) sample_rows(const __grid_constant_
     if (!decided && threadIdx.x == 0) batch.out[blockIdx.x].status = PENDING;
     return;
   }
-  Rows rows = rows_of(batch, blockIdx.x / team.blocks, gridDim.x / team.blocks, share);
+  Rows rows = rows_of(batch, team.share_of(blockIdx.x), team.share_of(gridDim.x), share);
 #pragma unroll 1
   for (u32 use = 0; rows.bits; rows.bits &= rows.bits - 1, ++use) {
     sample_by_cluster(batch, workspace, rows.first + (__ffs(rows.bits) - 1) * rows.step, slice_room, use);
@@ -466,10 +462,6 @@ __global__ void describe_row(SamplingRow *to, SamplingRow row) { *to = row; }
 }  // namespace nucleus
 
 using namespace nucleus;
-
-#ifdef NUCLEUS_PROFILE
-extern "C" void sampling_profile(long long *marks) { cudaMemcpyFromSymbol(marks, profile_marks, sizeof(profile_marks)); }
-#endif
 
 extern "C" size_t sampling_workspace_size(uint32_t rows, uint32_t max_edited) {
   u32 capacity = table_capacity(max_edited);

@@ -56,8 +56,6 @@ constexpr u32 SHARED_BYTES = (sizeof(Shared) + 127) / 128 * 128;
 static_assert(2 * (SHARED_BYTES + 1024 + 151936 / 8 * 4) <= 228 * 1024, "two blocks on a multiprocessor of compute capability 9.0");
 constexpr u32 SPARE_BYTES = LIST_CAPACITY * sizeof(u64) + (SHARED_EDITS + 1) * sizeof(Edit);
 
-#define MARK LIST_MARK
-
 // The block's shared memory: Shared, then the slice. Named where it is used, so that the compiler knows the address space.
 extern __shared__ __align__(128) unsigned char shared_memory[];
 __device__ __forceinline__ Shared *shared_state() { return reinterpret_cast<Shared *>(shared_memory); }
@@ -122,6 +120,8 @@ struct DeviceTeam {
     held = whole ? held : 0;
     span = ((held + WARPS - 1) / WARPS + 3) & ~3u;
   }
+  // n / blocks, which is a power of two.
+  __device__ __forceinline__ u32 share_of(u32 n) const { return n >> (__ffs(blocks) - 1); }
   __device__ __forceinline__ u32 local() const { return threadIdx.x; }
   __device__ __forceinline__ u32 locals() const { return THREADS; }
   __device__ __forceinline__ u32 rank() const { return block * THREADS + threadIdx.x; }
@@ -167,6 +167,7 @@ struct DeviceTeam {
   template <class F>
   __device__ __forceinline__ void rewrite(F f) const {
     each([&](u32 id, float x) { slice[id - first] = f(id, x); });
+    __syncwarp();  // other lanes of the warp read it next
   }
   __device__ __forceinline__ Survey survey() const {
     Survey s;
@@ -359,8 +360,9 @@ struct DeviceTeam {
   // Sorts in this block, descending: by counting where it is short, several threads a place; else bitonically. Has room up to a power of 2.
   __device__ __forceinline__ void sort(u64 *places, u32 count) const {
     if (count <= THREADS) {
-      u32 bits = count > 1 ? 32 - __clz(count - 1) : 0;
-      u32 shares = THREADS >> bits < 32 ? THREADS >> bits : 32, share = threadIdx.x % shares, index = threadIdx.x / shares;
+      if (count < 2) return;
+      const u32 sharing = 31 - __clz(THREADS) - (32 - __clz(count - 1)), bits = sharing < 5 ? sharing : 5;
+      const u32 shares = 1u << bits, share = threadIdx.x & (shares - 1), index = threadIdx.x >> bits;
       u64 own = index < count ? places[index] : 0;
       u32 rank = 0;
       UNROLL_NOT
