@@ -149,7 +149,7 @@ NUCLEUS_ASSERT(sizeof(SamplingBatch) == 104);
  * up to 1536 need no workspace. A row that needs more ends with NUCLEUS_WORKSPACE. */
 size_t sampling_workspace_size(uint32_t rows, uint32_t max_edited);
 
-/* Samples every row; returns once the work is queued on the stream (a cudaStream_t). Allocates nothing, synchronises nothing and can be
+/* Samples every row, in one kernel, or two from 96 rows on; returns once the work is queued on the stream (a cudaStream_t). Allocates nothing, synchronises nothing and can be
  * captured in a CUDA graph. One workspace serves one stream at a time. */
 int launch_advanced_sample_batch(const SamplingBatch *batch, void *workspace, size_t workspace_bytes, void *stream);
 

@@ -11,7 +11,7 @@ namespace nucleus {
 
 constexpr u32 UNUSUAL = 0xFFFFFFFFu;  // above every key: NaN, +inf, or an edit that found no room
 
-// The largest logit of the row as a key; UNUSUAL; 0 if there is none.
+// Largest logits as keys; 0: there is none.
 struct Maxima {
   u32 own;      // this thread's
   u32 in_warp;
@@ -89,12 +89,6 @@ __device__ __forceinline__ u32 kth_of_many(const DeviceTeam &team, u32 own, u32 
   team.cluster_sync();
   return kth_of_threads(team.sh->groups[threadIdx.x], k);
 }
-
-// Sums over the row, and what lies before each warp's part, to every warp.
-struct Masses {
-  u64 total = 0;
-  u32 count = 0;  // tokens above -inf
-};
 
 // Tells every block this warp's weight. A barrier of the cluster must follow.
 __device__ __forceinline__ void publish_mass(const DeviceTeam &team, const Weighing &w) {

@@ -9,10 +9,10 @@
 
 namespace nucleus {
 
-constexpr u32 LOADS = 4;                    // 16-byte loads in flight a thread
-constexpr u32 BOUND_LOADS = 8;             // loads a thread that the bound is taken from
-constexpr u32 SEGMENTS = CANDIDATES;        // places for sums of parts of a row
-constexpr u32 COLLECTED = LISTED;           // tokens that reach the bound
+constexpr u32 LOADS = 4;              // 16-byte loads in flight a thread
+constexpr u32 BOUND_LOADS = 8;        // loads a thread that the bound is taken from
+constexpr u32 SEGMENTS = CANDIDATES;  // places for sums of parts of a row
+constexpr u32 COLLECTED = LISTED;     // tokens that reach the bound
 
 // 16 bytes of logits, widened.
 template <u32 DTYPE>
