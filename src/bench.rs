@@ -142,7 +142,7 @@ fn decode(loaded: &Loaded, sequences: usize, tokens: usize) -> anyhow::Result<De
             ..SamplingParams::default()
         },
         max_tokens: Some(tokens),
-        stop: Vec::new(),
+        ..Request::default()
     };
     let running: Vec<Generation> = (0..sequences as u64)
         .map(|seed| loaded.submit(request(seed)))

@@ -169,6 +169,7 @@ impl Session {
             params,
             max_tokens: Some(self.max_tokens),
             stop: self.stop.clone(),
+            ..Request::default()
         };
         let generation = self.loaded.submit(request)?;
         let seed = generation.seed();

@@ -77,6 +77,7 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<()> {
         params,
         max_tokens: Some(args::max_tokens(matches)),
         stop: args::stop(matches),
+        ..Request::default()
     })?;
     let seed = generation.seed();
     let completion = if matches.get_flag("json") {

@@ -127,7 +127,7 @@ fn read_generation_config(path: &Path) -> anyhow::Result<Recommended> {
 pub(crate) struct Loaded {
     pub(crate) engine: Engine,
     pub(crate) thread: EngineThread,
-    chat_template: Option<ChatTemplate>,
+    pub(crate) chat_template: Option<ChatTemplate>,
     recommended: Recommended,
     /// From the beginning of opening the file to an engine that takes requests.
     pub(crate) load_time: Duration,

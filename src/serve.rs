@@ -18,8 +18,9 @@ use crate::terminal::{Notes, Style};
 const ABOUT: &str = "Serve a model over HTTP";
 
 const DETAILS: &str = "\
-POST /execute streams a generation as server-sent events, POST /cancel ends one, GET /health says how the worker is. Without an \
-API key the server listens on loopback addresses only. At SIGTERM or ctrl-c it takes no more requests and lets those that run come to \
+POST /execute streams a generation as server-sent events, POST /cancel ends one, GET /health says how the worker is; \
+/v1/completions, /v1/chat/completions and /v1/models are OpenAI's. Without an API key \
+the server listens on loopback addresses only. At SIGTERM or ctrl-c it takes no more requests and lets those that run come to \
 their end; a second signal stops it at once.
 
 RUST_LOG sets how much is logged on standard error (default: info).";
@@ -132,7 +133,8 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<()> {
     let ended = runtime.block_on(async {
         let server = Server::bind(config, loaded.engine)
             .await
-            .map_err(classify)?;
+            .map_err(classify)?
+            .with_chat_template(loaded.chat_template);
         serve(server, loaded.thread, notes).await
     });
     // A request that waits for an engine in the middle of a step must not keep the program from ending.

@@ -33,6 +33,12 @@ pub struct Request {
     pub max_tokens: Option<usize>,
     /// Strings that end the text.
     pub stop: Vec<String>,
+    /// Whether the stop string or the stop token that ends the text is part of it.
+    pub include_stop: bool,
+    /// Tokens that end the text besides the model's own. `min_tokens` bans them as it bans those.
+    pub stop_token_ids: Vec<u32>,
+    /// How many of the likeliest tokens each [`TokenEvent`] carries with their log-probabilities.
+    pub top_logprobs: u32,
 }
 
 /// What happens to a request.
@@ -79,6 +85,17 @@ pub enum SubmitError {
     /// A stop string cannot be matched.
     #[error(transparent)]
     Stop(#[from] StopError),
+    /// A stop token is not in the vocabulary.
+    #[error("stop_token_ids: {id} is not in the vocabulary of {vocab_size}")]
+    UnknownStopToken {
+        /// The token.
+        id: u32,
+        /// Tokens in the vocabulary.
+        vocab_size: usize,
+    },
+    /// The sampler knows one set of tokens that end a text: it cannot ban one part of it for a while and another for good.
+    #[error("stop_token_ids: cannot be used together with both min_tokens and ignore_eos")]
+    StopTokensWithoutEnd,
     /// The queue is full.
     #[error(transparent)]
     Admission(#[from] AdmissionError),
@@ -270,11 +287,13 @@ impl Engine {
     pub fn submit(&self, request: Request) -> Result<Generation, SubmitError> {
         let max_tokens = self.check_length(&request)?;
         let seed = request.params.seed.unwrap_or_else(random_seed);
-        let params = self.validate(&SamplingParams {
+        let params = SamplingParams {
             seed: Some(seed),
             ..request.params
-        })?;
-        let stop = StopMatcher::new(&request.stop)?;
+        };
+        let vocab = self.ending_at(&request.stop_token_ids, &params)?;
+        let params = params.validate(&vocab)?;
+        let stop = StopMatcher::new(&request.stop)?.including_stop(request.include_stop);
         let capacity = request.prompt.len() + max_tokens;
         let id = SequenceId(self.shared.next_id.fetch_add(1, Ordering::Relaxed));
         let sequence = Box::new(Sequence::new(SequenceParts {
@@ -282,6 +301,9 @@ impl Engine {
             max_tokens,
             params: params.clone(),
             stop,
+            stop_token_ids: request.stop_token_ids,
+            include_stop_token: request.include_stop,
+            top_logprobs: request.top_logprobs,
         }));
 
         let (events_sender, receiver) = events::unbounded_channel();
@@ -328,6 +350,27 @@ impl Engine {
         self.shared.accepting.store(false, Ordering::Release);
         // The thread may have ended already; then there is nothing left to shut down.
         let _ = self.commands.send(Command::Shutdown { abort });
+    }
+
+    /// The vocabulary of a request: its own stop tokens end a text too, as far as `min_tokens` is concerned.
+    fn ending_at(
+        &self,
+        stop_token_ids: &[u32],
+        params: &SamplingParams,
+    ) -> Result<VocabInfo, SubmitError> {
+        let vocab = &self.shared.vocab;
+        if let Some(&id) = stop_token_ids.iter().find(|&&id| id >= vocab.size) {
+            let vocab_size = vocab.size as usize;
+            return Err(SubmitError::UnknownStopToken { id, vocab_size });
+        }
+        let banned = params.min_tokens.is_some_and(|tokens| tokens > 0);
+        if stop_token_ids.is_empty() || !banned {
+            return Ok(vocab.clone());
+        }
+        if params.ignore_eos == Some(true) {
+            return Err(SubmitError::StopTokensWithoutEnd);
+        }
+        Ok(VocabInfo::new(vocab.size).with_eos(&[&vocab.eos, stop_token_ids].concat()))
     }
 
     fn check_length(&self, request: &Request) -> Result<usize, SubmitError> {

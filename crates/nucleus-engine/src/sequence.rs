@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use nucleus_sampling::{CompiledParams, SampledToken, SamplerState};
+use nucleus_sampling::{
+    CompiledParams, Logprobs, LogprobsMode, SampledToken, SamplerState, TokenLogprob,
+};
 
 use crate::detokenizer::Detokenizer;
 use crate::stop::StopMatcher;
@@ -15,6 +17,8 @@ pub enum FinishReason {
     EndOfText,
     /// One of the request's stop strings appeared; it is not part of the text.
     StopSequence(String),
+    /// One of the request's stop tokens was drawn.
+    StopToken(u32),
     /// `max_tokens` or the model's context was reached.
     Length,
     /// The client cancelled, or went away.
@@ -29,6 +33,7 @@ impl FinishReason {
         match self {
             Self::EndOfText => "stop",
             Self::StopSequence(_) => "stop_sequence",
+            Self::StopToken(_) => "stop_token",
             Self::Length => "length",
             Self::Cancelled => "cancelled",
             Self::Aborted => "aborted",
@@ -48,6 +53,8 @@ pub struct TokenEvent {
     pub text: String,
     /// Natural logarithm of the token's raw probability.
     pub logprob: f32,
+    /// The likeliest tokens, as many as the request wants, then the token itself if it is not among them.
+    pub top_logprobs: Vec<TokenLogprob>,
 }
 
 /// Where a sequence's time went.
@@ -66,7 +73,7 @@ pub struct Timings {
 pub struct Completion {
     /// The text, without the stop sequence.
     pub text: String,
-    /// The tokens drawn, an end-of-generation token included.
+    /// The tokens drawn, an end-of-generation or stop token included.
     pub token_ids: Vec<u32>,
     /// Why it ended.
     pub finish_reason: FinishReason,
@@ -74,6 +81,12 @@ pub struct Completion {
     pub prompt_tokens: usize,
     /// Where the time went.
     pub timings: Timings,
+}
+
+/// A token as the sampler reports it.
+pub(crate) struct Drawn {
+    pub(crate) token: SampledToken,
+    pub(crate) top_logprobs: Vec<TokenLogprob>,
 }
 
 /// A request being generated.
@@ -85,6 +98,9 @@ pub(crate) struct Sequence {
     pub(crate) state: SamplerState,
     detokenizer: Detokenizer,
     stop: StopMatcher,
+    stop_token_ids: Vec<u32>,
+    include_stop_token: bool,
+    top_logprobs: u32,
     text: String,
     clock: Clock,
 }
@@ -95,6 +111,9 @@ pub(crate) struct SequenceParts {
     pub(crate) max_tokens: usize,
     pub(crate) params: CompiledParams,
     pub(crate) stop: StopMatcher,
+    pub(crate) stop_token_ids: Vec<u32>,
+    pub(crate) include_stop_token: bool,
+    pub(crate) top_logprobs: u32,
 }
 
 #[derive(Debug)]
@@ -116,6 +135,9 @@ impl Sequence {
             state,
             detokenizer: Detokenizer::default(),
             stop: parts.stop,
+            stop_token_ids: parts.stop_token_ids,
+            include_stop_token: parts.include_stop_token,
+            top_logprobs: parts.top_logprobs,
             text: String::new(),
             clock: Clock {
                 submitted: Instant::now(),
@@ -131,6 +153,14 @@ impl Sequence {
         &self.tokens
     }
 
+    /// Which log-probabilities the sampler is to report.
+    pub(crate) fn logprobs(&self) -> Logprobs {
+        Logprobs {
+            top: self.top_logprobs,
+            mode: LogprobsMode::Raw,
+        }
+    }
+
     /// Notes that the sequence's first step begins.
     pub(crate) fn start(&mut self) {
         self.clock.started.get_or_insert_with(Instant::now);
@@ -139,7 +169,10 @@ impl Sequence {
     /// Adds a drawn token; says what it added to the text and whether the sequence ends with it.
     pub(crate) fn commit(
         &mut self,
-        sampled: SampledToken,
+        Drawn {
+            token: sampled,
+            top_logprobs,
+        }: Drawn,
         tokenizer: &Tokenizer,
     ) -> (TokenEvent, Option<FinishReason>) {
         let now = Instant::now();
@@ -150,7 +183,7 @@ impl Sequence {
         self.tokens.push(id);
         self.state.commit(&sampled);
 
-        let (mut text, mut finish) = self.push_bytes(tokenizer.token_bytes(id));
+        let (mut text, mut finish) = self.push_bytes(self.bytes_of(id, tokenizer));
         if finish.is_none() {
             finish = self.end_at(id, index + 1, tokenizer);
             if finish.is_some() {
@@ -164,6 +197,7 @@ impl Sequence {
                 id,
                 text,
                 logprob: sampled.logprob,
+                top_logprobs,
             },
             finish,
         )
@@ -180,6 +214,15 @@ impl Sequence {
         }
     }
 
+    /// What a token adds to the text: a stop token is not part of it, unless that was asked for.
+    fn bytes_of<'a>(&self, id: u32, tokenizer: &'a Tokenizer) -> &'a [u8] {
+        if self.stop_token_ids.contains(&id) && !self.include_stop_token {
+            &[]
+        } else {
+            tokenizer.token_bytes(id)
+        }
+    }
+
     fn push_bytes(&mut self, bytes: &[u8]) -> (String, Option<FinishReason>) {
         let decoded = self.detokenizer.push(bytes);
         let pushed = self.stop.push(&decoded);
@@ -189,6 +232,8 @@ impl Sequence {
     fn end_at(&self, id: u32, output_len: usize, tokenizer: &Tokenizer) -> Option<FinishReason> {
         if tokenizer.is_end_of_generation(id) {
             Some(FinishReason::EndOfText)
+        } else if self.stop_token_ids.contains(&id) {
+            Some(FinishReason::StopToken(id))
         } else if output_len >= self.max_tokens {
             Some(FinishReason::Length)
         } else {

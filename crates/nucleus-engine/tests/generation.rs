@@ -389,3 +389,45 @@ fn the_thread_ends_with_the_last_handle() {
     drop(engine);
     assert!(thread.join());
 }
+
+/// A stop token ends the text and is no part of it, unless that is asked for.
+#[test]
+fn a_stop_token_ends_the_text() {
+    let engine = engine();
+    let whole = complete(&engine, greedy(&engine, PROMPT, 12));
+    let (at, stop) = (5, whole.token_ids[5]);
+    assert!(!whole.token_ids[..at].contains(&stop));
+    let text = |tokens: usize| engine.tokenizer().decode(&whole.token_ids[..tokens], true);
+    for (include_stop, expected) in [(false, text(at)), (true, text(at + 1))] {
+        let stopped = complete(
+            &engine,
+            Request {
+                stop_token_ids: vec![stop],
+                include_stop,
+                ..greedy(&engine, PROMPT, 12)
+            },
+        );
+        assert_eq!(stopped.finish_reason, FinishReason::StopToken(stop));
+        assert_eq!(stopped.token_ids, whole.token_ids[..=at]);
+        assert_eq!(stopped.text, expected);
+    }
+}
+
+/// The likeliest tokens come in order, the chosen one is the first of them here, and asking changes nothing about the choice.
+#[test]
+fn the_likeliest_tokens_are_reported() {
+    let engine = engine();
+    let plain = complete(&engine, greedy(&engine, PROMPT, 8));
+    let asked = Request {
+        top_logprobs: 3,
+        ..greedy(&engine, PROMPT, 8)
+    };
+    let (tokens, completion) = finish(engine.submit(asked).unwrap());
+    assert_eq!(completion.token_ids, plain.token_ids);
+    for token in tokens {
+        let top = token.top_logprobs;
+        assert_eq!(top.len(), 3);
+        assert!(top.is_sorted_by(|a, b| a.logprob >= b.logprob));
+        assert_eq!((top[0].token_id, top[0].logprob), (token.id, token.logprob));
+    }
+}

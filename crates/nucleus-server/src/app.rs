@@ -1,12 +1,13 @@
 //! The routes and what they share.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use axum::Router;
 use axum::http::{Method, Uri};
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{get, post};
+use nucleus_engine::chat_template::ChatTemplate;
 use nucleus_engine::generate::Engine;
 
 use crate::cancel::cancel;
@@ -17,6 +18,7 @@ use crate::guard;
 use crate::health::health;
 use crate::jobs::Jobs;
 use crate::json::shorten;
+use crate::openai;
 use crate::request::longest_prompt;
 use crate::shutdown::Shutdown;
 
@@ -28,6 +30,10 @@ pub struct AppState {
     pub(crate) jobs: Arc<Jobs>,
     pub(crate) shutdown: Shutdown,
     pub(crate) started: Instant,
+    /// When the server began, in seconds of Unix time.
+    pub(crate) created: u64,
+    /// How the model writes a conversation down, if it does.
+    pub(crate) chat_template: Option<ChatTemplate>,
     /// Bytes of the longest prompt that could fit the context.
     pub(crate) prompt_bytes: usize,
 }
@@ -42,7 +48,16 @@ impl AppState {
             jobs: Arc::default(),
             shutdown: Shutdown::default(),
             started: Instant::now(),
+            created: unix_time(),
+            chat_template: None,
         }
+    }
+
+    /// The same state with a chat template: what writes conversations down.
+    #[must_use]
+    pub fn with_chat_template(mut self, template: Option<ChatTemplate>) -> Self {
+        self.chat_template = template;
+        self
     }
 
     /// The handle that ends the server.
@@ -57,12 +72,22 @@ pub fn app(state: AppState) -> Router {
         .route("/execute", post(execute))
         .route("/cancel", post(cancel))
         .route("/health", get(health))
+        .route("/v1/models", get(openai::models))
+        .route("/v1/models/{id}", get(openai::model))
+        .route("/v1/completions", post(openai::completions))
+        .route("/v1/chat/completions", post(openai::chat_completions))
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(from_fn_with_state(state.clone(), guard::admit))
         .layer(from_fn(guard::catch_panic))
         .layer(from_fn(guard::log))
         .with_state(state)
+}
+
+/// Seconds since 1970. A clock before that is at 0.
+pub(crate) fn unix_time() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.map_or(0, |since| since.as_secs())
 }
 
 async fn not_found(uri: Uri) -> ApiError {

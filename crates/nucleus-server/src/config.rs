@@ -43,6 +43,10 @@ pub struct Limits {
     pub body_bytes: usize,
     /// Stop strings in a request to `/execute`.
     pub stops: usize,
+    /// Stop strings in a request to an endpoint that is compatible with another server's.
+    pub compatible_stops: usize,
+    /// Choices of one request: its prompts times `n`.
+    pub choices: usize,
     /// Bytes in one stop string.
     pub stop_bytes: usize,
     /// Connections open at once; more wait in the system's queue.
@@ -54,6 +58,8 @@ impl Default for Limits {
         Self {
             body_bytes: 8 << 20,
             stops: 4,
+            compatible_stops: 16,
+            choices: 128,
             stop_bytes: 1024,
             connections: 1024,
         }

@@ -5,7 +5,7 @@
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use nucleus_engine::generate::{GenerationError, SubmitError};
+use nucleus_engine::generate::{Engine, GenerationError, SubmitError};
 use nucleus_engine::scheduler::AdmissionError;
 use nucleus_sampling::ParamError;
 use serde::Serialize;
@@ -42,6 +42,36 @@ pub enum ApiError {
         /// What it must be.
         expected: String,
     },
+    /// A field of the interface that this server is compatible with, which it does not have, with a value that matters.
+    #[error("{param}: {value} is not supported here; {remedy}")]
+    Unsupported {
+        /// The field.
+        param: &'static str,
+        /// The value as given, shortened.
+        value: String,
+        /// What to do instead.
+        remedy: String,
+    },
+    /// The model that is asked for is not the one that runs.
+    #[error("model: {model} is not served here; this worker has {served}")]
+    UnknownModel {
+        /// The name as given, quoted.
+        model: String,
+        /// The model that runs, quoted.
+        served: String,
+    },
+    /// The model does not say how a conversation is written.
+    #[error("{model} has no chat template; POST /v1/completions continues a text with it")]
+    NoChatTemplate {
+        /// The model.
+        model: String,
+    },
+    /// The conversation cannot be written out, or is too long.
+    #[error("messages: {0}")]
+    Messages(String),
+    /// The conversation is refused for its prompt's sake.
+    #[error(transparent)]
+    Conversation(Box<ApiError>),
     /// The prompt is longer than any text that the context holds.
     #[error(
         "prompt: {bytes} bytes are more than {limit}, the most that {context_length} tokens of context can hold"
@@ -137,6 +167,22 @@ impl ApiError {
         }
     }
 
+    /// The same error of a request whose prompt is a conversation: where it blames the prompt, it means the messages.
+    pub(crate) fn about_messages(self) -> Self {
+        if self.answer().param == Some("prompt") {
+            Self::Conversation(Box::new(self))
+        } else {
+            self
+        }
+    }
+
+    /// The model cannot chat.
+    pub(crate) fn no_chat_template(engine: &Engine) -> Self {
+        Self::NoChatTemplate {
+            model: engine.spec().name.clone(),
+        }
+    }
+
     /// The status to answer with.
     pub fn status(&self) -> StatusCode {
         self.answer().status
@@ -167,6 +213,16 @@ impl ApiError {
             Self::UnknownField { param, .. } => about(S::BAD_REQUEST, "unknown_field", Some(param)),
             Self::MissingField { param, .. } => about(S::BAD_REQUEST, "missing_field", Some(param)),
             Self::Field { param, .. } => about(S::BAD_REQUEST, "invalid_value", Some(root(param))),
+            Self::Unsupported { param, .. } => {
+                about(S::BAD_REQUEST, "unsupported_value", Some(param))
+            }
+            Self::UnknownModel { .. } => about(S::NOT_FOUND, "model_not_found", Some("model")),
+            Self::NoChatTemplate { .. } => about(S::BAD_REQUEST, "no_chat_template", None),
+            Self::Messages(_) => about(S::BAD_REQUEST, "invalid_value", Some("messages")),
+            Self::Conversation(error) => Answer {
+                param: Some("messages"),
+                ..error.answer()
+            },
             Self::PromptBytes { .. } => {
                 about(S::BAD_REQUEST, "context_length_exceeded", Some("prompt"))
             }
@@ -222,6 +278,9 @@ fn submit_answer(error: &SubmitError) -> Answer<'_> {
         SubmitError::PromptTooLong { .. } => refused("context_length_exceeded", "prompt"),
         SubmitError::NoOutput => refused("invalid_value", "max_tokens"),
         SubmitError::Stop(_) => refused("invalid_value", "stop"),
+        SubmitError::UnknownStopToken { .. } | SubmitError::StopTokensWithoutEnd => {
+            refused("invalid_value", "stop_token_ids")
+        }
         SubmitError::Admission(AdmissionError::TooLong { .. }) => {
             refused("cache_size_exceeded", "max_tokens")
         }

@@ -2,6 +2,7 @@
 
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
+use futures_util::StreamExt;
 use nucleus_engine::generate::Engine;
 use nucleus_sampling::Policy;
 use serde_json::{Map, Value};
@@ -12,35 +13,41 @@ use crate::config::Limits;
 use crate::error::ApiError;
 use crate::fields::Fields;
 use crate::jobs::JobId;
-use crate::request::TextRequest;
+use crate::request::{Prompt, Settings};
 use crate::sse;
 
-/// The fields of a request beside the sampling parameters.
-const OWN_FIELDS: &str = "job_id, prompt, max_tokens, stop, logprobs";
+/// The fields of a request.
+const FIELDS: &str = "job_id, prompt, max_tokens, stop, logprobs and the sampling parameters";
 
 pub(crate) async fn execute(
     State(state): State<AppState>,
     JsonObject(body): JsonObject,
 ) -> Result<Response, ApiError> {
-    let ExecuteRequest { job_id, request } =
-        ExecuteRequest::parse(body, &state.engine, &state.config.limits)?;
+    let ExecuteRequest {
+        job_id,
+        prompt,
+        settings,
+    } = ExecuteRequest::parse(body, &state.engine, &state.config.limits)?;
     let job = state.jobs.reserve(job_id)?;
     let submitting = state.clone();
     // Tokenising a long prompt takes long, and the engine answers between two steps.
-    let accepted = tokio::task::spawn_blocking(move || request.submit(&submitting))
+    let accepted = tokio::task::spawn_blocking(move || settings.submit(&submitting, prompt, 1))
         .await
-        .map_err(|_| ApiError::Internal)??;
+        .map_err(|_| ApiError::Internal)??
+        .remove(0);
     job.started(accepted.generation.cancel_handle());
     let model = &state.engine.spec().name;
     let keep_alive = state.config.timeouts.keep_alive;
-    Ok(sse::respond(sse::job_events(job, model, accepted), keep_alive).into_response())
+    let events = sse::job_events(job, model, accepted).map(|event| event.encode());
+    Ok(sse::respond(events, keep_alive).into_response())
 }
 
 /// The body of a request.
 #[derive(Debug)]
 struct ExecuteRequest {
     job_id: Option<JobId>,
-    request: TextRequest,
+    prompt: Prompt,
+    settings: Settings,
 }
 
 impl ExecuteRequest {
@@ -50,18 +57,21 @@ impl ExecuteRequest {
         let job_id = fields.string("job_id")?.map(JobId::new).transpose()?;
         let prompt = prompt(&mut fields)?;
         let max_tokens = fields.integer("max_tokens", 1..=spec.context_length as u64)?;
-        let stop = stops(&mut fields, limits)?;
+        let stop = fields.stops(limits.stops, limits.stop_bytes)?;
         let logprobs = fields.boolean("logprobs")?.unwrap_or(false);
-        let params = fields.sampling_params(Policy::Execute, engine.vocab(), OWN_FIELDS)?;
+        let params = fields.sampling_params(Policy::Execute, engine.vocab())?;
+        fields.finish(FIELDS)?;
         let max_tokens = max_tokens.map(|tokens| tokens as usize);
         Ok(Self {
             job_id,
-            request: TextRequest {
-                prompt,
+            prompt: Prompt::Text(prompt),
+            settings: Settings {
                 params,
                 max_tokens,
                 stop,
-                logprobs,
+                stop_token_ids: Vec::new(),
+                include_stop: false,
+                logprobs: logprobs.then_some(0),
             },
         })
     }
@@ -78,28 +88,5 @@ fn prompt(fields: &mut Fields) -> Result<String, ApiError> {
             Err(ApiError::field("prompt", "\"\"".into(), EXPECTED))
         }
         Some(prompt) => Ok(prompt),
-    }
-}
-
-fn stops(fields: &mut Fields, limits: &Limits) -> Result<Vec<String>, ApiError> {
-    let stops = fields.strings("stop")?;
-    if stops.len() > limits.stops {
-        let expected = format!("at most {} strings", limits.stops);
-        return Err(ApiError::field(
-            "stop",
-            format!("an array of {}", stops.len()),
-            &expected,
-        ));
-    }
-    match stops
-        .iter()
-        .position(|stop| !(1..=limits.stop_bytes).contains(&stop.len()))
-    {
-        None => Ok(stops),
-        Some(index) => {
-            let expected = format!("a string of 1 to {} bytes", limits.stop_bytes);
-            let value = format!("a string of {} bytes", stops[index].len());
-            Err(ApiError::field(format!("stop[{index}]"), value, &expected))
-        }
     }
 }

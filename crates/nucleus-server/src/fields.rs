@@ -20,6 +20,44 @@ impl Fields {
         Self(object)
     }
 
+    /// The fields of an endpoint whose clients write `null` for what they do not say.
+    pub(crate) fn lenient(mut object: Map<String, Value>) -> Self {
+        object.retain(|_, value| !value.is_null());
+        Self(object)
+    }
+
+    /// A field under another name; both at once are an error.
+    pub(crate) fn rename(&mut self, alias: &str, name: &str) -> Result<(), ApiError> {
+        let Some(value) = self.0.shift_remove(alias) else {
+            return Ok(());
+        };
+        if self.0.contains_key(name) {
+            let expected = format!("to be given together with {name}, which means the same");
+            return Err(ApiError::field(alias, show(&value), &expected));
+        }
+        self.0.insert(name.to_owned(), value);
+        Ok(())
+    }
+
+    /// Any value.
+    pub(crate) fn value(&mut self, name: &str) -> Option<Value> {
+        self.0.shift_remove(name)
+    }
+
+    /// Puts a value in the place of another.
+    pub(crate) fn put(&mut self, name: &str, value: Value) {
+        self.0.insert(name.to_owned(), value);
+    }
+
+    /// Token ids; absent is none.
+    pub(crate) fn ids(&mut self, name: &str) -> Result<Vec<u32>, ApiError> {
+        let ids = self.take(name, |value| {
+            param_json::ids(&value)
+                .ok_or_else(|| ApiError::field(name, show(&value), "an array of token ids"))
+        })?;
+        Ok(ids.unwrap_or_default())
+    }
+
     /// A string.
     pub(crate) fn string(&mut self, name: &str) -> Result<Option<String>, ApiError> {
         self.take(name, |value| match value {
@@ -72,18 +110,35 @@ impl Fields {
         Ok(strings.unwrap_or_default())
     }
 
-    /// Every sampling parameter, within the ranges of `policy`. Whatever else is left is an error; `own` names the
-    /// fields that the endpoint has beside the parameters.
+    /// `stop`: at most `limit` strings of 1 to `bytes` bytes.
+    pub(crate) fn stops(&mut self, limit: usize, bytes: usize) -> Result<Vec<String>, ApiError> {
+        let stops = self.strings("stop")?;
+        if stops.len() > limit {
+            let (given, expected) = (stops.len(), format!("at most {limit} strings"));
+            let given = format!("an array of {given}");
+            return Err(ApiError::field("stop", given, &expected));
+        }
+        let unusable = |stop: &String| !(1..=bytes).contains(&stop.len());
+        let Some(index) = stops.iter().position(unusable) else {
+            return Ok(stops);
+        };
+        let expected = format!("a string of 1 to {bytes} bytes");
+        let value = format!("a string of {} bytes", stops[index].len());
+        Err(ApiError::field(format!("stop[{index}]"), value, &expected))
+    }
+
+    /// Every sampling parameter, within the ranges of `policy`.
     pub(crate) fn sampling_params(
-        self,
+        &mut self,
         policy: Policy,
         vocab: &VocabInfo,
-        own: &str,
     ) -> Result<SamplingParams, ApiError> {
         let mut params = SamplingParams::default();
-        for (name, value) in self.0 {
-            let spec = ParamSpec::find(&name)
-                .ok_or_else(|| unknown(&name, format!("{own} and the sampling parameters")))?;
+        for (name, value) in std::mem::take(&mut self.0) {
+            let Some(spec) = ParamSpec::find(&name) else {
+                self.0.insert(name, value);
+                continue;
+            };
             let value = param_json::read(spec, &value).ok_or_else(|| {
                 let expected = param_json::expected(spec, policy, vocab);
                 ApiError::field(spec.name, show(&value), &expected)
@@ -100,8 +155,16 @@ impl Fields {
     pub(crate) fn finish(self, own: &str) -> Result<(), ApiError> {
         match self.0.keys().next() {
             None => Ok(()),
-            Some(name) => Err(unknown(name, own.to_owned())),
+            Some(name) => Err(ApiError::UnknownField {
+                param: shorten(name),
+                known: own.to_owned(),
+            }),
         }
+    }
+
+    /// Whatever is left.
+    pub(crate) fn rest(self) -> Map<String, Value> {
+        self.0
     }
 
     fn take<T>(
@@ -110,13 +173,6 @@ impl Fields {
         read: impl FnOnce(Value) -> Result<T, ApiError>,
     ) -> Result<Option<T>, ApiError> {
         self.0.shift_remove(name).map(read).transpose()
-    }
-}
-
-fn unknown(name: &str, known: String) -> ApiError {
-    ApiError::UnknownField {
-        param: shorten(name),
-        known,
     }
 }
 

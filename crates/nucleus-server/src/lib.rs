@@ -10,7 +10,8 @@
 //! | `server`, `stall`, `shutdown` | the socket: bounds, timeouts, ending in order |
 //! | `body`, `json`, `fields`, `param_json` | from bytes to typed, checked fields |
 //! | `request` | what every endpoint's request becomes |
-//! | `execute`, `cancel`, `health` | the endpoints |
+//! | `execute`, `cancel`, `health` | the endpoints of Nucleus |
+//! | `openai` | the endpoints of OpenAI |
 //! | `jobs`, `sse` | which jobs run; their events |
 //! | `error` | what goes wrong, and how it is answered |
 //! | `config` | what an operator decides |
@@ -26,6 +27,7 @@ mod guard;
 mod health;
 mod jobs;
 mod json;
+mod openai;
 mod param_json;
 mod request;
 mod server;

@@ -14,8 +14,8 @@ pub(crate) fn read(spec: &ParamSpec, value: &Value) -> Option<ParamValue> {
         ParamKind::Bool => ParamValue::Bool(value.as_bool()?),
         ParamKind::Text => ParamValue::Text(value.as_str()?.to_owned()),
         ParamKind::TextList => ParamValue::TextList(list(value, text)?),
-        ParamKind::Ids => ParamValue::Ids(list(value, id)?),
-        ParamKind::Sequences => ParamValue::Sequences(list(value, |ids| list(ids, id))?),
+        ParamKind::Ids => ParamValue::Ids(ids(value)?),
+        ParamKind::Sequences => ParamValue::Sequences(list(value, ids)?),
         ParamKind::Bias => ParamValue::Bias(bias(value)?),
     })
 }
@@ -26,6 +26,11 @@ fn list<T>(value: &Value, item: impl Fn(&Value) -> Option<T>) -> Option<Vec<T>> 
 
 fn text(value: &Value) -> Option<String> {
     value.as_str().map(str::to_owned)
+}
+
+/// An array of token ids.
+pub(crate) fn ids(value: &Value) -> Option<Vec<u32>> {
+    list(value, id)
 }
 
 fn id(value: &Value) -> Option<u32> {

@@ -1,22 +1,36 @@
 //! What every endpoint's request becomes before it goes to the engine.
 
+use nucleus_engine::chat_template::{ChatTemplateError, Message};
 use nucleus_engine::generate::{Engine, Generation, Request};
 use nucleus_engine::tokenizer::EncodeOptions;
-use nucleus_sampling::SamplingParams;
+use nucleus_sampling::{SamplingParams, random_seed};
 use serde::Serialize;
 
 use crate::app::AppState;
 use crate::error::ApiError;
 
-/// A request in the engine's terms, but for its prompt, which is still text.
+/// What is to be continued.
 #[derive(Debug, Clone)]
-pub(crate) struct TextRequest {
-    pub(crate) prompt: String,
+pub(crate) enum Prompt {
+    /// A text. What the model wants before a text is put before it.
+    Text(String),
+    /// Tokens, as they are.
+    Tokens(Vec<u32>),
+    /// A conversation, which the model's chat template writes out.
+    Chat(Vec<Message>),
+}
+
+/// How a prompt is to be continued.
+#[derive(Debug, Clone)]
+pub(crate) struct Settings {
     pub(crate) params: SamplingParams,
     pub(crate) max_tokens: Option<usize>,
     pub(crate) stop: Vec<String>,
-    /// Whether each token's log-probability is reported.
-    pub(crate) logprobs: bool,
+    pub(crate) stop_token_ids: Vec<u32>,
+    /// Whether the stop that ends the text is part of it.
+    pub(crate) include_stop: bool,
+    /// Whether log-probabilities are reported, and of how many of the likeliest tokens beside each token's own.
+    pub(crate) logprobs: Option<u32>,
 }
 
 /// A request that the engine has accepted.
@@ -32,36 +46,80 @@ pub(crate) struct Accepted {
 pub(crate) struct EffectiveParams {
     pub(crate) max_tokens: usize,
     pub(crate) stop: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) stop_token_ids: Vec<u32>,
     pub(crate) logprobs: bool,
     #[serde(flatten)]
     pub(crate) sampling: SamplingParams,
 }
 
 /// A parameter that was accepted and does not do what it says.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct ParamWarning {
     pub(crate) param: &'static str,
     pub(crate) message: String,
 }
 
-impl TextRequest {
-    /// Tokenises the prompt and queues the request. Blocks until the engine has answered, at most one step.
-    pub(crate) fn submit(self, state: &AppState) -> Result<Accepted, ApiError> {
-        let engine = &state.engine;
-        let prompt = self.encode(state)?;
+impl Settings {
+    /// Tokenises the prompt and queues `choices` continuations of it, whose seeds follow each other. Blocks until the
+    /// engine has answered, at most one step for each. Those already queued are cancelled when one is refused.
+    pub(crate) fn submit(
+        &self,
+        state: &AppState,
+        prompt: Prompt,
+        choices: usize,
+    ) -> Result<Vec<Accepted>, ApiError> {
+        let conversation = matches!(prompt, Prompt::Chat(_));
+        self.submit_all(state, prompt, choices).map_err(|error| {
+            if conversation {
+                error.about_messages()
+            } else {
+                error
+            }
+        })
+    }
+
+    fn submit_all(
+        &self,
+        state: &AppState,
+        prompt: Prompt,
+        choices: usize,
+    ) -> Result<Vec<Accepted>, ApiError> {
+        let tokens = encode(prompt, state)?;
+        let first = self.params.seed.unwrap_or_else(random_seed);
+        (0..choices as u64)
+            .map(|choice| {
+                let seed = first.wrapping_add(choice);
+                self.submit_one(&state.engine, tokens.clone(), seed)
+            })
+            .collect()
+    }
+
+    fn submit_one(
+        &self,
+        engine: &Engine,
+        prompt: Vec<u32>,
+        seed: u64,
+    ) -> Result<Accepted, ApiError> {
         let room = engine.spec().context_length.saturating_sub(prompt.len());
-        let max_tokens = self.max_tokens.unwrap_or(room).min(room);
         let generation = engine.submit(Request {
             prompt,
-            params: self.params,
+            params: SamplingParams {
+                seed: Some(seed),
+                ..self.params.clone()
+            },
             max_tokens: self.max_tokens,
             stop: self.stop.clone(),
+            include_stop: self.include_stop,
+            stop_token_ids: self.stop_token_ids.clone(),
+            top_logprobs: self.logprobs.unwrap_or(0),
         })?;
         let compiled = generation.params();
         let params = EffectiveParams {
-            max_tokens,
-            stop: self.stop,
-            logprobs: self.logprobs,
+            max_tokens: self.max_tokens.unwrap_or(room).min(room),
+            stop: self.stop.clone(),
+            stop_token_ids: self.stop_token_ids.clone(),
+            logprobs: self.logprobs.is_some(),
             sampling: compiled.effective().clone(),
         };
         let warnings = compiled.warnings().iter().map(ParamWarning::from).collect();
@@ -71,27 +129,47 @@ impl TextRequest {
             warnings,
         })
     }
+}
 
-    /// The prompt is the whole text that the model sees: control tokens written out in it are those tokens.
-    fn encode(&self, state: &AppState) -> Result<Vec<u32>, ApiError> {
-        let (bytes, limit) = (self.prompt.len(), state.prompt_bytes);
-        if bytes > limit {
-            let context_length = state.engine.spec().context_length;
-            return Err(ApiError::PromptBytes {
-                bytes,
-                limit,
-                context_length,
-            });
+/// The prompt's tokens. Control tokens that are written out in it are those tokens: it is the whole text that the model sees.
+fn encode(prompt: Prompt, state: &AppState) -> Result<Vec<u32>, ApiError> {
+    let add_bos = state.engine.tokenizer().add_bos();
+    match prompt {
+        Prompt::Tokens(tokens) => Ok(tokens),
+        Prompt::Text(text) => encode_text(&text, add_bos, state),
+        Prompt::Chat(messages) => {
+            let text = render(&messages, state)?;
+            // The template has written the beginning of the text too.
+            encode_text(&text, false, state)
         }
-        let tokenizer = state.engine.tokenizer();
-        let options = EncodeOptions {
-            add_bos: tokenizer.add_bos(),
-            parse_special: true,
-        };
-        tokenizer
-            .encode(&self.prompt, options)
-            .map_err(|error| ApiError::Prompt(error.to_string()))
     }
+}
+
+fn render(messages: &[Message], state: &AppState) -> Result<String, ApiError> {
+    let template = state.chat_template.as_ref();
+    let template = template.ok_or_else(|| ApiError::no_chat_template(&state.engine))?;
+    template.render(messages).map_err(|error| match error {
+        ChatTemplateError::Thread(_) => ApiError::Internal,
+        error => ApiError::Messages(error.to_string()),
+    })
+}
+
+fn encode_text(text: &str, add_bos: bool, state: &AppState) -> Result<Vec<u32>, ApiError> {
+    let (bytes, limit) = (text.len(), state.prompt_bytes);
+    if bytes > limit {
+        let context_length = state.engine.spec().context_length;
+        return Err(ApiError::PromptBytes {
+            bytes,
+            limit,
+            context_length,
+        });
+    }
+    let options = EncodeOptions {
+        add_bos,
+        parse_special: true,
+    };
+    let tokens = state.engine.tokenizer().encode(text, options);
+    tokens.map_err(|error| ApiError::Prompt(error.to_string()))
 }
 
 /// Bytes of the longest text that could fit the context: a longer prompt need not be tokenised to be refused.

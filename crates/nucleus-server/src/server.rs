@@ -11,6 +11,7 @@ use axum::Router;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use nucleus_engine::chat_template::ChatTemplate;
 use nucleus_engine::generate::{Engine, EngineThread};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
@@ -98,6 +99,13 @@ impl Server {
             address,
             state: AppState::new(engine, config),
         })
+    }
+
+    /// The same server with a chat template: what writes conversations down.
+    #[must_use]
+    pub fn with_chat_template(mut self, template: Option<ChatTemplate>) -> Self {
+        self.state = self.state.with_chat_template(template);
+        self
     }
 
     /// Where the server listens.

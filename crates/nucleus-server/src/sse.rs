@@ -57,11 +57,22 @@ pub(crate) struct End {
     timings: TimingsMs,
 }
 
-#[derive(Debug, Serialize)]
-struct Usage {
+/// Tokens that a request took.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub(crate) struct Usage {
     prompt_tokens: usize,
     completion_tokens: usize,
     total_tokens: usize,
+}
+
+impl Usage {
+    pub(crate) fn new(prompt_tokens: usize, completion_tokens: usize) -> Self {
+        Self {
+            prompt_tokens,
+            completion_tokens,
+            total_tokens: prompt_tokens + completion_tokens,
+        }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -95,16 +106,19 @@ pub(crate) fn job_events(
     let rest = stream::unfold(Some((job, generation)), move |live| {
         next_event(live, logprobs)
     });
-    or_internal_error(stream::iter([started]).chain(rest))
+    last_on_panic(stream::iter([started]).chain(rest), |error| {
+        JobEvent::Error(error.body())
+    })
 }
 
 /// A panic while events are made would cut the stream without a word; here it is the last event.
-fn or_internal_error(
-    events: impl Stream<Item = JobEvent> + Send,
-) -> impl Stream<Item = JobEvent> + Send {
+pub(crate) fn last_on_panic<E>(
+    events: impl Stream<Item = E> + Send,
+    last: impl Fn(ApiError) -> E + Send,
+) -> impl Stream<Item = E> + Send {
     AssertUnwindSafe(events)
         .catch_unwind()
-        .map(|event| event.unwrap_or_else(|_| JobEvent::Error(ApiError::Internal.body())))
+        .map(move |event| event.unwrap_or_else(|_| last(ApiError::Internal)))
 }
 
 /// The event that follows, and what is still live after it. The job's name is free before its last event is out.
@@ -128,10 +142,10 @@ async fn next_event(
 
 /// A response that streams events, with comments while there are none.
 pub(crate) fn respond(
-    events: impl Stream<Item = JobEvent> + Send + 'static,
+    events: impl Stream<Item = SseEvent> + Send + 'static,
     keep_alive: Duration,
 ) -> impl IntoResponse {
-    let events = events.map(|event| Ok::<_, Infallible>(event.encode()));
+    let events = events.map(Ok::<_, Infallible>);
     // nginx collects a response before it passes it on, unless told not to.
     let unbuffered = (
         HeaderName::from_static("x-accel-buffering"),
@@ -153,7 +167,8 @@ impl JobEvent {
         }
     }
 
-    fn encode(&self) -> SseEvent {
+    /// The event as it is sent.
+    pub(crate) fn encode(&self) -> SseEvent {
         SseEvent::default()
             .event(self.name())
             .json_data(self)
@@ -168,6 +183,7 @@ impl Token {
             id,
             text,
             logprob,
+            ..
         } = token;
         Self {
             index,
@@ -189,11 +205,7 @@ impl From<Completion> for End {
                 FinishReason::StopSequence(stop) => Some(stop),
                 _ => None,
             },
-            usage: Usage {
-                prompt_tokens: completion.prompt_tokens,
-                completion_tokens: tokens,
-                total_tokens: completion.prompt_tokens + tokens,
-            },
+            usage: Usage::new(completion.prompt_tokens, tokens),
             timings: TimingsMs::new(completion.timings, tokens),
         }
     }
@@ -226,6 +238,7 @@ mod tests {
                 id: 7,
                 text: " a".into(),
                 logprob: -0.5,
+                top_logprobs: Vec::new(),
             },
             true,
         )
@@ -237,7 +250,7 @@ mod tests {
             assert_ne!(index, 2, "two is too many");
             JobEvent::Token(token(index))
         });
-        let events: Vec<_> = or_internal_error(events)
+        let events: Vec<_> = last_on_panic(events, |error| JobEvent::Error(error.body()))
             .collect()
             .now_or_never()
             .expect("nothing is waited for");

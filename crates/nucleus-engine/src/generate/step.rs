@@ -11,7 +11,7 @@ use super::{Command, Event, GenerationError, Shared, Submitted};
 use crate::error::EngineError;
 use crate::model::{Chunk, Logits, Model};
 use crate::scheduler::{Scheduled, Scheduler, SequenceId};
-use crate::sequence::{FinishReason, Sequence};
+use crate::sequence::{Drawn, FinishReason, Sequence};
 
 /// What the thread owns.
 pub(super) struct Worker {
@@ -121,7 +121,7 @@ impl Worker {
             self.sequence_mut(run.id).start();
         }
         match self.forward_and_sample(plan) {
-            Ok(sampled) => self.commit(plan, &sampled),
+            Ok(drawn) => self.commit(plan, drawn),
             Err(error) => {
                 let error = GenerationError::Model(error.to_string());
                 plan.iter().for_each(|run| self.fail(run.id, error.clone()));
@@ -130,7 +130,7 @@ impl Worker {
     }
 
     /// Runs the model and draws one token for each run that samples, in plan order.
-    fn forward_and_sample(&mut self, plan: &[Scheduled]) -> Result<Vec<SampledToken>, EngineError> {
+    fn forward_and_sample(&mut self, plan: &[Scheduled]) -> Result<Vec<Drawn>, EngineError> {
         let Self {
             model,
             sampler,
@@ -151,48 +151,55 @@ impl Worker {
             .filter(|run| run.samples)
             .map(|run| &live[&run.id].sequence)
             .collect();
-        let mut sampled = Vec::with_capacity(sequences.len());
+        let mut drawn = Vec::with_capacity(sequences.len());
         let mut tail = |logits: Logits<'_>| {
             let Logits::Host { data, vocab } = logits;
             let rows: Vec<Row<'_>> = data
                 .chunks_exact(vocab)
                 .zip(&sequences)
-                .map(|(row, sequence)| {
-                    Row::new(LogitsRow::F32(row), &sequence.params, &sequence.state)
+                .map(|(row, sequence)| Row {
+                    logprobs: sequence.logprobs(),
+                    ..Row::new(LogitsRow::F32(row), &sequence.params, &sequence.state)
                 })
                 .collect();
+            let mut sampled = Vec::with_capacity(rows.len());
             sampler.sample_batch(&rows, &mut sampled);
+            drawn.extend(
+                rows.iter()
+                    .zip(sampled)
+                    .map(|(row, token)| with_top_logprobs(&mut **sampler, row, token)),
+            );
             Ok(())
         };
         model.forward(&chunks, &mut tail)?;
-        Ok(sampled)
+        Ok(drawn)
     }
 
-    fn commit(&mut self, plan: &[Scheduled], sampled: &[SampledToken]) {
+    fn commit(&mut self, plan: &[Scheduled], drawn: Vec<Drawn>) {
         plan.iter().for_each(|run| self.scheduler.computed(run));
-        for (run, &sampled) in plan.iter().filter(|run| run.samples).zip(sampled) {
-            if sampled.status == Status::Ok {
-                self.commit_token(run.id, sampled);
+        for (run, drawn) in plan.iter().filter(|run| run.samples).zip(drawn) {
+            if drawn.token.status == Status::Ok {
+                self.commit_token(run.id, drawn);
             } else {
                 let position = self.sequence_mut(run.id).state.position() as usize;
                 self.fail(
                     run.id,
                     GenerationError::Row {
                         position,
-                        status: sampled.status,
+                        status: drawn.token.status,
                     },
                 );
             }
         }
     }
 
-    fn commit_token(&mut self, id: SequenceId, sampled: SampledToken) {
+    fn commit_token(&mut self, id: SequenceId, drawn: Drawn) {
         let tokenizer = Arc::clone(&self.shared.tokenizer);
         let live = self
             .live
             .get_mut(&id)
             .expect("a scheduled sequence is live");
-        let (event, finish) = live.sequence.commit(sampled, &tokenizer);
+        let (event, finish) = live.sequence.commit(drawn, &tokenizer);
         self.scheduler.grown(id);
         // The receiver is gone when the client is; its cancel command is on the way.
         let _ = live.events.send(Event::Token(event));
@@ -240,5 +247,19 @@ impl Worker {
             self.shared.kv_layout.blocks - self.scheduler.free_blocks(),
             Ordering::Relaxed,
         );
+    }
+}
+
+/// A token and, if the row asks for them, the likeliest ones.
+fn with_top_logprobs(sampler: &mut dyn Sampler, row: &Row<'_>, token: SampledToken) -> Drawn {
+    let wanted = row.logprobs.top > 0 && token.status == Status::Ok;
+    let top_logprobs = if wanted {
+        sampler.top_logprobs(row, &token)
+    } else {
+        Vec::new()
+    };
+    Drawn {
+        token,
+        top_logprobs,
     }
 }

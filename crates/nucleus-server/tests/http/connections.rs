@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use nucleus_engine::generate::{EngineOptions, Load};
+use nucleus_engine::generate::Load;
 use nucleus_server::{ApiKey, Limits, ServeError, Server, ServerConfig, Timeouts};
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
@@ -401,7 +401,7 @@ async fn a_dead_engine_ends_the_server() {
 /// Without a key the server is for this machine alone.
 #[tokio::test]
 async fn an_open_address_needs_a_key() {
-    let (engine, _thread, _gate) = scripted_engine(EngineOptions::default(), false, text(""));
+    let (engine, _thread, _gate) = scripted_engine(&RigOptions::default(), text(""));
     let address = "0.0.0.0:0".parse().unwrap();
     let open = ServerConfig {
         address,

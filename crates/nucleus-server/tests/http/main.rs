@@ -3,6 +3,7 @@
 mod bundled;
 mod connections;
 mod execute;
+mod openai;
 mod refusals;
 mod streams;
 mod support;

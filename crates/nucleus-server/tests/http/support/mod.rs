@@ -12,6 +12,7 @@ use axum::Router;
 use axum::body::{Body, BodyDataStream, Bytes};
 use axum::http::{HeaderMap, Method, Request, StatusCode};
 use futures_util::StreamExt;
+use nucleus_engine::chat_template::ChatTemplate;
 use nucleus_engine::generate::{Engine, EngineOptions, EngineThread, Load};
 use nucleus_engine::gguf::ModelFile;
 use nucleus_engine::tokenizer::{EncodeOptions, Tokenizer};
@@ -48,6 +49,8 @@ pub(crate) struct RigOptions {
     pub(crate) engine: EngineOptions,
     /// Whether the model waits for [`Gate::allow`].
     pub(crate) gated: bool,
+    /// Tokens in the prompt that the script continues.
+    pub(crate) prompt_len: usize,
 }
 
 impl Default for RigOptions {
@@ -57,6 +60,7 @@ impl Default for RigOptions {
             config: ServerConfig::default(),
             engine,
             gated: false,
+            prompt_len: encode_prompt(PROMPT).len(),
         }
     }
 }
@@ -82,8 +86,9 @@ impl Rig {
         options: RigOptions,
         script: impl FnMut(usize) -> Reply + Send + 'static,
     ) -> Self {
-        let (engine, _, gate) = scripted_engine(options.engine, options.gated, script);
+        let (engine, _, gate) = scripted_engine(&options, script);
         let state = AppState::new(engine.clone(), options.config);
+        let state = state.with_chat_template(Some(chat_template()));
         Self {
             engine,
             gate,
@@ -165,19 +170,18 @@ impl Rig {
 
 /// An engine over a scripted model.
 pub(crate) fn scripted_engine(
-    options: EngineOptions,
-    gated: bool,
+    options: &RigOptions,
     script: impl FnMut(usize) -> Reply + Send + 'static,
 ) -> (Engine, EngineThread, GateGuard) {
     let tokenizer = tokenizer();
     let gate = Gate::default();
-    if !gated {
+    if !options.gated {
         gate.open();
     }
-    let prompt_len = encode_prompt(PROMPT).len();
     let vocab_size = tokenizer.vocab_size();
-    let model = ScriptedModel::new(vocab_size, prompt_len, Box::new(script), gate.clone());
-    let (engine, thread) = Engine::start(Box::new(model), tokenizer, options);
+    let script = Box::new(script);
+    let model = ScriptedModel::new(vocab_size, options.prompt_len, script, gate.clone());
+    let (engine, thread) = Engine::start(Box::new(model), tokenizer, options.engine);
     (engine, thread, GateGuard(gate))
 }
 
@@ -242,6 +246,11 @@ impl Answer {
             parser: SseParser::default(),
             ready: Vec::new().into_iter(),
         }
+    }
+
+    /// What comes next.
+    pub(crate) async fn next_chunk(&mut self) -> Bytes {
+        self.chunk().await.expect("the body goes on")
     }
 
     async fn chunk(&mut self) -> Option<Bytes> {
@@ -325,6 +334,18 @@ pub(crate) fn tokenizer() -> Arc<Tokenizer> {
 fn load_tokenizer() -> Arc<Tokenizer> {
     let file = ModelFile::open(MODEL_FILE).expect("the bundled model can be read");
     Arc::new(Tokenizer::from_gguf(file.metadata()).expect("its tokenizer is sound"))
+}
+
+/// The bundled model's chat template.
+pub(crate) fn chat_template() -> ChatTemplate {
+    static TEMPLATE: OnceLock<ChatTemplate> = OnceLock::new();
+    TEMPLATE.get_or_init(load_chat_template).clone()
+}
+
+fn load_chat_template() -> ChatTemplate {
+    let file = ModelFile::open(MODEL_FILE).expect("the bundled model can be read");
+    let template = ChatTemplate::from_gguf(file.metadata()).expect("its template is sound");
+    template.expect("it has a template")
 }
 
 /// The tokens of a prompt, as the server makes them.

@@ -27,7 +27,7 @@ impl Worker {
         options: RigOptions,
         script: impl FnMut(usize) -> Reply + Send + 'static,
     ) -> Self {
-        let (engine, thread, gate) = scripted_engine(options.engine, options.gated, script);
+        let (engine, thread, gate) = scripted_engine(&options, script);
         let address = SocketAddr::from(([127, 0, 0, 1], 0));
         let config = ServerConfig {
             address,

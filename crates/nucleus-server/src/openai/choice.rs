@@ -1,0 +1,145 @@
+//! One continuation on its way: pieces of text, then how it ended.
+
+use std::sync::Arc;
+
+use futures_util::{Stream, stream};
+use nucleus_engine::generate::{Event, Generation, SubmitError};
+use nucleus_engine::sequence::{Completion, FinishReason, TokenEvent};
+use nucleus_engine::tokenizer::Tokenizer;
+use serde::Serialize;
+
+use super::logprobs::{Reporter, TokenReport};
+use crate::error::ApiError;
+use crate::request::Settings;
+
+/// What happens to a choice.
+#[derive(Debug)]
+pub(super) enum ChoiceEvent {
+    /// More of it.
+    Piece(Piece),
+    /// It is complete.
+    End(End),
+    /// It failed.
+    Failed(ApiError),
+}
+
+/// More text of a choice, and the tokens it came with if they are wanted.
+#[derive(Debug)]
+pub(super) struct Piece {
+    pub(super) text: String,
+    pub(super) tokens: Option<Vec<TokenReport>>,
+}
+
+/// How a choice ended.
+#[derive(Debug)]
+pub(super) struct End {
+    pub(super) text: String,
+    pub(super) finish: Finish,
+    pub(super) prompt_tokens: usize,
+    pub(super) completion_tokens: usize,
+}
+
+/// Why a choice ended, in OpenAI's words and in vLLM's.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Finish {
+    /// `stop` or `length`.
+    pub(super) reason: &'static str,
+    /// The stop string or token that was met; none at the model's own end.
+    pub(super) met: Option<StopReason>,
+}
+
+/// What ended a text.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(untagged)]
+pub(super) enum StopReason {
+    Text(String),
+    Token(u32),
+}
+
+/// A choice that the engine works on. Dropping it cancels it.
+pub(super) struct Choice {
+    generation: Generation,
+    reporter: Option<Reporter>,
+}
+
+impl Choice {
+    pub(super) fn new(
+        generation: Generation,
+        settings: &Settings,
+        tokenizer: &Arc<Tokenizer>,
+    ) -> Self {
+        let hidden = if settings.include_stop {
+            Vec::new()
+        } else {
+            settings.stop_token_ids.clone()
+        };
+        let reporter = settings
+            .logprobs
+            .map(|wanted| Reporter::new(Arc::clone(tokenizer), wanted, hidden));
+        Self {
+            generation,
+            reporter,
+        }
+    }
+
+    /// What happens to it, with its place among the choices. Tokens that add nothing to say are left out.
+    pub(super) fn events(
+        self,
+        index: usize,
+    ) -> impl Stream<Item = (usize, ChoiceEvent)> + Send + Unpin + use<> {
+        Box::pin(stream::unfold(self, move |mut choice| async move {
+            let event = choice.next().await?;
+            Some(((index, event), choice))
+        }))
+    }
+
+    /// The next thing to say; nothing after the end.
+    pub(super) async fn next(&mut self) -> Option<ChoiceEvent> {
+        loop {
+            match self.generation.next().await? {
+                Event::Token(token) => {
+                    if let Some(piece) = self.piece(token) {
+                        return Some(ChoiceEvent::Piece(piece));
+                    }
+                }
+                Event::End(completion) => return Some(end(completion)),
+                Event::Failed(error) => {
+                    tracing::error!(%error, "generation failed");
+                    return Some(ChoiceEvent::Failed(error.into()));
+                }
+            }
+        }
+    }
+
+    fn piece(&mut self, token: TokenEvent) -> Option<Piece> {
+        let report = self
+            .reporter
+            .as_mut()
+            .map(|reporter| reporter.report(&token));
+        let tokens = report.map(Vec::from_iter);
+        let silent = token.text.is_empty() && tokens.as_ref().is_none_or(Vec::is_empty);
+        (!silent).then_some(Piece {
+            text: token.text,
+            tokens,
+        })
+    }
+}
+
+fn end(completion: Completion) -> ChoiceEvent {
+    let (reason, met) = match completion.finish_reason {
+        FinishReason::EndOfText => ("stop", None),
+        FinishReason::StopSequence(text) => ("stop", Some(StopReason::Text(text))),
+        FinishReason::StopToken(id) => ("stop", Some(StopReason::Token(id))),
+        FinishReason::Length => ("length", None),
+        // OpenAI has no word for it: half an answer is not passed for a whole one.
+        FinishReason::Cancelled | FinishReason::Aborted => {
+            return ChoiceEvent::Failed(SubmitError::ShuttingDown.into());
+        }
+    };
+    ChoiceEvent::End(End {
+        text: completion.text,
+        finish: Finish { reason, met },
+        prompt_tokens: completion.prompt_tokens,
+        completion_tokens: completion.token_ids.len(),
+    })
+}

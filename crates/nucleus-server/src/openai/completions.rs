@@ -1,0 +1,78 @@
+//! `POST /v1/completions`: texts or tokens, continued.
+
+use axum::extract::State;
+use axum::response::Response;
+use serde_json::{Map, Value};
+
+use super::batch::{Batch, MAX_TOP_LOGPROBS, Own};
+use super::shape::Text;
+use crate::app::AppState;
+use crate::body::JsonObject;
+use crate::error::ApiError;
+use crate::fields::Fields;
+use crate::json::show;
+use crate::param_json;
+use crate::request::Prompt;
+
+/// How long a text gets when the request does not say, as OpenAI and vLLM have it.
+const DEFAULT_MAX_TOKENS: usize = 16;
+
+const PROMPT: &str = "a string, an array of strings, an array of token ids or an array of such arrays, none of them empty";
+
+pub(crate) async fn completions(
+    State(state): State<AppState>,
+    JsonObject(body): JsonObject,
+) -> Result<Response, ApiError> {
+    parse(body, &state)?.answer::<Text>(state).await
+}
+
+fn parse(body: Map<String, Value>, state: &AppState) -> Result<Batch, ApiError> {
+    let mut fields = Fields::lenient(body);
+    let prompts = prompts(fields.value("prompt"))?;
+    let echo = fields.boolean("echo")?.unwrap_or(false);
+    let logprobs = fields.integer("logprobs", 0..=MAX_TOP_LOGPROBS)?;
+    if echo && logprobs.is_some() {
+        return Err(ApiError::Unsupported {
+            param: "echo",
+            value: "true".into(),
+            remedy: "the prompt's log-probabilities are not computed: leave out logprobs".into(),
+        });
+    }
+    let own = Own {
+        prompts,
+        echo,
+        logprobs: logprobs.map(|top| top as u32),
+        max_tokens: Some(DEFAULT_MAX_TOKENS),
+        warnings: Vec::new(),
+    };
+    Batch::parse(fields, own, state)
+}
+
+fn prompts(value: Option<Value>) -> Result<Vec<Prompt>, ApiError> {
+    let Some(value) = value else {
+        return Err(ApiError::MissingField {
+            param: "prompt",
+            expected: PROMPT.into(),
+        });
+    };
+    let refused = ApiError::field("prompt", show(&value), PROMPT);
+    let several = |items: Vec<Value>| items.into_iter().map(one).collect();
+    let prompts: Option<Vec<Prompt>> = match value {
+        Value::Array(items) if items.first().is_some_and(Value::is_number) => {
+            one(Value::Array(items)).map(|prompt| vec![prompt])
+        }
+        Value::Array(items) => several(items),
+        value => one(value).map(|prompt| vec![prompt]),
+    };
+    prompts.filter(|prompts| !prompts.is_empty()).ok_or(refused)
+}
+
+/// A text or tokens, if there are any.
+fn one(value: Value) -> Option<Prompt> {
+    match value {
+        Value::String(text) if !text.is_empty() => Some(Prompt::Text(text)),
+        ids => param_json::ids(&ids)
+            .filter(|ids| !ids.is_empty())
+            .map(Prompt::Tokens),
+    }
+}
