@@ -4,6 +4,7 @@
 #[allow(dead_code)]
 mod parity;
 
+use half::bf16;
 use nucleus_sampling::{
     CpuOptions, CpuSampler, LogitsRow, ReferenceSampler, Sampler, SamplingParams,
 };
@@ -29,13 +30,34 @@ fn agree(spec: &RowSpec, vocab: usize, params: SamplingParams) {
 }
 
 fn agree_on(spec: &RowSpec, vocab: usize, request: &Request) {
-    let (compiled, state) = request.compile(vocab as u32).expect("valid parameters");
-    let logits = spec.make(vocab);
-    let row = request.row(LogitsRow::F32(&logits), &compiled, &state);
+    agree_on_logits(&spec.make(vocab), request);
+}
+
+fn agree_on_logits(logits: &[f32], request: &Request) {
+    let vocab = logits.len() as u32;
+    let (compiled, state) = request.compile(vocab).expect("valid parameters");
+    let row = request.row(LogitsRow::F32(logits), &compiled, &state);
     let expected = bits(&ReferenceSampler::new().sample(&row));
     for way in WAYS {
         let sampled = bits(&CpuSampler::with_options(way).sample(&row));
-        assert_eq!(sampled, expected, "{spec:?} {:?} {way:?}", request.params);
+        assert_eq!(sampled, expected, "{:?} {way:?}", request.params);
+    }
+}
+
+/// Its first hundred tokens end among equals, of which there are hundreds.
+#[test]
+fn mirostat_1_on_ties() {
+    let params = SamplingParams {
+        mirostat: Some(1),
+        seed: Some(11),
+        ..Default::default()
+    };
+    for seed in 0..8 {
+        let mut logits = RowSpec::plain(Shape::Bell(0.02), seed).make(5000);
+        for logit in &mut logits {
+            *logit = bf16::from_f32(*logit + 2.77).to_f32();
+        }
+        agree_on_logits(&logits, &Request::of(params.clone()));
     }
 }
 

@@ -4,7 +4,7 @@ use super::formulas::{self, MIROSTAT_TOKENS};
 use super::kernels::BLOCK;
 use super::key::Key;
 use super::run::Run;
-use super::wide::{Floor, Mass};
+use super::wide::{Floor, Form, Mass};
 use crate::config::{Op, OpCode};
 use crate::cpu::cdf;
 use crate::fixed::{self, Surprise};
@@ -159,7 +159,11 @@ impl Run<'_> {
     fn best(&mut self, count: u64) -> &[Key] {
         if !self.listed {
             let cut = self.wide.cut();
-            self.wide.keep_first(count, false, self.list.refill());
+            let form = self.wide.keep_first(count, false, self.list.refill());
+            // A cut through many equals is not listed where it is found.
+            if form == Form::Wide {
+                self.wide.list(self.list.refill());
+            }
             self.wide.restore(cut);
         }
         self.list.keys()
