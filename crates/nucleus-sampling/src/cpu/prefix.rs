@@ -11,9 +11,10 @@ use super::estimate::Sample;
 use super::kernels::{BLOCK, Band, Scale};
 use super::key::{self, Key};
 use super::masks::LISTED;
+use super::search::Counted;
 use super::simd::Simd;
 use super::view::Cut;
-use super::wide::{Buffers, Form, Mass, Wide};
+use super::wide::{Buffers, Form, Mass, Wide, scale_of};
 use crate::row::Status;
 
 /// The first guess lists the tokens that reach this many blocks' maxima.
@@ -104,16 +105,19 @@ impl Wide<'_> {
         keys: &mut Vec<Key>,
     ) -> Result<Form, Status> {
         let before = self.cut();
-        let Mass { scale, total } = self.weigh(temperature)?;
-        let target = target(threshold, total);
-        let goal = Goal {
-            measure: Measure::Mass(scale),
-            target,
-            total,
+        let scale = scale_of(self.max(), temperature)?;
+        let form = if self.shortcuts {
+            let total = self.weigh(temperature)?.total;
+            let goal = Goal {
+                measure: Measure::Mass(scale),
+                target: target(threshold, total),
+                total,
+            };
+            self.keep_beginning(goal, keys)
+                .unwrap_or_else(|| self.keep_searched(goal, keys))
+        } else {
+            self.keep_mass_searched(threshold, scale, keys)
         };
-        let form = self
-            .keep_beginning(goal, keys)
-            .unwrap_or_else(|| self.keep_searched(goal, keys));
         let kept = if form == Form::Listed {
             keys.len()
         } else {
@@ -146,9 +150,35 @@ impl Wide<'_> {
             .then_some(Form::Wide)
     }
 
+    /// Keeps the shortest beginning whose mass reaches a threshold, after a search that weighs the row.
+    fn keep_mass_searched(&mut self, threshold: u64, scale: Scale, keys: &mut Vec<Key>) -> Form {
+        let measure = Measure::Mass(scale);
+        let counted = self.count_by_class(measure);
+        let total = counted.total();
+        let target = target(threshold, total);
+        let goal = Goal {
+            measure,
+            target,
+            total,
+        };
+        self.keep_counted(&counted, goal, keys)
+    }
+
     /// Keeps the beginning that reaches a goal, after a search.
     pub(super) fn keep_searched(&mut self, goal: Goal, keys: &mut Vec<Key>) -> Form {
-        let cut = self.search(goal, keys);
+        let counted = self.count_by_class(goal.measure);
+        self.keep_counted(&counted, goal, keys)
+    }
+
+    fn keep_counted(&mut self, counted: &Counted, goal: Goal, keys: &mut Vec<Key>) -> Form {
+        let band = counted.band(goal.target);
+        if band.is_some_and(|band| self.cut_in_band(band, goal, keys)) {
+            return match self.cut() {
+                Some(cut) if self.count() <= LISTED => self.keep(cut, keys),
+                _ => Form::Wide,
+            };
+        }
+        let cut = self.search_by_prefix(goal, keys);
         let equals = Band {
             low: cut.logit,
             high: cut.logit.next_up(),
@@ -183,6 +213,15 @@ impl Wide<'_> {
         );
         keys.truncate(last.map_or(keys.len(), |last| last + 1));
         last.is_some()
+    }
+
+    /// Lists the tokens that reach the maxima of a few blocks, if they are few.
+    pub(super) fn list_head(&mut self, keys: &mut Vec<Key>) -> bool {
+        keys.clear();
+        let head = self.kth_maximum(HEAD).filter(|_| self.shortcuts);
+        let few = head.is_some_and(|head| self.gather(Band::from(head), LISTED, keys));
+        key::sort(keys, &mut self.buffers().spare);
+        few
     }
 
     /// Lists a beginning that probably holds somewhat more than a threshold's mass, if that is a few tokens.

@@ -309,6 +309,11 @@ impl<'a> Run<'a> {
         let mean = surprise.mean_q16();
         if !self.listed {
             self.listed = true;
+            // A run that takes in the best token is a beginning, on a peaked row a short one.
+            let few = self.wide.list_head(self.list.refill());
+            if few && self.keep_typical(mass, mean, rule, false)? {
+                return Ok(());
+            }
             let few = self
                 .wide
                 .list_mass_above(mass, rule.threshold, self.list.refill());

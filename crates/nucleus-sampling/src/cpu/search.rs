@@ -13,6 +13,25 @@ const GATHERED: usize = 1 << 15;
 /// Bits of the order by which a search counts.
 const PREFIX_BITS: u32 = 16;
 
+/// What the candidates of each class hold.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Counted {
+    classes: Classes,
+    sums: [u64; CLASSES],
+}
+
+impl Counted {
+    /// What all candidates hold.
+    pub(super) fn total(&self) -> u64 {
+        self.sums.iter().sum()
+    }
+
+    /// Where the beginning that reaches `target` ends.
+    pub(super) fn band(&self, target: u64) -> Option<Band> {
+        reaching(&self.sums, target).map(|class| self.classes.band(class))
+    }
+}
+
 impl Wide<'_> {
     /// The cut behind the beginning that reaches a goal, by counting everything. `keys` is working space.
     pub(super) fn search(&mut self, goal: Goal, keys: &mut Vec<Key>) -> Cut {
@@ -22,8 +41,7 @@ impl Wide<'_> {
 
     /// [`Wide::search`] where the cut's class is not too large.
     fn search_by_class(&mut self, goal: Goal, keys: &mut Vec<Key>) -> Option<Cut> {
-        let classes = Classes::between(self.lowest_class(goal.measure), self.max);
-        let sums = self.count_by_class(classes, goal.measure);
+        let Counted { classes, sums } = self.count_by_class(goal.measure);
         let class = reaching(&sums, goal.target)?;
         let before: u64 = sums[..class].iter().sum();
         keys.clear();
@@ -46,7 +64,8 @@ impl Wide<'_> {
     }
 
     /// Sums the measures of the candidates by class.
-    fn count_by_class(&self, classes: Classes, measure: Measure) -> [u64; CLASSES] {
+    pub(super) fn count_by_class(&self, measure: Measure) -> Counted {
+        let classes = Classes::between(self.lowest_class(measure), self.max);
         let view = self.view();
         let mut sums = [0; CLASSES];
         let (mut buffer, mut measures, mut places) = ([0.0; BLOCK], [0; BLOCK], [0; BLOCK]);
@@ -66,7 +85,7 @@ impl Wide<'_> {
                 sums[*place as usize % CLASSES] += measure;
             }
         }
-        sums
+        Counted { classes, sums }
     }
 
     /// The last of listed candidates with which the sum reaches `target`; puts them in order.
@@ -82,7 +101,7 @@ impl Wide<'_> {
     }
 
     /// [`Wide::search`] whatever the row.
-    fn search_by_prefix(&mut self, goal: Goal, keys: &mut Vec<Key>) -> Cut {
+    pub(super) fn search_by_prefix(&mut self, goal: Goal, keys: &mut Vec<Key>) -> Cut {
         let mut amounts = std::mem::take(&mut self.buffers().amounts);
         self.count_by_prefix(goal.measure, &mut amounts);
         let prefix = reaching(&amounts, goal.target).unwrap_or(amounts.len() - 1);
