@@ -9,6 +9,8 @@ mod bias_map;
 mod compile;
 mod config;
 mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod error;
 mod fixed;
 mod params;

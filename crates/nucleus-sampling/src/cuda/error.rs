@@ -1,0 +1,94 @@
+//! What can go wrong between the sampler and the device.
+
+use std::ffi::{CStr, c_int};
+
+use super::sys;
+
+/// An error of the CUDA sampler.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum CudaError {
+    /// No driver, or no device that it can use.
+    #[error("no CUDA device can be used: {reason}")]
+    NoDevice {
+        /// What the runtime says.
+        reason: String,
+    },
+    /// The device does not exist.
+    #[error("device is {device}, but there are {count}: it must be 0 to {}", count - 1)]
+    Device {
+        /// The number asked for.
+        device: u32,
+        /// How many there are.
+        count: u32,
+    },
+    /// A call of the runtime failed.
+    #[error("{call}: {name}: {message}")]
+    Runtime {
+        /// The function.
+        call: &'static str,
+        /// The error's name, such as `cudaErrorMemoryAllocation`.
+        name: String,
+        /// What it means.
+        message: String,
+    },
+    /// The rows cannot be one launch.
+    #[error("{field} is {value}, but must be {range}")]
+    Batch {
+        /// What is wrong.
+        field: &'static str,
+        /// Its value.
+        value: u64,
+        /// What it must be.
+        range: String,
+    },
+    /// The kernel cannot serve this combination of parameters.
+    #[error("row {row}: {reason}")]
+    Unsupported {
+        /// The row.
+        row: usize,
+        /// Which combination.
+        reason: &'static str,
+    },
+}
+
+/// The runtime's `cudaErrorInsufficientDriver` and `cudaErrorNoDevice`: there is nothing to run on.
+const NOTHING_TO_RUN_ON: [c_int; 2] = [35, 100];
+
+impl CudaError {
+    /// The error of a runtime call that returned `code`.
+    pub(super) fn runtime(call: &'static str, code: c_int) -> Self {
+        let (name, message) = describe(code);
+        if NOTHING_TO_RUN_ON.contains(&code) {
+            return Self::NoDevice { reason: message };
+        }
+        Self::Runtime {
+            call,
+            name,
+            message,
+        }
+    }
+}
+
+/// `Ok` if a runtime call succeeded.
+pub(super) fn check(call: &'static str, code: c_int) -> Result<(), CudaError> {
+    match code {
+        0 => Ok(()),
+        code => Err(CudaError::runtime(call, code)),
+    }
+}
+
+fn describe(code: c_int) -> (String, String) {
+    // SAFETY: the function reads nothing but its argument and returns a static string for every code.
+    let name = unsafe { sys::cudaGetErrorName(code) };
+    // SAFETY: as above.
+    let message = unsafe { sys::cudaGetErrorString(code) };
+    // SAFETY: both are static strings that end with a zero byte.
+    let name = unsafe { CStr::from_ptr(name) };
+    // SAFETY: as above.
+    let message = unsafe { CStr::from_ptr(message) };
+    (
+        name.to_string_lossy().into_owned(),
+        message.to_string_lossy().into_owned(),
+    )
+}

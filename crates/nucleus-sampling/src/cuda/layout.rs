@@ -1,0 +1,197 @@
+//! The plain data of `cuda/include/sampling_config.h`, field by field. [`SamplingConfig`], [`Program`](crate::Program) and
+//! [`SampledToken`] are shared with the host's samplers.
+
+use std::ffi::c_void;
+use std::mem::{offset_of, size_of};
+
+use crate::config::{Program, SamplingConfig};
+use crate::row::SampledToken;
+
+/// Data that can be copied to a device as bytes.
+///
+/// # Safety
+/// The type is primitive or `repr(C)` without padding, so that every byte of a value is initialised.
+pub(super) unsafe trait Plain: Copy {}
+
+/// Data that can be filled with bytes from a device.
+///
+/// # Safety
+/// Every pattern of bytes is a value of the type.
+pub(super) unsafe trait AnyBits: Plain {}
+
+// SAFETY: primitive.
+unsafe impl Plain for u8 {}
+// SAFETY: primitive.
+unsafe impl Plain for u32 {}
+// SAFETY: `repr(C)`; 2 u64 and 8-byte aligned groups of u32 fill its 144 bytes (asserted below).
+unsafe impl Plain for SamplingRow {}
+// SAFETY: `repr(C)`; 8 + 34 * 4 bytes fill its 144 (asserted where it is defined).
+unsafe impl Plain for SamplingConfig {}
+// SAFETY: `repr(C)`; 16 operations of 4 + 4 + 8 bytes and two u32 fill its 264 bytes (asserted below).
+unsafe impl Plain for Program {}
+// SAFETY: `repr(C)`; five 4-byte fields fill its 20 bytes.
+unsafe impl Plain for DeviceToken {}
+// SAFETY: five integers and floats: every pattern is a value.
+unsafe impl AnyBits for DeviceToken {}
+
+const _: () = assert!(size_of::<Program>() == 264);
+
+/// Index of a list's first word in the arena, and its length in entries.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub(super) struct SamplingList {
+    pub(super) offset: u64,
+    pub(super) len: u32,
+    pub(super) reserved: u32,
+}
+
+const _: () = assert!(size_of::<SamplingList>() == 16);
+
+/// Bits of [`SamplingRow::flags`].
+pub(super) mod row_flags {
+    /// Draw with `uniform`.
+    pub(crate) const UNIFORM: u32 = 1;
+    /// Logprob of the final distribution, not of the raw logits.
+    pub(crate) const PROCESSED: u32 = 1 << 1;
+    /// Only the ids of `allowed` may be drawn.
+    pub(crate) const ALLOWED: u32 = 1 << 2;
+}
+
+/// One row of work beside its logits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub(super) struct SamplingRow {
+    pub(super) uniform: u64,
+    pub(super) history: SamplingList,
+    pub(super) bias: SamplingList,
+    pub(super) allowed: SamplingList,
+    pub(super) bad_words: SamplingList,
+    pub(super) breakers: SamplingList,
+    pub(super) eos: SamplingList,
+    pub(super) prompt_len: u32,
+    pub(super) request: u32,
+    pub(super) position: u32,
+    pub(super) choice: u32,
+    pub(super) attempt: u32,
+    pub(super) mirostat_mu: i32,
+    pub(super) adaptive_target: i32,
+    pub(super) mask: i32,
+    pub(super) flags: u32,
+    pub(super) reserved: u32,
+}
+
+const _: () = assert!(size_of::<SamplingRow>() == 144);
+const _: () = assert!(offset_of!(SamplingRow, prompt_len) == 104);
+
+/// A launch.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub(super) struct SamplingBatch {
+    pub(super) struct_size: u32,
+    pub(super) dtype: u32,
+    pub(super) rows: u32,
+    pub(super) row_len: u32,
+    pub(super) row_stride: u64,
+    pub(super) logits: *const c_void,
+    pub(super) row: *const SamplingRow,
+    pub(super) configs: *const SamplingConfig,
+    pub(super) programs: *const Program,
+    pub(super) arena: *const u32,
+    pub(super) masks: *const u32,
+    pub(super) mask_stride: u64,
+    pub(super) mask_words: u32,
+    pub(super) cluster: u32,
+    pub(super) out: *mut SampledToken,
+    pub(super) max_edited: u32,
+    pub(super) flags: u32,
+}
+
+const _: () = assert!(size_of::<SamplingBatch>() == 104);
+const _: () = assert!(offset_of!(SamplingBatch, logits) == 24);
+const _: () = assert!(offset_of!(SamplingBatch, out) == 88);
+
+/// The launch's bit that sends every row down the exact path.
+pub(super) const BATCH_EXACT: u32 = 1;
+/// A device's status beyond [`Status`](crate::Status): more ids are edited than the workspace has room for.
+pub(super) const STATUS_WORKSPACE: u32 = 4;
+/// A device's status beyond [`Status`](crate::Status): tfs on more tokens than a list holds.
+pub(super) const STATUS_UNSUPPORTED: u32 = 5;
+
+/// [`SampledToken`] as the device writes it: the status is a number that has to be looked at first.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[repr(C)]
+pub(super) struct DeviceToken {
+    pub(super) token_id: u32,
+    pub(super) logprob: f32,
+    pub(super) kept_count: u32,
+    pub(super) status: u32,
+    pub(super) feedback: i32,
+}
+
+const _: () = assert!(size_of::<DeviceToken>() == size_of::<SampledToken>());
+const _: () = assert!(offset_of!(DeviceToken, status) == offset_of!(SampledToken, status));
+
+// SAFETY: 16 bits, no padding.
+unsafe impl Plain for half::f16 {}
+// SAFETY: 16 bits, no padding.
+unsafe impl Plain for half::bf16 {}
+// SAFETY: primitive.
+unsafe impl Plain for f32 {}
+
+/// The values' bytes.
+pub(super) fn bytes_of<T: Plain>(values: &[T]) -> &[u8] {
+    // SAFETY: every byte of a `Plain` value is initialised, and bytes have no alignment.
+    unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::sys;
+    use crate::SamplingConfig;
+
+    /// R1.8: every field, set to a number of its own, comes out of the C++ struct as itself.
+    #[test]
+    fn both_languages_see_the_same_config() {
+        let config = SamplingConfig {
+            seed: 1,
+            temperature: 2.0,
+            dynatemp_range: 3.0,
+            dynatemp_exponent: 4.0,
+            smoothing_factor: 5.0,
+            smoothing_curve: 6.0,
+            top_p: 7.0,
+            min_p: 8.0,
+            typical_p: 9.0,
+            top_n_sigma: 10.0,
+            epsilon_cutoff: 11.0,
+            eta_cutoff: 12.0,
+            top_a: 13.0,
+            tfs_z: 14.0,
+            xtc_probability: 15.0,
+            xtc_threshold: 16.0,
+            repetition_penalty: 17.0,
+            frequency_penalty: 18.0,
+            presence_penalty: 19.0,
+            dry_multiplier: 20.0,
+            dry_base: 21.0,
+            mirostat_tau: 22.0,
+            mirostat_eta: 23.0,
+            adaptive_target: 24.0,
+            adaptive_decay: 25.0,
+            top_k: 26,
+            min_keep: 27,
+            repeat_last_n: 28,
+            dry_allowed_length: 29,
+            dry_penalty_last_n: 30,
+            no_repeat_ngram_size: 31,
+            min_tokens: 32,
+            mirostat: 33,
+            vocab_size: 34,
+            flags: 35,
+        };
+        let mut fields = [0.0; 35];
+        // SAFETY: the function reads one config and writes 35 numbers.
+        unsafe { sys::sampling_config_fields(&raw const config, fields.as_mut_ptr()) };
+        assert_eq!(fields, std::array::from_fn(|index| (index + 1) as f64));
+    }
+}

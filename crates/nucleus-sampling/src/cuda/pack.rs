@@ -1,0 +1,189 @@
+//! Rows as the plain data that a launch reads: fixed-size descriptions, and their lists one after another in an arena.
+
+use crate::config::{Program, SamplingConfig};
+use crate::row::{LogprobsMode, Row};
+
+use super::layout::{SamplingList, SamplingRow, row_flags};
+
+/// The rows of one launch, on the host. Kept between launches so that nothing is allocated once it has grown.
+#[derive(Debug, Default)]
+pub(super) struct Packed {
+    pub(super) rows: Vec<SamplingRow>,
+    pub(super) configs: Vec<SamplingConfig>,
+    pub(super) programs: Vec<Program>,
+    pub(super) arena: Vec<u32>,
+    /// `[row with a mask][mask_words]`
+    pub(super) masks: Vec<u32>,
+    pub(super) mask_words: usize,
+    /// The most ids that one row edits.
+    pub(super) max_edited: u32,
+}
+
+impl Packed {
+    /// Replaces the contents by these rows. Their logits are not looked at.
+    pub(super) fn fill(&mut self, rows: &[Row<'_>]) {
+        self.rows.clear();
+        self.configs.clear();
+        self.programs.clear();
+        self.arena.clear();
+        self.masks.clear();
+        self.max_edited = 0;
+        self.mask_words = rows
+            .iter()
+            .filter_map(|row| row.mask.map(<[u32]>::len))
+            .max()
+            .unwrap_or(0);
+        for (index, row) in rows.iter().enumerate() {
+            let mask = self.mask(row.mask);
+            let packed = self.row(index as u32, mask, row);
+            self.rows.push(packed);
+            self.configs.push(*row.params.config());
+            self.programs.push(row.params.tables().program);
+            self.max_edited = self.max_edited.max(edited(row));
+        }
+    }
+
+    fn row(&mut self, request: u32, mask: i32, row: &Row<'_>) -> SamplingRow {
+        let (tables, state) = (row.params.tables(), row.state);
+        let bias = self.list(tables.bias.len(), |arena| {
+            arena.extend(
+                tables
+                    .bias
+                    .iter()
+                    .flat_map(|bias| [bias.token_id, bias.value.to_bits()]),
+            );
+        });
+        let flag = |on: bool, bit: u32| if on { bit } else { 0 };
+        SamplingRow {
+            uniform: row.uniform.unwrap_or(0),
+            history: self.ids(state.tokens()),
+            bias,
+            allowed: self.ids(tables.allowed.as_deref().unwrap_or_default()),
+            bad_words: self.sequences(&tables.bad_words),
+            breakers: self.sequences(&tables.breakers),
+            eos: self.ids(&tables.eos),
+            prompt_len: state.prompt().len() as u32,
+            request,
+            position: state.position(),
+            choice: state.choice(),
+            attempt: state.attempt(),
+            mirostat_mu: state.mirostat_mu(),
+            adaptive_target: state.adaptive_target(),
+            mask,
+            flags: flag(row.uniform.is_some(), row_flags::UNIFORM)
+                | flag(
+                    row.logprobs.mode == LogprobsMode::Processed,
+                    row_flags::PROCESSED,
+                )
+                | flag(tables.allowed.is_some(), row_flags::ALLOWED),
+            reserved: 0,
+        }
+    }
+
+    /// The mask's index, -1 for none. Missing words forbid, so short masks end in zeros.
+    fn mask(&mut self, mask: Option<&[u32]>) -> i32 {
+        let Some(words) = mask else { return -1 };
+        // A mask without words forbids every id, for which one word is needed.
+        self.mask_words = self.mask_words.max(1);
+        let index = self.masks.len() / self.mask_words;
+        self.masks.extend(words);
+        self.masks.resize((index + 1) * self.mask_words, 0);
+        index as i32
+    }
+
+    fn list(&mut self, len: usize, put: impl FnOnce(&mut Vec<u32>)) -> SamplingList {
+        // A list of 64-bit entries is read with 8-byte loads.
+        if self.arena.len() % 2 == 1 {
+            self.arena.push(0);
+        }
+        let offset = self.arena.len() as u64;
+        put(&mut self.arena);
+        SamplingList {
+            offset,
+            len: len as u32,
+            reserved: 0,
+        }
+    }
+
+    fn ids(&mut self, ids: &[u32]) -> SamplingList {
+        self.list(ids.len(), |arena| arena.extend(ids))
+    }
+
+    /// Start indices, then the ids.
+    fn sequences(&mut self, sequences: &[Vec<u32>]) -> SamplingList {
+        self.list(sequences.len(), |arena| {
+            let mut end = 0;
+            arena.push(end);
+            for sequence in sequences {
+                end += sequence.len() as u32;
+                arena.push(end);
+            }
+            arena.extend(sequences.iter().flatten());
+        })
+    }
+}
+
+/// No fewer ids than the row edits: every entry of its lists, and the whole history.
+fn edited(row: &Row<'_>) -> u32 {
+    let tables = row.params.tables();
+    let lists = tables.bias.len() + tables.bad_words.len() + tables.eos.len();
+    (row.state.tokens().len() + lists) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{LogitsRow, SamplerState, SamplingParams, VocabInfo};
+
+    fn pack(params: &SamplingParams, mask: Option<&[u32]>) -> Packed {
+        let compiled = params
+            .validate(&VocabInfo::new(100).with_eos(&[9]))
+            .expect("the parameters are valid");
+        let mut state = SamplerState::new(&compiled, &[1, 2, 3]);
+        state.commit_forced(4);
+        let mut row = Row::new(LogitsRow::F32(&[]), &compiled, &state);
+        row.mask = mask;
+        let mut packed = Packed::default();
+        packed.fill(&[row, row]);
+        packed
+    }
+
+    fn words(packed: &Packed, list: SamplingList, count: usize) -> &[u32] {
+        &packed.arena[list.offset as usize..][..count]
+    }
+
+    #[test]
+    fn lists_lie_in_the_arena() {
+        let params = SamplingParams {
+            logit_bias: Some([(7, 1.5)].into()),
+            bad_words: Some(vec![vec![5], vec![6, 8]]),
+            allowed_token_ids: Some(vec![4, 7]),
+            ..SamplingParams::default()
+        };
+        let packed = pack(&params, None);
+        let row = packed.rows[1];
+        assert_eq!(words(&packed, row.history, 4), [1, 2, 3, 4]);
+        assert_eq!((row.prompt_len, row.position, row.request), (3, 1, 1));
+        assert_eq!(words(&packed, row.bias, 2), [7, 1.5_f32.to_bits()]);
+        assert_eq!(row.bad_words.len, 2);
+        assert_eq!(words(&packed, row.bad_words, 6), [0, 1, 3, 5, 6, 8]);
+        assert_eq!(words(&packed, row.allowed, 2), [4, 7]);
+        assert_eq!(row.flags & row_flags::ALLOWED, row_flags::ALLOWED);
+        assert_eq!(words(&packed, row.eos, 1), [9]);
+        assert_eq!((row.mask, packed.mask_words), (-1, 0));
+        assert_eq!(packed.max_edited, 4 + 1 + 2 + 1);
+    }
+
+    #[test]
+    fn each_masked_row_has_its_mask() {
+        let packed = pack(&SamplingParams::default(), Some(&[3, 1]));
+        assert_eq!([packed.rows[0].mask, packed.rows[1].mask], [0, 1]);
+        assert_eq!(packed.masks, [3, 1, 3, 1]);
+    }
+
+    #[test]
+    fn a_mask_without_words_forbids_everything() {
+        let packed = pack(&SamplingParams::default(), Some(&[]));
+        assert_eq!((packed.mask_words, packed.masks), (1, vec![0, 0]));
+    }
+}

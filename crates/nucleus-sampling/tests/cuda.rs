@@ -1,0 +1,479 @@
+//! The sampler on a device against the host's, bit for bit. Without the feature `cuda` there is nothing here; the tests that need a device are
+//! ignored: `just test-gpu` runs them.
+#![cfg(feature = "cuda")]
+
+#[path = "corpus/mod.rs"]
+mod corpus;
+#[path = "draws/mod.rs"]
+#[allow(dead_code, reason = "the frequencies belong to the host's tests")]
+mod draws;
+#[path = "parity/mod.rs"]
+#[allow(dead_code, reason = "the comparison of host samplers is not used here")]
+mod parity;
+
+use half::{bf16, f16};
+use nucleus_sampling::cuda::{CudaError, CudaOptions, CudaSampler, device_count};
+use nucleus_sampling::{
+    CompiledParams, CpuSampler, LogitsRow, Logprobs, LogprobsMode, Row, SampledToken, Sampler,
+    SamplerState, SamplingParams, Status, TokenLogprob, Trace, VocabInfo,
+};
+use parity::{Request, RowSpec, Shape, bits, request, row_spec};
+use proptest::prelude::*;
+
+/// The vocabulary of Qwen2.5.
+const VOCAB: usize = 151_936;
+
+/// Every way the kernel can work.
+fn ways() -> impl Iterator<Item = CudaOptions> {
+    [0, 1, 2, 4, 8].into_iter().flat_map(|cluster| {
+        [false, true].map(|exact_path| CudaOptions {
+            device: 0,
+            cluster,
+            exact_path,
+        })
+    })
+}
+
+/// The device's sampler where a host's is expected: what it does not tell, the host's does.
+struct OnDevice {
+    cuda: CudaSampler,
+    host: CpuSampler,
+}
+
+impl OnDevice {
+    fn new(options: CudaOptions) -> Self {
+        Self {
+            cuda: CudaSampler::new(options).expect("a CUDA device"),
+            host: CpuSampler::new(),
+        }
+    }
+}
+
+impl Sampler for OnDevice {
+    fn sample(&mut self, row: &Row<'_>) -> SampledToken {
+        if row.logits.is_empty() {
+            return self.host.sample(row);
+        }
+        self.cuda.sample(row).expect("the launch succeeds")
+    }
+
+    fn top_logprobs(&mut self, row: &Row<'_>, sampled: &SampledToken) -> Vec<TokenLogprob> {
+        self.host.top_logprobs(row, sampled)
+    }
+
+    fn trace(&mut self, row: &Row<'_>) -> Trace {
+        self.host.trace(row)
+    }
+}
+
+/// Logits in each of the three types.
+struct Logits {
+    f32: Vec<f32>,
+    f16: Vec<f16>,
+    bf16: Vec<bf16>,
+}
+
+impl Logits {
+    fn new(f32: Vec<f32>) -> Self {
+        let f16 = f32.iter().map(|x| f16::from_f32(*x)).collect();
+        let bf16 = f32.iter().map(|x| bf16::from_f32(*x)).collect();
+        Self { f32, f16, bf16 }
+    }
+
+    fn rows(&self) -> [LogitsRow<'_>; 3] {
+        [
+            LogitsRow::F32(&self.f32),
+            LogitsRow::F16(&self.f16),
+            LogitsRow::Bf16(&self.bf16),
+        ]
+    }
+}
+
+fn compile(params: SamplingParams, vocab: usize) -> CompiledParams {
+    let seeded = SamplingParams {
+        seed: Some(params.seed.unwrap_or(7)),
+        ..params
+    };
+    seeded
+        .validate(&VocabInfo::new(vocab as u32))
+        .expect("the parameters are valid")
+}
+
+/// The host's and the device's results for one row, in every type and every way of working.
+fn check(logits: &Logits, params: &CompiledParams, state: &SamplerState) {
+    let mut host = CpuSampler::new();
+    for options in ways() {
+        let mut device = CudaSampler::new(options).expect("a CUDA device");
+        for row in logits.rows() {
+            for mode in [LogprobsMode::Raw, LogprobsMode::Processed] {
+                let mut row = Row::new(row, params, state);
+                row.logprobs = Logprobs { top: 0, mode };
+                let got = device.sample(&row).expect("the launch succeeds");
+                assert_eq!(bits(&got), bits(&host.sample(&row)), "{options:?} {mode:?}");
+            }
+        }
+    }
+}
+
+/// A request on a peaked row of the large vocabulary.
+fn check_request(params: SamplingParams) {
+    let params = compile(params, VOCAB);
+    let mut state = SamplerState::new(
+        &params,
+        &(0..600).map(|i| i * 331 % 997).collect::<Vec<_>>(),
+    );
+    (0..200).for_each(|i| state.commit_forced(i * 17 % 50));
+    let logits = Logits::new(RowSpec::plain(Shape::Peaked, 3).make(VOCAB));
+    check(&logits, &params, &state);
+}
+
+#[test]
+fn without_a_device_the_error_says_so() {
+    match device_count() {
+        Ok(count) => assert!(count > 0),
+        Err(error) => {
+            assert!(matches!(error, CudaError::NoDevice { .. }), "{error:?}");
+            let made = CudaSampler::new(CudaOptions::default());
+            assert_eq!(made.map(|_| ()).unwrap_err(), error);
+            assert!(error.to_string().contains("no CUDA device"), "{error}");
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn an_impossible_device_or_cluster_is_refused() {
+    let count = device_count().expect("a device");
+    let none = CudaSampler::new(CudaOptions {
+        device: count,
+        ..CudaOptions::default()
+    });
+    assert_eq!(
+        none.map(|_| ()).unwrap_err(),
+        CudaError::Device {
+            device: count,
+            count
+        }
+    );
+    let odd = CudaSampler::new(CudaOptions {
+        cluster: 3,
+        ..CudaOptions::default()
+    });
+    assert!(matches!(
+        odd.map(|_| ()).unwrap_err(),
+        CudaError::Batch {
+            field: "cluster",
+            value: 3,
+            ..
+        }
+    ));
+}
+
+/// The corpus: R1.1, R1.2, R1.3, R1.5, R1.6, R2.1 and the rules of every other stage.
+#[test]
+#[ignore = "needs a GPU"]
+fn the_device_gives_what_the_corpus_says() {
+    for options in ways() {
+        corpus::check(&mut OnDevice::new(options));
+    }
+}
+
+macro_rules! requests {
+    ($($(#[doc = $doc:literal])* $name:ident: { $($field:ident: $value:expr),* $(,)? };)*) => {$(
+        $(#[doc = $doc])*
+        #[test]
+        #[ignore = "needs a GPU"]
+        fn $name() {
+            check_request(SamplingParams { $($field: Some($value),)* ..SamplingParams::default() });
+        }
+    )*};
+}
+
+// Each in f32, f16 and bf16 (R2.1).
+requests! {
+    /// R0.2, R2.1
+    greedy: { temperature: 0.0 };
+    /// R1.6, R2.1: everything off.
+    softmax: {};
+    /// R2.1
+    temperature: { temperature: 0.7 };
+    /// R1.1, R2.1
+    top_p: { top_p: 0.9 };
+    /// R1.1, R2.1: p = 0 keeps one token.
+    top_p_of_0: { top_p: 0.0 };
+    /// R1.1, R2.1: p = 1 keeps all.
+    top_p_of_1: { top_p: 1.0 };
+    /// R1.1, R2.1: a cut deep in the tail.
+    top_p_of_almost_1: { top_p: 0.9999, temperature: 1.5 };
+    /// R1.1, R2.1: a flat distribution.
+    top_p_when_hot: { top_p: 0.5, temperature: 100.0 };
+    /// R1.2, R2.1
+    top_k: { top_k: 50 };
+    /// R1.2, R2.1
+    top_k_of_1: { top_k: 1 };
+    /// R1.2, R2.1: 0 is off.
+    top_k_of_0: { top_k: 0 };
+    /// R1.2, R2.1: more than the list holds.
+    top_k_of_20000: { top_k: 20_000 };
+    /// R1.2, R2.1: above the vocabulary, off.
+    top_k_above_the_vocabulary: { top_k: 1_000_000 };
+    /// R1.3, R2.1
+    repetition_penalty: { repetition_penalty: 1.3 };
+    /// R1.3, R2.1: a reward.
+    repetition_penalty_below_1: { repetition_penalty: 0.7, top_k: 40 };
+    /// R1.3, R2.1: a window.
+    repetition_penalty_in_a_window: { repetition_penalty: 1.3, repeat_last_n: 64, top_k: 40 };
+    /// R1.3, R2.1
+    frequency_and_presence: { frequency_penalty: 0.4, presence_penalty: 0.3, top_k: 40 };
+    /// R1.5, R2.1
+    min_p: { min_p: 0.05 };
+    /// R1.5, R2.1: 0 is off.
+    min_p_of_0: { min_p: 0.0 };
+    /// R1.5, R2.1: 1 keeps the maximum.
+    min_p_of_1: { min_p: 1.0 };
+    /// R1.6, R2.1
+    top_k_then_top_p: { top_k: 50, top_p: 0.9 };
+    /// R1.6, R2.1
+    temperature_top_k_top_p: { temperature: 0.7, top_k: 50, top_p: 0.9 };
+    /// R1.6, R2.1, R3.2: one launch.
+    everything: {
+        temperature: 0.7, top_k: 50, top_p: 0.9, min_p: 0.05, typical_p: 0.95, top_n_sigma: 2.0, xtc_probability: 0.5, xtc_threshold: 0.1,
+        repetition_penalty: 1.1, frequency_penalty: 0.2, presence_penalty: 0.2, repeat_last_n: 1000, dry_multiplier: 0.8,
+        logit_bias: [(11, 2.0), (151_935, -3.0)].into(),
+    };
+    /// R2.1
+    dynamic_temperature: { dynatemp_range: 0.5 };
+    /// R2.1
+    smoothing: { smoothing_factor: 0.2 };
+    /// R2.1
+    mirostat: { mirostat: 2, mirostat_tau: 5.0 };
+    /// R2.1
+    adaptive_p: { adaptive_target: 0.3, min_p: 0.01 };
+    /// R2.1
+    typical: { typical_p: 0.9 };
+}
+
+/// R3.1: the draw by prefix sums. Both ends of the interval of uniform numbers that a token's weight gives it, for tokens all over the vocabulary.
+fn check_intervals(params: SamplingParams, spec: &RowSpec, vocab: usize) {
+    let logits = spec.make(vocab);
+    let temperature = params.temperature.unwrap_or(1.0);
+    let params = compile(params, vocab);
+    let known = draws::Known {
+        logits: &logits,
+        params: &params,
+        kept: (0..vocab as u32).collect(),
+        temperature,
+    };
+    let step = (vocab / 97).max(1);
+    for options in ways() {
+        known
+            .check_intervals(&mut OnDevice::new(options), (0..vocab).step_by(step))
+            .unwrap_or_else(|error| panic!("{options:?}: {error}"));
+    }
+}
+
+/// R3.1
+#[test]
+#[ignore = "needs a GPU"]
+fn intervals_of_a_flat_row() {
+    check_intervals(
+        SamplingParams::default(),
+        &RowSpec::plain(Shape::Flat, 1),
+        VOCAB,
+    );
+}
+
+/// R3.1
+#[test]
+#[ignore = "needs a GPU"]
+fn intervals_of_a_peaked_row() {
+    check_intervals(
+        SamplingParams::default(),
+        &RowSpec::plain(Shape::Peaked, 2),
+        VOCAB,
+    );
+}
+
+/// R3.1
+#[test]
+#[ignore = "needs a GPU"]
+fn intervals_of_a_hot_row() {
+    let hot = SamplingParams {
+        temperature: Some(4.0),
+        ..SamplingParams::default()
+    };
+    check_intervals(hot, &RowSpec::plain(Shape::Bell(2.0), 3), VOCAB);
+}
+
+/// R3.1
+#[test]
+#[ignore = "needs a GPU"]
+fn intervals_of_a_row_with_ties() {
+    check_intervals(
+        SamplingParams::default(),
+        &RowSpec::plain(Shape::Ties, 4),
+        32_000,
+    );
+}
+
+/// R3.1: fewer tokens than threads.
+#[test]
+#[ignore = "needs a GPU"]
+fn intervals_of_a_short_row() {
+    check_intervals(
+        SamplingParams::default(),
+        &RowSpec::plain(Shape::Bell(1.0), 5),
+        97,
+    );
+}
+
+/// Neither the neighbours nor the place in a batch can be seen in a result.
+#[test]
+#[ignore = "needs a GPU"]
+fn a_batch_is_its_rows() {
+    let chains = [
+        SamplingParams::default(),
+        SamplingParams {
+            temperature: Some(0.0),
+            ..SamplingParams::default()
+        },
+        SamplingParams {
+            top_k: Some(50),
+            top_p: Some(0.9),
+            repetition_penalty: Some(1.2),
+            ..SamplingParams::default()
+        },
+        SamplingParams {
+            top_p: Some(0.95),
+            temperature: Some(1.3),
+            ..SamplingParams::default()
+        },
+        SamplingParams {
+            typical_p: Some(0.8),
+            dynatemp_range: Some(0.4),
+            ..SamplingParams::default()
+        },
+    ];
+    let vocab = 32_000;
+    let params: Vec<_> = chains
+        .into_iter()
+        .map(|params| compile(params, vocab))
+        .collect();
+    for count in [1, 5, 33, 64, 67, 133, 300, 1024] {
+        let logits: Vec<Vec<f32>> = (0..count)
+            .map(|row| RowSpec::plain(Shape::Peaked, row as u64 % 50).make(vocab))
+            .collect();
+        let states: Vec<SamplerState> = (0..count)
+            .map(|row| SamplerState::new(&params[row % 5], &[row as u32, 3, 3]))
+            .collect();
+        let mut rows: Vec<Row<'_>> = (0..count)
+            .map(|row| Row::new(LogitsRow::F32(&logits[row]), &params[row % 5], &states[row]))
+            .collect();
+        let mut host = Vec::new();
+        CpuSampler::new().sample_batch(&rows, &mut host);
+        let mut device = CudaSampler::new(CudaOptions::default()).expect("a CUDA device");
+        let mut tokens = Vec::new();
+        for turn in [0, count / 3] {
+            rows.rotate_left(turn);
+            host.rotate_left(turn);
+            device
+                .sample_batch(&rows, &mut tokens)
+                .expect("the launch succeeds");
+            assert_eq!(
+                tokens.iter().map(bits).collect::<Vec<_>>(),
+                host.iter().map(bits).collect::<Vec<_>>(),
+                "{count} rows"
+            );
+        }
+    }
+}
+
+/// A row with NaN and a row without any token fail alone.
+#[test]
+#[ignore = "needs a GPU"]
+fn a_failed_row_fails_alone() {
+    let params = compile(SamplingParams::default(), 1000);
+    let state = SamplerState::new(&params, &[]);
+    let good = RowSpec::plain(Shape::Bell(1.0), 1).make(1000);
+    let mut nan = good.clone();
+    nan[500] = f32::NAN;
+    let empty = vec![f32::NEG_INFINITY; 1000];
+    let rows = [&nan, &good, &empty, &good]
+        .map(|logits| Row::new(LogitsRow::F32(logits), &params, &state));
+    let mut tokens = Vec::new();
+    CudaSampler::new(CudaOptions::default())
+        .and_then(|mut device| device.sample_batch(&rows, &mut tokens))
+        .expect("the launch succeeds");
+    let status: Vec<Status> = tokens.iter().map(|token| token.status).collect();
+    assert_eq!(status, [Status::Nan, Status::Ok, Status::Empty, Status::Ok]);
+    assert_eq!(bits(&tokens[1]), bits(&tokens[3]));
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn rows_of_different_lengths_are_refused() {
+    let params = compile(SamplingParams::default(), 10);
+    let state = SamplerState::new(&params, &[]);
+    let rows = [&[0.0; 10][..], &[0.0; 9][..]]
+        .map(|logits| Row::new(LogitsRow::F32(logits), &params, &state));
+    let error = CudaSampler::new(CudaOptions::default())
+        .and_then(|mut device| device.sample_batch(&rows, &mut Vec::new()))
+        .unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "row_len is 9, but must be 10 logits of type F32, as in the first row"
+    );
+}
+
+macro_rules! parity {
+    ($($name:ident: $vocab:expr, $cases:expr;)*) => {$(
+        proptest! {
+            #![proptest_config(ProptestConfig {
+                max_shrink_iters: 300,
+                failure_persistence: None,
+                ..ProptestConfig::with_cases($cases)
+            })]
+
+            #[test]
+            #[ignore = "needs a GPU"]
+            fn $name(spec in row_spec(), request in request($vocab), way in 0..10usize) {
+                check_random(&spec, $vocab, &request, way)?;
+            }
+        }
+    )*};
+}
+
+// Random requests over every parameter, order and preset.
+parity! {
+    vocabulary_of_1: 1, 100;
+    vocabulary_of_2: 2, 100;
+    vocabulary_of_111: 111, 2000;
+    vocabulary_of_5000: 5000, 2000;
+    vocabulary_of_32000: 32_000, 300;
+    vocabulary_of_151936: 151_936, 60;
+}
+
+fn check_random(
+    spec: &RowSpec,
+    vocab: u32,
+    request: &Request,
+    way: usize,
+) -> Result<(), TestCaseError> {
+    let Some((params, state)) = request.compile(vocab) else {
+        return Ok(());
+    };
+    let logits = Logits::new(spec.make(vocab as usize));
+    let options = ways().nth(way).unwrap_or_default();
+    let mut device = CudaSampler::new(options).expect("a CUDA device");
+    for row in logits.rows() {
+        let mut row = request.row(row, &params, &state);
+        row.logprobs.top = 0;
+        match device.sample(&row) {
+            Ok(got) => prop_assert_eq!(bits(&got), bits(&CpuSampler::new().sample(&row))),
+            // Tail-free sampling of more tokens than a list holds, which only ties leave.
+            Err(CudaError::Unsupported { .. }) => prop_assert!(request.params.tfs_z.is_some()),
+            Err(error) => return Err(TestCaseError::fail(error.to_string())),
+        }
+    }
+    Ok(())
+}
