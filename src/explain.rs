@@ -38,6 +38,7 @@ pub(crate) fn command() -> Command {
         .long_about(format!("{ABOUT}.\n\n{DETAILS}"))
         .after_help(EXAMPLES)
         .args(rows::flags())
+        .arg(args::device_flag())
         .args([
             args::json_flag("Print one JSON object per row"),
             args::quiet_flag(),

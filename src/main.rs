@@ -7,6 +7,7 @@ mod bench;
 mod chat;
 mod cli;
 mod completions;
+mod device;
 mod explain;
 mod failure;
 mod generate;

@@ -11,7 +11,6 @@ use nucleus_sampling::{
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use crate::cli::args;
 use crate::failure::usage;
 use crate::npy::{self, Array, Values};
 use crate::terminal::Notes;
@@ -35,7 +34,7 @@ struct History {
 }
 
 /// The flags that name the files.
-pub(crate) fn flags() -> [Arg; 4] {
+pub(crate) fn flags() -> [Arg; 3] {
     let file = |name: &'static str| {
         Arg::new(name)
             .long(name)
@@ -50,7 +49,6 @@ pub(crate) fn flags() -> [Arg; 4] {
             .required(true)
             .help("Parameters by name, as JSON: {\"temperature\": 0.7, \"top_p\": 0.9}"),
         file("history").help("Tokens so far, as JSON: {\"prompt\": [ids], \"output\": [ids]}"),
-        args::device_flag(),
     ]
 }
 

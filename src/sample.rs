@@ -4,10 +4,13 @@ use std::collections::BTreeMap;
 use std::io::{self, BufWriter, Write};
 
 use clap::{Arg, ArgMatches, Command, value_parser};
-use nucleus_sampling::{LogitsRow, Row, SampledToken, Sampler, SamplerState, Status};
+#[cfg(feature = "cuda")]
+use nucleus_sampling::cuda::{CudaOptions, CudaSampler};
+use nucleus_sampling::{CpuSampler, LogitsRow, Row, SampledToken, Sampler, SamplerState, Status};
 use serde_json::{Value, json};
 
 use crate::cli::args;
+use crate::device;
 use crate::rows::{self, Inputs};
 use crate::table::{Align, Table};
 
@@ -45,6 +48,7 @@ pub(crate) fn command() -> Command {
         .args(rows::flags())
         .args([
             draws,
+            device::flag(),
             args::json_flag("Print one JSON object"),
             args::quiet_flag(),
         ])
@@ -58,10 +62,11 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<()> {
     let draws = *matches
         .get_one::<u32>("draws")
         .expect("the flag has a default");
-    let rows: Vec<Drawn> = inputs
+    let mut sampler = Drawer::new(device::choice(matches).cuda()?)?;
+    let rows = inputs
         .rows()
-        .map(|logits| draw(logits, &inputs, draws))
-        .collect();
+        .map(|logits| draw(&mut sampler, logits, &inputs, draws))
+        .collect::<anyhow::Result<Vec<Drawn>>>()?;
 
     let mut out = BufWriter::new(io::stdout().lock());
     if matches.get_flag("json") {
@@ -92,8 +97,52 @@ struct Drawn {
     error: Option<String>,
 }
 
-fn draw(logits: LogitsRow<'_>, inputs: &Inputs, draws: u32) -> Drawn {
-    let mut sampler = rows::sampler();
+/// The sampler of the device that was chosen.
+enum Drawer {
+    Cpu(Box<CpuSampler>),
+    #[cfg(feature = "cuda")]
+    Cuda(Box<CudaSampler>),
+}
+
+impl Drawer {
+    #[cfg(feature = "cuda")]
+    fn new(cuda: Option<u32>) -> anyhow::Result<Self> {
+        let Some(device) = cuda else {
+            return Ok(Self::Cpu(Box::new(CpuSampler::new())));
+        };
+        let options = CudaOptions {
+            device,
+            ..CudaOptions::default()
+        };
+        Ok(Self::Cuda(Box::new(CudaSampler::new(options)?)))
+    }
+
+    /// Without GPU code there is no number of a device.
+    #[cfg(not(feature = "cuda"))]
+    fn new(_: Option<u32>) -> anyhow::Result<Self> {
+        Ok(Self::Cpu(Box::new(CpuSampler::new())))
+    }
+
+    fn sample_batch(
+        &mut self,
+        rows: &[Row<'_>],
+        out: &mut Vec<SampledToken>,
+    ) -> anyhow::Result<()> {
+        match self {
+            Self::Cpu(sampler) => sampler.sample_batch(rows, out),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(sampler) => sampler.sample_batch(rows, out)?,
+        }
+        Ok(())
+    }
+}
+
+fn draw(
+    sampler: &mut Drawer,
+    logits: LogitsRow<'_>,
+    inputs: &Inputs,
+    draws: u32,
+) -> anyhow::Result<Drawn> {
     let mut counts = BTreeMap::new();
     let mut tokens = Vec::new();
     for first in (0..draws).step_by(BATCH as usize) {
@@ -104,20 +153,20 @@ fn draw(logits: LogitsRow<'_>, inputs: &Inputs, draws: u32) -> Drawn {
             .iter()
             .map(|state| Row::new(logits, &inputs.params, state))
             .collect();
-        sampler.sample_batch(&rows, &mut tokens);
+        sampler.sample_batch(&rows, &mut tokens)?;
         if let Some(error) = count(&tokens, &mut counts) {
-            return Drawn {
+            return Ok(Drawn {
                 counts: Vec::new(),
                 error: Some(error),
-            };
+            });
         }
     }
     let mut counts: Vec<(u32, u32)> = counts.into_iter().collect();
     counts.sort_by_key(|&(_, count)| std::cmp::Reverse(count));
-    Drawn {
+    Ok(Drawn {
         counts,
         error: None,
-    }
+    })
 }
 
 /// Adds the tokens to the counts; says why when there is none.

@@ -195,11 +195,20 @@ impl CudaSampler {
         };
         let (dtype, row_len) = (Dtype::of(&first.logits), first.logits.len());
         within("row_len", row_len as u64, 1, u64::from(MAX_VOCAB))?;
-        // Every row begins at a multiple of 16 bytes, as the kernel's widest loads need it.
-        let stride = row_len.next_multiple_of(16 / dtype.size());
-        let bytes = rows.len() * stride * dtype.size();
+        // Rows that are one slice are copied once. Else every row begins at a multiple of 16 bytes, as the kernel's widest loads need it.
+        let shared = rows.len() > 1
+            && rows
+                .iter()
+                .all(|row| same_memory(&row.logits, &first.logits));
+        let stride = if shared {
+            0
+        } else {
+            row_len.next_multiple_of(16 / dtype.size())
+        };
+        let bytes = ((rows.len() - 1) * stride + row_len) * dtype.size();
+        let copied = if shared { 1 } else { rows.len() };
         self.stream.make_current()?;
-        for (index, row) in rows.iter().enumerate() {
+        for (index, row) in rows[..copied].iter().enumerate() {
             if (Dtype::of(&row.logits), row.logits.len()) != (dtype, row_len) {
                 return Err(CudaError::Batch {
                     field: "row_len",
@@ -311,6 +320,16 @@ impl CudaSampler {
 
 /// A launch's result is this plus the code of the runtime's error.
 const LAUNCH_CUDA: i32 = 1000;
+
+/// Whether two rows are the same memory.
+fn same_memory(a: &LogitsRow<'_>, b: &LogitsRow<'_>) -> bool {
+    match (a, b) {
+        (LogitsRow::F32(a), LogitsRow::F32(b)) => std::ptr::eq(*a, *b),
+        (LogitsRow::F16(a), LogitsRow::F16(b)) => std::ptr::eq(*a, *b),
+        (LogitsRow::Bf16(a), LogitsRow::Bf16(b)) => std::ptr::eq(*a, *b),
+        _ => false,
+    }
+}
 
 fn within(field: &'static str, value: u64, least: u64, most: u64) -> Result<(), CudaError> {
     if (least..=most).contains(&value) {
