@@ -56,6 +56,14 @@ fuzz seconds="600":
 coverage:
     cargo tarpaulin -p nucleus-sampling --engine llvm --timeout 1800 --include-files 'crates/nucleus-sampling/src/*' --fail-under 95 --out Html --output-dir target/coverage
 
+# NVIDIA's compiler from PyPI, for the feature `cuda`; prints what to set. No GPU, driver or root needed.
+cuda-toolkit:
+    @crates/nucleus-sampling/cuda/toolkit.sh target/cuda-toolkit
+
+# The sampler on this machine's GPU against the host's, bit for bit.
+test-gpu:
+    cargo test -p nucleus-sampling --features cuda --test cuda -- --include-ignored
+
 # Everything that must pass before a change lands.
 ci:
     .ci/run

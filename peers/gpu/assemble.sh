@@ -15,7 +15,8 @@ if [[ -n "${PEERS_WHEELS:-}" ]]; then ln -sf "$PEERS_WHEELS"/*.whl wheels/; fi
 target=(--only-binary=:all: --python-version 3.12 --implementation cp
   --platform manylinux_2_31_x86_64 --platform manylinux_2_28_x86_64 --platform manylinux_2_24_x86_64
   --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64)
-python3 -m pip download -q --no-deps "${target[@]}" -d wheels flashinfer-python==0.7.2.post1 'apache-tvm-ffi>=0.1.11,<0.2' nvidia-ml-py typing-extensions nvidia-curand
+python3 -m pip download -q --no-deps "${target[@]}" -d wheels flashinfer-python==0.7.2.post1 'apache-tvm-ffi>=0.1.11,<0.2' nvidia-ml-py typing-extensions
+python3 -m pip download -q --no-deps -d wheels nvidia-curand
 ls wheels/vllm-*.whl >/dev/null 2>&1 ||
   python3 -m pip download -q --no-deps "${target[@]}" --abi cp38 --abi abi3 -d wheels vllm==0.33.0
 
