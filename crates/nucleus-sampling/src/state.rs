@@ -178,6 +178,35 @@ impl SamplerState {
             _ => 0,
         }
     }
+
+    /// What a device has to know besides the tokens to go on from here.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn running(&self) -> Running {
+        let (mirostat_mu, adaptive_sum, adaptive_weight) = match self.learner {
+            Learner::None => (0, 0, 0),
+            Learner::Mirostat { mu, .. } => (mu, 0, 0),
+            Learner::Adaptive { sum, weight, .. } => (0, sum, weight),
+        };
+        Running {
+            ahead: self.ahead,
+            mirostat_mu,
+            adaptive_sum,
+            adaptive_weight,
+        }
+    }
+}
+
+/// The running values of a state, as plain numbers.
+#[cfg(feature = "cuda")]
+pub(crate) struct Running {
+    /// Added to the number of generated tokens to give the position.
+    pub(crate) ahead: u32,
+    /// Q16.16; 0 without mirostat.
+    pub(crate) mirostat_mu: i32,
+    /// Q16.16; 0 without adaptive-p.
+    pub(crate) adaptive_sum: i64,
+    /// Q16.16; 0 without adaptive-p.
+    pub(crate) adaptive_weight: i64,
 }
 
 /// mu never leaves [-2^14, 2^14] bits.

@@ -12,7 +12,7 @@ mod draws;
 mod parity;
 
 use half::{bf16, f16};
-use nucleus_sampling::cuda::{CudaError, CudaOptions, CudaSampler, device_count};
+use nucleus_sampling::cuda::{CudaError, CudaOptions, CudaSampler, SlotRow, device_count};
 use nucleus_sampling::{
     CompiledParams, CpuSampler, LogitsRow, Logprobs, LogprobsMode, Row, SampledToken, Sampler,
     SamplerState, SamplingParams, Status, TokenLogprob, Trace, VocabInfo,
@@ -423,6 +423,152 @@ fn rows_of_different_lengths_are_refused() {
         error.to_string(),
         "row_len is 9, but must be 10 logits of type F32, as in the first row"
     );
+}
+
+/// Requests that read the history or learn.
+fn remembering(vocab: usize) -> Vec<CompiledParams> {
+    let chains = [
+        SamplingParams {
+            repetition_penalty: Some(1.3),
+            frequency_penalty: Some(0.5),
+            top_k: Some(20),
+            ..SamplingParams::default()
+        },
+        SamplingParams {
+            dry_multiplier: Some(1.0),
+            dry_allowed_length: Some(1),
+            top_k: Some(5),
+            ..SamplingParams::default()
+        },
+        SamplingParams {
+            no_repeat_ngram_size: Some(2),
+            top_p: Some(0.5),
+            ..SamplingParams::default()
+        },
+        SamplingParams {
+            mirostat: Some(2),
+            mirostat_tau: Some(3.0),
+            ..SamplingParams::default()
+        },
+        SamplingParams {
+            mirostat: Some(1),
+            ..SamplingParams::default()
+        },
+        SamplingParams {
+            adaptive_target: Some(0.3),
+            adaptive_decay: Some(0.8),
+            top_k: Some(100),
+            ..SamplingParams::default()
+        },
+    ];
+    chains
+        .into_iter()
+        .map(|params| compile(params, vocab))
+        .collect()
+}
+
+/// A sequence's tokens on the device and on the host, side by side for many steps: committed, rewound, forked, evicted and restored.
+#[test]
+#[ignore = "needs a GPU"]
+fn a_slot_goes_on_as_the_state_does() {
+    let vocab = 1000;
+    let params = remembering(vocab);
+    let count = params.len();
+    let mut states: Vec<SamplerState> = params
+        .iter()
+        .map(|params| SamplerState::new(params, &[5, 6, 7, 5, 6]))
+        .collect();
+    let mut host = CpuSampler::new();
+    let mut device = CudaSampler::new(CudaOptions::default()).expect("a CUDA device");
+    device.reserve_slots(2 * count as u32, 128).expect("memory");
+    // Slots in another order than the rows.
+    let slot = |row: usize| (2 * count - 1 - row) as u32;
+    for (row, state) in states.iter().enumerate() {
+        device
+            .restore_slot(slot(row), state)
+            .expect("the slot is there");
+    }
+    let mut tokens = Vec::new();
+    for step in 0..60 {
+        let logits = RowSpec::plain(Shape::Bell(2.0), step).make(vocab);
+        let all = vec![LogitsRow::F32(&logits); count];
+        let mut rows: Vec<SlotRow<'_>> = (0..count)
+            .map(|row| SlotRow::new(slot(row), &params[row]))
+            .collect();
+        // A launch that does not commit changes nothing.
+        rows.iter_mut().for_each(|row| row.commit = false);
+        device
+            .sample_slots_from_host(&all, &rows, &mut tokens)
+            .expect("the launch succeeds");
+        let uncommitted: Vec<_> = tokens.iter().map(bits).collect();
+        rows.iter_mut().for_each(|row| row.commit = true);
+        device
+            .sample_slots_from_host(&all, &rows, &mut tokens)
+            .expect("the launch succeeds");
+        let committed: Vec<_> = tokens.iter().map(bits).collect();
+        assert_eq!(committed, uncommitted, "step {step}");
+        for (row, state) in states.iter_mut().enumerate() {
+            let sampled = host.sample(&Row::new(LogitsRow::F32(&logits), &params[row], state));
+            assert_eq!(committed[row], bits(&sampled), "step {step}, row {row}");
+            state.commit(&sampled);
+        }
+        let row = step as usize % count;
+        match step % 4 {
+            1 => {
+                states[row].rewind(3);
+                device
+                    .rewind_slot(slot(row), &states[row])
+                    .expect("the slot is there");
+            }
+            2 => {
+                let fork = states[row].fork(7);
+                device
+                    .fork_slot(slot(row), 0, &fork)
+                    .expect("the slots are there");
+                device.free_slot(slot(row));
+                // Back to where it was, as the other completion.
+                device
+                    .fork_slot(0, slot(row), &fork)
+                    .expect("the slots are there");
+                states[row] = fork;
+            }
+            3 => {
+                device.free_slot(slot(row));
+                let refused = device.sample_slots_from_host(&all, &rows, &mut tokens);
+                assert!(matches!(
+                    refused,
+                    Err(CudaError::Batch { field: "slot", .. })
+                ));
+                device
+                    .restore_slot(slot(row), &states[row])
+                    .expect("the slot is there");
+            }
+            _ => {}
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn a_full_slot_is_refused() {
+    let params = compile(SamplingParams::default(), 10);
+    let mut device = CudaSampler::new(CudaOptions::default()).expect("a CUDA device");
+    device.reserve_slots(1, 4).expect("memory");
+    let long = SamplerState::new(&params, &[1; 5]);
+    assert!(device.restore_slot(0, &long).is_err());
+    device
+        .restore_slot(0, &SamplerState::new(&params, &[1, 2, 3]))
+        .expect("the slot is there");
+    let (logits, row) = ([0.0; 10], SlotRow::new(0, &params));
+    let logits = [LogitsRow::F32(&logits)];
+    let mut tokens = Vec::new();
+    device
+        .sample_slots_from_host(&logits, &[row], &mut tokens)
+        .expect("there is room");
+    let error = device
+        .sample_slots_from_host(&logits, &[row], &mut tokens)
+        .unwrap_err();
+    assert_eq!(error.to_string(), "slot length is 5, but must be at most 4");
 }
 
 macro_rules! parity {

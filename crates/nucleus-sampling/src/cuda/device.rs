@@ -153,6 +153,35 @@ impl<T: Plain> Buffer<T> {
         check("cudaMemcpyAsync", code)
     }
 
+    /// Queues a copy of `count` values from one place to another that it does not overlap.
+    pub(super) fn copy_within(
+        &mut self,
+        from: usize,
+        to: usize,
+        count: usize,
+        stream: &Stream,
+    ) -> Result<(), CudaError> {
+        assert!(
+            from.max(to) + count <= self.capacity && from.abs_diff(to) >= count,
+            "the places lie within the memory and apart"
+        );
+        // SAFETY: both places and `count` values from them lie within the memory, checked above.
+        let from = unsafe { self.address().add(from) };
+        // SAFETY: as above.
+        let to = unsafe { self.address().add(to) };
+        // SAFETY: as above, and the ranges do not overlap.
+        let code = unsafe {
+            sys::cudaMemcpyAsync(
+                to.cast(),
+                from.cast(),
+                count * size_of::<T>(),
+                sys::DEVICE_TO_DEVICE,
+                stream.raw(),
+            )
+        };
+        check("cudaMemcpyAsync", code)
+    }
+
     fn free(&mut self) {
         if !self.pointer.is_null() {
             // SAFETY: allocated by `reserve` and freed once; the runtime waits for work that uses it.

@@ -55,6 +55,10 @@ pub(super) mod row_flags {
     pub(crate) const PROCESSED: u32 = 1 << 1;
     /// Only the ids of `allowed` may be drawn.
     pub(crate) const ALLOWED: u32 = 1 << 2;
+    /// History, position and running values are those of a slot.
+    pub(crate) const SLOT: u32 = 1 << 4;
+    /// The choice is appended to the slot.
+    pub(crate) const COMMIT: u32 = 1 << 5;
 }
 
 /// One row of work beside its logits.
@@ -77,11 +81,37 @@ pub(super) struct SamplingRow {
     pub(super) adaptive_target: i32,
     pub(super) mask: i32,
     pub(super) flags: u32,
-    pub(super) reserved: u32,
+    pub(super) slot: u32,
 }
 
 const _: () = assert!(size_of::<SamplingRow>() == 144);
 const _: () = assert!(offset_of!(SamplingRow, prompt_len) == 104);
+
+/// What a sequence remembers between tokens, on the device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub(super) struct SamplingSlot {
+    /// Index of its first token among the slots' tokens: prompt, then output.
+    pub(super) tokens: u64,
+    pub(super) adaptive_sum: i64,
+    pub(super) adaptive_weight: i64,
+    /// Tokens there is room for.
+    pub(super) capacity: u32,
+    pub(super) len: u32,
+    pub(super) prompt_len: u32,
+    /// position = len - prompt_len + ahead
+    pub(super) ahead: u32,
+    pub(super) choice: u32,
+    pub(super) attempt: u32,
+    pub(super) mirostat_mu: i32,
+    pub(super) reserved: u32,
+}
+
+const _: () = assert!(size_of::<SamplingSlot>() == 56);
+const _: () = assert!(offset_of!(SamplingSlot, capacity) == 24);
+
+// SAFETY: `repr(C)`; three 8-byte fields, then eight 4-byte fields, fill its 56 bytes.
+unsafe impl Plain for SamplingSlot {}
 
 /// A launch.
 #[derive(Clone, Copy, Debug)]
@@ -104,9 +134,11 @@ pub(super) struct SamplingBatch {
     pub(super) out: *mut SampledToken,
     pub(super) max_edited: u32,
     pub(super) flags: u32,
+    pub(super) slots: *mut SamplingSlot,
+    pub(super) slot_tokens: *mut u32,
 }
 
-const _: () = assert!(size_of::<SamplingBatch>() == 104);
+const _: () = assert!(size_of::<SamplingBatch>() == 120);
 const _: () = assert!(offset_of!(SamplingBatch, logits) == 24);
 const _: () = assert!(offset_of!(SamplingBatch, out) == 88);
 
@@ -116,6 +148,8 @@ pub(super) const BATCH_EXACT: u32 = 1;
 pub(super) const STATUS_WORKSPACE: u32 = 4;
 /// A device's status beyond [`Status`](crate::Status): tfs on more tokens than a list holds.
 pub(super) const STATUS_UNSUPPORTED: u32 = 5;
+/// A device's status beyond [`Status`](crate::Status): the choice could not be appended to a full slot.
+pub(super) const STATUS_FULL: u32 = 6;
 
 /// [`SampledToken`] as the device writes it: the status is a number that has to be looked at first.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

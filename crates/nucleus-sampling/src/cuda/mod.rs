@@ -9,8 +9,10 @@ mod error;
 mod layout;
 mod pack;
 mod sampler;
+mod slots;
 mod sys;
 
 pub use device::device_count;
 pub use error::CudaError;
 pub use sampler::{CudaOptions, CudaSampler, DeviceLogits, Dtype, MAX_ROWS};
+pub use slots::SlotRow;

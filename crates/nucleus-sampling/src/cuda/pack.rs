@@ -1,9 +1,67 @@
 //! Rows as the plain data that a launch reads: fixed-size descriptions, and their lists one after another in an arena.
 
-use crate::config::{Program, SamplingConfig};
+use crate::config::{CompiledParams, Program, SamplingConfig};
 use crate::row::{LogprobsMode, Row};
+use crate::state::SamplerState;
 
 use super::layout::{SamplingList, SamplingRow, row_flags};
+use super::slots::SlotRow;
+
+/// Where a row's history is.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum History<'a> {
+    /// On the host.
+    State(&'a SamplerState),
+    /// On the device, so many tokens.
+    Slot { slot: u32, len: u32, commit: bool },
+}
+
+/// A row without its logits.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Work<'a> {
+    history: History<'a>,
+    params: &'a CompiledParams,
+    mask: Option<&'a [u32]>,
+    uniform: Option<u64>,
+    logprobs: LogprobsMode,
+}
+
+impl<'a> Work<'a> {
+    pub(super) fn of_row(row: &Row<'a>) -> Self {
+        Self {
+            history: History::State(row.state),
+            params: row.params,
+            mask: row.mask,
+            uniform: row.uniform,
+            logprobs: row.logprobs.mode,
+        }
+    }
+
+    /// A slot's row, and the length of the slot's history.
+    pub(super) fn of_slot(row: &SlotRow<'a>, len: u32) -> Self {
+        Self {
+            history: History::Slot {
+                slot: row.slot,
+                len,
+                commit: row.commit,
+            },
+            params: row.params,
+            mask: row.mask,
+            uniform: row.uniform,
+            logprobs: row.logprobs,
+        }
+    }
+
+    /// No fewer ids than the row edits: every entry of its lists, and the whole history.
+    fn edited(&self) -> u32 {
+        let tables = self.params.tables();
+        let history = match self.history {
+            History::State(state) => state.tokens().len(),
+            History::Slot { len, .. } => len as usize,
+        };
+        (history + tables.bias.len() + tables.bad_words.len() + tables.eos.len()) as u32
+    }
+}
 
 /// The rows of one launch, on the host. Kept between launches so that nothing is allocated once it has grown.
 #[derive(Debug, Default)]
@@ -20,31 +78,31 @@ pub(super) struct Packed {
 }
 
 impl Packed {
-    /// Replaces the contents by these rows. Their logits are not looked at.
-    pub(super) fn fill(&mut self, rows: &[Row<'_>]) {
+    /// Replaces the contents by these rows.
+    pub(super) fn fill<'a>(&mut self, rows: impl Iterator<Item = Work<'a>> + Clone) {
         self.rows.clear();
         self.configs.clear();
         self.programs.clear();
         self.arena.clear();
         self.masks.clear();
         self.max_edited = 0;
+        // A mask without words forbids every id, for which one word is needed.
         self.mask_words = rows
-            .iter()
-            .filter_map(|row| row.mask.map(<[u32]>::len))
+            .clone()
+            .filter_map(|row| row.mask.map(|words| words.len().max(1)))
             .max()
             .unwrap_or(0);
-        for (index, row) in rows.iter().enumerate() {
-            let mask = self.mask(row.mask);
-            let packed = self.row(index as u32, mask, row);
+        for (index, row) in rows.enumerate() {
+            let packed = self.row(index as u32, &row);
             self.rows.push(packed);
             self.configs.push(*row.params.config());
             self.programs.push(row.params.tables().program);
-            self.max_edited = self.max_edited.max(edited(row));
+            self.max_edited = self.max_edited.max(row.edited());
         }
     }
 
-    fn row(&mut self, request: u32, mask: i32, row: &Row<'_>) -> SamplingRow {
-        let (tables, state) = (row.params.tables(), row.state);
+    fn row(&mut self, request: u32, row: &Work<'_>) -> SamplingRow {
+        let tables = row.params.tables();
         let bias = self.list(tables.bias.len(), |arena| {
             arena.extend(
                 tables
@@ -54,37 +112,45 @@ impl Packed {
             );
         });
         let flag = |on: bool, bit: u32| if on { bit } else { 0 };
-        SamplingRow {
+        let packed = SamplingRow {
             uniform: row.uniform.unwrap_or(0),
-            history: self.ids(state.tokens()),
             bias,
             allowed: self.ids(tables.allowed.as_deref().unwrap_or_default()),
             bad_words: self.sequences(&tables.bad_words),
             breakers: self.sequences(&tables.breakers),
             eos: self.ids(&tables.eos),
-            prompt_len: state.prompt().len() as u32,
             request,
-            position: state.position(),
-            choice: state.choice(),
-            attempt: state.attempt(),
-            mirostat_mu: state.mirostat_mu(),
-            adaptive_target: state.adaptive_target(),
-            mask,
+            mask: self.mask(row.mask),
             flags: flag(row.uniform.is_some(), row_flags::UNIFORM)
                 | flag(
-                    row.logprobs.mode == LogprobsMode::Processed,
+                    row.logprobs == LogprobsMode::Processed,
                     row_flags::PROCESSED,
                 )
                 | flag(tables.allowed.is_some(), row_flags::ALLOWED),
-            reserved: 0,
+            ..SamplingRow::default()
+        };
+        match row.history {
+            History::State(state) => SamplingRow {
+                history: self.ids(state.tokens()),
+                prompt_len: state.prompt().len() as u32,
+                position: state.position(),
+                choice: state.choice(),
+                attempt: state.attempt(),
+                mirostat_mu: state.mirostat_mu(),
+                adaptive_target: state.adaptive_target(),
+                ..packed
+            },
+            History::Slot { slot, commit, .. } => SamplingRow {
+                slot,
+                flags: packed.flags | row_flags::SLOT | flag(commit, row_flags::COMMIT),
+                ..packed
+            },
         }
     }
 
     /// The mask's index, -1 for none. Missing words forbid, so short masks end in zeros.
     fn mask(&mut self, mask: Option<&[u32]>) -> i32 {
         let Some(words) = mask else { return -1 };
-        // A mask without words forbids every id, for which one word is needed.
-        self.mask_words = self.mask_words.max(1);
         let index = self.masks.len() / self.mask_words;
         self.masks.extend(words);
         self.masks.resize((index + 1) * self.mask_words, 0);
@@ -123,13 +189,6 @@ impl Packed {
     }
 }
 
-/// No fewer ids than the row edits: every entry of its lists, and the whole history.
-fn edited(row: &Row<'_>) -> u32 {
-    let tables = row.params.tables();
-    let lists = tables.bias.len() + tables.bad_words.len() + tables.eos.len();
-    (row.state.tokens().len() + lists) as u32
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -144,7 +203,7 @@ mod tests {
         let mut row = Row::new(LogitsRow::F32(&[]), &compiled, &state);
         row.mask = mask;
         let mut packed = Packed::default();
-        packed.fill(&[row, row]);
+        packed.fill([row, row].iter().map(Work::of_row));
         packed
     }
 
@@ -172,6 +231,23 @@ mod tests {
         assert_eq!(words(&packed, row.eos, 1), [9]);
         assert_eq!((row.mask, packed.mask_words), (-1, 0));
         assert_eq!(packed.max_edited, 4 + 1 + 2 + 1);
+    }
+
+    #[test]
+    fn a_slot_has_its_history_on_the_device() {
+        let params = SamplingParams::default()
+            .validate(&VocabInfo::new(10))
+            .expect("the parameters are valid");
+        let mut packed = Packed::default();
+        let row = SlotRow::new(3, &params);
+        packed.fill(
+            [(row, 70), (row, 50)]
+                .iter()
+                .map(|(row, len)| Work::of_slot(row, *len)),
+        );
+        assert_eq!((packed.rows[0].slot, packed.rows[0].history.len), (3, 0));
+        assert_eq!(packed.rows[0].flags, row_flags::SLOT | row_flags::COMMIT);
+        assert_eq!(packed.max_edited, 70);
     }
 
     #[test]

@@ -4,14 +4,16 @@ use std::ffi::c_void;
 
 use crate::config::{MAX_VOCAB, Program, SamplingConfig};
 use crate::row::{LogitsRow, Row, SampledToken, Status};
+use crate::state::SamplerState;
 
 use super::device::{Buffer, Stream};
 use super::error::CudaError;
 use super::layout::{
-    BATCH_EXACT, DeviceToken, STATUS_UNSUPPORTED, STATUS_WORKSPACE, SamplingBatch, SamplingRow,
-    bytes_of,
+    BATCH_EXACT, DeviceToken, STATUS_FULL, STATUS_UNSUPPORTED, STATUS_WORKSPACE, SamplingBatch,
+    SamplingRow, bytes_of,
 };
-use super::pack::Packed;
+use super::pack::{Packed, Work};
+use super::slots::{SlotRow, Slots};
 use super::sys;
 
 /// The most rows of one launch.
@@ -107,6 +109,7 @@ pub struct CudaSampler {
     out: Buffer<DeviceToken>,
     workspace: Buffer<u8>,
     logits: Buffer<u8>,
+    slots: Slots,
     // Last: the memory is freed before its stream ends.
     stream: Stream,
 }
@@ -137,6 +140,7 @@ impl CudaSampler {
             out: Buffer::new(),
             workspace: Buffer::new(),
             logits: Buffer::new(),
+            slots: Slots::new(),
             stream: Stream::new(options.device)?,
         })
     }
@@ -159,21 +163,115 @@ impl CudaSampler {
         out: &mut Vec<SampledToken>,
     ) -> Result<(), CudaError> {
         out.clear();
-        if rows.is_empty() {
+        self.stream.make_current()?;
+        self.packed.fill(rows.iter().map(Work::of_row));
+        self.run(logits, out)
+    }
+
+    /// Makes room on the device for `count` sequences of up to `capacity` tokens each, prompt and output together. All slots are free
+    /// afterwards.
+    ///
+    /// # Errors
+    /// [`CudaError::Runtime`] if the device has not the memory: 4 bytes a token, 56 a slot.
+    pub fn reserve_slots(&mut self, count: u32, capacity: u32) -> Result<(), CudaError> {
+        self.stream.make_current()?;
+        self.slots.reserve(count, capacity)
+    }
+
+    /// Gives a slot a sequence: a new one, or one that was evicted. The host's state stays what it is; the caller commits to it what
+    /// the device chose, so that it can be restored at any time.
+    ///
+    /// # Errors
+    /// [`CudaError::Batch`] if there is no such slot or the sequence is longer than slots are.
+    pub fn restore_slot(&mut self, slot: u32, state: &SamplerState) -> Result<(), CudaError> {
+        self.stream.make_current()?;
+        self.slots.restore(slot, state, &self.stream)
+    }
+
+    /// Takes back tokens: the slot goes on from `state`, which is what it held, rewound.
+    ///
+    /// # Errors
+    /// [`CudaError::Batch`] if the slot is free or holds fewer tokens than the state.
+    pub fn rewind_slot(&mut self, slot: u32, state: &SamplerState) -> Result<(), CudaError> {
+        let len = self.slots.len(slot)?;
+        within(
+            "slot length",
+            state.tokens().len() as u64,
+            0,
+            u64::from(len),
+        )?;
+        self.stream.make_current()?;
+        self.slots.describe(slot, state, &self.stream)
+    }
+
+    /// Gives the slot `to` the tokens of the slot `from`, which go on as `state`: a fork of what `from` holds.
+    ///
+    /// # Errors
+    /// [`CudaError::Batch`] if `from` is free, if there is no slot `to`, or if the state has another length than `from`.
+    pub fn fork_slot(&mut self, from: u32, to: u32, state: &SamplerState) -> Result<(), CudaError> {
+        let len = u64::from(self.slots.len(from)?);
+        within("slot length", state.tokens().len() as u64, len, len)?;
+        self.stream.make_current()?;
+        if from != to {
+            self.slots.copy(from, to, &self.stream)?;
+        }
+        self.slots.describe(to, state, &self.stream)
+    }
+
+    /// Frees a slot: its sequence is evicted or over.
+    pub fn free_slot(&mut self, slot: u32) {
+        self.slots.free(slot);
+    }
+
+    /// As [`CudaSampler::sample_on_device`], for sequences whose history is on the device. A row that commits appends its token there.
+    ///
+    /// # Errors
+    /// As [`CudaSampler::sample_on_device`], and [`CudaError::Batch`] if a slot is free, is full, or commits twice in one batch.
+    pub fn sample_slots(
+        &mut self,
+        logits: &DeviceLogits,
+        rows: &[SlotRow<'_>],
+        out: &mut Vec<SampledToken>,
+    ) -> Result<(), CudaError> {
+        out.clear();
+        let mut works = Vec::with_capacity(rows.len());
+        for (index, row) in rows.iter().enumerate() {
+            if row.commit {
+                self.slots.check_room(row.slot)?;
+                let twice = rows[..index]
+                    .iter()
+                    .any(|other| other.commit && other.slot == row.slot);
+                within("commits to one slot", 1 + u64::from(twice), 0, 1)?;
+            }
+            works.push(Work::of_slot(row, self.slots.len(row.slot)?));
+        }
+        self.stream.make_current()?;
+        self.packed.fill(works.into_iter());
+        self.run(logits, out)?;
+        for (row, token) in rows.iter().zip(out.iter()) {
+            if row.commit && token.status == Status::Ok {
+                self.slots.grew(row.slot);
+            }
+        }
+        Ok(())
+    }
+
+    /// Samples the packed rows.
+    fn run(&mut self, logits: &DeviceLogits, out: &mut Vec<SampledToken>) -> Result<(), CudaError> {
+        let rows = self.packed.rows.len();
+        if rows == 0 {
             return Ok(());
         }
-        within("rows", rows.len() as u64, 1, MAX_ROWS as u64)?;
+        within("rows", rows as u64, 1, MAX_ROWS as u64)?;
         within(
             "row_len",
             u64::from(logits.row_len),
             1,
             u64::from(MAX_VOCAB),
         )?;
-        self.stream.make_current()?;
-        self.packed.fill(rows);
         self.upload()?;
         self.launch(logits)?;
-        self.out.read(rows.len(), &mut self.tokens, &self.stream)?;
+        self.out.read(rows, &mut self.tokens, &self.stream)?;
         for (row, token) in self.tokens.iter().enumerate() {
             out.push(sampled(row, *token)?);
         }
@@ -190,16 +288,41 @@ impl CudaSampler {
         out: &mut Vec<SampledToken>,
     ) -> Result<(), CudaError> {
         out.clear();
-        let Some(first) = rows.first() else {
+        let all: Vec<LogitsRow<'_>> = rows.iter().map(|row| row.logits).collect();
+        let Some(logits) = self.copy_logits(&all)? else {
             return Ok(());
         };
-        let (dtype, row_len) = (Dtype::of(&first.logits), first.logits.len());
+        self.sample_on_device(&logits, rows, out)
+    }
+
+    /// As [`CudaSampler::sample_slots`], from logits on the host: `logits[i]` for `rows[i]`.
+    ///
+    /// # Errors
+    /// As [`CudaSampler::sample_slots`] and [`CudaSampler::sample_batch`], and [`CudaError::Batch`] if there are not as many logits as rows.
+    pub fn sample_slots_from_host(
+        &mut self,
+        logits: &[LogitsRow<'_>],
+        rows: &[SlotRow<'_>],
+        out: &mut Vec<SampledToken>,
+    ) -> Result<(), CudaError> {
+        out.clear();
+        let count = rows.len() as u64;
+        within("logits", logits.len() as u64, count, count)?;
+        let Some(logits) = self.copy_logits(logits)? else {
+            return Ok(());
+        };
+        self.sample_slots(&logits, rows, out)
+    }
+
+    /// Copies rows of logits to this sampler's memory; `None` without rows.
+    fn copy_logits(&mut self, rows: &[LogitsRow<'_>]) -> Result<Option<DeviceLogits>, CudaError> {
+        let Some(first) = rows.first() else {
+            return Ok(None);
+        };
+        let (dtype, row_len) = (Dtype::of(first), first.len());
         within("row_len", row_len as u64, 1, u64::from(MAX_VOCAB))?;
         // Rows that are one slice are copied once. Else every row begins at a multiple of 16 bytes, as the kernel's widest loads need it.
-        let shared = rows.len() > 1
-            && rows
-                .iter()
-                .all(|row| same_memory(&row.logits, &first.logits));
+        let shared = rows.len() > 1 && rows.iter().all(|row| same_memory(row, first));
         let stride = if shared {
             0
         } else {
@@ -209,17 +332,17 @@ impl CudaSampler {
         let copied = if shared { 1 } else { rows.len() };
         self.stream.make_current()?;
         for (index, row) in rows[..copied].iter().enumerate() {
-            if (Dtype::of(&row.logits), row.logits.len()) != (dtype, row_len) {
+            if (Dtype::of(row), row.len()) != (dtype, row_len) {
                 return Err(CudaError::Batch {
                     field: "row_len",
-                    value: row.logits.len() as u64,
+                    value: row.len() as u64,
                     range: format!("{row_len} logits of type {dtype:?}, as in the first row"),
                 });
             }
-            let at = index * stride * dtype.size();
-            self.upload_logits(at, bytes, row.logits)?;
+            self.write_logits(index * stride * dtype.size(), bytes, *row)?;
         }
-        // SAFETY: the rows were just queued on this sampler's stream, into memory that it owns and does not touch before the launch is done.
+        // SAFETY: the rows were just queued on this sampler's stream, into memory that it owns and does not touch before the launch that this
+        // value is for is done.
         let logits = unsafe {
             DeviceLogits::new(
                 self.logits.address().cast(),
@@ -228,7 +351,7 @@ impl CudaSampler {
                 stride as u64,
             )
         };
-        self.sample_on_device(&logits, rows, out)
+        Ok(Some(logits))
     }
 
     /// Chooses one token.
@@ -241,7 +364,7 @@ impl CudaSampler {
         Ok(out[0])
     }
 
-    fn upload_logits(
+    fn write_logits(
         &mut self,
         at: usize,
         bytes: usize,
@@ -291,6 +414,8 @@ impl CudaSampler {
             } else {
                 0
             },
+            slots: self.slots.states.address(),
+            slot_tokens: self.slots.tokens.address(),
         };
         // SAFETY: every address is of memory that this sampler owns and has filled for `rows` rows, or is the caller's word for `logits`
         // (`DeviceLogits::new`); lists lie within the arena (`Packed`); the workspace has the size that was asked for; work on the stream is
@@ -359,6 +484,12 @@ fn sampled(row: usize, token: DeviceToken) -> Result<SampledToken, CudaError> {
             return Err(CudaError::Unsupported {
                 row,
                 reason: "tail-free sampling of more than 4,096 tokens, which ties at top_k left",
+            });
+        }
+        STATUS_FULL => {
+            return Err(CudaError::Unsupported {
+                row,
+                reason: "its slot is full",
             });
         }
         _ => {

@@ -8,6 +8,8 @@ use super::layout::SamplingBatch;
 pub(super) const HOST_TO_DEVICE: c_int = 1;
 /// `cudaMemcpyDeviceToHost`.
 pub(super) const DEVICE_TO_HOST: c_int = 2;
+/// `cudaMemcpyDeviceToDevice`.
+pub(super) const DEVICE_TO_DEVICE: c_int = 3;
 /// `cudaStreamNonBlocking`: does not wait for the legacy default stream.
 pub(super) const STREAM_NON_BLOCKING: u32 = 1;
 
