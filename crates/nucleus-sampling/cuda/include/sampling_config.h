@@ -71,6 +71,8 @@ NUCLEUS_ASSERT(sizeof(SamplingProgram) == 264);
 #define NUCLEUS_WORKSPACE 4u
 /* tfs on more than 4096 tokens, which only ties at top_k can leave. */
 #define NUCLEUS_UNSUPPORTED 5u
+/* The slot has no room for the token, which is in token_id and not committed. */
+#define NUCLEUS_FULL 6u
 
 /* What was chosen; Rust's SampledToken. */
 typedef struct { uint32_t token_id; float logprob; uint32_t kept_count; uint32_t status; int32_t feedback; } SampledToken;
@@ -85,6 +87,8 @@ NUCLEUS_ASSERT(sizeof(SamplingBias) == 8);
 #define NUCLEUS_ROW_PROCESSED 2u /* logprob of the final distribution, not of the raw logits */
 #define NUCLEUS_ROW_ALLOWED 4u   /* only the ids of `allowed` may be drawn */
 #define NUCLEUS_ROW_PADDING 8u   /* not a request: nothing is read or written for it */
+#define NUCLEUS_ROW_SLOT 16u     /* history, prompt_len, position, choice, attempt, mirostat_mu and adaptive_target are those of `slot` */
+#define NUCLEUS_ROW_COMMIT 32u   /* the slot goes on: the token is appended, and mirostat or adaptive-p learn from it */
 
 /* A list in the arena: index of its first 32-bit word, and a length in entries.
  * ids: one word each. Biases: two words each (SamplingBias). Sequences: length + 1 start indices, then the ids they index. */
@@ -106,9 +110,23 @@ typedef struct {
   int32_t mirostat_mu, adaptive_target; /* Q16.16 */
   int32_t mask;           /* index into masks; -1: none */
   uint32_t flags;
-  uint32_t reserved;
+  uint32_t slot;          /* index into slots; no two rows of a batch that commit share one */
 } SamplingRow;
 NUCLEUS_ASSERT(sizeof(SamplingRow) == 144);
+
+/* What a sequence remembers between tokens. The host writes it to begin, fork, rewind or restore a sequence; the kernel reads it, and advances it
+ * for rows with NUCLEUS_ROW_COMMIT, also when a captured graph is replayed. */
+typedef struct {
+  uint64_t tokens;          /* index into slot_tokens of its first token: prompt, then output */
+  int64_t adaptive_sum, adaptive_weight; /* adaptive-p's averages, Q16.16 */
+  uint32_t capacity;        /* tokens there is room for */
+  uint32_t len, prompt_len; /* tokens there are, and how many of them are prompt */
+  uint32_t ahead;           /* position = len - prompt_len + ahead */
+  uint32_t choice, attempt;
+  int32_t mirostat_mu;      /* Q16.16 */
+  uint32_t reserved;
+} SamplingSlot;
+NUCLEUS_ASSERT(sizeof(SamplingSlot) == 56);
 
 typedef enum { NUCLEUS_F32 = 0, NUCLEUS_F16 = 1, NUCLEUS_BF16 = 2 } SamplingDtype;
 
@@ -131,8 +149,10 @@ typedef struct {
   SampledToken *out;               /* [rows] */
   uint32_t max_edited;             /* the number given to sampling_workspace_size */
   uint32_t flags;                  /* bits of NUCLEUS_BATCH_* */
+  SamplingSlot *slots;             /* for rows with NUCLEUS_ROW_SLOT; else null */
+  uint32_t *slot_tokens;
 } SamplingBatch;
-NUCLEUS_ASSERT(sizeof(SamplingBatch) == 104);
+NUCLEUS_ASSERT(sizeof(SamplingBatch) == 120);
 
 /* Every row takes the exact path without bounded candidates, for tests; never changes a result. */
 #define NUCLEUS_BATCH_EXACT 1u

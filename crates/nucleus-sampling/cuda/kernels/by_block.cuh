@@ -19,6 +19,7 @@ __device__ __noinline__ bool sample_by_block(u32 index) {
   if (threadIdx.x == 0) sh->unusual = sh->found = 0;
   describe(sh, batch, index);
   __syncthreads();
+  describe_slot(sh, batch);
   if (sh->row.flags & NUCLEUS_ROW_PADDING) return true;
   RowCall call{ index, 0, 0, RawSums{}};
   Request r = request_of(batch, index, sh->row, sh->config, sh->program);

@@ -132,6 +132,7 @@ __device__ __forceinline__ void sample_by_cluster(const SamplingBatch &batch, co
   EditTable table{sh->edits, SLICE_EDITS, &sh->unusual, team.first, team.first + team.held};
   clear_edits(team, table);
   __syncthreads();
+  describe_slot(sh, batch);
   RowCall call{ index, slice_room, 0, RawSums{}};
   bool exact_only = batch.flags & NUCLEUS_BATCH_EXACT, unusual = false;
   SlicePlan plan = plan_of(sh);

@@ -35,6 +35,13 @@ __device__ __forceinline__ void describe(Shared *sh, const SamplingBatch &batch,
   copy_words(&sh->program, batch.programs + request, 128);
 }
 
+// Completes the description of a row whose history is a slot's, after a barrier.
+__device__ __forceinline__ void describe_slot(Shared *sh, const SamplingBatch &batch) {
+  if ((sh->row.flags & (NUCLEUS_ROW_SLOT | NUCLEUS_ROW_PADDING)) != NUCLEUS_ROW_SLOT) return;
+  if (threadIdx.x == 0) read_slot(batch.slots[sh->row.slot], sh->config, sh->row);
+  __syncthreads();
+}
+
 // What the noinline parts rebuild their objects from.
 struct RowCall {
   u32 index, slice_room, parity;

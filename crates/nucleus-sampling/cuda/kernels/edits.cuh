@@ -2,7 +2,7 @@
 #pragma once
 
 #include "../include/sampling_config.h"
-#include "fixed.cuh"
+#include "slot.cuh"
 
 namespace nucleus {
 
@@ -88,6 +88,8 @@ struct Request {
   const SamplingRow *row;
   const u32 *arena;
   const u32 *history;  // prompt, then output
+  SamplingSlot *slot;  // to commit to; null: nothing is committed
+  u32 *slot_tokens;
   const void *logits;  // of this row
   const u32 *mask;     // of this row; null: none
   u32 mask_words;
@@ -110,7 +112,9 @@ HD Request request_of(const SamplingBatch &b, u32 index, const SamplingRow &row,
   r.config = &config;
   r.program = &program;
   r.arena = b.arena;
-  r.history = b.arena + row.history.offset;
+  r.history = (row.flags & NUCLEUS_ROW_SLOT ? b.slot_tokens : b.arena) + row.history.offset;
+  r.slot = row.flags & NUCLEUS_ROW_SLOT && row.flags & NUCLEUS_ROW_COMMIT ? b.slots + row.slot : nullptr;
+  r.slot_tokens = b.slot_tokens;
   u64 size = b.dtype == NUCLEUS_F32 ? 4 : 2;
   r.logits = static_cast<const char *>(b.logits) + index * b.row_stride * size;
   r.mask = row.mask < 0 ? nullptr : b.masks + static_cast<u64>(row.mask) * b.mask_stride;

@@ -39,11 +39,14 @@ HD float raw_logprob(const RawSums &raw, const Request &r, u32 id) {
   return static_cast<float>(logprob < 0.0 ? logprob : 0.0);
 }
 
+// What a row has come to, by the one thread that writes it; its slot goes on from there.
 HD SampledToken result(const Outcome &outcome, const RawSums &raw, const Request &r) {
   if (outcome.status != NUCLEUS_OK || outcome.token == NUCLEUS_NO_TOKEN)
     return SampledToken{NUCLEUS_NO_TOKEN, float_of(0x7FC00000u), 0, outcome.status, 0};
   float logprob = raw.wanted ? raw_logprob(raw, r, outcome.token) : outcome.logprob;
-  return SampledToken{outcome.token, logprob, outcome.kept, NUCLEUS_OK, outcome.feedback};
+  SampledToken sampled{outcome.token, logprob, outcome.kept, NUCLEUS_OK, outcome.feedback};
+  if (r.slot) commit(*r.slot, r.slot_tokens, *r.config, r.program->ops[r.program->len - 1].code, sampled);
+  return sampled;
 }
 
 // A sorted list of tokens and how to go on with it. `total`: the weight of the row of which it is the beginning; 0: it is all there is.
