@@ -23,7 +23,7 @@ class Batch(ctypes.Structure):
                 ("row_stride", ctypes.c_uint64), ("logits", ctypes.c_void_p), ("row", ctypes.c_void_p), ("configs", ctypes.c_void_p),
                 ("programs", ctypes.c_void_p), ("arena", ctypes.c_void_p), ("masks", ctypes.c_void_p), ("mask_stride", ctypes.c_uint64),
                 ("mask_words", ctypes.c_uint32), ("cluster", ctypes.c_uint32), ("out", ctypes.c_void_p), ("max_edited", ctypes.c_uint32),
-                ("flags", ctypes.c_uint32)]
+                ("flags", ctypes.c_uint32), ("slots", ctypes.c_void_p), ("slot_tokens", ctypes.c_void_p)]
 
 
 def f32(x):
@@ -95,7 +95,8 @@ class Sampler:
         pointer = lambda tensor: tensor.data_ptr()
         mask_words = 0 if mask is None else mask.numel()
         self.batch = Batch(ctypes.sizeof(Batch), DTYPES[logits.dtype], rows, vocab, logits.stride(0), *map(pointer, self.keep[:6]), mask_words,
-                           mask_words, cluster, pointer(self.keep[6]), max_edited, EXACT if exact else 0)
+                           mask_words, cluster, pointer(self.keep[6]), max_edited, EXACT if exact else 0,
+                           None, None)
 
     def __call__(self):
         stream = torch.cuda.current_stream().cuda_stream
@@ -116,7 +117,7 @@ def chains():
     penalties = dict(repetition_penalty=1.1, frequency_penalty=0.2, presence_penalty=0.2, repeat_last_n=1000)
     dry = dict(dry_multiplier=0.8, dry_penalty_last_n=1024)
     base = dict(temperature=0.7)
-    everything = [op("dry"), op("penalties"), temperature, op("top_n_sigma", arg=2.0), top_k, op("typical_p", threshold=mass(0.95)), top_p, min_p,
+    everything = [op("dry"), op("penalties"), temperature, top_k, op("top_n_sigma", arg=2.0), op("typical_p", threshold=mass(0.95)), top_p, min_p,
                   op("xtc", threshold=int(f32(0.1) * 2**32)), draw]
     return {
         "greedy": ([op("argmax")], {}, ()),

@@ -85,7 +85,7 @@ impl DeviceLogits {
 pub struct CudaOptions {
     /// The device's number.
     pub device: u32,
-    /// Blocks that work on one row: 1, 2, 4, 8 or 16; 0: as many as suit the number of rows.
+    /// Blocks that work on one row: 1, 2, 4 or 8; 0: as many as suit the number of rows.
     pub cluster: u32,
     /// Send every row down the path without bounded candidates.
     pub exact_path: bool,
@@ -121,11 +121,11 @@ impl CudaSampler {
     /// [`CudaError::NoDevice`] without a driver or a device, [`CudaError::Device`] if the device does not exist, [`CudaError::Batch`] if the
     /// number of blocks is none of those allowed.
     pub fn new(options: CudaOptions) -> Result<Self, CudaError> {
-        if !matches!(options.cluster, 0 | 1 | 2 | 4 | 8 | 16) {
+        if !matches!(options.cluster, 0 | 1 | 2 | 4 | 8) {
             return Err(CudaError::Batch {
                 field: "cluster",
                 value: u64::from(options.cluster),
-                range: "0, 1, 2, 4, 8 or 16".to_owned(),
+                range: "0, 1, 2, 4 or 8".to_owned(),
             });
         }
         Ok(Self {
