@@ -33,7 +33,7 @@ fn code() -> String {
 fn bytes(type_name: &str) -> usize {
     match type_name {
         "uint32_t" | "int32_t" | "float" => 4,
-        "uint64_t" => 8,
+        "uint64_t" | "int64_t" => 8,
         other => panic!("{other} is no scalar of the header"),
     }
 }
