@@ -1,11 +1,12 @@
 //! Causal attention that reads keys and values where they lie in the paged cache.
 
 use std::cell::RefCell;
+use std::ops::Range;
 
 use rayon::prelude::*;
 
 use super::cache::{BLOCK_SIZE, HeadBlock, LayerCache};
-use super::simd::{self, Kernel, add_scaled, exp};
+use super::simd::{self, Kernel, add_scaled, exp, soft_cap};
 use crate::kv_cache::BlockId;
 
 /// One query row: a token at its position, in its sequence.
@@ -17,19 +18,37 @@ pub(super) struct Row<'a> {
     pub(super) position: usize,
 }
 
-/// Attention of every row over its own sequence: per head, `softmax(q·Kᵀ / √head_dim)·V`.
+/// How a layer attends.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Attention {
+    /// What a product `q·k` is multiplied by: `1 / √head_dim` in most models.
+    pub(super) scale: f32,
+    /// Bound of the scores: a score `s` becomes `cap·tanh(s / cap)` (Gemma 2). `None` leaves them as they are.
+    pub(super) soft_cap: Option<f32>,
+    /// Positions that a row attends to, itself the last of them (sliding window); `None` for all up to its own. Never 0.
+    pub(super) window: Option<usize>,
+}
+
+/// Attention of every row over its own sequence: per head, `softmax(scale·q·Kᵀ)·V`.
 ///
 /// `queries` and `output` are `[rows, heads, head_dim]`; query head `h` reads key head `h / (heads / kv_heads)`
 /// (grouped-query attention, Ainslie et al. 2023). The keys and values of the rows themselves must be in the cache.
 ///
 /// A row's result depends on its query and on the keys and values of its positions in their order, and on nothing
 /// else: not on the other rows, on where the blocks lie, or on the number of threads.
-pub(super) fn attend(cache: &LayerCache, rows: &[Row<'_>], queries: &[f32], output: &mut [f32]) {
+pub(super) fn attend(
+    cache: &LayerCache,
+    attention: Attention,
+    rows: &[Row<'_>],
+    queries: &[f32],
+    output: &mut [f32],
+) {
     let kv_heads = cache.shape().kv_heads;
     let group_len = queries.len() / rows.len() / kv_heads;
     let task = |(item, (queries, output)): (usize, (&[f32], &mut [f32]))| {
         let keys = Keys {
             cache,
+            attention,
             row: rows[item / kv_heads],
             kv_head: item % kv_heads,
         };
@@ -45,7 +64,7 @@ pub(super) fn attend(cache: &LayerCache, rows: &[Row<'_>], queries: &[f32], outp
     queries
         .par_chunks(group_len)
         .zip(output.par_chunks_mut(group_len))
-        .with_min_len(groups_per_job(rows))
+        .with_min_len(groups_per_job(attention, rows))
         .enumerate()
         .for_each(task);
 }
@@ -59,28 +78,51 @@ thread_local! {
 const KEYS_PER_JOB: usize = 256;
 
 /// Groups of query heads that one job takes.
-fn groups_per_job(rows: &[Row<'_>]) -> usize {
-    let keys: usize = rows.iter().map(|row| row.position + 1).sum();
+fn groups_per_job(attention: Attention, rows: &[Row<'_>]) -> usize {
+    let keys: usize = rows
+        .iter()
+        .map(|row| attention.positions(row.position).len())
+        .sum();
     (KEYS_PER_JOB * rows.len()).div_ceil(keys)
+}
+
+impl Attention {
+    /// The positions that a row attends to.
+    fn positions(&self, position: usize) -> Range<usize> {
+        let end = position + 1;
+        let start = self
+            .window
+            .map_or(0, |window| end.saturating_sub(window.max(1)));
+        start..end
+    }
 }
 
 /// The cached keys and values of one head that a row attends to.
 #[derive(Clone, Copy)]
 struct Keys<'a> {
     cache: &'a LayerCache,
+    attention: Attention,
     row: Row<'a>,
     kv_head: usize,
 }
 
 impl<'a> Keys<'a> {
     /// Positions that the row attends to.
-    fn length(&self) -> usize {
-        self.row.position + 1
+    fn positions(&self) -> Range<usize> {
+        self.attention.positions(self.row.position)
     }
 
-    /// Blocks that hold them.
-    fn block_count(&self) -> usize {
-        self.length().div_ceil(BLOCK_SIZE)
+    /// Blocks that hold them, by their places in the sequence.
+    fn blocks(&self) -> Range<usize> {
+        let Range { start, end } = self.positions();
+        start / BLOCK_SIZE..end.div_ceil(BLOCK_SIZE)
+    }
+
+    /// The positions, counted from the beginning of the first of the blocks.
+    fn slots(&self) -> Range<usize> {
+        let Range { start, end } = self.positions();
+        let first = self.blocks().start * BLOCK_SIZE;
+        start - first..end - first
     }
 
     /// A block by its place in the sequence.
@@ -127,18 +169,22 @@ impl AttendGroup<'_> {
         let head_dim = self.keys.cache.shape().head_dim;
         let heads = first_head * head_dim..(first_head + HEADS) * head_dim;
         let (queries, output) = (&self.queries[heads.clone()], &mut self.output[heads]);
-        let blocks = self.keys.block_count();
+        let (blocks, slots) = (self.keys.blocks().len(), self.keys.slots());
         self.scores.clear();
         self.scores.resize(HEADS * blocks, [0.0; BLOCK_SIZE]);
         score::<FMA, HEADS>(self.keys, queries, self.scores);
         for scores in self.scores.chunks_exact_mut(blocks) {
-            softmax::<FMA>(&mut scores.as_flattened_mut()[..self.keys.length()]);
+            let scores = &mut scores.as_flattened_mut()[slots.clone()];
+            if let Some(cap) = self.keys.attention.soft_cap {
+                soft_cap::<FMA>(scores, cap);
+            }
+            softmax::<FMA>(scores);
         }
         gather::<FMA, HEADS>(self.keys, self.scores, output);
     }
 }
 
-/// `scores[head][position] = q·k / √head_dim`; beyond the last position, of whatever the cache holds.
+/// `scores[head][slot] = scale·q·k`; before the first position and beyond the last, of whatever the cache holds.
 #[inline(always)]
 fn score<const FMA: bool, const HEADS: usize>(
     keys: Keys<'_>,
@@ -146,19 +192,19 @@ fn score<const FMA: bool, const HEADS: usize>(
     scores: &mut [[f32; BLOCK_SIZE]],
 ) {
     let head_dim = keys.cache.shape().head_dim;
-    let scale = 1.0 / (head_dim as f32).sqrt();
+    let scale = keys.attention.scale;
     let queries: [&[f32]; HEADS] =
         std::array::from_fn(|head| &queries[head * head_dim..(head + 1) * head_dim]);
-    let blocks = keys.block_count();
-    for index in 0..blocks {
+    let blocks = keys.blocks();
+    for (index, block) in blocks.clone().enumerate() {
         let mut sums = [[0.0; BLOCK_SIZE]; HEADS];
-        for (i, keys) in keys.block(index).keys.iter().enumerate() {
+        for (i, keys) in keys.block(block).keys.iter().enumerate() {
             for head in 0..HEADS {
                 add_scaled::<FMA, BLOCK_SIZE>(&mut sums[head], queries[head][i], keys);
             }
         }
         for (head, sums) in sums.iter().enumerate() {
-            scores[head * blocks + index] = sums.map(|sum| sum * scale);
+            scores[head * blocks.len() + index] = sums.map(|sum| sum * scale);
         }
     }
 }
@@ -166,7 +212,7 @@ fn score<const FMA: bool, const HEADS: usize>(
 /// Values that are gathered side by side: two vector registers.
 const COLUMNS: usize = 16;
 
-/// `output[head] = Σ weights[head][position]·v`, in the order of the positions.
+/// `output[head] = Σ weights[head][slot]·v`, in the order of the positions.
 #[inline(always)]
 fn gather<const FMA: bool, const HEADS: usize>(
     keys: Keys<'_>,
@@ -174,12 +220,14 @@ fn gather<const FMA: bool, const HEADS: usize>(
     output: &mut [f32],
 ) {
     let head_dim = keys.cache.shape().head_dim;
-    let blocks = keys.block_count();
+    let (blocks, slots) = (keys.blocks(), keys.slots());
     output.fill(0.0);
-    for index in 0..blocks {
-        let used = (keys.length() - index * BLOCK_SIZE).min(BLOCK_SIZE);
-        let values = &keys.block(index).values[..used * head_dim];
-        let weights: [_; HEADS] = std::array::from_fn(|head| &weights[head * blocks + index]);
+    for (index, block) in blocks.clone().enumerate() {
+        let first = slots.start.saturating_sub(index * BLOCK_SIZE);
+        let end = (slots.end - index * BLOCK_SIZE).min(BLOCK_SIZE);
+        let values = &keys.block(block).values[first * head_dim..end * head_dim];
+        let weights: [&[f32]; HEADS] =
+            std::array::from_fn(|head| &weights[head * blocks.len() + index][first..end]);
         let whole = head_dim - head_dim % COLUMNS;
         for column in (0..whole).step_by(COLUMNS) {
             add_columns::<FMA, HEADS, COLUMNS>(
@@ -217,7 +265,7 @@ struct Columns<'a> {
 /// Adds the weighted values of some columns of a block to those columns of the output.
 #[inline(always)]
 fn add_columns<const FMA: bool, const HEADS: usize, const WIDTH: usize>(
-    weights: [&[f32; BLOCK_SIZE]; HEADS],
+    weights: [&[f32]; HEADS],
     columns: Columns<'_>,
     output: &mut [f32],
 ) {
@@ -273,9 +321,27 @@ mod tests {
         })
     }
 
+    /// As most models attend.
+    fn plain(cache: &LayerCache) -> Attention {
+        Attention {
+            scale: 1.0 / (cache.shape().head_dim as f32).sqrt(),
+            soft_cap: None,
+            window: None,
+        }
+    }
+
     fn attention(cache: &LayerCache, row: Row<'_>, queries: &[f32]) -> Vec<f32> {
+        attention_by(plain(cache), cache, row, queries)
+    }
+
+    fn attention_by(
+        attention: Attention,
+        cache: &LayerCache,
+        row: Row<'_>,
+        queries: &[f32],
+    ) -> Vec<f32> {
         let mut output = vec![7.0; queries.len()];
-        attend(cache, &[row], queries, &mut output);
+        attend(cache, attention, &[row], queries, &mut output);
         output
     }
 
@@ -373,6 +439,85 @@ mod tests {
             &[1.0],
         );
         assert_close(&output, &[9.5], 1e-5);
+    }
+
+    /// Equal keys, and values that count the positions; what a window leaves out is no number.
+    fn counting(positions: usize, window: usize) -> (LayerCache, Vec<BlockId>) {
+        let blocks: Vec<BlockId> = (0..positions.div_ceil(BLOCK_SIZE) as u32)
+            .map(BlockId)
+            .collect();
+        let mut cache = cache(1, 1, blocks.len());
+        for position in 0..positions {
+            let value = if position + window < positions {
+                f32::NAN
+            } else {
+                position as f32
+            };
+            cache.write(
+                &blocks,
+                position,
+                Entry {
+                    keys: &[1.0],
+                    values: &[value],
+                },
+            );
+        }
+        (cache, blocks)
+    }
+
+    #[test]
+    fn a_window_ends_with_the_row_itself() {
+        for (positions, window) in [
+            (1, 1),
+            (5, 3),
+            (5, 9),
+            (17, 1),
+            (33, 16),
+            (40, 17),
+            (48, 31),
+            (64, 16),
+        ] {
+            let (cache, blocks) = counting(positions, window);
+            let attention = Attention {
+                window: Some(window),
+                ..plain(&cache)
+            };
+            let row = Row {
+                blocks: &blocks,
+                position: positions - 1,
+            };
+            let attended = window.min(positions);
+            let mean = positions as f32 - (attended as f32 + 1.0) / 2.0;
+            let output = attention_by(attention, &cache, row, &[1.0]);
+            assert_close(&output, &[mean], 1e-5);
+        }
+    }
+
+    #[test]
+    fn a_soft_cap_bounds_the_scores() {
+        // Scores 0 and 1000 under a cap of ln 3: weights 1/4 and 3/4.
+        let mut cache = cache(1, 1, 1);
+        for (position, key) in [0.0, 1000.0].into_iter().enumerate() {
+            let values = &[8.0 * position as f32];
+            cache.write(
+                FIRST,
+                position,
+                Entry {
+                    keys: &[key],
+                    values,
+                },
+            );
+        }
+        let attention = Attention {
+            scale: 1.0,
+            soft_cap: Some(3.0_f32.ln()),
+            window: None,
+        };
+        let row = Row {
+            blocks: FIRST,
+            position: 1,
+        };
+        assert_close(&attention_by(attention, &cache, row, &[1.0]), &[6.0], 1e-5);
     }
 
     #[test]
@@ -512,7 +657,7 @@ mod tests {
             }
             let rows: Vec<Row<'_>> = (0..sequence.len()).map(|position| Row { blocks: &blocks, position }).collect();
             let mut together = vec![0.0; sequence.len() * head_dim];
-            attend(&cache, &rows, &queries.concat(), &mut together);
+            attend(&cache, plain(&cache), &rows, &queries.concat(), &mut together);
             for (position, together) in together.chunks_exact(head_dim).enumerate() {
                 let alone = attention(&cache, rows[position], &queries[position]);
                 prop_assert_eq!(&alone, together);

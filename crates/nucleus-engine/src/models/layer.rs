@@ -2,7 +2,7 @@
 //! a norm and added to its input.
 
 use super::activation::gated_silu;
-use super::attention::{self, Row};
+use super::attention::{self, Attention, Row};
 use super::cache::{CacheShape, Entry, LayerCache};
 use super::config::LlamaConfig;
 use super::linear::{Linear, Product, multiply};
@@ -113,7 +113,12 @@ impl Layer {
         rotate_heads(query, config.head_dim, rotations, rows.len());
         rotate_heads(key, config.head_dim, rotations, rows.len());
         self.store(rows, key, value);
-        attention::attend(&self.cache, rows, query, attended);
+        let attention = Attention {
+            scale: 1.0 / (config.head_dim as f32).sqrt(),
+            soft_cap: None,
+            window: None,
+        };
+        attention::attend(&self.cache, attention, rows, query, attended);
         project(attended, [(&self.attention_output, normed)])?;
         add(hidden, normed);
         Ok(())
