@@ -1,26 +1,22 @@
 //! The routes and what they share.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use axum::Router;
 use axum::http::{Method, Uri};
 use axum::middleware::{from_fn, from_fn_with_state};
-use axum::routing::{get, post};
 use nucleus_engine::chat_template::ChatTemplate;
 use nucleus_engine::generate::Engine;
 
-use crate::cancel::cancel;
 use crate::config::ServerConfig;
 use crate::error::ApiError;
-use crate::execute::execute;
-use crate::guard;
-use crate::health::health;
 use crate::jobs::Jobs;
 use crate::json::shorten;
-use crate::openai;
+use crate::openapi::{self, Description, Endpoint};
 use crate::request::longest_prompt;
 use crate::shutdown::Shutdown;
+use crate::{cancel, execute, guard, health, openai};
 
 /// What every endpoint can reach. Cheap to clone.
 #[derive(Clone)]
@@ -36,6 +32,8 @@ pub struct AppState {
     pub(crate) chat_template: Option<ChatTemplate>,
     /// Bytes of the longest prompt that could fit the context.
     pub(crate) prompt_bytes: usize,
+    /// The interface as it is described, once somebody has asked.
+    description: Arc<OnceLock<Description>>,
 }
 
 impl AppState {
@@ -50,6 +48,7 @@ impl AppState {
             started: Instant::now(),
             created: unix_time(),
             chat_template: None,
+            description: Arc::default(),
         }
     }
 
@@ -60,22 +59,36 @@ impl AppState {
         self
     }
 
+    /// The interface as it is described.
+    pub(crate) fn description(&self) -> &Description {
+        self.description.get_or_init(|| Description::new(self))
+    }
+
     /// The handle that ends the server.
     pub fn shutdown(&self) -> &Shutdown {
         &self.shutdown
     }
 }
 
+/// Every endpoint there is, with its description.
+pub(crate) fn endpoints() -> Vec<Endpoint> {
+    let mut endpoints = Vec::new();
+    endpoints.extend(execute::endpoints());
+    endpoints.extend(cancel::endpoints());
+    endpoints.extend(openai::endpoints());
+    endpoints.extend(health::endpoints());
+    endpoints.extend(openapi::endpoints());
+    endpoints
+}
+
 /// The whole HTTP interface as a service; it needs no socket.
 pub fn app(state: AppState) -> Router {
-    Router::new()
-        .route("/execute", post(execute))
-        .route("/cancel", post(cancel))
-        .route("/health", get(health))
-        .route("/v1/models", get(openai::models))
-        .route("/v1/models/{id}", get(openai::model))
-        .route("/v1/completions", post(openai::completions))
-        .route("/v1/chat/completions", post(openai::chat_completions))
+    let router = endpoints()
+        .into_iter()
+        .fold(Router::new(), |router, endpoint| {
+            router.route(endpoint.path(), endpoint.into_handler())
+        });
+    router
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(from_fn_with_state(state.clone(), guard::admit))

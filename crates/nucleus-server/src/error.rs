@@ -8,6 +8,7 @@ use axum::response::{IntoResponse, Response};
 use nucleus_engine::generate::{Engine, GenerationError, SubmitError};
 use nucleus_engine::scheduler::AdmissionError;
 use nucleus_sampling::ParamError;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 /// Why a request was not served.
@@ -313,14 +314,14 @@ fn generation_code(error: &GenerationError) -> &'static str {
 }
 
 /// An error as it is written: `{"error":{…}}`.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 pub struct ErrorBody {
     /// The error.
     pub error: ErrorDetail,
 }
 
 /// What went wrong.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 pub struct ErrorDetail {
     /// One sentence that names the field, its value and what it must be.
     pub message: String,

@@ -5,7 +5,7 @@ use axum::response::{IntoResponse, Response};
 use futures_util::StreamExt;
 use nucleus_engine::generate::Engine;
 use nucleus_sampling::Policy;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::app::AppState;
 use crate::body::JsonObject;
@@ -13,13 +13,41 @@ use crate::config::Limits;
 use crate::error::ApiError;
 use crate::fields::Fields;
 use crate::jobs::JobId;
+use crate::openapi::{Bounds, Endpoint, Group, Object, either, flag, integer, list, refusal, text};
 use crate::request::{Prompt, Settings};
-use crate::sse;
+use crate::sse::{self, JobEvent};
 
 /// The fields of a request.
 const FIELDS: &str = "job_id, prompt, max_tokens, stop, logprobs and the sampling parameters";
 
-pub(crate) async fn execute(
+pub(crate) fn endpoints() -> [Endpoint; 1] {
+    [Endpoint::post("/execute", execute)
+        .group(Group::Nucleus)
+        .says(
+            "Generates text and streams it",
+            "Events: `started`, a `token` for each token, then exactly one of `end` and `error`. A field that is not listed is refused.",
+        )
+        .takes(schema)
+        .streams::<JobEvent>("The events of the job")
+        .refuses(&[409])
+        .refuses(refusal::GENERATION)]
+}
+
+/// What [`ExecuteRequest::parse`] reads.
+fn schema(bounds: &Bounds<'_>) -> Object {
+    let limits = bounds.limits;
+    let stop = || text(1, limits.stop_bytes);
+    Object::strict()
+        .required("prompt", text(1, usize::MAX), "The text to continue. Control tokens that are written out in it are those tokens.")
+        .field("job_id", JobId::schema(), "A name for the job. A name that a running job has is refused with 409; without one, one is made up.")
+        .field("max_tokens", integer(1, bounds.context_length as u64), "Most tokens to generate. The end of the context ends the text too.")
+        .field("stop", either([stop(), list(stop(), 0, limits.stops)]), "Strings that end the text, which stops before them.")
+        .field("logprobs", flag(false), "Whether each `token` event has its log-probability.")
+        .sampling(Policy::Execute, bounds)
+        .example(json!({"prompt": "Once upon a time", "max_tokens": 8, "temperature": 0.8, "top_p": 0.95, "seed": 42}))
+}
+
+async fn execute(
     State(state): State<AppState>,
     JsonObject(body): JsonObject,
 ) -> Result<Response, ApiError> {

@@ -14,8 +14,13 @@ use crate::config::ServerConfig;
 use crate::error::ApiError;
 use crate::json::quote;
 
-/// The one endpoint that needs no key: what watches a server need not be trusted with using it.
-const OPEN_PATH: &str = "/health";
+/// The endpoints that need no key: what watches a server need not be trusted with using it, and how it is used is no secret.
+const OPEN_PATHS: &[&str] = &["/health", "/openapi.json", "/docs"];
+
+/// Whether the endpoint of that path can be used without the key.
+pub(crate) fn is_open(path: &str) -> bool {
+    OPEN_PATHS.contains(&path)
+}
 
 /// Logs a request once its response begins.
 pub(crate) async fn log(request: Request, next: Next) -> Response {
@@ -80,7 +85,7 @@ fn without_port(host: &str) -> &str {
 
 fn check_key(config: &ServerConfig, path: &str, headers: &HeaderMap) -> Result<(), ApiError> {
     match &config.api_key {
-        Some(key) if path != OPEN_PATH => match given_key(headers) {
+        Some(key) if !is_open(path) => match given_key(headers) {
             Some(given) if key.matches(given) => Ok(()),
             _ => Err(ApiError::Unauthorized),
         },
@@ -177,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_but_health_needs_the_key() {
+    fn everything_but_a_few_pages_needs_the_key() {
         let config = ServerConfig {
             api_key: ApiKey::new("k"),
             ..ServerConfig::default()
@@ -192,7 +197,9 @@ mod tests {
             Ok(())
         );
         assert_eq!(check("/execute", &headers("x-api-key", "k")), Ok(()));
-        assert_eq!(check("/health", &HeaderMap::new()), Ok(()));
+        for path in OPEN_PATHS {
+            assert_eq!(check(path, &HeaderMap::new()), Ok(()), "{path}");
+        }
         for path in ["/execute", "/cancel", "/nowhere", "/health/", "/HEALTH"] {
             assert_eq!(
                 check(path, &HeaderMap::new()),

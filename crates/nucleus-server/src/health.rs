@@ -5,12 +5,14 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use nucleus_engine::generate::Load;
 use nucleus_engine::model::ModelSpec;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::app::AppState;
+use crate::openapi::{Endpoint, Group};
 
 /// The state of the server.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct Health {
     /// `ok`, or `draining` once the server shuts down.
     status: &'static str,
@@ -22,7 +24,7 @@ pub(crate) struct Health {
     memory: Memory,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct ModelHealth {
     name: String,
     architecture: String,
@@ -32,7 +34,7 @@ struct ModelHealth {
     context_length: usize,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct LoadHealth {
     running: usize,
     waiting: usize,
@@ -41,7 +43,7 @@ struct LoadHealth {
 }
 
 /// Bytes in use.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct Memory {
     /// Of the whole process; null where the system does not say.
     rss_bytes: Option<u64>,
@@ -49,8 +51,19 @@ struct Memory {
     kv_cache_bytes: u64,
 }
 
+pub(crate) fn endpoints() -> [Endpoint; 1] {
+    [Endpoint::get("/health", health)
+        .group(Group::Worker)
+        .says(
+            "Says how the worker is",
+            "Whether it takes requests, with what model, and how busy it is. Needs no key.",
+        )
+        .answers::<Health>(200, "The worker takes requests")
+        .answers::<Health>(503, "The worker shuts down")]
+}
+
 /// 200 while the server takes requests, 503 once it drains.
-pub(crate) async fn health(State(state): State<AppState>) -> (StatusCode, Json<Health>) {
+async fn health(State(state): State<AppState>) -> (StatusCode, Json<Health>) {
     let serving = state.shutdown.is_serving();
     let (code, status) = if serving {
         (StatusCode::OK, "ok")

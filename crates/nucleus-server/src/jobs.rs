@@ -7,13 +7,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nucleus_engine::generate::CancelHandle;
 use nucleus_sampling::random_seed;
+use schemars::JsonSchema;
 use serde::Serialize;
+use serde_json::{Value, json};
 
 use crate::error::ApiError;
 use crate::json::quote;
 
 /// A job's name: 1 to 128 visible ASCII characters, so that it can be logged and compared without surprises.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, JsonSchema)]
 pub(crate) struct JobId(String);
 
 impl JobId {
@@ -27,6 +29,11 @@ impl JobId {
             return Err(ApiError::field("job_id", quote(&name), &expected));
         }
         Ok(Self(name))
+    }
+
+    /// What [`JobId::new`] takes.
+    pub(crate) fn schema() -> Value {
+        json!({"type": "string", "pattern": "^[!-~]+$", "minLength": 1, "maxLength": Self::MAX_LEN})
     }
 
     fn random() -> Self {

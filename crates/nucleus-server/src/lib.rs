@@ -12,6 +12,7 @@
 //! | `request` | what every endpoint's request becomes |
 //! | `execute`, `cancel`, `health` | the endpoints of Nucleus |
 //! | `openai` | the endpoints of OpenAI |
+//! | `openapi` | how every endpoint is described |
 //! | `jobs`, `sse` | which jobs run; their events |
 //! | `error` | what goes wrong, and how it is answered |
 //! | `config` | what an operator decides |
@@ -28,6 +29,7 @@ mod health;
 mod jobs;
 mod json;
 mod openai;
+mod openapi;
 mod param_json;
 mod request;
 mod server;

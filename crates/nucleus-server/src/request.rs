@@ -4,10 +4,12 @@ use nucleus_engine::chat_template::{ChatTemplateError, Message};
 use nucleus_engine::generate::{Engine, Generation, Request};
 use nucleus_engine::tokenizer::EncodeOptions;
 use nucleus_sampling::{SamplingParams, random_seed};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::app::AppState;
 use crate::error::ApiError;
+use crate::openapi::EffectiveSampling;
 
 /// What is to be continued.
 #[derive(Debug, Clone)]
@@ -42,7 +44,7 @@ pub(crate) struct Accepted {
 }
 
 /// The parameters as they act.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
 pub(crate) struct EffectiveParams {
     pub(crate) max_tokens: usize,
     pub(crate) stop: Vec<String>,
@@ -50,11 +52,12 @@ pub(crate) struct EffectiveParams {
     pub(crate) stop_token_ids: Vec<u32>,
     pub(crate) logprobs: bool,
     #[serde(flatten)]
+    #[schemars(with = "EffectiveSampling")]
     pub(crate) sampling: SamplingParams,
 }
 
 /// A parameter that was accepted and does not do what it says.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 pub(crate) struct ParamWarning {
     pub(crate) param: &'static str,
     pub(crate) message: String,

@@ -10,6 +10,7 @@ use axum::response::sse::{Event as SseEvent, KeepAlive, Sse};
 use futures_util::{Stream, StreamExt, stream};
 use nucleus_engine::generate::{Event, Generation};
 use nucleus_engine::sequence::{Completion, FinishReason, Timings, TokenEvent};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::error::{ApiError, ErrorBody};
@@ -17,7 +18,7 @@ use crate::jobs::{JobGuard, JobId};
 use crate::request::{Accepted, EffectiveParams, ParamWarning};
 
 /// One event of a job's stream.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 #[serde(untagged)]
 pub(crate) enum JobEvent {
     Started(Box<Started>),
@@ -27,7 +28,7 @@ pub(crate) enum JobEvent {
 }
 
 /// The engine has accepted the job.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct Started {
     job_id: JobId,
     model: String,
@@ -37,7 +38,7 @@ pub(crate) struct Started {
 }
 
 /// A token was drawn.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct Token {
     index: usize,
     id: u32,
@@ -47,7 +48,7 @@ pub(crate) struct Token {
 }
 
 /// The job ended.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct End {
     text: String,
     stop_reason: &'static str,
@@ -58,7 +59,7 @@ pub(crate) struct End {
 }
 
 /// Tokens that a request took.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
 pub(crate) struct Usage {
     prompt_tokens: usize,
     completion_tokens: usize,
@@ -75,7 +76,7 @@ impl Usage {
     }
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct TimingsMs {
     queued_ms: f64,
     prefill_ms: f64,

@@ -9,6 +9,7 @@ use axum::response::{IntoResponse, Response};
 use futures_util::stream::{self, SelectAll};
 use futures_util::{Stream, StreamExt};
 use nucleus_sampling::random_seed;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::batch::{Batch, StreamOptions};
@@ -23,7 +24,7 @@ use crate::sse::{self, Usage};
 const WARNINGS: HeaderName = HeaderName::from_static("x-nucleus-warnings");
 
 /// What every part of an answer says about the whole.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
 struct Head {
     id: String,
     object: &'static str,
@@ -33,8 +34,9 @@ struct Head {
 }
 
 /// An answer, or a part of one.
-#[derive(Debug, Serialize)]
-struct Body<C> {
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "AnswerOf{C}")]
+pub(super) struct Body<C> {
     #[serde(flatten)]
     head: Head,
     choices: Vec<C>,
@@ -47,7 +49,7 @@ struct Body<C> {
 }
 
 /// What OpenAI has no place for: what the first choice was sampled with.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct Effective {
     seed: u64,
     params: EffectiveParams,

@@ -12,6 +12,7 @@ use crate::config::Limits;
 use crate::error::ApiError;
 use crate::fields::Fields;
 use crate::json::{quote, show};
+use crate::openapi::{Bounds, Object, default, either, flag, integer, list, text, token_ids};
 use crate::request::{Accepted, Prompt, Settings};
 
 /// Most of the likeliest tokens that are reported for each token.
@@ -19,6 +20,94 @@ pub(super) const MAX_TOP_LOGPROBS: u64 = 20;
 
 /// Most words that may be banned as text. Each is tokenised, and looked at for every token.
 const MAX_BAD_WORDS: usize = 128;
+
+/// What both endpoints say about their answers.
+pub(super) const ANSWERS: &str = "OpenAI's interface with every sampling parameter beside its own fields. Fields that would change the answer \
+     and are not implemented are refused; unknown ones are named in the header `x-nucleus-warnings`.";
+
+/// What `max_tokens` is.
+pub(super) const MAX_TOKENS_HELP: &str =
+    "Most tokens to generate. The end of the context ends the text too.";
+
+/// The fields that both endpoints have, as [`Batch::parse`] reads them.
+pub(super) fn fields(object: Object, bounds: &Bounds<'_>) -> Object {
+    let limits = bounds.limits;
+    let stop = || text(1, limits.stop_bytes);
+    let words = list(text(1, limits.stop_bytes), 0, MAX_BAD_WORDS);
+    let sequences = list(token_ids(1, bounds), 0, usize::MAX);
+    let stream_options = json!({
+        "type": "object",
+        "properties": {"include_usage": {"type": "boolean"}, "include_obfuscation": {"type": "boolean"}},
+    });
+    object
+        .field(
+            "model",
+            text(0, usize::MAX),
+            "The model's name, as `GET /v1/models` gives it; another is refused with 404.",
+        )
+        .field(
+            "max_completion_tokens",
+            integer(1, u64::from(u32::MAX)),
+            "The same as `max_tokens`.",
+        )
+        .field(
+            "n",
+            default(integer(1, limits.choices as u64), 1),
+            "Choices for each prompt.",
+        )
+        .field(
+            "best_of",
+            integer(1, limits.choices as u64),
+            "Only the value of `n`: choices are not ranked.",
+        )
+        .field("stream", flag(false), "Whether the answer comes in parts.")
+        .field(
+            "stream_options",
+            stream_options,
+            "`include_usage`: a last part counts tokens. Needs `stream`.",
+        )
+        .field(
+            "stop",
+            either([stop(), list(stop(), 0, limits.compatible_stops)]),
+            "Strings that end the text.",
+        )
+        .field(
+            "stop_token_ids",
+            token_ids(0, bounds),
+            "Tokens that end the text.",
+        )
+        .field(
+            "include_stop_str_in_output",
+            flag(false),
+            "Whether what ended the text is part of it.",
+        )
+        .field(
+            "seed",
+            seed_schema(),
+            "Same seed, same tokens. -1 is a random one; choice `i` of a prompt uses `seed + i`.",
+        )
+        .field(
+            "repeat_penalty",
+            json!({"type": "number", "exclusiveMinimum": 0, "maximum": 100}),
+            "The same as `repetition_penalty`.",
+        )
+        .field(
+            "typ_p",
+            json!({"type": "number", "minimum": 0, "maximum": 1}),
+            "The same as `typical_p`.",
+        )
+        .field(
+            "bad_words",
+            either([words, sequences]),
+            "Words, or sequences of token ids, that may not appear.",
+        )
+        .sampling(Policy::OpenAi, bounds)
+}
+
+/// Any integer of 64 bits, with sign or without.
+fn seed_schema() -> Value {
+    json!({"type": "integer", "minimum": i64::MIN, "maximum": u64::MAX})
+}
 
 /// What only one endpoint has.
 pub(super) struct Own {

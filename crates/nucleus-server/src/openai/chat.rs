@@ -3,18 +3,74 @@
 use axum::extract::State;
 use axum::response::Response;
 use nucleus_engine::chat_template::Message;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
-use super::batch::{Batch, MAX_TOP_LOGPROBS, Own};
-use super::shape::Chat;
+use super::answer::Body;
+use super::batch::{self, Batch, MAX_TOP_LOGPROBS, Own};
+use super::shape::{Chat, ChatChoice, ChatPart};
 use crate::app::AppState;
 use crate::body::JsonObject;
 use crate::error::ApiError;
 use crate::fields::Fields;
 use crate::json::{quote, show};
+use crate::openapi::{
+    Bounds, Endpoint, Group, Object, default, either, flag, integer, list, refusal, text,
+};
 use crate::request::Prompt;
 
-pub(crate) async fn chat_completions(
+pub(super) fn endpoint() -> Endpoint {
+    Endpoint::post("/v1/chat/completions", chat_completions)
+        .group(Group::OpenAi)
+        .says("Answers a conversation", batch::ANSWERS)
+        .takes(schema)
+        .answers::<Body<ChatChoice>>(200, "The answers")
+        .streams::<Body<ChatPart>>("their parts, then `[DONE]`")
+        .refuses(&[404])
+        .refuses(refusal::GENERATION)
+}
+
+/// What [`parse`] reads.
+fn schema(bounds: &Bounds<'_>) -> Object {
+    let part = json!({
+        "type": "object",
+        "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
+        "required": ["type", "text"],
+    });
+    let message = json!({
+        "type": "object",
+        "properties": {
+            "role": {"enum": ["system", "developer", "user", "assistant"]},
+            "content": either([text(0, usize::MAX), list(part, 1, usize::MAX)]),
+        },
+        "required": ["role", "content"],
+    });
+    let object = Object::lenient()
+        .required(
+            "messages",
+            list(message, 1, usize::MAX),
+            "The conversation so far, which the model's chat template writes out.",
+        )
+        .field(
+            "logprobs",
+            flag(false),
+            "Whether to report the log-probability of each token.",
+        )
+        .field(
+            "top_logprobs",
+            default(integer(0, MAX_TOP_LOGPROBS), 0),
+            "Of how many of the likeliest tokens, too. Needs `logprobs`.",
+        )
+        .field(
+            "max_tokens",
+            integer(1, u64::from(u32::MAX)),
+            batch::MAX_TOKENS_HELP,
+        );
+    batch::fields(object, bounds).example(json!({
+        "messages": [{"role": "user", "content": "Tell me a story."}], "max_tokens": 12, "seed": 1,
+    }))
+}
+
+async fn chat_completions(
     State(state): State<AppState>,
     JsonObject(body): JsonObject,
 ) -> Result<Response, ApiError> {

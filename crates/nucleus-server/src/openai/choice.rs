@@ -6,6 +6,7 @@ use futures_util::{Stream, stream};
 use nucleus_engine::generate::{Event, Generation, SubmitError};
 use nucleus_engine::sequence::{Completion, FinishReason, TokenEvent};
 use nucleus_engine::tokenizer::Tokenizer;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::logprobs::{Reporter, TokenReport};
@@ -49,7 +50,7 @@ pub(super) struct Finish {
 }
 
 /// What ended a text.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 #[serde(untagged)]
 pub(super) enum StopReason {
     Text(String),

@@ -2,15 +2,19 @@
 
 use axum::extract::State;
 use axum::response::Response;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
-use super::batch::{Batch, MAX_TOP_LOGPROBS, Own};
-use super::shape::Text;
+use super::answer::Body;
+use super::batch::{self, Batch, MAX_TOP_LOGPROBS, Own};
+use super::shape::{Text, TextChoice};
 use crate::app::AppState;
 use crate::body::JsonObject;
 use crate::error::ApiError;
 use crate::fields::Fields;
 use crate::json::show;
+use crate::openapi::{
+    Bounds, Endpoint, Group, Object, default, either, flag, integer, list, refusal, text, token_ids,
+};
 use crate::param_json;
 use crate::request::Prompt;
 
@@ -19,7 +23,55 @@ const DEFAULT_MAX_TOKENS: usize = 16;
 
 const PROMPT: &str = "a string, an array of strings, an array of token ids or an array of such arrays, none of them empty";
 
-pub(crate) async fn completions(
+pub(super) fn endpoint() -> Endpoint {
+    Endpoint::post("/v1/completions", completions)
+        .group(Group::OpenAi)
+        .says("Continues texts", batch::ANSWERS)
+        .takes(schema)
+        .answers::<Body<TextChoice>>(200, "The texts")
+        .streams::<Body<TextChoice>>("their parts, then `[DONE]`")
+        .refuses(&[404])
+        .refuses(refusal::GENERATION)
+}
+
+/// What [`parse`] reads.
+fn schema(bounds: &Bounds<'_>) -> Object {
+    let tokens = || token_ids(1, bounds);
+    let string = || text(1, usize::MAX);
+    let most = bounds.limits.choices;
+    let shapes = [
+        string(),
+        list(string(), 1, most),
+        tokens(),
+        list(tokens(), 1, most),
+    ];
+    let object = Object::lenient()
+        .required(
+            "prompt",
+            either(shapes),
+            "What to continue: a text, token ids, or several of them.",
+        )
+        .field(
+            "echo",
+            flag(false),
+            "Whether each text begins with its prompt.",
+        )
+        .field(
+            "logprobs",
+            integer(0, MAX_TOP_LOGPROBS),
+            "Reports the log-probability of each token, and of this many of the likeliest.",
+        )
+        .field(
+            "max_tokens",
+            default(integer(1, u64::from(u32::MAX)), DEFAULT_MAX_TOKENS),
+            batch::MAX_TOKENS_HELP,
+        );
+    batch::fields(object, bounds).example(
+        json!({"prompt": "Once upon a time", "max_tokens": 8, "temperature": 0.8, "seed": 7}),
+    )
+}
+
+async fn completions(
     State(state): State<AppState>,
     JsonObject(body): JsonObject,
 ) -> Result<Response, ApiError> {

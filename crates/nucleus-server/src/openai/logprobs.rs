@@ -6,13 +6,14 @@ use std::sync::Arc;
 use nucleus_engine::detokenizer::Detokenizer;
 use nucleus_engine::sequence::TokenEvent;
 use nucleus_engine::tokenizer::Tokenizer;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 /// What is written for the logarithm of 0, which JSON cannot hold; as OpenAI does.
 const LOWEST: f32 = -9999.0;
 
 /// A token with its log-probability.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 pub(super) struct Scored {
     /// Its text. Bytes that are no text by themselves are spelled `bytes:\xe2\x80`, as OpenAI does.
     pub(super) token: String,

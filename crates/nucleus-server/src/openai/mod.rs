@@ -24,6 +24,10 @@ mod models;
 mod policy;
 mod shape;
 
-pub(crate) use chat::chat_completions;
-pub(crate) use completions::completions;
-pub(crate) use models::{model, models};
+use crate::openapi::Endpoint;
+
+pub(crate) fn endpoints() -> Vec<Endpoint> {
+    let mut endpoints = vec![completions::endpoint(), chat::endpoint()];
+    endpoints.extend(models::endpoints());
+    endpoints
+}

@@ -1,22 +1,25 @@
 //! `GET /v1/models` and `GET /v1/models/{id}`: the one model there is.
 
 use axum::Json;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::app::AppState;
 use crate::error::ApiError;
 use crate::json::quote;
+use crate::openapi::{Endpoint, Group};
 
 /// A list of models.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct ModelList {
     object: &'static str,
     data: [ModelObject; 1],
 }
 
 /// A model.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct ModelObject {
     id: String,
     object: &'static str,
@@ -27,17 +30,38 @@ pub(crate) struct ModelObject {
     max_model_len: usize,
 }
 
-pub(crate) async fn models(State(state): State<AppState>) -> Json<ModelList> {
+pub(super) fn endpoints() -> [Endpoint; 2] {
+    [
+        Endpoint::get("/v1/models", models)
+            .group(Group::OpenAi)
+            .says("Lists the models", "The one model that the worker runs.")
+            .answers::<ModelList>(200, "The list"),
+        Endpoint::get("/v1/models/{id}", model)
+            .group(Group::OpenAi)
+            .says(
+                "Describes a model",
+                "404 for any name but that of the model that runs.",
+            )
+            .answers::<ModelObject>(200, "The model")
+            .refuses(&[400, 404]),
+    ]
+}
+
+async fn models(State(state): State<AppState>) -> Json<ModelList> {
     Json(ModelList {
         object: "list",
         data: [ModelObject::of(&state)],
     })
 }
 
-pub(crate) async fn model(
+async fn model(
     State(state): State<AppState>,
-    Path(id): Path<String>,
+    id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<ModelObject>, ApiError> {
+    let Path(id) = id.map_err(|_| {
+        let path = "the path of this request".to_owned();
+        ApiError::field("id", path, "UTF-8 in percent-encoding")
+    })?;
     check(&id, &state)?;
     Ok(Json(ModelObject::of(&state)))
 }

@@ -1,5 +1,8 @@
 //! How the two endpoints write a choice, whole and in parts.
 
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
 use serde::{Serialize, Serializer};
 
 use super::choice::{Finish, Piece, StopReason};
@@ -14,9 +17,9 @@ pub(super) trait Shape: 'static {
     /// The `object` of a part.
     const PART: &'static str;
     /// A choice of a whole answer.
-    type Choice: Serialize + Send + 'static;
+    type Choice: Serialize + JsonSchema + Send + 'static;
     /// A choice of a part.
-    type Part: Serialize + Send + 'static;
+    type Part: Serialize + JsonSchema + Send + 'static;
 
     /// What comes before a choice's text.
     fn opening(index: usize) -> Option<Self::Part>;
@@ -35,7 +38,7 @@ pub(super) struct Text;
 pub(super) struct Chat;
 
 /// A choice of a text, whole or in part.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct TextChoice {
     index: usize,
     text: String,
@@ -45,11 +48,12 @@ pub(super) struct TextChoice {
 }
 
 /// Tokens side by side, as the older endpoint has them.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct TextLogprobs {
     tokens: Vec<String>,
     token_logprobs: Vec<f32>,
     /// Null unless some are wanted.
+    #[schemars(with = "Option<Vec<BTreeMap<String, f32>>>")]
     top_logprobs: Option<Vec<ByToken>>,
     text_offset: Vec<usize>,
 }
@@ -59,7 +63,7 @@ struct TextLogprobs {
 struct ByToken(Vec<(String, f32)>);
 
 /// A choice of a conversation.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct ChatChoice {
     index: usize,
     message: ChatMessage,
@@ -68,7 +72,7 @@ pub(super) struct ChatChoice {
     stop_reason: Option<StopReason>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct ChatMessage {
     role: &'static str,
     content: String,
@@ -76,7 +80,7 @@ struct ChatMessage {
 }
 
 /// A part of a choice of a conversation.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct ChatPart {
     index: usize,
     delta: Delta,
@@ -86,7 +90,7 @@ pub(super) struct ChatPart {
     stop_reason: Option<StopReason>,
 }
 
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default, Serialize, JsonSchema)]
 struct Delta {
     #[serde(skip_serializing_if = "Option::is_none")]
     role: Option<&'static str>,
@@ -94,13 +98,13 @@ struct Delta {
     content: Option<String>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct ChatLogprobs {
     content: Vec<ChatToken>,
     refusal: Option<Vec<ChatToken>>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct ChatToken {
     #[serde(flatten)]
     chosen: Scored,

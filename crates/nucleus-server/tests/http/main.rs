@@ -4,6 +4,7 @@ mod bundled;
 mod connections;
 mod execute;
 mod openai;
+mod openapi;
 mod refusals;
 mod streams;
 mod support;

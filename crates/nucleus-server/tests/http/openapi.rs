@@ -1,0 +1,270 @@
+//! The description of the interface: it is there, and it is the interface.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use nucleus_server::{ApiKey, ServerConfig};
+use serde_json::{Map, Value, json};
+
+use crate::support::{PROMPT, Rig, RigOptions, forever};
+
+/// The names by which an error may call a field: those that mean the same; too many prompts are too many choices.
+const ALIASES: &[(&str, &str)] = &[
+    ("prompt", "n"),
+    ("max_completion_tokens", "max_tokens"),
+    ("repeat_penalty", "repetition_penalty"),
+    ("typ_p", "typical_p"),
+];
+
+/// Fields of objects within a request.
+const NESTED: &[&str] = &["role", "content", "include_usage", "include_obfuscation"];
+
+async fn document(rig: &Rig) -> Value {
+    let answer = rig.get("/openapi.json").await;
+    assert_eq!(answer.status, 200);
+    assert_eq!(answer.headers["content-type"], "application/json");
+    answer.json().await
+}
+
+/// Path and request schema of every endpoint that takes an object.
+fn requests(document: &Value) -> Vec<(String, Value)> {
+    let paths = document["paths"].as_object().expect("paths");
+    let schema = |operation: &Value| {
+        operation["requestBody"]["content"]["application/json"]["schema"].clone()
+    };
+    paths
+        .iter()
+        .map(|(path, methods)| (path.clone(), schema(&methods["post"])))
+        .filter(|(_, schema)| schema.is_object())
+        .collect()
+}
+
+fn properties(schema: &Value) -> &Map<String, Value> {
+    schema["properties"].as_object().expect("properties")
+}
+
+/// The endpoint's example with one more field.
+fn with(schema: &Value, name: &str, value: Value) -> Value {
+    let mut body = schema["examples"][0].clone();
+    assert!(body.is_object(), "every request has an example");
+    body[name] = value;
+    body
+}
+
+/// The request is refused, and the refusal names the field.
+async fn refused(rig: &Rig, path: &str, name: &str, body: &Value) {
+    let (status, error) = rig.post(path, body).await.error().await;
+    assert_eq!(status, 400, "{path} {name}: {error:?}");
+    let alias = ALIASES.iter().find(|(alias, _)| *alias == name);
+    let param = error.param.as_deref();
+    assert!(
+        param == Some(name) || param == alias.map(|(_, name)| *name),
+        "{path} {name}: {error:?}"
+    );
+}
+
+#[tokio::test]
+async fn the_document_describes_every_endpoint() {
+    let rig = Rig::new(forever());
+    let document = document(&rig).await;
+    assert_eq!(document["openapi"], "3.1.0");
+    let page = rig.get("/docs").await;
+    assert_eq!(page.headers["content-type"], "text/html; charset=utf-8");
+    let page = String::from_utf8(page.bytes().await).expect("a page is text");
+    for (path, methods) in document["paths"].as_object().expect("paths") {
+        assert!(page.contains(&format!("<code>{path}</code>")), "{path}");
+        for (method, operation) in methods.as_object().expect("methods") {
+            for key in ["operationId", "summary", "description"] {
+                let text = operation[key].as_str().expect("text");
+                assert!(!text.is_empty(), "{method} {path}: {key}");
+            }
+            let responses = operation["responses"].as_object().expect("responses");
+            assert!(
+                responses.keys().any(|status| status.starts_with('2')),
+                "{path}"
+            );
+            assert!(responses.contains_key("403"), "{path}");
+        }
+    }
+    for external in ["http://", "https://", "<script", "src="] {
+        assert!(!page.contains(external), "{external}");
+    }
+}
+
+/// Every reference in the document leads somewhere.
+#[tokio::test]
+async fn every_reference_is_defined() {
+    fn references(value: &Value, found: &mut BTreeSet<String>) {
+        match value {
+            Value::Object(object) => {
+                if let Some(Value::String(reference)) = object.get("$ref") {
+                    found.insert(reference.clone());
+                }
+                object.values().for_each(|value| references(value, found));
+            }
+            Value::Array(items) => items.iter().for_each(|value| references(value, found)),
+            _ => {}
+        }
+    }
+    let document = document(&Rig::new(forever())).await;
+    let mut found = BTreeSet::new();
+    references(&document, &mut found);
+    assert!(found.len() > 5, "{found:?}");
+    for reference in found {
+        let pointer = reference
+            .strip_prefix('#')
+            .expect("a reference of this document");
+        assert!(document.pointer(pointer).is_some(), "{reference}");
+    }
+}
+
+/// What is described is read: a value that nothing could be is refused in the field's name.
+#[tokio::test]
+async fn every_described_field_is_read() {
+    let rig = Rig::new(forever());
+    for (path, schema) in requests(&document(&rig).await) {
+        assert!(!properties(&schema).is_empty(), "{path}");
+        for name in properties(&schema).keys() {
+            let body = with(&schema, name, json!({"no": {"such": "value"}}));
+            refused(&rig, &path, name, &body).await;
+        }
+    }
+}
+
+/// What is read is described: the names that the sources ask a request for.
+#[tokio::test]
+async fn every_field_that_is_read_is_described() {
+    let document = document(&Rig::new(forever())).await;
+    let requests = requests(&document);
+    let described: BTreeSet<&str> = requests
+        .iter()
+        .flat_map(|(_, schema)| properties(schema).keys().map(String::as_str))
+        .chain(NESTED.iter().copied())
+        .collect();
+    let mut read = BTreeSet::new();
+    names_in(
+        &Path::new(env!("CARGO_MANIFEST_DIR")).join("src"),
+        &mut read,
+    );
+    assert!(read.len() > 10, "{read:?}");
+    for name in read {
+        assert!(
+            described.contains(name.as_str()),
+            "{name} is read and not described"
+        );
+    }
+}
+
+/// The first string in every call of a getter of `Fields`.
+fn names_in(path: &Path, names: &mut BTreeSet<String>) {
+    if path.is_dir() {
+        for entry in path.read_dir().expect("a folder") {
+            names_in(&entry.expect("an entry").path(), names);
+        }
+        return;
+    }
+    let source = std::fs::read_to_string(path).expect("a source");
+    let code = source.split("#[cfg(test)]").next().unwrap_or_default();
+    for getter in [
+        "string", "boolean", "integer", "value", "ids", "strings", "rename", "number",
+    ] {
+        for call in ["fields", "options"] {
+            for rest in code.split(&format!("{call}.{getter}(\"")).skip(1) {
+                names.extend(rest.split('"').next().map(str::to_owned));
+            }
+        }
+    }
+}
+
+/// What lies beyond a described bound is refused.
+#[tokio::test]
+async fn described_bounds_are_those_that_are_kept() {
+    let rig = Rig::new(forever());
+    let mut checked = 0;
+    for (path, schema) in requests(&document(&rig).await) {
+        for (name, property) in properties(&schema) {
+            for value in beyond(property) {
+                let body = with(&schema, name, value);
+                refused(&rig, &path, name, &body).await;
+                checked += 1;
+            }
+        }
+    }
+    assert!(checked > 150, "{checked} bounds were checked");
+}
+
+/// Values just outside of what a property says.
+fn beyond(property: &Value) -> Vec<Value> {
+    let mut values = Vec::new();
+    let shapes = property["anyOf"].as_array().cloned();
+    for shape in shapes.unwrap_or_else(|| vec![property.clone()]) {
+        let step = if shape["type"] == "integer" || shape["type"][0] == "integer" {
+            1.0
+        } else {
+            0.001
+        };
+        values.extend(
+            shape["minimum"]
+                .as_f64()
+                .map(|low| outside(low - step, step)),
+        );
+        values.extend(
+            shape["maximum"]
+                .as_f64()
+                .map(|high| outside(high + step, step)),
+        );
+        values.extend(shape.get("exclusiveMinimum").cloned());
+        if shape["minLength"].as_u64() == Some(1) {
+            values.push("".into());
+        }
+        if let Some(most) = shape["maxLength"].as_u64() {
+            values.push("x".repeat(most as usize + 1).into());
+        }
+        if let (Some(most), Some("string")) =
+            (shape["maxItems"].as_u64(), shape["items"]["type"].as_str())
+        {
+            let items: Vec<String> = (0..=most).map(|index| format!("s{index}")).collect();
+            values.push(items.into());
+        }
+    }
+    values
+}
+
+/// Numbers beyond 2^53 lose the step; they are beyond 64 bits here, where no field reaches.
+fn outside(value: f64, step: f64) -> Value {
+    if step < 1.0 || value.abs() > 9e15 {
+        (value * if value.abs() > 9e15 { 2.0 } else { 1.0 }).into()
+    } else {
+        (value as i64).into()
+    }
+}
+
+#[tokio::test]
+async fn with_a_key_the_description_is_open_and_says_so() {
+    let config = ServerConfig {
+        api_key: ApiKey::new("secret"),
+        ..ServerConfig::default()
+    };
+    let options = RigOptions {
+        config,
+        ..RigOptions::default()
+    };
+    let rig = Rig::with(options, forever());
+    let document = document(&rig).await;
+    assert_eq!(document["security"][0], json!({"bearer": []}));
+    assert_eq!(document["paths"]["/health"]["get"]["security"], json!([]));
+    let execute = &document["paths"]["/execute"]["post"];
+    assert!(execute["responses"]["401"].is_object());
+    assert!(execute.get("security").is_none());
+    assert_eq!(rig.get("/docs").await.status, 200);
+    let body = json!({"prompt": PROMPT});
+    assert_eq!(rig.post("/execute", &body).await.status, 401);
+}
+
+/// A path whose percent-encoding is no text is refused in JSON.
+#[tokio::test]
+async fn a_path_that_is_no_text_is_refused() {
+    let rig = Rig::new(forever());
+    let (status, error) = rig.get("/v1/models/%FF").await.error().await;
+    assert_eq!((status, error.param.as_deref()), (400, Some("id")));
+}
