@@ -116,6 +116,8 @@ fn options(matches: &ArgMatches, sequences: usize, tokens: usize) -> anyhow::Res
         engine: EngineOptions {
             max_running: sequences,
             max_waiting: sequences,
+            // Prompts come again with another number of sequences, and are to be computed again.
+            prefix_reuse: false,
             ..EngineOptions::default()
         },
         ..args::model_options(matches)?

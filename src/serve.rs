@@ -74,7 +74,7 @@ fn address_flags() -> [Arg; 4] {
     [host, port, api_key, allowed_host]
 }
 
-fn bound_flags() -> [Arg; 6] {
+fn bound_flags() -> [Arg; 8] {
     let count = |id: &'static str, flag: &'static str, help: &'static str| {
         Arg::new(id)
             .long(flag)
@@ -82,6 +82,10 @@ fn bound_flags() -> [Arg; 6] {
             .value_parser(value_parser!(u32).range(1..))
             .help(help)
     };
+    let no_prefix_reuse = Arg::new("no_prefix_reuse")
+        .long("no-prefix-reuse")
+        .action(ArgAction::SetTrue)
+        .help("Compute every prompt from its beginning, even if the cache holds it; how fast an answer comes then says nothing of earlier prompts");
     [
         count(
             "kv_tokens",
@@ -100,6 +104,13 @@ fn bound_flags() -> [Arg; 6] {
             "Most requests that wait; more are refused",
         )
         .default_value("512"),
+        count(
+            "step_tokens",
+            "step-tokens",
+            "Most tokens in a step: a long prompt delays running streams by no more than two of these; at least --max-running",
+        )
+        .default_value("512"),
+        no_prefix_reuse,
         count(
             "max_connections",
             "max-connections",
@@ -198,15 +209,28 @@ fn options(matches: &ArgMatches) -> anyhow::Result<ModelOptions> {
     let engine = EngineOptions {
         max_running: bound("max_running"),
         max_waiting: bound("max_waiting"),
-        ..EngineOptions::default()
+        step_tokens: bound("step_tokens").max(bound("max_running")),
+        prefix_reuse: !matches.get_flag("no_prefix_reuse"),
     };
     let kv_tokens = count(matches, "kv_tokens").and_then(NonZeroUsize::new);
+    let model = args::model_options(matches)?;
     Ok(ModelOptions {
         kv_tokens,
         kv_contexts: KV_CONTEXTS,
         engine,
-        ..args::model_options(matches)?
+        threads: model.threads.or_else(|| Some(engine_threads(cores()))),
+        ..model
     })
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, NonZeroUsize::get)
+}
+
+/// Threads that compute beside the server: one core is left to it, but not half of two.
+fn engine_threads(cores: usize) -> NonZeroUsize {
+    let threads = if cores > 2 { cores - 1 } else { cores };
+    NonZeroUsize::new(threads).unwrap_or(NonZeroUsize::MIN)
 }
 
 fn count(matches: &ArgMatches, id: &str) -> Option<usize> {
@@ -220,4 +244,17 @@ fn log_to_stderr() {
         .with_ansi(Style::stderr().is_coloured())
         .with_writer(io::stderr)
         .init();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_core_is_left_to_the_server_where_there_are_three() {
+        assert_eq!(
+            [0, 1, 2, 3, 8].map(|cores| engine_threads(cores).get()),
+            [1, 1, 2, 2, 7]
+        );
+    }
 }

@@ -4,6 +4,8 @@
 //! shared between threads and used from async code. Each request gets a [`Generation`], a stream of events that ends
 //! with exactly one [`Event::End`] or [`Event::Failed`]; dropping it cancels the request.
 
+#[cfg(test)]
+mod simulation;
 mod step;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -17,7 +19,7 @@ use tokio::sync::mpsc as events;
 
 use crate::kv_cache::BlockPool;
 use crate::model::{KvLayout, Model, ModelSpec};
-use crate::scheduler::{AdmissionError, Scheduler, SchedulerLimits, SequenceId};
+use crate::scheduler::{AdmissionError, Scheduler, SchedulerCounters, SchedulerLimits, SequenceId};
 use crate::sequence::{Completion, Sequence, SequenceParts, TokenEvent};
 use crate::stop::{StopError, StopMatcher};
 use crate::tokenizer::Tokenizer;
@@ -132,6 +134,8 @@ pub struct EngineOptions {
     pub max_waiting: usize,
     /// Most tokens in a step; prompts share what decoding leaves.
     pub step_tokens: usize,
+    /// Whether a prompt that begins like an earlier one finds its keys and values in the cache. It changes no token.
+    pub prefix_reuse: bool,
 }
 
 impl Default for EngineOptions {
@@ -140,6 +144,7 @@ impl Default for EngineOptions {
             max_running: 64,
             max_waiting: 512,
             step_tokens: 512,
+            prefix_reuse: true,
         }
     }
 }
@@ -197,14 +202,16 @@ struct Gauges {
     running: AtomicUsize,
     waiting: AtomicUsize,
     used_blocks: AtomicUsize,
+    admitted_tokens: AtomicU64,
+    reused_tokens: AtomicU64,
+    evictions: AtomicU64,
+    copies: AtomicU64,
 }
 
 enum Command {
     Submit {
-        id: SequenceId,
-        sequence: Box<Sequence>,
-        capacity: usize,
-        reply: Submitted,
+        submissions: Vec<Submission>,
+        admitted: mpsc::SyncSender<Result<(), AdmissionError>>,
     },
     Cancel(SequenceId),
     Shutdown {
@@ -212,8 +219,12 @@ enum Command {
     },
 }
 
-struct Submitted {
-    admitted: mpsc::SyncSender<Result<(), AdmissionError>>,
+/// A request on its way to the engine's thread.
+struct Submission {
+    id: SequenceId,
+    sequence: Box<Sequence>,
+    /// Most tokens of prompt and output.
+    capacity: usize,
     events: events::UnboundedSender<Event>,
 }
 
@@ -224,11 +235,29 @@ impl Engine {
         tokenizer: Arc<Tokenizer>,
         options: EngineOptions,
     ) -> (Self, EngineThread) {
+        let (engine, worker) = Self::new(model, tokenizer, options);
+        let thread = std::thread::Builder::new()
+            .name("nucleus-engine".into())
+            .spawn(move || worker.run())
+            .expect("the operating system can start a thread");
+        let thread = EngineThread {
+            thread: Some(thread),
+        };
+        (engine, thread)
+    }
+
+    /// The handle, and what the thread runs.
+    fn new(
+        model: Box<dyn Model>,
+        tokenizer: Arc<Tokenizer>,
+        options: EngineOptions,
+    ) -> (Self, step::Worker) {
         let layout = model.kv_layout();
         let limits = SchedulerLimits {
             running: options.max_running,
             waiting: options.max_waiting,
             step_tokens: options.step_tokens,
+            prefix_reuse: options.prefix_reuse,
         };
         let spec = model.spec().clone();
         // Ids that the model's head has and the tokenizer has not are padding: never drawn.
@@ -246,16 +275,7 @@ impl Engine {
         let scheduler = Scheduler::new(limits, layout.block_size, BlockPool::new(layout.blocks));
         let (commands, inbox) = mpsc::channel();
         let worker = step::Worker::new(model, scheduler, Arc::clone(&shared), inbox);
-        let thread = std::thread::Builder::new()
-            .name("nucleus-engine".into())
-            .spawn(move || worker.run())
-            .expect("the operating system can start a thread");
-        (
-            Self { shared, commands },
-            EngineThread {
-                thread: Some(thread),
-            },
-        )
+        (Self { shared, commands }, worker)
     }
 
     /// The model's shape.
@@ -285,6 +305,43 @@ impl Engine {
 
     /// Queues a request. Returns once the engine has accepted or refused it.
     pub fn submit(&self, request: Request) -> Result<Generation, SubmitError> {
+        let mut generations = self.submit_together(vec![request])?;
+        Ok(generations.pop().expect("one for one request"))
+    }
+
+    /// Queues requests that belong together: all are accepted, or none is. Those with the same prompt compute it once, and
+    /// share its blocks of the cache.
+    pub fn submit_together(&self, requests: Vec<Request>) -> Result<Vec<Generation>, SubmitError> {
+        let prepared = requests.into_iter().map(|request| self.prepare(request));
+        let (submissions, generations): (Vec<_>, Vec<_>) =
+            prepared.collect::<Result<Vec<_>, _>>()?.into_iter().unzip();
+        if !self.shared.accepting.load(Ordering::Acquire) {
+            return Err(SubmitError::ShuttingDown);
+        }
+        let (admitted, admission) = mpsc::sync_channel(1);
+        let command = Command::Submit {
+            submissions,
+            admitted,
+        };
+        self.commands
+            .send(command)
+            .map_err(|_| SubmitError::ShuttingDown)?;
+        match admission.recv() {
+            Ok(Ok(())) => Ok(generations),
+            refused => {
+                // Nothing was queued, so that there is nothing to cancel.
+                generations.into_iter().for_each(Generation::forget);
+                Err(refused.map_or(SubmitError::ShuttingDown, |refused| {
+                    refused
+                        .expect_err("the other arm took what was accepted")
+                        .into()
+                }))
+            }
+        }
+    }
+
+    /// Checks a request, and makes the two ends of its way.
+    fn prepare(&self, request: Request) -> Result<(Submission, Generation), SubmitError> {
         let max_tokens = self.check_length(&request)?;
         let seed = request.params.seed.unwrap_or_else(random_seed);
         let params = SamplingParams {
@@ -305,33 +362,22 @@ impl Engine {
             include_stop_token: request.include_stop,
             top_logprobs: request.top_logprobs,
         }));
-
-        let (events_sender, receiver) = events::unbounded_channel();
-        let (admitted, admission) = mpsc::sync_channel(1);
-        let reply = Submitted {
-            admitted,
-            events: events_sender,
+        let (events, receiver) = events::unbounded_channel();
+        let submission = Submission {
+            id,
+            sequence,
+            capacity,
+            events,
         };
-        if !self.shared.accepting.load(Ordering::Acquire) {
-            return Err(SubmitError::ShuttingDown);
-        }
-        self.commands
-            .send(Command::Submit {
-                id,
-                sequence,
-                capacity,
-                reply,
-            })
-            .map_err(|_| SubmitError::ShuttingDown)?;
-        admission.recv().map_err(|_| SubmitError::ShuttingDown)??;
-        Ok(Generation {
+        let generation = Generation {
             id,
             params,
             seed,
             receiver,
             commands: self.commands.clone(),
             ended: false,
-        })
+        };
+        Ok((submission, generation))
     }
 
     /// How busy the engine is, as of its last step.
@@ -342,6 +388,17 @@ impl Engine {
             waiting: gauges.waiting.load(Ordering::Relaxed),
             used_blocks: gauges.used_blocks.load(Ordering::Relaxed),
             blocks: self.shared.kv_layout.blocks,
+        }
+    }
+
+    /// What the scheduler has done, as of its last step.
+    pub fn counters(&self) -> SchedulerCounters {
+        let gauges = &self.shared.gauges;
+        SchedulerCounters {
+            admitted_tokens: gauges.admitted_tokens.load(Ordering::Relaxed),
+            reused_tokens: gauges.reused_tokens.load(Ordering::Relaxed),
+            evictions: gauges.evictions.load(Ordering::Relaxed),
+            copies: gauges.copies.load(Ordering::Relaxed),
         }
     }
 
@@ -450,6 +507,11 @@ impl Generation {
         }
         let event = self.receiver.blocking_recv();
         Some(self.note(event))
+    }
+
+    /// Lets go of a request that was never queued.
+    fn forget(mut self) {
+        self.ended = true;
     }
 
     fn note(&mut self, event: Option<Event>) -> Event {

@@ -14,6 +14,7 @@
 //! | [`kv_cache`] | which blocks of the cache belong to which sequence (no tensors) |
 //! | [`scheduler`], [`sequence`] | which sequences run in a step (no tensors) |
 //! | [`generate`] | the loop, and the [`generate::Engine`] handle that requests go through |
+//! | `testing` | a model that is a script (feature `testing`) |
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 pub mod chat_template;
@@ -27,4 +28,6 @@ pub mod models;
 pub mod scheduler;
 pub mod sequence;
 pub mod stop;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod tokenizer;

@@ -105,4 +105,7 @@ pub trait Model: Send {
     ///
     /// Chunks belong to different sequences. `tail` is not called when no chunk wants logits.
     fn forward(&mut self, chunks: &[Chunk<'_>], tail: &mut dyn Tail) -> Result<(), EngineError>;
+
+    /// Copies the keys and values of a block into another, in every layer.
+    fn copy_block(&mut self, from: BlockId, to: BlockId);
 }

@@ -1,12 +1,19 @@
-//! Which sequences run in a step, and with how many tokens. Pure: ids, counts and cache blocks, no tensors.
+//! Which sequences run in a step, and with how many tokens. Pure: ids, tokens and cache blocks, no tensors.
 //!
-//! First come, first served. A sequence is admitted when the cache can hold all it may ever need (prompt and output),
-//! so that nothing admitted has to be put aside later. Every running sequence whose prompt is in the cache decodes one
-//! token in every step; what is left of the step's token budget goes to prompts, in order of arrival.
+//! First come, first served. Every running sequence whose prompt is in the cache decodes one token in every step; what is
+//! left of the step's token budget goes to prompts, in order of arrival. A sequence is admitted when the cache has room for
+//! the tokens that it has, and takes a block at a time as it grows. When none is free, the one that came last is evicted: its
+//! blocks are freed, and it waits in front of all that never ran, to be computed again from what is left of it in the cache.
+//! So whoever came first goes on in every step, and then the next.
+//!
+//! Blocks are shared in two ways. The full blocks of a prompt's beginning are found by their tokens, whoever computed them
+//! ([`BlockPool::find_prefix`]). A sequence whose tokens are exactly those of one that is being computed *follows* it:
+//! it waits until they are in the cache, is sampled from the same logits, and shares all blocks, the last one, which is not
+//! full, among them. Whoever writes into a shared block first copies it.
 
 use std::collections::VecDeque;
 
-use crate::kv_cache::{self, BlockId, BlockPool};
+use crate::kv_cache::{self, BlockId, BlockPool, ContentId, Prefix};
 
 /// One request's sequence, unique for the life of an engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -17,10 +24,12 @@ pub struct SequenceId(pub u64);
 pub struct SchedulerLimits {
     /// Most sequences that run at once.
     pub running: usize,
-    /// Most sequences that wait to be admitted.
+    /// Most sequences that wait for a place among them.
     pub waiting: usize,
     /// Most tokens in a step. Decode tokens always run; prompts share what they leave.
     pub step_tokens: usize,
+    /// Whether a sequence reuses what others have left in the cache.
+    pub prefix_reuse: bool,
 }
 
 /// Why a sequence cannot be queued.
@@ -48,6 +57,26 @@ pub enum AdmissionError {
     },
 }
 
+/// A sequence to be queued.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Arrival {
+    /// Its name, new to the scheduler.
+    pub id: SequenceId,
+    /// Its tokens; at least one.
+    pub prompt: Vec<u32>,
+    /// Most tokens that it may grow to.
+    pub capacity: usize,
+}
+
+/// What the coming step does.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Step {
+    /// Blocks to be copied before anything is computed, `(from, to)`, in this order.
+    pub copies: Vec<(BlockId, BlockId)>,
+    /// The runs of tokens to be computed, in order of their sequences' arrival.
+    pub runs: Vec<Scheduled>,
+}
+
 /// A run of a sequence's tokens in the coming step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Scheduled {
@@ -59,28 +88,58 @@ pub struct Scheduled {
     pub len: usize,
     /// Whether the run ends with the sequence's newest token, so that its logits give the next one.
     pub samples: bool,
+    /// Sequences of the same tokens whose next token comes from the same logits.
+    pub followers: Vec<SequenceId>,
     /// The sequence's cache blocks, covering every position up to `start + len`.
     pub blocks: Vec<BlockId>,
+}
+
+impl Scheduled {
+    /// Everyone whose next token comes from the run's logits; nobody if it does not sample.
+    pub fn sampled(&self) -> impl Iterator<Item = SequenceId> {
+        let own = self.samples.then_some(self.id);
+        own.into_iter().chain(self.followers.iter().copied())
+    }
+}
+
+/// What has happened since the scheduler was made.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SchedulerCounters {
+    /// Tokens of the sequences that were admitted, each time that they were.
+    pub admitted_tokens: u64,
+    /// Those of them that were in the cache already, or were computed for another sequence.
+    pub reused_tokens: u64,
+    /// Times that a sequence was evicted.
+    pub evictions: u64,
+    /// Shared blocks that were copied because one of their holders was to write.
+    pub copies: u64,
 }
 
 #[derive(Debug)]
 struct Waiting {
     id: SequenceId,
-    prompt: usize,
-    capacity: usize,
+    tokens: Vec<u32>,
 }
 
 #[derive(Debug)]
 struct Running {
     id: SequenceId,
     /// Tokens known so far: prompt and output.
-    tokens: usize,
+    tokens: Vec<u32>,
     /// Tokens whose keys and values are in the cache.
     computed: usize,
+    /// Blocks for all tokens, but for the newest one if it begins another block; none while the sequence follows.
     blocks: Vec<BlockId>,
+    /// Full blocks that can be found by their tokens, and what the last of them holds.
+    recorded: usize,
+    content: Option<ContentId>,
+    /// The sequence of the same tokens that computes them for this one too.
+    follows: Option<SequenceId>,
 }
 
 /// Sequences waiting and running, and the blocks they hold.
+///
+/// Both lists are in order of arrival, and whoever runs came before whoever waits.
 #[derive(Debug)]
 pub struct Scheduler {
     limits: SchedulerLimits,
@@ -88,6 +147,7 @@ pub struct Scheduler {
     pool: BlockPool,
     waiting: VecDeque<Waiting>,
     running: Vec<Running>,
+    counters: SchedulerCounters,
 }
 
 impl Scheduler {
@@ -109,92 +169,89 @@ impl Scheduler {
             pool,
             waiting: VecDeque::new(),
             running: Vec::new(),
+            counters: SchedulerCounters::default(),
         }
     }
 
-    /// Queues a sequence of `prompt` tokens that may grow to `capacity` tokens.
-    pub fn enqueue(
-        &mut self,
-        id: SequenceId,
-        prompt: usize,
-        capacity: usize,
-    ) -> Result<(), AdmissionError> {
-        let needed = self.blocks_for(capacity);
-        if needed > self.pool.capacity() {
-            return Err(AdmissionError::TooLong {
-                tokens: capacity,
-                needed,
-                available: self.pool.capacity(),
-            });
+    /// Queues sequences that arrive together: all of them, or none.
+    pub fn enqueue(&mut self, arrivals: Vec<Arrival>) -> Result<(), AdmissionError> {
+        for arrival in &arrivals {
+            let needed = kv_cache::blocks_for(arrival.capacity, self.block_size);
+            if needed > self.pool.capacity() {
+                return Err(AdmissionError::TooLong {
+                    tokens: arrival.capacity,
+                    needed,
+                    available: self.pool.capacity(),
+                });
+            }
         }
-        if self.waiting.len() >= self.limits.waiting {
+        let places = self.limits.running - self.running.len();
+        if self.waiting.len() + arrivals.len() > self.limits.waiting + places {
             return Err(AdmissionError::QueueFull {
                 waiting: self.waiting.len(),
                 limit: self.limits.waiting,
             });
         }
-        self.waiting.push_back(Waiting {
-            id,
-            prompt,
-            capacity,
+        let waiting = arrivals.into_iter().map(|arrival| Waiting {
+            id: arrival.id,
+            tokens: arrival.prompt,
         });
+        self.waiting.extend(waiting);
         Ok(())
     }
 
-    /// Admits what fits, then says what runs in the coming step. Empty when there is nothing to do.
-    pub fn schedule(&mut self) -> Vec<Scheduled> {
-        self.admit();
-        let decoding = self.running.iter().filter(|r| r.is_decoding()).count();
-        let mut budget = self.limits.step_tokens.saturating_sub(decoding);
-        let mut step = Vec::with_capacity(self.running.len());
-        for running in &self.running {
-            let missing = running.tokens - running.computed;
-            let len = if running.is_decoding() {
-                1
-            } else {
-                missing.min(budget)
-            };
-            if len == 0 {
-                continue;
-            }
-            if !running.is_decoding() {
-                budget -= len;
-            }
-            step.push(Scheduled {
-                id: running.id,
-                start: running.computed,
-                len,
-                samples: len == missing,
-                blocks: running.blocks.clone(),
-            });
+    /// Makes room for those that run, admits whom there is room for beside them, then says what runs in the coming step.
+    /// Nothing runs only when nobody runs or waits.
+    pub fn schedule(&mut self) -> Step {
+        let mut copies = Vec::new();
+        if self.make_room(&mut copies) {
+            self.admit();
         }
-        step
+        Step {
+            copies,
+            runs: self.runs(),
+        }
     }
 
-    /// Records that a scheduled run is in the cache.
+    /// Records that a scheduled run is in the cache, for its sequence and for those that follow it.
     pub fn computed(&mut self, run: &Scheduled) {
-        if let Some(running) = self.running.iter_mut().find(|r| r.id == run.id) {
-            running.computed = run.start + run.len;
+        let Some(at) = self.position(run.id) else {
+            return;
+        };
+        self.running[at].computed = run.start + run.len;
+        self.record_full_blocks(at);
+        for &follower in &run.followers {
+            if let Some(follower) = self.position(follower) {
+                self.share_blocks(at, follower);
+            }
         }
     }
 
     /// Records that a sequence has one more token.
-    pub fn grown(&mut self, id: SequenceId) {
-        if let Some(running) = self.running.iter_mut().find(|r| r.id == id) {
-            running.tokens += 1;
+    pub fn grown(&mut self, id: SequenceId, token: u32) {
+        if let Some(at) = self.position(id) {
+            self.running[at].tokens.push(token);
         }
     }
 
     /// Forgets a sequence, waiting or running, and frees its blocks. Returns whether it was known.
     pub fn remove(&mut self, id: SequenceId) -> bool {
-        if let Some(at) = self.running.iter().position(|r| r.id == id) {
+        if let Some(at) = self.position(id) {
             let running = self.running.remove(at);
-            self.pool.free(&running.blocks);
+            self.hand_over(running);
             return true;
         }
         let before = self.waiting.len();
-        self.waiting.retain(|w| w.id != id);
+        self.waiting.retain(|waiting| waiting.id != id);
         self.waiting.len() != before
+    }
+
+    /// [`remove`](Self::remove) for a sequence that went wrong: what it left in the cache is not used again.
+    pub fn discard(&mut self, id: SequenceId) -> bool {
+        if let Some(at) = self.position(id) {
+            self.pool.forget(&self.running[at].blocks);
+        }
+        self.remove(id)
     }
 
     /// Sequences that run.
@@ -207,191 +264,296 @@ impl Scheduler {
         self.waiting.len()
     }
 
-    /// Blocks that no sequence holds.
-    pub fn free_blocks(&self) -> usize {
-        self.pool.available()
+    /// The blocks, and who holds how many.
+    pub fn pool(&self) -> &BlockPool {
+        &self.pool
+    }
+
+    /// What has happened so far.
+    pub fn counters(&self) -> SchedulerCounters {
+        self.counters
+    }
+
+    fn position(&self, id: SequenceId) -> Option<usize> {
+        self.running.iter().position(|running| running.id == id)
+    }
+
+    /// Sees to it that every running sequence can write its next token, in order of arrival. False if one had to be evicted
+    /// or has to sit the step out.
+    fn make_room(&mut self, copies: &mut Vec<(BlockId, BlockId)>) -> bool {
+        let before = self.counters.evictions;
+        let mut room = true;
+        let mut at = 0;
+        while at < self.running.len() {
+            if self.running[at].follows.is_none() {
+                room &= self.make_room_for(at, copies);
+            }
+            at += 1;
+        }
+        room && self.counters.evictions == before
+    }
+
+    /// Gives a sequence the block that its next token needs: one more, or its own copy of a shared one. Evicts later ones for
+    /// that if need be; false when there are none.
+    fn make_room_for(&mut self, at: usize, copies: &mut Vec<(BlockId, BlockId)>) -> bool {
+        let index = self.running[at].computed / self.block_size;
+        while !self.can_write(at) {
+            let Some(block) = self.pool.allocate(1).map(|blocks| blocks[0]) else {
+                if at + 1 == self.running.len() {
+                    return false;
+                }
+                self.evict_last();
+                continue;
+            };
+            let blocks = &mut self.running[at].blocks;
+            match blocks.get(index).copied() {
+                None => blocks.push(block),
+                Some(shared) => {
+                    blocks[index] = block;
+                    self.pool.free(&[shared]);
+                    copies.push((shared, block));
+                    self.counters.copies += 1;
+                }
+            }
+        }
+        true
+    }
+
+    /// Whether the block of a sequence's next token is there and its own.
+    fn can_write(&self, at: usize) -> bool {
+        let running = &self.running[at];
+        let block = running.blocks.get(running.computed / self.block_size);
+        block.is_some_and(|&block| self.pool.references(block) == 1)
+    }
+
+    fn evict_last(&mut self) {
+        let Some(evicted) = self.running.pop() else {
+            return;
+        };
+        self.pool.free(&evicted.blocks);
+        self.counters.evictions += 1;
+        self.waiting.push_front(Waiting {
+            id: evicted.id,
+            tokens: evicted.tokens,
+        });
     }
 
     fn admit(&mut self) {
         while self.running.len() < self.limits.running {
-            let Some(next) = self.waiting.front() else {
+            let Some(next) = self.waiting.pop_front() else {
                 return;
             };
-            let Some(blocks) = self.pool.allocate(self.blocks_for(next.capacity)) else {
-                return;
-            };
-            let (id, tokens) = (next.id, next.prompt);
-            self.waiting.pop_front();
-            self.running.push(Running {
-                id,
-                tokens,
-                computed: 0,
-                blocks,
-            });
+            match self.place(next) {
+                Ok(running) => self.running.push(running),
+                Err(next) => {
+                    self.waiting.push_front(next);
+                    return;
+                }
+            }
         }
     }
 
-    fn blocks_for(&self, tokens: usize) -> usize {
-        kv_cache::blocks_for(tokens, self.block_size)
+    /// Blocks for all tokens of a sequence, or another to follow; the sequence itself when there is no room.
+    fn place(&mut self, next: Waiting) -> Result<Running, Waiting> {
+        let Waiting { id, tokens } = next;
+        let same = |running: &&Running| running.follows.is_none() && running.tokens == tokens;
+        let leader = self.running.iter().find(same).map(|leader| leader.id);
+        let prefix = match leader {
+            None => self.find_prefix(&tokens),
+            Some(_) => Prefix::default(),
+        };
+        let hits = prefix.blocks.len();
+        let blocks = match leader {
+            None => self.take_blocks(&prefix, tokens.len()),
+            Some(_) => Some(Vec::new()),
+        };
+        let Some(blocks) = blocks else {
+            return Err(Waiting { id, tokens });
+        };
+        self.counters.admitted_tokens += tokens.len() as u64;
+        self.counters.reused_tokens += (hits * self.block_size) as u64;
+        Ok(Running {
+            id,
+            tokens,
+            computed: hits * self.block_size,
+            blocks,
+            recorded: hits,
+            content: prefix.content,
+            follows: leader,
+        })
     }
-}
 
-impl Running {
-    fn is_decoding(&self) -> bool {
-        self.computed > 0 && self.tokens - self.computed == 1
+    /// What the cache holds of a sequence. The newest token is always computed: its logits are wanted.
+    fn find_prefix(&self, tokens: &[u32]) -> Prefix {
+        if self.limits.prefix_reuse {
+            let before = &tokens[..tokens.len() - 1];
+            self.pool.find_prefix(before, self.block_size)
+        } else {
+            Prefix::default()
+        }
+    }
+
+    /// The prefix's blocks, and new ones for the rest of the tokens. Each that runs already is left one to grow.
+    fn take_blocks(&mut self, prefix: &Prefix, tokens: usize) -> Option<Vec<BlockId>> {
+        let is_free = |&&block: &&BlockId| self.pool.references(block) == 0;
+        let revived = prefix.blocks.iter().filter(is_free).count();
+        let missing = kv_cache::blocks_for(tokens, self.block_size) - prefix.blocks.len();
+        if revived + missing + self.running.len() > self.pool.available() {
+            return None;
+        }
+        self.pool.share(&prefix.blocks);
+        let rest = self.pool.allocate(missing).expect("enough are free");
+        Some([prefix.blocks.as_slice(), &rest].concat())
+    }
+
+    fn runs(&self) -> Vec<Scheduled> {
+        let ready = |at: &usize| self.running[*at].follows.is_none() && self.can_write(*at);
+        let ready: Vec<usize> = (0..self.running.len()).filter(ready).collect();
+        let is_decoding = |at: &&usize| self.running[**at].is_decoding();
+        let decoding = ready.iter().filter(is_decoding).count();
+        let mut budget = self.limits.step_tokens.saturating_sub(decoding);
+        let mut runs = Vec::with_capacity(ready.len());
+        for at in ready {
+            let running = &self.running[at];
+            let missing = running.missing();
+            let len = if running.is_decoding() {
+                1
+            } else {
+                missing.min(budget)
+            };
+            if len == 0 {
+                continue;
+            }
+            if !running.is_decoding() {
+                budget -= len;
+            }
+            let samples = len == missing;
+            runs.push(Scheduled {
+                id: running.id,
+                start: running.computed,
+                len,
+                samples,
+                followers: if samples {
+                    self.followers(running.id)
+                } else {
+                    Vec::new()
+                },
+                blocks: running.blocks.clone(),
+            });
+        }
+        runs
+    }
+
+    fn followers(&self, id: SequenceId) -> Vec<SequenceId> {
+        let follows = |running: &&Running| running.follows == Some(id);
+        let followers = self.running.iter().filter(follows);
+        followers.map(|follower| follower.id).collect()
+    }
+
+    fn record_full_blocks(&mut self, at: usize) {
+        let Running {
+            tokens,
+            computed,
+            blocks,
+            recorded,
+            content,
+            ..
+        } = &mut self.running[at];
+        if !self.limits.prefix_reuse {
+            return;
+        }
+        let full = tokens[..*computed].chunks_exact(self.block_size);
+        for (tokens, &block) in full.zip(blocks.iter()).skip(*recorded) {
+            *content = Some(self.pool.record(*content, tokens, block));
+            *recorded += 1;
+        }
+    }
+
+    /// Lets a sequence go on from what another has computed.
+    fn share_blocks(&mut self, leader: usize, follower: usize) {
+        let leader = &self.running[leader];
+        let (computed, recorded, content) = (leader.computed, leader.recorded, leader.content);
+        let blocks = leader.blocks.clone();
+        self.pool.share(&blocks);
+        self.counters.reused_tokens += computed as u64;
+        let follower = &mut self.running[follower];
+        follower.blocks = blocks;
+        follower.computed = computed;
+        follower.recorded = recorded;
+        follower.content = content;
+        follower.follows = None;
+    }
+
+    /// Frees the blocks of a sequence that has gone; or, if others follow it, leaves them and its work to the first of these.
+    fn hand_over(&mut self, gone: Running) {
+        let follows = |running: &&mut Running| running.follows == Some(gone.id);
+        let mut followers = self.running.iter_mut().filter(follows);
+        let Some(heir) = followers.next() else {
+            drop(followers);
+            return self.pool.free(&gone.blocks);
+        };
+        for follower in followers {
+            follower.follows = Some(heir.id);
+        }
+        heir.follows = None;
+        heir.blocks = gone.blocks;
+        heir.computed = gone.computed;
+        heir.recorded = gone.recorded;
+        heir.content = gone.content;
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const BLOCK_SIZE: usize = 4;
-
-    fn scheduler(running: usize, step_tokens: usize, blocks: usize) -> Scheduler {
-        let limits = SchedulerLimits {
-            running,
-            waiting: 8,
-            step_tokens,
-        };
-        Scheduler::new(limits, BLOCK_SIZE, BlockPool::new(blocks))
+impl Scheduler {
+    /// Who came first, and how many of its tokens are in the cache.
+    pub(crate) fn oldest(&self) -> Option<(SequenceId, usize)> {
+        let running = self.running.first().map(|first| (first.id, first.computed));
+        running.or_else(|| self.waiting.front().map(|first| (first.id, 0)))
     }
 
-    /// Runs a planned step as a model would: everything scheduled is computed, sequences that sample grow by one.
-    fn run(scheduler: &mut Scheduler) -> Vec<(u64, usize, usize, bool)> {
-        let step = scheduler.schedule();
-        for run in &step {
-            scheduler.computed(run);
-            if run.samples {
-                scheduler.grown(run.id);
-            }
+    /// Checks what must hold between two steps, for sequences whose ids are in order of arrival.
+    pub(crate) fn assert_consistent(&self) {
+        let waiting = self.waiting.iter().map(|waiting| waiting.id);
+        let order: Vec<SequenceId> = self.running.iter().map(|r| r.id).chain(waiting).collect();
+        assert!(order.is_sorted(), "out of order of arrival: {order:?}");
+        let mut holders = vec![0; self.pool.capacity()];
+        for running in &self.running {
+            let blocks = running.blocks.iter();
+            blocks.for_each(|block| holders[block.index()] += 1);
+            self.assert_sound(running);
         }
-        step.iter()
-            .map(|run| (run.id.0, run.start, run.len, run.samples))
-            .collect()
-    }
-
-    #[test]
-    fn a_prompt_is_run_whole_then_decoded_token_by_token() {
-        let mut scheduler = scheduler(4, 16, 4);
-        scheduler.enqueue(SequenceId(7), 5, 8).unwrap();
-        assert_eq!(run(&mut scheduler), [(7, 0, 5, true)]);
-        assert_eq!(run(&mut scheduler), [(7, 5, 1, true)]);
-        assert_eq!(run(&mut scheduler), [(7, 6, 1, true)]);
-    }
-
-    #[test]
-    fn a_long_prompt_is_cut_into_budgets_and_samples_only_at_its_end() {
-        let mut scheduler = scheduler(4, 4, 4);
-        scheduler.enqueue(SequenceId(0), 10, 12).unwrap();
-        assert_eq!(run(&mut scheduler), [(0, 0, 4, false)]);
-        assert_eq!(run(&mut scheduler), [(0, 4, 4, false)]);
-        assert_eq!(run(&mut scheduler), [(0, 8, 2, true)]);
-    }
-
-    #[test]
-    fn decoding_goes_on_while_a_prompt_arrives() {
-        let mut scheduler = scheduler(4, 4, 8);
-        scheduler.enqueue(SequenceId(0), 2, 8).unwrap();
-        run(&mut scheduler);
-        scheduler.enqueue(SequenceId(1), 7, 8).unwrap();
-        assert_eq!(run(&mut scheduler), [(0, 2, 1, true), (1, 0, 3, false)]);
-        assert_eq!(run(&mut scheduler), [(0, 3, 1, true), (1, 3, 3, false)]);
-        assert_eq!(run(&mut scheduler), [(0, 4, 1, true), (1, 6, 1, true)]);
-    }
-
-    #[test]
-    fn a_prompt_of_one_token_counts_as_a_prompt() {
-        let mut scheduler = scheduler(4, 4, 8);
-        scheduler.enqueue(SequenceId(0), 1, 4).unwrap();
-        assert_eq!(run(&mut scheduler), [(0, 0, 1, true)]);
-        assert_eq!(run(&mut scheduler), [(0, 1, 1, true)]);
-    }
-
-    #[test]
-    fn prompts_share_a_budget_in_order_of_arrival() {
-        let mut scheduler = scheduler(4, 8, 8);
-        scheduler.enqueue(SequenceId(0), 6, 8).unwrap();
-        scheduler.enqueue(SequenceId(1), 6, 8).unwrap();
-        assert_eq!(run(&mut scheduler), [(0, 0, 6, true), (1, 0, 2, false)]);
-    }
-
-    #[test]
-    fn a_sequence_waits_until_its_blocks_are_free_and_nothing_overtakes_it() {
-        let mut scheduler = scheduler(4, 16, 3);
-        scheduler.enqueue(SequenceId(0), 4, 8).unwrap();
-        scheduler.enqueue(SequenceId(1), 4, 8).unwrap();
-        scheduler.enqueue(SequenceId(2), 2, 4).unwrap();
-        assert_eq!(run(&mut scheduler), [(0, 0, 4, true)]);
-        assert_eq!((scheduler.running(), scheduler.waiting()), (1, 2));
-        assert!(scheduler.remove(SequenceId(0)));
-        assert_eq!(run(&mut scheduler), [(1, 0, 4, true), (2, 0, 2, true)]);
-        assert_eq!(scheduler.free_blocks(), 0);
-    }
-
-    #[test]
-    fn at_most_so_many_run() {
-        let mut scheduler = scheduler(1, 16, 8);
-        scheduler.enqueue(SequenceId(0), 1, 4).unwrap();
-        scheduler.enqueue(SequenceId(1), 1, 4).unwrap();
-        assert_eq!(run(&mut scheduler), [(0, 0, 1, true)]);
-        assert_eq!(scheduler.waiting(), 1);
-    }
-
-    #[test]
-    fn the_queue_is_bounded() {
-        let mut scheduler = scheduler(1, 16, 8);
-        for id in 0..8 {
-            scheduler.enqueue(SequenceId(id), 1, 4).unwrap();
+        for (block, &holders) in holders.iter().enumerate() {
+            let references = self.pool.references(BlockId(block as u32));
+            assert_eq!(references, holders, "holders of block {block}");
         }
-        let full = AdmissionError::QueueFull {
-            waiting: 8,
-            limit: 8,
+        let held = holders.iter().filter(|&&holders| holders > 0).count();
+        assert_eq!(self.pool.used(), held);
+    }
+
+    fn assert_sound(&self, running: &Running) {
+        let covered = running.blocks.len() * self.block_size;
+        assert!(running.computed < running.tokens.len(), "{running:?}");
+        assert!(running.recorded * self.block_size <= running.computed);
+        let Some(leader) = running.follows else {
+            assert!(running.computed <= covered, "{running:?}");
+            return;
         };
-        assert_eq!(scheduler.enqueue(SequenceId(8), 1, 4), Err(full));
-    }
-
-    #[test]
-    fn what_the_cache_could_never_hold_is_refused_at_once() {
-        let mut scheduler = scheduler(4, 16, 2);
-        let error = AdmissionError::TooLong {
-            tokens: 9,
-            needed: 3,
-            available: 2,
-        };
-        assert_eq!(scheduler.enqueue(SequenceId(0), 4, 9), Err(error));
-        assert_eq!(scheduler.enqueue(SequenceId(0), 4, 8), Ok(()));
-    }
-
-    #[test]
-    fn removing_frees_the_blocks_and_forgets_the_waiting() {
-        let mut scheduler = scheduler(1, 16, 4);
-        scheduler.enqueue(SequenceId(0), 4, 16).unwrap();
-        scheduler.enqueue(SequenceId(1), 4, 16).unwrap();
-        run(&mut scheduler);
-        assert_eq!(scheduler.free_blocks(), 0);
-        assert!(scheduler.remove(SequenceId(1)));
-        assert!(scheduler.remove(SequenceId(0)));
-        assert!(!scheduler.remove(SequenceId(0)));
-        assert_eq!((scheduler.free_blocks(), scheduler.waiting()), (4, 0));
-        assert!(scheduler.schedule().is_empty());
-    }
-
-    #[test]
-    fn a_prompt_moves_on_however_many_decode() {
-        let mut scheduler = scheduler(3, 3, 8);
-        for id in 0..2 {
-            scheduler.enqueue(SequenceId(id), 1, 4).unwrap();
-        }
-        run(&mut scheduler);
-        scheduler.enqueue(SequenceId(2), 2, 4).unwrap();
-        assert_eq!(run(&mut scheduler)[2..], [(2, 0, 1, false)]);
-        assert_eq!(run(&mut scheduler)[2..], [(2, 1, 1, true)]);
-    }
-
-    #[test]
-    #[should_panic(expected = "step_tokens")]
-    fn a_budget_that_decoding_could_eat_up_is_refused() {
-        scheduler(4, 3, 8);
+        let leader = &self.running[self.position(leader).expect("who is followed runs")];
+        assert!(running.blocks.is_empty() && leader.follows.is_none());
+        assert!(leader.id < running.id && leader.tokens == running.tokens);
     }
 }
+
+impl Running {
+    /// Tokens that are not in the cache; at least one between two steps.
+    fn missing(&self) -> usize {
+        self.tokens.len() - self.computed
+    }
+
+    fn is_decoding(&self) -> bool {
+        self.computed > 0 && self.missing() == 1
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -307,6 +307,7 @@ fn the_cache_and_the_queue_are_bounded() {
         max_running: 1,
         max_waiting: 1,
         step_tokens: 64,
+        prefix_reuse: true,
     };
     let (engine, _thread) = engine_with(options, 128);
     let too_long = engine.submit(request(&engine, PROMPT, 500)).err().unwrap();
@@ -356,6 +357,73 @@ fn going_away_cancels() {
     let engine = engine();
     drop(engine.submit(seeded(&engine, PROMPT, 1000, 1)).unwrap());
     wait_until("the slot is free", || engine.load().used_blocks == 0);
+}
+
+/// Four sequences of up to 104 tokens in a cache for 160, beside each other; then prompts that are in the cache already.
+#[test]
+fn evicted_and_reused_sequences_give_the_tokens_of_the_run_alone() {
+    let (small, _thread) = engine_with(EngineOptions::default(), 160);
+    let options = EngineOptions {
+        prefix_reuse: false,
+        ..EngineOptions::default()
+    };
+    let (alone, _other) = engine_with(options, 1024);
+    // The sampler's state must survive, too: mirostat's runs on, and penalties look back.
+    let request = |engine: &Engine, seed| {
+        let mut request = seeded(engine, PROMPT, 100, seed);
+        request.params.mirostat = Some(2);
+        request.params.repetition_penalty = Some(1.2);
+        request.params.ignore_eos = Some(true);
+        request
+    };
+    let expected: Vec<_> = (0..4)
+        .map(|seed| complete(&alone, request(&alone, seed)).token_ids)
+        .collect();
+    for _ in 0..2 {
+        let together: Vec<_> = (0..4)
+            .map(|seed| small.submit(request(&small, seed)).unwrap())
+            .collect();
+        for (generation, expected) in together.into_iter().zip(&expected) {
+            assert_eq!(finish(generation).1.token_ids, *expected);
+        }
+    }
+    assert!(small.counters().evictions > 0, "{:?}", small.counters());
+    assert!(small.counters().reused_tokens > 0);
+    assert_eq!(alone.counters().reused_tokens, 0);
+}
+
+#[test]
+fn requests_submitted_together_share_their_prompt_and_are_accepted_or_refused_together() {
+    let options = EngineOptions {
+        max_running: 8,
+        max_waiting: 0,
+        ..EngineOptions::default()
+    };
+    let (engine, _thread) = engine_with(options, 4096);
+    let prompt = "There was once a miller who had three sons, a mill, an ass and a cat. ".repeat(4);
+    let choices = |count| -> Vec<Request> {
+        (0..count)
+            .map(|seed| seeded(&engine, &prompt, 12, seed))
+            .collect()
+    };
+    assert!(matches!(
+        engine.submit_together(choices(9)),
+        Err(SubmitError::Admission(AdmissionError::QueueFull { .. }))
+    ));
+    let together = engine.submit_together(choices(4)).unwrap();
+    let together: Vec<_> = together
+        .into_iter()
+        .map(|generation| finish(generation).1.token_ids)
+        .collect();
+    let tokens = choices(1)[0].prompt.len() as u64;
+    let counters = engine.counters();
+    assert_eq!(counters.admitted_tokens, 4 * tokens);
+    assert_eq!((counters.reused_tokens, counters.copies), (3 * tokens, 3));
+    let alone: Vec<_> = choices(4)
+        .into_iter()
+        .map(|request| complete(&engine, request).token_ids)
+        .collect();
+    assert_eq!(together, alone);
 }
 
 #[test]

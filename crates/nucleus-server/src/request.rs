@@ -64,8 +64,8 @@ pub(crate) struct ParamWarning {
 }
 
 impl Settings {
-    /// Tokenises the prompt and queues `choices` continuations of it, whose seeds follow each other. Blocks until the
-    /// engine has answered, at most one step for each. Those already queued are cancelled when one is refused.
+    /// Tokenises the prompt and queues `choices` continuations of it, whose seeds follow each other: all of them or none. Blocks
+    /// until the engine has answered, at most one step.
     pub(crate) fn submit(
         &self,
         state: &AppState,
@@ -89,23 +89,23 @@ impl Settings {
         choices: usize,
     ) -> Result<Vec<Accepted>, ApiError> {
         let tokens = encode(prompt, state)?;
+        let room = state
+            .engine
+            .spec()
+            .context_length
+            .saturating_sub(tokens.len());
         let first = self.params.seed.unwrap_or_else(random_seed);
-        (0..choices as u64)
-            .map(|choice| {
-                let seed = first.wrapping_add(choice);
-                self.submit_one(&state.engine, tokens.clone(), seed)
-            })
-            .collect()
+        let request = |choice| self.request(tokens.clone(), first.wrapping_add(choice));
+        let requests = (0..choices as u64).map(request).collect();
+        let generations = state.engine.submit_together(requests)?;
+        Ok(generations
+            .into_iter()
+            .map(|generation| self.accepted(generation, room))
+            .collect())
     }
 
-    fn submit_one(
-        &self,
-        engine: &Engine,
-        prompt: Vec<u32>,
-        seed: u64,
-    ) -> Result<Accepted, ApiError> {
-        let room = engine.spec().context_length.saturating_sub(prompt.len());
-        let generation = engine.submit(Request {
+    fn request(&self, prompt: Vec<u32>, seed: u64) -> Request {
+        Request {
             prompt,
             params: SamplingParams {
                 seed: Some(seed),
@@ -116,7 +116,11 @@ impl Settings {
             include_stop: self.include_stop,
             stop_token_ids: self.stop_token_ids.clone(),
             top_logprobs: self.logprobs.unwrap_or(0),
-        })?;
+        }
+    }
+
+    /// What the client is told of a request for whose output the context has `room`.
+    fn accepted(&self, generation: Generation, room: usize) -> Accepted {
         let compiled = generation.params();
         let params = EffectiveParams {
             max_tokens: self.max_tokens.unwrap_or(room).min(room),
@@ -126,11 +130,11 @@ impl Settings {
             sampling: compiled.effective().clone(),
         };
         let warnings = compiled.warnings().iter().map(ParamWarning::from).collect();
-        Ok(Accepted {
+        Accepted {
             generation,
             params,
             warnings,
-        })
+        }
     }
 }
 

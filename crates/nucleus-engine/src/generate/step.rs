@@ -7,10 +7,10 @@ use std::sync::{Arc, mpsc};
 use nucleus_sampling::{CpuSampler, LogitsRow, Row, SampledToken, Sampler, Status};
 use tokio::sync::mpsc as events;
 
-use super::{Command, Event, GenerationError, Shared, Submitted};
+use super::{Command, Event, Gauges, GenerationError, Shared, Submission};
 use crate::error::EngineError;
 use crate::model::{Chunk, Logits, Model};
-use crate::scheduler::{Scheduled, Scheduler, SequenceId};
+use crate::scheduler::{AdmissionError, Arrival, Scheduled, Scheduler, SequenceId, Step};
 use crate::sequence::{Drawn, FinishReason, Sequence};
 
 /// What the thread owns.
@@ -51,11 +51,7 @@ impl Worker {
     /// Steps while there is work, sleeps while there is none, until everyone has left or a shutdown has drained.
     pub(super) fn run(mut self) {
         while self.take_commands() {
-            let plan = self.scheduler.schedule();
-            if !plan.is_empty() {
-                self.step(&plan);
-            }
-            self.publish();
+            self.step();
         }
     }
 
@@ -70,20 +66,23 @@ impl Worker {
                 Err(mpsc::RecvError) => return false,
             }
         }
+        self.take_waiting_commands();
+        true
+    }
+
+    /// Handles what has come in.
+    pub(super) fn take_waiting_commands(&mut self) {
         while let Ok(command) = self.inbox.try_recv() {
             self.handle(command);
         }
-        true
     }
 
     fn handle(&mut self, command: Command) {
         match command {
             Command::Submit {
-                id,
-                sequence,
-                capacity,
-                reply,
-            } => self.submit(id, *sequence, capacity, reply),
+                submissions,
+                admitted,
+            } => self.submit(submissions, &admitted),
             Command::Cancel(id) => self.finish(id, FinishReason::Cancelled),
             Command::Shutdown { abort } => {
                 self.draining = true;
@@ -96,48 +95,72 @@ impl Worker {
         }
     }
 
-    fn submit(&mut self, id: SequenceId, sequence: Sequence, capacity: usize, reply: Submitted) {
-        let queued = self
-            .scheduler
-            .enqueue(id, sequence.tokens().len(), capacity);
+    fn submit(
+        &mut self,
+        submissions: Vec<Submission>,
+        admitted: &mpsc::SyncSender<Result<(), AdmissionError>>,
+    ) {
+        let arrival = |submission: &Submission| Arrival {
+            id: submission.id,
+            prompt: submission.sequence.tokens().to_vec(),
+            capacity: submission.capacity,
+        };
+        let arrivals = submissions.iter().map(arrival).collect();
+        let queued = self.scheduler.enqueue(arrivals);
         if queued.is_ok() {
-            self.live.insert(
-                id,
-                Live {
-                    sequence,
-                    events: reply.events,
-                },
-            );
+            let live = submissions.into_iter().map(|submission| {
+                let live = Live {
+                    sequence: *submission.sequence,
+                    events: submission.events,
+                };
+                (submission.id, live)
+            });
+            self.live.extend(live);
         }
-        let accepted = queued.is_ok();
-        if reply.admitted.send(queued).is_err() && accepted {
-            self.finish(id, FinishReason::Cancelled);
+        // Whoever does not wait for the answer any more has dropped the requests, which cancels them.
+        let _ = admitted.send(queued);
+        self.publish();
+    }
+
+    /// One step: schedule, forward, sample, commit.
+    pub(super) fn step(&mut self) {
+        let step = self.scheduler.schedule();
+        if !step.runs.is_empty() {
+            self.run_step(&step);
         }
         self.publish();
     }
 
-    fn step(&mut self, plan: &[Scheduled]) {
-        for run in plan {
+    fn run_step(&mut self, step: &Step) {
+        for run in &step.runs {
             self.sequence_mut(run.id).start();
+            for &follower in &run.followers {
+                self.sequence_mut(follower).start();
+            }
         }
-        match self.forward_and_sample(plan) {
-            Ok(drawn) => self.commit(plan, drawn),
+        match self.forward_and_sample(step) {
+            Ok(drawn) => self.commit(&step.runs, drawn),
             Err(error) => {
                 let error = GenerationError::Model(error.to_string());
-                plan.iter().for_each(|run| self.fail(run.id, error.clone()));
+                for run in &step.runs {
+                    let followers = run.followers.iter();
+                    followers.for_each(|&id| self.fail(id, error.clone()));
+                    self.fail(run.id, error.clone());
+                }
             }
         }
     }
 
-    /// Runs the model and draws one token for each run that samples, in plan order.
-    fn forward_and_sample(&mut self, plan: &[Scheduled]) -> Result<Vec<Drawn>, EngineError> {
+    /// Runs the model and draws a token for everyone whose newest token it has seen, in the order of the runs.
+    fn forward_and_sample(&mut self, step: &Step) -> Result<Vec<Drawn>, EngineError> {
         let Self {
             model,
             sampler,
             live,
             ..
         } = self;
-        let chunks: Vec<Chunk<'_>> = plan
+        let chunks: Vec<Chunk<'_>> = step
+            .runs
             .iter()
             .map(|run| Chunk {
                 tokens: &live[&run.id].sequence.tokens()[run.start..run.start + run.len],
@@ -146,20 +169,20 @@ impl Worker {
                 wants_logits: run.samples,
             })
             .collect();
-        let sequences: Vec<&Sequence> = plan
-            .iter()
-            .filter(|run| run.samples)
-            .map(|run| &live[&run.id].sequence)
-            .collect();
-        let mut drawn = Vec::with_capacity(sequences.len());
+        let sampling: Vec<&Scheduled> = step.runs.iter().filter(|run| run.samples).collect();
+        let mut drawn = Vec::new();
         let mut tail = |logits: Logits<'_>| {
             let Logits::Host { data, vocab } = logits;
             let rows: Vec<Row<'_>> = data
                 .chunks_exact(vocab)
-                .zip(&sequences)
-                .map(|(row, sequence)| Row {
-                    logprobs: sequence.logprobs(),
-                    ..Row::new(LogitsRow::F32(row), &sequence.params, &sequence.state)
+                .zip(&sampling)
+                .flat_map(|(row, run)| run.sampled().map(move |id| (row, id)))
+                .map(|(row, id)| {
+                    let sequence = &live[&id].sequence;
+                    Row {
+                        logprobs: sequence.logprobs(),
+                        ..Row::new(LogitsRow::F32(row), &sequence.params, &sequence.state)
+                    }
                 })
                 .collect();
             let mut sampled = Vec::with_capacity(rows.len());
@@ -171,24 +194,26 @@ impl Worker {
             );
             Ok(())
         };
+        for &(from, to) in &step.copies {
+            model.copy_block(from, to);
+        }
         model.forward(&chunks, &mut tail)?;
         Ok(drawn)
     }
 
-    fn commit(&mut self, plan: &[Scheduled], drawn: Vec<Drawn>) {
-        plan.iter().for_each(|run| self.scheduler.computed(run));
-        for (run, drawn) in plan.iter().filter(|run| run.samples).zip(drawn) {
+    fn commit(&mut self, runs: &[Scheduled], drawn: Vec<Drawn>) {
+        runs.iter().for_each(|run| self.scheduler.computed(run));
+        for (id, drawn) in runs.iter().flat_map(Scheduled::sampled).zip(drawn) {
             if drawn.token.status == Status::Ok {
-                self.commit_token(run.id, drawn);
+                self.commit_token(id, drawn);
             } else {
-                let position = self.sequence_mut(run.id).state.position() as usize;
-                self.fail(
-                    run.id,
-                    GenerationError::Row {
-                        position,
-                        status: drawn.token.status,
-                    },
-                );
+                let error = GenerationError::Row {
+                    position: self.sequence_mut(id).state.position() as usize,
+                    status: drawn.token.status,
+                };
+                // What made the row useless may be in the cache.
+                self.scheduler.discard(id);
+                self.fail(id, error);
             }
         }
     }
@@ -199,8 +224,9 @@ impl Worker {
             .live
             .get_mut(&id)
             .expect("a scheduled sequence is live");
+        let token = drawn.token.token_id;
         let (event, finish) = live.sequence.commit(drawn, &tokenizer);
-        self.scheduler.grown(id);
+        self.scheduler.grown(id, token);
         // The receiver is gone when the client is; its cancel command is on the way.
         let _ = live.events.send(Event::Token(event));
         if let Some(reason) = finish {
@@ -227,6 +253,23 @@ impl Worker {
         live
     }
 
+    #[cfg(test)]
+    pub(super) fn scheduler(&self) -> &Scheduler {
+        &self.scheduler
+    }
+
+    /// Whether there is anything to do: commands that have come in apart.
+    #[cfg(test)]
+    pub(super) fn is_busy(&self) -> bool {
+        !self.live.is_empty()
+    }
+
+    /// Whether a request has been accepted and has not ended.
+    #[cfg(test)]
+    pub(super) fn is_live(&self, id: SequenceId) -> bool {
+        self.live.contains_key(&id)
+    }
+
     fn sequence_mut(&mut self, id: SequenceId) -> &mut Sequence {
         &mut self
             .live
@@ -236,17 +279,31 @@ impl Worker {
     }
 
     fn publish(&self) {
-        let gauges = &self.shared.gauges;
-        gauges
-            .running
-            .store(self.scheduler.running(), Ordering::Relaxed);
-        gauges
-            .waiting
-            .store(self.scheduler.waiting(), Ordering::Relaxed);
-        gauges.used_blocks.store(
-            self.shared.kv_layout.blocks - self.scheduler.free_blocks(),
-            Ordering::Relaxed,
-        );
+        let Gauges {
+            running,
+            waiting,
+            used_blocks,
+            admitted_tokens,
+            reused_tokens,
+            evictions,
+            copies,
+        } = &self.shared.gauges;
+        let counters = self.scheduler.counters();
+        for (gauge, value) in [
+            (running, self.scheduler.running()),
+            (waiting, self.scheduler.waiting()),
+            (used_blocks, self.scheduler.pool().used()),
+        ] {
+            gauge.store(value, Ordering::Relaxed);
+        }
+        for (counter, value) in [
+            (admitted_tokens, counters.admitted_tokens),
+            (reused_tokens, counters.reused_tokens),
+            (evictions, counters.evictions),
+            (copies, counters.copies),
+        ] {
+            counter.store(value, Ordering::Relaxed);
+        }
     }
 }
 

@@ -103,6 +103,15 @@ impl LayerCache {
         }
     }
 
+    /// Copies all of a block into another.
+    pub(super) fn copy_block(&mut self, from: BlockId, to: BlockId) {
+        let rows = self.shape.kv_heads * self.shape.head_dim;
+        let (from, to) = (from.index() * rows, to.index() * rows);
+        self.keys.copy_within(from..from + rows, to);
+        let values = from * BLOCK_SIZE..(from + rows) * BLOCK_SIZE;
+        self.values.copy_within(values, to * BLOCK_SIZE);
+    }
+
     /// One head's part of a block.
     #[inline(always)]
     pub(super) fn head_block(&self, block: BlockId, head: usize) -> HeadBlock<'_> {
@@ -173,6 +182,34 @@ mod tests {
                 .iter()
                 .all(|&value| value == 0.0)
         );
+    }
+
+    #[test]
+    fn a_copied_block_has_the_keys_and_values_of_the_other_and_no_more() {
+        let mut cache = LayerCache::new(shape());
+        for (block, base) in [(0, 0.0), (1, 100.0), (2, 200.0)] {
+            for slot in 0..BLOCK_SIZE {
+                let keys: [f32; 4] = std::array::from_fn(|i| base + (4 * slot + i) as f32);
+                let values = keys.map(|key| -key);
+                let entry = Entry {
+                    keys: &keys,
+                    values: &values,
+                };
+                cache.write(&[BlockId(block)], slot, entry);
+            }
+        }
+        let before = cache.keys.clone();
+        cache.copy_block(BlockId(0), BlockId(2));
+        for head in 0..2 {
+            let (copy, original) = (
+                cache.head_block(BlockId(2), head),
+                cache.head_block(BlockId(0), head),
+            );
+            assert_eq!(copy.keys, original.keys);
+            assert_eq!(copy.values, original.values);
+            assert_eq!(copy.values[0], -((2 * head) as f32));
+        }
+        assert_eq!(cache.keys[..8], before[..8]);
     }
 
     #[test]

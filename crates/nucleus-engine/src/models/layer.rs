@@ -10,6 +10,7 @@ use super::norm::rms_norm;
 use super::rope::rotate;
 use super::tensors::{Reader, in_layer};
 use crate::error::EngineError;
+use crate::kv_cache::BlockId;
 
 /// A layer's weights and its part of the cache.
 pub(super) struct Layer {
@@ -122,6 +123,11 @@ impl Layer {
         project(attended, [(&self.attention_output, normed)])?;
         add(hidden, normed);
         Ok(())
+    }
+
+    /// Copies a block of the cache into another.
+    pub(super) fn copy_block(&mut self, from: BlockId, to: BlockId) {
+        self.cache.copy_block(from, to);
     }
 
     /// Writes each row's key and value into the cache.

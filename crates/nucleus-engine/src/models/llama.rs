@@ -16,6 +16,7 @@ use super::tensors::{self, Reader};
 use super::{Checked, DEFAULT_MAX_KV_TOKENS, LoadOptions, cache_shape};
 use crate::error::EngineError;
 use crate::gguf::ModelFile;
+use crate::kv_cache::BlockId;
 use crate::model::{Chunk, KvLayout, Logits, Model, ModelSpec, Tail};
 
 /// A loaded model with its cache and its threads.
@@ -116,6 +117,12 @@ impl Model for Llama {
             Ok(())
         } else {
             tail.record(Logits::Host { data, vocab })
+        }
+    }
+
+    fn copy_block(&mut self, from: BlockId, to: BlockId) {
+        for layer in &mut self.decoder.layers {
+            layer.copy_block(from, to);
         }
     }
 }

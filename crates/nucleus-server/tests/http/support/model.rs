@@ -4,6 +4,7 @@ use std::ops::Deref;
 use std::sync::{Arc, Condvar, Mutex};
 
 use nucleus_engine::error::EngineError;
+use nucleus_engine::kv_cache::BlockId;
 use nucleus_engine::model::{Chunk, KvLayout, Logits, Model, ModelSpec, Tail};
 
 /// What the model answers for one position of the output.
@@ -166,4 +167,6 @@ impl Model for ScriptedModel {
             vocab: self.spec.vocab_size,
         })
     }
+    /// Nothing depends on what is in a block.
+    fn copy_block(&mut self, _from: BlockId, _to: BlockId) {}
 }

@@ -1,0 +1,262 @@
+//! A model without weights whose every token depends on all tokens before it, as the cache holds them.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use crate::error::EngineError;
+use crate::kv_cache::BlockId;
+use crate::model::{Chunk, KvLayout, Logits, Model, ModelSpec, Tail};
+
+/// Something that goes wrong in a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// The forward pass fails.
+    Error,
+    /// The forward pass panics.
+    Panic,
+    /// The logits of the chunk at this place, modulo their number, are NaN, if it wants any.
+    NanRow(usize),
+}
+
+/// Faults for the steps to come, set from outside.
+#[derive(Debug, Clone, Default)]
+pub struct Faults(Arc<Mutex<Option<Fault>>>);
+
+impl Faults {
+    /// Lets the next step go wrong.
+    pub fn set(&self, fault: Option<Fault>) {
+        *self.lock() = fault;
+    }
+
+    fn take(&self) -> Option<Fault> {
+        self.lock().take()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Fault>> {
+        // A panic on purpose leaves nothing half done.
+        self.0
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// A model whose keys and values are the tokens themselves: logits follow from what the blocks of a sequence hold, so that
+/// a block that was shared, freed or overwritten when it should not have been changes the tokens that come.
+pub struct ScriptedModel {
+    spec: ModelSpec,
+    layout: KvLayout,
+    faults: Faults,
+    /// The token at each position of each block.
+    cache: Vec<u32>,
+    logits: Vec<f32>,
+}
+
+/// What no token is: the contents of a block that nobody has written.
+const NOTHING: u32 = u32::MAX;
+
+impl ScriptedModel {
+    /// A model of so many tokens and positions, over an empty cache.
+    pub fn new(vocab_size: usize, context_length: usize, layout: KvLayout) -> Self {
+        Self {
+            spec: ModelSpec {
+                architecture: "scripted".into(),
+                name: "scripted".into(),
+                vocab_size,
+                context_length,
+                layers: 1,
+                heads: 1,
+                kv_heads: 1,
+                head_dim: 1,
+                parameters: 0,
+                weight_bytes: 0,
+                quantization: "F32".into(),
+            },
+            layout,
+            faults: Faults::default(),
+            cache: vec![NOTHING; layout.blocks * layout.block_size],
+            logits: Vec::new(),
+        }
+    }
+
+    /// Where faults are set.
+    pub fn faults(&self) -> Faults {
+        self.faults.clone()
+    }
+
+    /// The logits after a sequence, computed without a cache.
+    pub fn logits_after(&self, tokens: &[u32]) -> Vec<f32> {
+        let mut logits = Vec::new();
+        push_logits(
+            digest(tokens.iter().copied()),
+            self.spec.vocab_size,
+            &mut logits,
+        );
+        logits
+    }
+
+    fn slot(&self, blocks: &[BlockId], position: usize) -> usize {
+        let size = self.layout.block_size;
+        blocks[position / size].index() * size + position % size
+    }
+
+    fn run(&mut self, chunk: &Chunk<'_>) {
+        for (index, &token) in chunk.tokens.iter().enumerate() {
+            let slot = self.slot(chunk.blocks, chunk.position + index);
+            self.cache[slot] = token;
+        }
+    }
+
+    fn read_out(&mut self, chunk: &Chunk<'_>) {
+        let end = chunk.position + chunk.tokens.len();
+        let tokens = (0..end).map(|position| self.cache[self.slot(chunk.blocks, position)]);
+        let digest = digest(tokens);
+        push_logits(digest, self.spec.vocab_size, &mut self.logits);
+    }
+}
+
+/// A number that depends on all tokens and their order.
+fn digest(tokens: impl Iterator<Item = u32>) -> u64 {
+    const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
+    tokens.fold(0, |digest, token| {
+        (digest ^ u64::from(token))
+            .wrapping_add(1)
+            .wrapping_mul(MULTIPLIER)
+            .rotate_left(23)
+    })
+}
+
+/// Logits between 0 and 4, without a pattern.
+fn push_logits(digest: u64, vocab_size: usize, logits: &mut Vec<f32>) {
+    let mut state = digest;
+    logits.extend((0..vocab_size).map(|_| {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as f32 / (1 << 22) as f32
+    }));
+}
+
+impl Model for ScriptedModel {
+    fn spec(&self) -> &ModelSpec {
+        &self.spec
+    }
+
+    fn kv_layout(&self) -> KvLayout {
+        self.layout
+    }
+
+    /// # Panics
+    /// When a fault says so; if two chunks write into one block, or a block is used that is not of the cache.
+    fn forward(&mut self, chunks: &[Chunk<'_>], tail: &mut dyn Tail) -> Result<(), EngineError> {
+        check_owners(chunks, self.layout.block_size);
+        chunks.iter().for_each(|chunk| self.run(chunk));
+        self.logits.clear();
+        let fault = self.faults.take();
+        match fault {
+            Some(Fault::Error) => return Err(EngineError::Unsupported("scripted error".into())),
+            Some(Fault::Panic) => panic!("scripted panic"),
+            Some(Fault::NanRow(_)) | None => {}
+        }
+        for (index, chunk) in chunks.iter().enumerate() {
+            if !chunk.wants_logits {
+                continue;
+            }
+            let start = self.logits.len();
+            self.read_out(chunk);
+            if matches!(fault, Some(Fault::NanRow(row)) if row % chunks.len() == index) {
+                self.logits[start..].fill(f32::NAN);
+            }
+        }
+        if self.logits.is_empty() {
+            return Ok(());
+        }
+        tail.record(Logits::Host {
+            data: &self.logits,
+            vocab: self.spec.vocab_size,
+        })
+    }
+
+    fn copy_block(&mut self, from: BlockId, to: BlockId) {
+        let size = self.layout.block_size;
+        let (from, to) = (from.index() * size, to.index() * size);
+        self.cache.copy_within(from..from + size, to);
+    }
+}
+
+/// Each block that is written must belong to one chunk alone, and no other may read it.
+fn check_owners(chunks: &[Chunk<'_>], block_size: usize) {
+    let mut writers: HashMap<BlockId, usize> = HashMap::new();
+    for (index, chunk) in chunks.iter().enumerate() {
+        let end = chunk.position + chunk.tokens.len();
+        for &block in &chunk.blocks[chunk.position / block_size..end.div_ceil(block_size)] {
+            let other = writers.insert(block, index);
+            assert!(other.is_none(), "two chunks write into {block:?}");
+        }
+    }
+    for (index, chunk) in chunks.iter().enumerate() {
+        for &block in &chunk.blocks[..chunk.position / block_size] {
+            let writer = writers.get(&block).copied().unwrap_or(index);
+            assert_eq!(writer, index, "{block:?} is read while it is written");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn model() -> ScriptedModel {
+        let layout = KvLayout {
+            block_size: 2,
+            blocks: 4,
+        };
+        ScriptedModel::new(8, 8, layout)
+    }
+
+    fn forward(
+        model: &mut ScriptedModel,
+        tokens: &[u32],
+        position: usize,
+        blocks: [u32; 2],
+    ) -> Vec<f32> {
+        let blocks = blocks.map(BlockId);
+        let chunk = Chunk {
+            tokens,
+            position,
+            blocks: &blocks,
+            wants_logits: true,
+        };
+        let mut row = Vec::new();
+        let mut tail = |Logits::Host { data, .. }: Logits<'_>| {
+            row = data.to_vec();
+            Ok(())
+        };
+        model.forward(&[chunk], &mut tail).unwrap();
+        row
+    }
+
+    #[test]
+    fn logits_follow_from_what_the_blocks_hold() {
+        let mut model = model();
+        let expected = model.logits_after(&[1, 2, 3]);
+        assert_eq!(forward(&mut model, &[1, 2, 3], 0, [3, 1]), expected);
+        model.copy_block(BlockId(3), BlockId(0));
+        assert_eq!(forward(&mut model, &[3], 2, [0, 2]), expected);
+        // The beginning is another one.
+        forward(&mut model, &[2], 0, [0, 2]);
+        assert_ne!(forward(&mut model, &[3], 2, [0, 2]), expected);
+    }
+
+    #[test]
+    #[should_panic(expected = "two chunks write into BlockId(1)")]
+    fn a_block_with_two_writers_is_noticed() {
+        let chunk = Chunk {
+            tokens: &[1],
+            position: 0,
+            blocks: &[BlockId(1)],
+            wants_logits: false,
+        };
+        let mut tail = |_: Logits<'_>| Ok(());
+        let _ = model().forward(&[chunk, chunk], &mut tail);
+    }
+}
