@@ -15,6 +15,7 @@ pub(crate) fn follow(
 ) -> anyhow::Result<Completion> {
     while let Some(event) = generation.blocking_next() {
         match event {
+            Event::Prompt(_) => {}
             Event::Token(token) if token.text.is_empty() => {}
             Event::Token(token) => show(&token.text)?,
             Event::End(completion) => return Ok(completion),
@@ -70,6 +71,8 @@ pub(crate) fn timings(completion: &Completion, load: std::time::Duration) -> Val
 mod tests {
     use std::time::Duration;
 
+    use nucleus_engine::sequence::SamplingStats;
+
     use super::*;
 
     fn completion(tokens: usize, finish_reason: FinishReason) -> Completion {
@@ -83,6 +86,7 @@ mod tests {
             finish_reason,
             prompt_tokens: 3,
             timings,
+            sampling: SamplingStats::default(),
         }
     }
 

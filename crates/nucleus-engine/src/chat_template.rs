@@ -180,6 +180,12 @@ impl ChatTemplate {
         })
     }
 
+    /// The template's source, without the marks that only training looks at.
+    pub fn source(&self) -> String {
+        let template = self.environment.get_template(NAME);
+        template.map_or_else(|_| String::new(), |template| template.source().to_owned())
+    }
+
     /// The prompt for a conversation, ready for the model's answer. Special tokens are written out in it, so it is encoded
     /// with them parsed, and without adding a beginning-of-text token.
     ///

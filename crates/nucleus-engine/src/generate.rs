@@ -11,16 +11,18 @@ mod step;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use nucleus_sampling::{
-    CompiledParams, ParamError, SamplingParams, Status, VocabInfo, random_seed,
+    CompiledParams, Logprobs, LogprobsMode, ParamError, SamplingParams, Status, VocabInfo,
+    random_seed,
 };
 use tokio::sync::mpsc as events;
 
 use crate::kv_cache::BlockPool;
 use crate::model::{KvLayout, Model, ModelSpec};
 use crate::scheduler::{AdmissionError, Scheduler, SchedulerCounters, SchedulerLimits, SequenceId};
-use crate::sequence::{Completion, Sequence, SequenceParts, TokenEvent};
+use crate::sequence::{Completion, PromptToken, Sequence, SequenceParts, TokenEvent};
 use crate::stop::{StopError, StopMatcher};
 use crate::tokenizer::Tokenizer;
 
@@ -31,7 +33,7 @@ pub struct Request {
     pub prompt: Vec<u32>,
     /// How to sample. Without a seed one is drawn, and said in [`Generation::seed`].
     pub params: SamplingParams,
-    /// Most tokens to generate; `None` is as many as the context holds.
+    /// Most tokens to generate; `None` is as many as the context holds. With 0 the prompt is computed, and nothing drawn.
     pub max_tokens: Option<usize>,
     /// Strings that end the text.
     pub stop: Vec<String>,
@@ -41,11 +43,31 @@ pub struct Request {
     pub stop_token_ids: Vec<u32>,
     /// How many of the likeliest tokens each [`TokenEvent`] carries with their log-probabilities.
     pub top_logprobs: u32,
+    /// The distribution of which log-probabilities are told.
+    pub logprobs_mode: LogprobsMode,
+    /// Whether an [`Event::Prompt`] tells the log-probabilities of the prompt's own tokens, and of `top_logprobs` others.
+    /// They are of the model's own distribution in either mode.
+    pub prompt_logprobs: bool,
+    /// Whether the first [`TokenEvent`] carries the logits that it was drawn from.
+    pub first_logits: bool,
+    /// When to end for want of time.
+    pub time_limits: TimeLimits,
+}
+
+/// How long a request may take. Time is looked at between tokens: the one that is drawn when it is over is the last.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct TimeLimits {
+    /// From submission. A request that has no token by then ends without one.
+    pub total: Option<Duration>,
+    /// From the first token on, once the output has a newline in it: never in the middle of the first line.
+    pub after_newline: Option<Duration>,
 }
 
 /// What happens to a request.
 #[derive(Debug, Clone)]
 pub enum Event {
+    /// The prompt's tokens with their log-probabilities, if the request wants them. It comes before any token.
+    Prompt(Vec<PromptToken>),
     /// A token was drawn.
     Token(TokenEvent),
     /// The sequence ended. Nothing follows.
@@ -81,9 +103,6 @@ pub enum SubmitError {
         /// Tokens in the vocabulary.
         vocab_size: usize,
     },
-    /// `max_tokens` is zero.
-    #[error("max_tokens is 0; it must be at least 1")]
-    NoOutput,
     /// A stop string cannot be matched.
     #[error(transparent)]
     Stop(#[from] StopError),
@@ -191,6 +210,7 @@ struct Shared {
     tokenizer: Arc<Tokenizer>,
     vocab: VocabInfo,
     kv_layout: KvLayout,
+    options: EngineOptions,
     next_id: AtomicU64,
     accepting: AtomicBool,
     gauges: Gauges,
@@ -268,6 +288,7 @@ impl Engine {
             tokenizer,
             vocab,
             kv_layout: layout,
+            options,
             next_id: AtomicU64::new(0),
             accepting: AtomicBool::new(true),
             gauges: Gauges::default(),
@@ -296,6 +317,11 @@ impl Engine {
     /// The KV cache's shape.
     pub fn kv_layout(&self) -> KvLayout {
         self.shared.kv_layout
+    }
+
+    /// The engine's bounds.
+    pub fn options(&self) -> EngineOptions {
+        self.shared.options
     }
 
     /// Compiles parameters for this model's vocabulary without submitting anything.
@@ -360,7 +386,13 @@ impl Engine {
             stop,
             stop_token_ids: request.stop_token_ids,
             include_stop_token: request.include_stop,
-            top_logprobs: request.top_logprobs,
+            logprobs: Logprobs {
+                top: request.top_logprobs,
+                mode: request.logprobs_mode,
+            },
+            prompt_logprobs: request.prompt_logprobs,
+            first_logits: request.first_logits,
+            time_limits: request.time_limits,
         }));
         let (events, receiver) = events::unbounded_channel();
         let submission = Submission {
@@ -446,10 +478,10 @@ impl Engine {
         if let Some(&id) = request.prompt.iter().find(|&&id| id as usize >= vocab_size) {
             return Err(SubmitError::UnknownToken { id, vocab_size });
         }
-        match request.max_tokens {
-            Some(0) => Err(SubmitError::NoOutput),
-            asked => Ok(asked.unwrap_or(usize::MAX).min(context_length - tokens)),
-        }
+        Ok(request
+            .max_tokens
+            .unwrap_or(usize::MAX)
+            .min(context_length - tokens))
     }
 }
 
@@ -516,7 +548,7 @@ impl Generation {
 
     fn note(&mut self, event: Option<Event>) -> Event {
         let event = event.unwrap_or(Event::Failed(GenerationError::EngineStopped));
-        self.ended = !matches!(event, Event::Token(_));
+        self.ended = matches!(event, Event::End(_) | Event::Failed(_));
         event
     }
 }

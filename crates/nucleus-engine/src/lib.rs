@@ -10,6 +10,7 @@
 //! | [`chat_template`] | messages to a prompt |
 //! | [`detokenizer`] | token ids to text, one token at a time, never half a character |
 //! | [`stop`] | stop strings, matched on text across token borders |
+//! | [`breakers`] | DRY's sequence breakers: a text to the token sequences that write it |
 //! | [`model`], [`models`] | what a model is to the engine; the decoders |
 //! | [`kv_cache`] | which blocks of the cache belong to which sequence (no tensors) |
 //! | [`scheduler`], [`sequence`] | which sequences run in a step (no tensors) |
@@ -17,6 +18,7 @@
 //! | `testing` | a model that is a script (feature `testing`) |
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+pub mod breakers;
 pub mod chat_template;
 pub mod detokenizer;
 pub mod error;

@@ -103,7 +103,8 @@ pub trait Model: Send {
 
     /// Runs the chunks, writing their keys and values into their blocks, then hands the wanted logits to `tail`.
     ///
-    /// Chunks belong to different sequences. `tail` is not called when no chunk wants logits.
+    /// Chunks of one sequence follow each other, in order, and share their blocks: a token sees those of the chunks before
+    /// it. So the logits after every token are to be had by a chunk for each. `tail` is not called when no chunk wants logits.
     fn forward(&mut self, chunks: &[Chunk<'_>], tail: &mut dyn Tail) -> Result<(), EngineError>;
 
     /// Copies the keys and values of a block into another, in every layer.

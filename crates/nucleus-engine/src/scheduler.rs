@@ -66,6 +66,8 @@ pub struct Arrival {
     pub prompt: Vec<u32>,
     /// Most tokens that it may grow to.
     pub capacity: usize,
+    /// Whether all its tokens are computed for itself: nothing that others have computed is used in their place.
+    pub alone: bool,
 }
 
 /// What the coming step does.
@@ -119,6 +121,7 @@ pub struct SchedulerCounters {
 struct Waiting {
     id: SequenceId,
     tokens: Vec<u32>,
+    alone: bool,
 }
 
 #[derive(Debug)]
@@ -126,6 +129,7 @@ struct Running {
     id: SequenceId,
     /// Tokens known so far: prompt and output.
     tokens: Vec<u32>,
+    alone: bool,
     /// Tokens whose keys and values are in the cache.
     computed: usize,
     /// Blocks for all tokens, but for the newest one if it begins another block; none while the sequence follows.
@@ -195,6 +199,7 @@ impl Scheduler {
         let waiting = arrivals.into_iter().map(|arrival| Waiting {
             id: arrival.id,
             tokens: arrival.prompt,
+            alone: arrival.alone,
         });
         self.waiting.extend(waiting);
         Ok(())
@@ -335,6 +340,7 @@ impl Scheduler {
         self.waiting.push_front(Waiting {
             id: evicted.id,
             tokens: evicted.tokens,
+            alone: evicted.alone,
         });
     }
 
@@ -355,12 +361,13 @@ impl Scheduler {
 
     /// Blocks for all tokens of a sequence, or another to follow; the sequence itself when there is no room.
     fn place(&mut self, next: Waiting) -> Result<Running, Waiting> {
-        let Waiting { id, tokens } = next;
+        let Waiting { id, tokens, alone } = next;
         let same = |running: &&Running| running.follows.is_none() && running.tokens == tokens;
-        let leader = self.running.iter().find(same).map(|leader| leader.id);
+        let leader = self.running.iter().find(same).filter(|_| !alone);
+        let leader = leader.map(|leader| leader.id);
         let prefix = match leader {
-            None => self.find_prefix(&tokens),
-            Some(_) => Prefix::default(),
+            None if !alone => self.find_prefix(&tokens),
+            _ => Prefix::default(),
         };
         let hits = prefix.blocks.len();
         let blocks = match leader {
@@ -368,13 +375,14 @@ impl Scheduler {
             Some(_) => Some(Vec::new()),
         };
         let Some(blocks) = blocks else {
-            return Err(Waiting { id, tokens });
+            return Err(Waiting { id, tokens, alone });
         };
         self.counters.admitted_tokens += tokens.len() as u64;
         self.counters.reused_tokens += (hits * self.block_size) as u64;
         Ok(Running {
             id,
             tokens,
+            alone,
             computed: hits * self.block_size,
             blocks,
             recorded: hits,

@@ -2,11 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use nucleus_sampling::{
-    CompiledParams, Logprobs, LogprobsMode, SampledToken, SamplerState, TokenLogprob,
-};
+use nucleus_sampling::{CompiledParams, Logprobs, SampledToken, SamplerState, TokenLogprob};
 
 use crate::detokenizer::Detokenizer;
+use crate::generate::TimeLimits;
 use crate::stop::StopMatcher;
 use crate::tokenizer::Tokenizer;
 
@@ -21,6 +20,8 @@ pub enum FinishReason {
     StopToken(u32),
     /// `max_tokens` or the model's context was reached.
     Length,
+    /// The time that the request may take was over.
+    TimeLimit,
     /// The client cancelled, or went away.
     Cancelled,
     /// The engine was shut down before the sequence ended.
@@ -35,6 +36,7 @@ impl FinishReason {
             Self::StopSequence(_) => "stop_sequence",
             Self::StopToken(_) => "stop_token",
             Self::Length => "length",
+            Self::TimeLimit => "time_limit",
             Self::Cancelled => "cancelled",
             Self::Aborted => "aborted",
         }
@@ -51,9 +53,24 @@ pub struct TokenEvent {
     /// Text that became certain with this token: empty while it is held back for an unfinished character or a
     /// possible stop string.
     pub text: String,
-    /// Natural logarithm of the token's raw probability.
+    /// Natural logarithm of the token's probability, in the distribution that the request asks for.
     pub logprob: f32,
     /// The likeliest tokens, as many as the request wants, then the token itself if it is not among them.
+    pub top_logprobs: Vec<TokenLogprob>,
+    /// Where the time went so far.
+    pub timings: Timings,
+    /// The logits that the token was drawn from, if the request wants the first token's.
+    pub logits: Option<Vec<f32>>,
+}
+
+/// A token of the prompt, and how likely the model takes it to be after those before it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PromptToken {
+    /// The token.
+    pub id: u32,
+    /// Natural logarithm of its probability in the model's own distribution; nothing comes before the first token.
+    pub logprob: Option<f32>,
+    /// The likeliest tokens in its place, as many as the request wants, then the token itself if it is not among them.
     pub top_logprobs: Vec<TokenLogprob>,
 }
 
@@ -66,6 +83,43 @@ pub struct Timings {
     pub prefill: Duration,
     /// From the first token to the last.
     pub decode: Duration,
+}
+
+/// What the sampler had to choose from, over a whole output.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct SamplingStats {
+    /// Tokens drawn.
+    pub tokens: usize,
+    /// Sum of their log-probabilities, in the distribution that the request asks for.
+    pub logprob: f64,
+    /// Sum, over the tokens drawn, of how many could have been.
+    pub kept: u64,
+    /// The smallest such number.
+    pub min_kept: u32,
+    /// The largest such number.
+    pub max_kept: u32,
+}
+
+impl SamplingStats {
+    /// Mean log-probability of a token; nothing without one.
+    pub fn mean_logprob(&self) -> Option<f64> {
+        (self.tokens > 0).then(|| self.logprob / self.tokens as f64)
+    }
+
+    /// Mean number of tokens that could have been drawn; nothing without one.
+    pub fn mean_kept(&self) -> Option<f64> {
+        (self.tokens > 0).then(|| self.kept as f64 / self.tokens as f64)
+    }
+
+    fn count(&mut self, sampled: &SampledToken) {
+        let kept = sampled.kept_count;
+        let first = self.tokens == 0;
+        self.min_kept = if first { kept } else { self.min_kept.min(kept) };
+        self.max_kept = self.max_kept.max(kept);
+        self.kept += u64::from(kept);
+        self.logprob += f64::from(sampled.logprob);
+        self.tokens += 1;
+    }
 }
 
 /// How a sequence ended, and all it produced.
@@ -81,12 +135,15 @@ pub struct Completion {
     pub prompt_tokens: usize,
     /// Where the time went.
     pub timings: Timings,
+    /// What the sampler had to choose from.
+    pub sampling: SamplingStats,
 }
 
 /// A token as the sampler reports it.
 pub(crate) struct Drawn {
     pub(crate) token: SampledToken,
     pub(crate) top_logprobs: Vec<TokenLogprob>,
+    pub(crate) logits: Option<Vec<f32>>,
 }
 
 /// A request being generated.
@@ -100,8 +157,13 @@ pub(crate) struct Sequence {
     stop: StopMatcher,
     stop_token_ids: Vec<u32>,
     include_stop_token: bool,
-    top_logprobs: u32,
+    logprobs: Logprobs,
+    first_logits: bool,
+    time_limits: TimeLimits,
+    /// The prompt's tokens as far as they are scored; `None` if they are not wanted, or have been taken.
+    prompt_tokens: Option<Vec<PromptToken>>,
     text: String,
+    sampling: SamplingStats,
     clock: Clock,
 }
 
@@ -113,7 +175,10 @@ pub(crate) struct SequenceParts {
     pub(crate) stop: StopMatcher,
     pub(crate) stop_token_ids: Vec<u32>,
     pub(crate) include_stop_token: bool,
-    pub(crate) top_logprobs: u32,
+    pub(crate) logprobs: Logprobs,
+    pub(crate) prompt_logprobs: bool,
+    pub(crate) first_logits: bool,
+    pub(crate) time_limits: TimeLimits,
 }
 
 #[derive(Debug)]
@@ -127,6 +192,15 @@ struct Clock {
 impl Sequence {
     pub(crate) fn new(parts: SequenceParts) -> Self {
         let state = SamplerState::new(&parts.params, &parts.prompt);
+        // The first token has nothing before it that could make it likely.
+        let first = |id: &u32| PromptToken {
+            id: *id,
+            logprob: None,
+            top_logprobs: Vec::new(),
+        };
+        let prompt_tokens = parts
+            .prompt_logprobs
+            .then(|| parts.prompt.first().map(first).into_iter().collect());
         Self {
             prompt_len: parts.prompt.len(),
             tokens: parts.prompt,
@@ -137,8 +211,12 @@ impl Sequence {
             stop: parts.stop,
             stop_token_ids: parts.stop_token_ids,
             include_stop_token: parts.include_stop_token,
-            top_logprobs: parts.top_logprobs,
+            logprobs: parts.logprobs,
+            first_logits: parts.first_logits,
+            time_limits: parts.time_limits,
+            prompt_tokens,
             text: String::new(),
+            sampling: SamplingStats::default(),
             clock: Clock {
                 submitted: Instant::now(),
                 started: None,
@@ -155,10 +233,48 @@ impl Sequence {
 
     /// Which log-probabilities the sampler is to report.
     pub(crate) fn logprobs(&self) -> Logprobs {
-        Logprobs {
-            top: self.top_logprobs,
-            mode: LogprobsMode::Raw,
+        self.logprobs
+    }
+
+    /// Whether the logits that the next token is drawn from are wanted.
+    pub(crate) fn wants_logits(&self) -> bool {
+        self.first_logits && self.tokens.len() == self.prompt_len
+    }
+
+    /// Whether anything is to be drawn at all.
+    pub(crate) fn wants_output(&self) -> bool {
+        self.max_tokens > 0
+    }
+
+    /// Whether the prompt's tokens are to be scored, each from logits of its own.
+    pub(crate) fn scores_prompt(&self) -> bool {
+        self.prompt_tokens.is_some()
+    }
+
+    /// Whether the logits after this position are wanted for the prompt token that follows: once, even if the sequence is
+    /// evicted on its way and computed again.
+    pub(crate) fn scores(&self, position: usize) -> bool {
+        let scored = self.prompt_tokens.as_ref().map_or(usize::MAX, Vec::len);
+        (scored..self.prompt_len).contains(&(position + 1))
+    }
+
+    /// Takes the next prompt token's score.
+    pub(crate) fn score(&mut self, token: PromptToken) {
+        if let Some(tokens) = &mut self.prompt_tokens {
+            tokens.push(token);
         }
+    }
+
+    /// The prompt's tokens, once.
+    pub(crate) fn take_prompt_tokens(&mut self) -> Option<Vec<PromptToken>> {
+        self.prompt_tokens.take()
+    }
+
+    /// Whether there is no token yet and the time for one is over.
+    pub(crate) fn is_late(&self, now: Instant) -> bool {
+        let total = self.time_limits.total;
+        let waited = now.saturating_duration_since(self.clock.submitted);
+        self.clock.first_token.is_none() && total.is_some_and(|total| waited >= total)
     }
 
     /// Notes that the sequence's first step begins.
@@ -172,6 +288,7 @@ impl Sequence {
         Drawn {
             token: sampled,
             top_logprobs,
+            logits,
         }: Drawn,
         tokenizer: &Tokenizer,
     ) -> (TokenEvent, Option<FinishReason>) {
@@ -182,10 +299,12 @@ impl Sequence {
         let index = self.tokens.len() - self.prompt_len;
         self.tokens.push(id);
         self.state.commit(&sampled);
+        self.sampling.count(&sampled);
 
         let (mut text, mut finish) = self.push_bytes(self.bytes_of(id, tokenizer));
         if finish.is_none() {
-            finish = self.end_at(id, index + 1, tokenizer);
+            let late = || self.is_over(now, &text).then_some(FinishReason::TimeLimit);
+            finish = self.end_at(id, index + 1, tokenizer).or_else(late);
             if finish.is_some() {
                 text.push_str(&self.release());
             }
@@ -198,6 +317,8 @@ impl Sequence {
                 text,
                 logprob: sampled.logprob,
                 top_logprobs,
+                timings: self.clock.timings(),
+                logits,
             },
             finish,
         )
@@ -211,6 +332,7 @@ impl Sequence {
             finish_reason,
             prompt_tokens: self.prompt_len,
             timings: self.clock.timings(),
+            sampling: self.sampling,
         }
     }
 
@@ -239,6 +361,19 @@ impl Sequence {
         } else {
             None
         }
+    }
+
+    /// Whether the time is over; `text` is what the newest token adds to the text.
+    fn is_over(&self, now: Instant, text: &str) -> bool {
+        let TimeLimits {
+            total,
+            after_newline,
+        } = self.time_limits;
+        let since = |begin: Instant| now.saturating_duration_since(begin);
+        let first_token = self.clock.first_token.unwrap_or(now);
+        total.is_some_and(|limit| since(self.clock.submitted) >= limit)
+            || after_newline.is_some_and(|limit| since(first_token) >= limit)
+                && (text.contains('\n') || self.text.contains('\n'))
     }
 
     /// Text still held back when no more can come: half a character becomes U+FFFD.

@@ -6,14 +6,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nucleus_engine::generate::{
-    Engine, EngineOptions, EngineThread, Event, Generation, Request, SubmitError,
+    Engine, EngineOptions, EngineThread, Event, Generation, Request, SubmitError, TimeLimits,
 };
 use nucleus_engine::gguf::ModelFile;
 use nucleus_engine::models::{self, LoadOptions};
 use nucleus_engine::scheduler::AdmissionError;
-use nucleus_engine::sequence::{Completion, FinishReason, TokenEvent};
+use nucleus_engine::sequence::{Completion, FinishReason, PromptToken, TokenEvent};
 use nucleus_engine::tokenizer::{EncodeOptions, Tokenizer};
-use nucleus_sampling::SamplingParams;
+use nucleus_sampling::{LogprobsMode, SamplingParams};
 
 const PROMPT: &str = "Once upon a time";
 
@@ -71,6 +71,7 @@ fn finish(mut generation: Generation) -> (Vec<TokenEvent>, Completion) {
     let mut tokens = Vec::new();
     loop {
         match generation.blocking_next().unwrap() {
+            Event::Prompt(_) => {}
             Event::Token(token) => tokens.push(token),
             Event::End(completion) => {
                 assert!(generation.blocking_next().is_none());
@@ -272,7 +273,6 @@ fn what_cannot_run_is_refused_with_its_reason() {
     let engine = engine();
     let refused = |request: Request| engine.submit(request).err().unwrap();
     assert_eq!(refused(Request::default()), SubmitError::EmptyPrompt);
-    assert_eq!(refused(request(&engine, PROMPT, 0)), SubmitError::NoOutput);
     assert_eq!(
         refused(Request {
             prompt: vec![1; 1024],
@@ -498,4 +498,176 @@ fn the_likeliest_tokens_are_reported() {
         assert!(top.is_sorted_by(|a, b| a.logprob >= b.logprob));
         assert_eq!((top[0].token_id, top[0].logprob), (token.id, token.logprob));
     }
+}
+
+/// The prompt's tokens of a request that wants them, and how it went on.
+fn scored(engine: &Engine, request: Request) -> (Vec<PromptToken>, Completion) {
+    let mut generation = engine.submit(request).unwrap();
+    let Some(Event::Prompt(prompt)) = generation.blocking_next() else {
+        panic!("the prompt comes first");
+    };
+    (prompt, finish(generation).1)
+}
+
+/// Scoring a prompt gives each token the log-probability that it has as the next token of what is before it, to the bit, and
+/// changes nothing about the output: over the border of a step's rows, too.
+#[test]
+fn a_prompt_is_scored_as_if_it_were_generated() {
+    let engine = engine();
+    let story = complete(&engine, seeded(&engine, PROMPT, 96, 3));
+    let prompt: Vec<u32> = [&request(&engine, PROMPT, 0).prompt[..], &story.token_ids].concat();
+    let asked = Request {
+        prompt: prompt.clone(),
+        prompt_logprobs: true,
+        top_logprobs: 2,
+        ..greedy(&engine, PROMPT, 4)
+    };
+    let plain = Request {
+        prompt_logprobs: false,
+        ..asked.clone()
+    };
+    let (tokens, completion) = scored(&engine, asked);
+    assert_eq!(
+        completion.token_ids,
+        complete(&engine, plain).token_ids,
+        "the output is the same"
+    );
+    let ids: Vec<u32> = tokens.iter().map(|token| token.id).collect();
+    assert_eq!(ids, prompt);
+    assert_eq!((tokens[0].logprob, tokens[0].top_logprobs.len()), (None, 0));
+    for at in [1, 2, 63, 64, 65, prompt.len() - 1] {
+        // Only this token may be drawn, so it is: raw log-probabilities do not notice.
+        let next = Request {
+            prompt: prompt[..at].to_vec(),
+            params: SamplingParams {
+                allowed_token_ids: Some(vec![prompt[at]]),
+                ..SamplingParams::default()
+            },
+            max_tokens: Some(1),
+            top_logprobs: 2,
+            ..Request::default()
+        };
+        let (drawn, _) = finish(engine.submit(next).unwrap());
+        assert_eq!(tokens[at].logprob, Some(drawn[0].logprob), "{at}");
+        assert_eq!(tokens[at].top_logprobs, drawn[0].top_logprobs, "{at}");
+    }
+}
+
+/// With `max_tokens` 0 the prompt is computed, and can be scored, and nothing is drawn.
+#[test]
+fn a_prompt_can_be_computed_without_output() {
+    let engine = engine();
+    let (tokens, completion) = scored(
+        &engine,
+        Request {
+            prompt_logprobs: true,
+            ..request(&engine, PROMPT, 0)
+        },
+    );
+    assert_eq!(tokens.len(), 4);
+    assert_eq!(
+        (completion.token_ids.len(), completion.text.as_str()),
+        (0, "")
+    );
+    assert_eq!(completion.finish_reason, FinishReason::Length);
+    assert_eq!(completion.sampling.mean_logprob(), None);
+    wait_until("all blocks are free", || engine.load().used_blocks == 0);
+}
+
+/// The first token's logits come with it when they are wanted, and no other's.
+#[test]
+fn the_first_logits_are_told() {
+    let engine = engine();
+    let asked = Request {
+        first_logits: true,
+        ..greedy(&engine, PROMPT, 3)
+    };
+    let (tokens, _) = finish(engine.submit(asked).unwrap());
+    let logits = tokens[0].logits.as_ref().unwrap();
+    assert_eq!(logits.len(), engine.spec().vocab_size);
+    let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b]));
+    assert_eq!(best, Some(tokens[0].id as usize));
+    assert!(tokens[1..].iter().all(|token| token.logits.is_none()));
+}
+
+/// A request ends with the token that is drawn when its time is over, and without one if it has none by then.
+#[test]
+fn time_is_limited() {
+    let engine = engine();
+    let endless = |time_limits| Request {
+        params: SamplingParams {
+            ignore_eos: Some(true),
+            temperature: Some(0.0),
+            ..SamplingParams::default()
+        },
+        time_limits,
+        ..request(&engine, PROMPT, 1000)
+    };
+    let total = |total| TimeLimits {
+        total: Some(total),
+        ..TimeLimits::default()
+    };
+    let none = complete(&engine, endless(total(Duration::ZERO)));
+    assert_eq!(none.finish_reason, FinishReason::TimeLimit);
+    assert_eq!(none.token_ids.len(), 0);
+
+    let begun = Instant::now();
+    let (tokens, some) = finish(
+        engine
+            .submit(endless(total(Duration::from_millis(200))))
+            .unwrap(),
+    );
+    assert_eq!(some.finish_reason, FinishReason::TimeLimit);
+    assert!(begun.elapsed() >= Duration::from_millis(200));
+    assert!((1..1000).contains(&tokens.len()), "{}", tokens.len());
+    let text: String = tokens.iter().map(|token| token.text.as_str()).collect();
+    assert_eq!(text, some.text);
+    wait_until("all blocks are free", || engine.load().used_blocks == 0);
+}
+
+/// The time after a newline ends a text at the first newline once it is over, never before.
+#[test]
+fn a_line_is_finished_before_its_time_is_over() {
+    let engine = engine();
+    let newline = engine.tokenizer().encode("\n", EncodeOptions::default());
+    let (newline, word) = (newline.unwrap()[0], 451);
+    let alternating = |allowed: Vec<u32>| Request {
+        params: SamplingParams {
+            allowed_token_ids: Some(allowed),
+            ..SamplingParams::default()
+        },
+        time_limits: TimeLimits {
+            after_newline: Some(Duration::ZERO),
+            ..TimeLimits::default()
+        },
+        ..request(&engine, PROMPT, 12)
+    };
+    let line = complete(&engine, alternating(vec![newline]));
+    assert_eq!(line.finish_reason, FinishReason::TimeLimit);
+    assert_eq!(line.token_ids, [newline]);
+    let endless = complete(&engine, alternating(vec![word]));
+    assert_eq!(endless.finish_reason, FinishReason::Length);
+    assert_eq!(endless.token_ids.len(), 12);
+}
+
+/// The completion says how many tokens could have been drawn, and how likely those were that were.
+#[test]
+fn a_completion_says_what_could_have_been_drawn() {
+    let engine = engine();
+    let sampled = |top_k, mode| {
+        let mut request = seeded(&engine, PROMPT, 8, 5);
+        request.params.top_k = Some(top_k);
+        request.logprobs_mode = mode;
+        finish(engine.submit(request).unwrap())
+    };
+    let (tokens, completion) = sampled(3, LogprobsMode::Raw);
+    let stats = completion.sampling;
+    assert_eq!((stats.tokens, stats.min_kept, stats.max_kept), (8, 3, 3));
+    assert_eq!(stats.mean_kept(), Some(3.0));
+    let sum: f64 = tokens.iter().map(|token| f64::from(token.logprob)).sum();
+    assert_eq!(stats.mean_logprob(), Some(sum / 8.0));
+    // What is drawn with certainty has probability 1 in the distribution that it is drawn from.
+    let (tokens, completion) = sampled(1, LogprobsMode::Processed);
+    assert!(tokens.iter().all(|token| token.logprob == 0.0));
+    assert_eq!(completion.sampling.mean_logprob(), Some(0.0));
 }

@@ -277,7 +277,6 @@ fn submit_answer(error: &SubmitError) -> Answer<'_> {
             refused("invalid_value", "prompt")
         }
         SubmitError::PromptTooLong { .. } => refused("context_length_exceeded", "prompt"),
-        SubmitError::NoOutput => refused("invalid_value", "max_tokens"),
         SubmitError::Stop(_) => refused("invalid_value", "stop"),
         SubmitError::UnknownStopToken { .. } | SubmitError::StopTokensWithoutEnd => {
             refused("invalid_value", "stop_token_ids")

@@ -116,6 +116,7 @@ impl Settings {
             include_stop: self.include_stop,
             stop_token_ids: self.stop_token_ids.clone(),
             top_logprobs: self.logprobs.unwrap_or(0),
+            ..Request::default()
         }
     }
 

@@ -128,16 +128,21 @@ async fn next_event(
     logprobs: bool,
 ) -> Option<(JobEvent, Option<(JobGuard, Generation)>)> {
     let (job, mut generation) = live?;
-    match generation.next().await? {
-        Event::Token(token) => Some((
-            JobEvent::Token(Token::new(token, logprobs)),
-            Some((job, generation)),
-        )),
-        Event::End(completion) => Some((JobEvent::End(completion.into()), None)),
-        Event::Failed(error) => {
-            tracing::error!(job_id = %job.id(), %error, "generation failed");
-            Some((JobEvent::Error(ApiError::from(error).body()), None))
-        }
+    loop {
+        let said = match generation.next().await? {
+            // Jobs do not ask for it.
+            Event::Prompt(_) => continue,
+            Event::Token(token) => (
+                JobEvent::Token(Token::new(token, logprobs)),
+                Some((job, generation)),
+            ),
+            Event::End(completion) => (JobEvent::End(completion.into()), None),
+            Event::Failed(error) => {
+                tracing::error!(job_id = %job.id(), %error, "generation failed");
+                (JobEvent::Error(ApiError::from(error).body()), None)
+            }
+        };
+        return Some(said);
     }
 }
 
@@ -240,6 +245,8 @@ mod tests {
                 text: " a".into(),
                 logprob: -0.5,
                 top_logprobs: Vec::new(),
+                timings: Timings::default(),
+                logits: None,
             },
             true,
         )

@@ -169,6 +169,8 @@ struct Client {
     /// `None` once it has gone away.
     generation: Option<Generation>,
     id: super::SequenceId,
+    /// Whether the prompt's scores have come.
+    scored: bool,
     received: Vec<u32>,
     text: String,
     cancelled: bool,
@@ -310,7 +312,8 @@ impl Episode {
         Request {
             prompt,
             params,
-            max_tokens: Some(1 + random.below(40)),
+            max_tokens: Some(random.below(40)),
+            prompt_logprobs: random.one_in(4),
             ..Request::default()
         }
     }
@@ -345,6 +348,7 @@ impl Episode {
                 request,
                 id: generation.id,
                 generation: Some(generation),
+                scored: false,
                 received: Vec::new(),
                 text: String::new(),
                 cancelled: false,
@@ -422,6 +426,19 @@ impl Episode {
         while let Some(event) = self.clients[at].next() {
             let client = &mut self.clients[at];
             match event {
+                Event::Prompt(tokens) => {
+                    assert!(client.request.prompt_logprobs && client.received.is_empty());
+                    assert!(
+                        tokens.iter().map(|token| token.id).eq(client
+                            .request
+                            .prompt
+                            .iter()
+                            .copied())
+                    );
+                    let scored = tokens.iter().filter(|token| token.logprob.is_some());
+                    assert_eq!(scored.count() + 1, tokens.len());
+                    assert!(!std::mem::replace(&mut client.scored, true));
+                }
                 Event::Token(token) => {
                     assert_eq!(token.index, client.received.len());
                     client.received.push(token.id);
@@ -448,6 +465,9 @@ impl Episode {
             .oracle
             .tokens(&self.engine, &client.request, client.received.len());
         assert_eq!(client.received, alone, "not the tokens of the run alone");
+        if !client.received.is_empty() {
+            assert_eq!(client.scored, client.request.prompt_logprobs);
+        }
         let Self { engine, tally, .. } = self;
         let (&last, before) = match client.received.split_last() {
             Some(split) => split,

@@ -3,15 +3,16 @@
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
+use std::time::Instant;
 
-use nucleus_sampling::{CpuSampler, LogitsRow, Row, SampledToken, Sampler, Status};
+use nucleus_sampling::{CpuSampler, LogitsRow, Logprobs, Row, SampledToken, Sampler, Status};
 use tokio::sync::mpsc as events;
 
 use super::{Command, Event, Gauges, GenerationError, Shared, Submission};
 use crate::error::EngineError;
 use crate::model::{Chunk, Logits, Model};
 use crate::scheduler::{AdmissionError, Arrival, Scheduled, Scheduler, SequenceId, Step};
-use crate::sequence::{Drawn, FinishReason, Sequence};
+use crate::sequence::{Drawn, FinishReason, PromptToken, Sequence};
 
 /// What the thread owns.
 pub(super) struct Worker {
@@ -22,6 +23,26 @@ pub(super) struct Worker {
     inbox: mpsc::Receiver<Command>,
     live: HashMap<SequenceId, Live>,
     draining: bool,
+}
+
+/// Most prompt tokens of one sequence that are scored in a step: each takes a row of logits.
+const SCORED_ROWS: usize = 64;
+
+/// What a step gave.
+#[derive(Default)]
+struct Outcome {
+    /// A token for everyone who samples, in the order of the runs.
+    drawn: Vec<Drawn>,
+    /// Prompt tokens that are scored, in order.
+    scored: Vec<(SequenceId, PromptToken)>,
+}
+
+/// What a row of logits is for.
+enum Purpose<'a> {
+    /// To score this token, which is the prompt's next.
+    Score(SequenceId, u32),
+    /// To draw the next token of everyone who is sampled from the run.
+    Draw(&'a Scheduled),
 }
 
 struct Live {
@@ -104,6 +125,7 @@ impl Worker {
             id: submission.id,
             prompt: submission.sequence.tokens().to_vec(),
             capacity: submission.capacity,
+            alone: submission.sequence.scores_prompt(),
         };
         let arrivals = submissions.iter().map(arrival).collect();
         let queued = self.scheduler.enqueue(arrivals);
@@ -124,7 +146,9 @@ impl Worker {
 
     /// One step: schedule, forward, sample, commit.
     pub(super) fn step(&mut self) {
-        let step = self.scheduler.schedule();
+        self.expire();
+        let mut step = self.scheduler.schedule();
+        self.shorten(&mut step.runs);
         if !step.runs.is_empty() {
             self.run_step(&step);
         }
@@ -139,7 +163,7 @@ impl Worker {
             }
         }
         match self.forward_and_sample(step) {
-            Ok(drawn) => self.commit(&step.runs, drawn),
+            Ok(outcome) => self.commit(&step.runs, outcome),
             Err(error) => {
                 let error = GenerationError::Model(error.to_string());
                 for run in &step.runs {
@@ -151,70 +175,119 @@ impl Worker {
         }
     }
 
-    /// Runs the model and draws a token for everyone whose newest token it has seen, in the order of the runs.
-    fn forward_and_sample(&mut self, step: &Step) -> Result<Vec<Drawn>, EngineError> {
+    /// Ends what has no token yet and no time left for one.
+    fn expire(&mut self) {
+        let now = Instant::now();
+        let late = |(id, live): (&SequenceId, &Live)| live.sequence.is_late(now).then_some(*id);
+        let late: Vec<SequenceId> = self.live.iter().filter_map(late).collect();
+        late.into_iter()
+            .for_each(|id| self.finish(id, FinishReason::TimeLimit));
+    }
+
+    /// Bounds the logits of a step: a run over a prompt that is scored takes a row for each of its tokens.
+    fn shorten(&self, runs: &mut [Scheduled]) {
+        for run in runs.iter_mut().filter(|run| run.len > SCORED_ROWS) {
+            if self.live[&run.id].sequence.scores_prompt() {
+                run.len = SCORED_ROWS;
+                run.samples = false;
+                run.followers.clear();
+            }
+        }
+    }
+
+    /// Runs the model; draws a token for everyone whose newest token it has seen, and scores the prompts that are to be.
+    fn forward_and_sample(&mut self, step: &Step) -> Result<Outcome, EngineError> {
         let Self {
             model,
             sampler,
             live,
             ..
         } = self;
-        let chunks: Vec<Chunk<'_>> = step
-            .runs
-            .iter()
-            .map(|run| Chunk {
-                tokens: &live[&run.id].sequence.tokens()[run.start..run.start + run.len],
-                position: run.start,
-                blocks: &run.blocks,
-                wants_logits: run.samples,
-            })
+        let runs = || {
+            let runs = step.runs.iter();
+            runs.map(|run| (run, &live[&run.id].sequence))
+        };
+        let chunks: Vec<Chunk<'_>> = runs()
+            .flat_map(|(run, sequence)| chunks_of(run, sequence))
             .collect();
-        let sampling: Vec<&Scheduled> = step.runs.iter().filter(|run| run.samples).collect();
-        let mut drawn = Vec::new();
+        let purposes: Vec<Purpose<'_>> = runs()
+            .flat_map(|(run, sequence)| purposes_of(run, sequence))
+            .collect();
+        let mut outcome = Outcome::default();
         let mut tail = |logits: Logits<'_>| {
             let Logits::Host { data, vocab } = logits;
-            let rows: Vec<Row<'_>> = data
-                .chunks_exact(vocab)
-                .zip(&sampling)
-                .flat_map(|(row, run)| run.sampled().map(move |id| (row, id)))
-                .map(|(row, id)| {
-                    let sequence = &live[&id].sequence;
-                    Row {
-                        logprobs: sequence.logprobs(),
-                        ..Row::new(LogitsRow::F32(row), &sequence.params, &sequence.state)
+            let mut rows = Vec::new();
+            let mut wants_logits = Vec::new();
+            for (logits, purpose) in data.chunks_exact(vocab).zip(&purposes) {
+                let row = |id: SequenceId| row_of(LogitsRow::F32(logits), &live[&id].sequence);
+                match *purpose {
+                    Purpose::Score(id, token) => {
+                        let token = scored(&mut **sampler, row(id), token);
+                        outcome.scored.push((id, token));
                     }
-                })
-                .collect();
+                    Purpose::Draw(run) => {
+                        rows.extend(run.sampled().map(row));
+                        let wants = |id| live[&id].sequence.wants_logits();
+                        wants_logits.extend(run.sampled().map(wants));
+                    }
+                }
+            }
             let mut sampled = Vec::with_capacity(rows.len());
             sampler.sample_batch(&rows, &mut sampled);
-            drawn.extend(
-                rows.iter()
-                    .zip(sampled)
-                    .map(|(row, token)| with_top_logprobs(&mut **sampler, row, token)),
-            );
+            let tokens = rows.iter().zip(sampled).zip(wants_logits);
+            let drawn =
+                tokens.map(|((row, token), wants)| drawn(&mut **sampler, row, token, wants));
+            outcome.drawn.extend(drawn);
             Ok(())
         };
         for &(from, to) in &step.copies {
             model.copy_block(from, to);
         }
         model.forward(&chunks, &mut tail)?;
-        Ok(drawn)
+        Ok(outcome)
     }
 
-    fn commit(&mut self, runs: &[Scheduled], drawn: Vec<Drawn>) {
+    fn commit(&mut self, runs: &[Scheduled], outcome: Outcome) {
         runs.iter().for_each(|run| self.scheduler.computed(run));
-        for (id, drawn) in runs.iter().flat_map(Scheduled::sampled).zip(drawn) {
-            if drawn.token.status == Status::Ok {
+        for (id, token) in outcome.scored {
+            if token.logprob.is_some_and(f32::is_nan) {
+                self.fail_row(id, Status::Nan);
+            } else if let Some(live) = self.live.get_mut(&id) {
+                live.sequence.score(token);
+            }
+        }
+        let sampled = runs.iter().flat_map(Scheduled::sampled);
+        for (id, drawn) in sampled.zip(outcome.drawn) {
+            if !self.live.contains_key(&id) {
+                // Its prompt could not be scored.
+                continue;
+            }
+            self.tell_prompt(id);
+            if !self.sequence_mut(id).wants_output() {
+                self.finish(id, FinishReason::Length);
+            } else if drawn.token.status == Status::Ok {
                 self.commit_token(id, drawn);
             } else {
-                let error = GenerationError::Row {
-                    position: self.sequence_mut(id).state.position() as usize,
-                    status: drawn.token.status,
-                };
-                // What made the row useless may be in the cache.
-                self.scheduler.discard(id);
-                self.fail(id, error);
+                self.fail_row(id, drawn.token.status);
             }
+        }
+    }
+
+    /// Ends a sequence whose logits are of no use.
+    fn fail_row(&mut self, id: SequenceId, status: Status) {
+        if let Some(live) = self.live.get(&id) {
+            let position = live.sequence.state.position() as usize;
+            // What made the row useless may be in the cache.
+            self.scheduler.discard(id);
+            self.fail(id, GenerationError::Row { position, status });
+        }
+    }
+
+    /// Sends the prompt's tokens with their scores, if they are wanted and not sent yet.
+    fn tell_prompt(&mut self, id: SequenceId) {
+        if let Some(tokens) = self.sequence_mut(id).take_prompt_tokens() {
+            // The receiver is gone when the client is; its cancel command is on the way.
+            let _ = self.live[&id].events.send(Event::Prompt(tokens));
         }
     }
 
@@ -307,10 +380,74 @@ impl Worker {
     }
 }
 
-/// A token and, if the row asks for them, the likeliest ones.
-fn with_top_logprobs(sampler: &mut dyn Sampler, row: &Row<'_>, token: SampledToken) -> Drawn {
-    let wanted = row.logprobs.top > 0 && token.status == Status::Ok;
-    let top_logprobs = if wanted {
+/// The tokens of a run as the model takes them: at once, or one by one where the logits of each are wanted.
+fn chunks_of<'a>(
+    run: &'a Scheduled,
+    sequence: &'a Sequence,
+) -> impl Iterator<Item = Chunk<'a>> + use<'a> {
+    let end = run.start + run.len;
+    let one_by_one = (run.start..end).any(|position| sequence.scores(position));
+    let len = if one_by_one { 1 } else { run.len };
+    (run.start..end).step_by(len).map(move |start| Chunk {
+        tokens: &sequence.tokens()[start..start + len],
+        position: start,
+        blocks: &run.blocks,
+        wants_logits: sequence.scores(start) || (run.samples && start + len == end),
+    })
+}
+
+/// What the logits of a run are for, in order.
+fn purposes_of<'a>(
+    run: &'a Scheduled,
+    sequence: &'a Sequence,
+) -> impl Iterator<Item = Purpose<'a>> + use<'a> {
+    let scores = (run.start..run.start + run.len)
+        .filter(|&position| sequence.scores(position))
+        .map(|position| Purpose::Score(run.id, sequence.tokens()[position + 1]));
+    scores.chain(run.samples.then_some(Purpose::Draw(run)))
+}
+
+fn row_of<'a>(logits: LogitsRow<'a>, sequence: &'a Sequence) -> Row<'a> {
+    Row {
+        logprobs: sequence.logprobs(),
+        ..Row::new(logits, &sequence.params, &sequence.state)
+    }
+}
+
+/// A prompt token with its log-probability and, if the row asks for them, the likeliest ones in its place.
+fn scored(sampler: &mut dyn Sampler, row: Row<'_>, id: u32) -> PromptToken {
+    let given = SampledToken {
+        token_id: id,
+        logprob: f32::NAN,
+        kept_count: 0,
+        status: Status::Ok,
+        feedback: 0,
+    };
+    let row = Row {
+        logprobs: Logprobs {
+            top: row.logprobs.top,
+            ..Logprobs::default()
+        },
+        ..row
+    };
+    let top_logprobs = sampler.top_logprobs(&row, &given);
+    let own = top_logprobs.iter().find(|entry| entry.token_id == id);
+    PromptToken {
+        id,
+        logprob: own.map(|own| own.logprob),
+        top_logprobs,
+    }
+}
+
+/// A token with what is wanted beside it: the likeliest ones, the logits.
+fn drawn(
+    sampler: &mut dyn Sampler,
+    row: &Row<'_>,
+    token: SampledToken,
+    wants_logits: bool,
+) -> Drawn {
+    let wants_top = row.logprobs.top > 0 && token.status == Status::Ok;
+    let top_logprobs = if wants_top {
         sampler.top_logprobs(row, &token)
     } else {
         Vec::new()
@@ -318,5 +455,6 @@ fn with_top_logprobs(sampler: &mut dyn Sampler, row: &Row<'_>, token: SampledTok
     Drawn {
         token,
         top_logprobs,
+        logits: wants_logits.then(|| row.logits.to_f32(row.logits.len())),
     }
 }

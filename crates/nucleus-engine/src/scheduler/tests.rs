@@ -29,6 +29,7 @@ fn of_tokens(id: u64, prompt: Vec<u32>, capacity: usize) -> Arrival {
         id: SequenceId(id),
         prompt,
         capacity,
+        alone: false,
     }
 }
 
@@ -425,4 +426,48 @@ fn followers_that_find_no_block_to_copy_into_are_evicted() {
         [0, 1]
     );
     assert_eq!((scheduler.running(), scheduler.waiting()), (2, 1));
+}
+
+/// A sequence that is to be computed alone neither follows one of the same tokens nor finds them in the cache, not even once
+/// it has been evicted.
+#[test]
+fn a_sequence_may_be_computed_alone() {
+    let mut scheduler = with_limits(
+        SchedulerLimits {
+            running: 4,
+            waiting: 4,
+            step_tokens: 64,
+            prefix_reuse: true,
+        },
+        16,
+    );
+    let tokens: Vec<u32> = (0..9).collect();
+    let alone = |id| Arrival {
+        alone: true,
+        ..of_tokens(id, tokens.clone(), 12)
+    };
+    scheduler
+        .enqueue(vec![of_tokens(1, tokens.clone(), 12), alone(2)])
+        .unwrap();
+    let step = scheduler.schedule();
+    let runs: Vec<_> = step
+        .runs
+        .iter()
+        .map(|run| (run.id.0, run.start, run.len))
+        .collect();
+    assert_eq!(runs, [(1, 0, 9), (2, 0, 9)]);
+    assert!(step.runs.iter().all(|run| run.followers.is_empty()));
+    step.runs.iter().for_each(|run| scheduler.computed(run));
+    scheduler.remove(SequenceId(1));
+    scheduler
+        .enqueue(vec![alone(3), of_tokens(4, tokens.clone(), 12)])
+        .unwrap();
+    scheduler.grown(SequenceId(2), 9);
+    let starts: Vec<_> = scheduler
+        .schedule()
+        .runs
+        .iter()
+        .map(|run| (run.id.0, run.start))
+        .collect();
+    assert_eq!(starts, [(2, 9), (3, 0)], "4 follows 3, which found nothing");
 }

@@ -98,6 +98,7 @@ impl Choice {
     pub(super) async fn next(&mut self) -> Option<ChoiceEvent> {
         loop {
             match self.generation.next().await? {
+                Event::Prompt(_) => {}
                 Event::Token(token) => {
                     if let Some(piece) = self.piece(token) {
                         return Some(ChoiceEvent::Piece(piece));
@@ -131,7 +132,7 @@ fn end(completion: Completion) -> ChoiceEvent {
         FinishReason::EndOfText => ("stop", None),
         FinishReason::StopSequence(text) => ("stop", Some(StopReason::Text(text))),
         FinishReason::StopToken(id) => ("stop", Some(StopReason::Token(id))),
-        FinishReason::Length => ("length", None),
+        FinishReason::Length | FinishReason::TimeLimit => ("length", None),
         // OpenAI has no word for it: half an answer is not passed for a whole one.
         FinishReason::Cancelled | FinishReason::Aborted => {
             return ChoiceEvent::Failed(SubmitError::ShuttingDown.into());
