@@ -1,6 +1,6 @@
 //! Times of the fast sampler, one row at a time on one thread, of batches on all, and of draws by scan and by binary search (R3.1).
 //!
-//! `cargo bench -p nucleus-sampling -- [--rounds N] [FILTER]` prints a table. Times are of `CpuSampler::sample` alone: the logits are
+//! `cargo bench -p nucleus-sampling -- [--rounds N] [--exact] [FILTER]` prints a table of the cases whose name holds FILTER, or is it. Times are of `CpuSampler::sample` alone: the logits are
 //! there, the history is in the state. A row is read again and again, so it comes from the cache, or (cold) another of 96 rows each time,
 //! so that it comes from memory. `floor` is what reading costs: the largest logit of the row, and nothing else. The rows are those of
 //! `peers/sampling/llama_cpp_speed.py`, which measures llama.cpp on them.
@@ -47,6 +47,7 @@ fn main() {
 
 struct Arguments {
     rounds: usize,
+    exact: bool,
     filter: Option<String>,
 }
 
@@ -54,12 +55,14 @@ impl Arguments {
     fn parse() -> Self {
         let mut parsed = Self {
             rounds: 300,
+            exact: false,
             filter: None,
         };
         let mut arguments = std::env::args().skip(1);
         while let Some(argument) = arguments.next() {
             match argument.as_str() {
                 "--bench" => {}
+                "--exact" => parsed.exact = true,
                 "--rounds" => {
                     let rounds = arguments.next().and_then(|text| text.parse().ok());
                     parsed.rounds = rounds.expect("--rounds takes a number");
@@ -71,9 +74,13 @@ impl Arguments {
     }
 
     fn wants(&self, name: &str) -> bool {
-        self.filter
-            .as_ref()
-            .is_none_or(|filter| name.contains(filter.as_str()))
+        self.filter.as_ref().is_none_or(|filter| {
+            if self.exact {
+                name == filter
+            } else {
+                name.contains(filter.as_str())
+            }
+        })
     }
 }
 

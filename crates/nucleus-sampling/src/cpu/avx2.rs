@@ -11,7 +11,7 @@ use half::{bf16, f16};
 
 use crate::cpu::classes::Classes;
 use crate::cpu::kernels::{
-    self, BLOCK, Band, Beginning, Block, Extent, Fused, ROUNDER, SMALL, Scale,
+    self, BLOCK, Band, Beginning, Block, Extent, Fused, ROUNDER, Room, SMALL, Scale,
 };
 use crate::cpu::key::Key;
 use crate::fixed::{EXP2, Spread, Surprise};
@@ -470,20 +470,84 @@ fn in_order(outer: __m256i, inner: __m256i) -> [u64; 8] {
     unsafe { transmute::<[__m256i; 2], [u64; 8]>(halves) }
 }
 
-/// See [`kernels::weigh_from`].
+/// Writes the lanes of a set, in order, to `to` from `len` on, and rubbish behind them; the new length.
+#[inline]
 #[target_feature(enable = "avx2,fma,f16c,bmi1,popcnt")]
-pub(super) fn weigh_from(block: &Block, scale: Scale, threshold: f32) -> Beginning {
-    if scale.borders_on_the_weightless() {
-        return kernels::weigh_from::<Fused>(block, scale, threshold);
+fn append(x: __m256, set: i32, to: &mut Room, len: usize) -> usize {
+    let set = set as usize & 255;
+    let lanes = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(LANES[set] as i64));
+    to[len..len + 8].copy_from_slice(&store(_mm256_permutevar8x32_ps(x, lanes)));
+    len + set.count_ones() as usize
+}
+
+/// See [`kernels::pack`].
+#[target_feature(enable = "avx2,fma,f16c,bmi1,popcnt")]
+pub(super) fn pack(block: &Block, band: Band, to: &mut Room) -> u32 {
+    let (low, high) = (_mm256_set1_ps(band.low), _mm256_set1_ps(band.high));
+    let mut len = 0;
+    for x in block.as_chunks::<8>().0 {
+        let x = load(x);
+        let reaches = _mm256_cmp_ps::<_CMP_GE_OQ>(x, low);
+        let below = _mm256_cmp_ps::<_CMP_LT_OQ>(x, high);
+        len = append(
+            x,
+            _mm256_movemask_ps(_mm256_and_ps(reaches, below)),
+            to,
+            len,
+        );
     }
-    let threshold = _mm256_set1_ps(threshold);
+    len as u32
+}
+
+/// Takes blocks of one type apart at a band.
+macro_rules! weigh_from {
+    ($($(#[$doc:meta])* $name:ident: $type:ident, $load:ident, $exactly:expr;)*) => {$(
+        $(#[$doc])*
+        #[target_feature(enable = "avx2,fma,f16c,bmi1,popcnt")]
+        pub(super) fn $name(block: &[$type; BLOCK], scale: Scale, band: Band, spare: &mut Room, within: &mut Room) -> Beginning {
+            if scale.borders_on_the_weightless() {
+                return $exactly(block, scale, band, spare, within);
+            }
+            let low = _mm256_set1_ps(band.low);
+            let mut len = 0;
+            for x in block.as_chunks::<8>().0 {
+                let x = $load(x);
+                let reaches = _mm256_cmp_ps::<_CMP_GE_OQ>(x, low);
+                len = append(x, _mm256_movemask_ps(reaches), spare, len);
+            }
+            spare[len..len + 8 * GROUP].fill(f32::NEG_INFINITY);
+            weigh_packed(&spare[..len.next_multiple_of(8 * GROUP)], scale, band, within)
+        }
+    )*};
+}
+
+weigh_from! {
+    /// See [`kernels::weigh_from`].
+    weigh_from: f32, load, kernels::weigh_from::<Fused>;
+    /// See [`kernels::weigh_from_f16`].
+    weigh_from_f16: f16, load_f16, kernels::weigh_from_f16::<Fused>;
+    /// See [`kernels::weigh_from_bf16`].
+    weigh_from_bf16: bf16, load_bf16, kernels::weigh_from_bf16::<Fused>;
+}
+
+/// [`kernels::weigh_from`] of whole groups.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,bmi1,popcnt")]
+fn weigh_packed(logits: &[f32], scale: Scale, band: Band, within: &mut Room) -> Beginning {
+    let (low, high) = (_mm256_set1_ps(band.low), _mm256_set1_ps(band.high));
     let none = _mm256_set1_ps(f32::NEG_INFINITY);
     let mut sums = [_mm256_setzero_si256(); 2];
-    let mut count = 0;
-    for x in groups(block) {
+    let (mut count, mut len) = (0, 0);
+    for x in logits.as_chunks::<8>().0.as_chunks::<GROUP>().0 {
         let x = group(x);
-        let reaches: [_; GROUP] = array::from_fn(|i| _mm256_cmp_ps::<_CMP_GE_OQ>(x[i], threshold));
-        let kept = array::from_fn(|i| _mm256_blendv_ps(none, x[i], reaches[i]));
+        let above: [_; GROUP] = array::from_fn(|i| _mm256_cmp_ps::<_CMP_GE_OQ>(x[i], high));
+        for i in 0..GROUP {
+            let reaches = _mm256_cmp_ps::<_CMP_GE_OQ>(x[i], low);
+            let inside = _mm256_movemask_ps(_mm256_andnot_ps(above[i], reaches));
+            len = append(x[i], inside, within, len);
+            count += _mm256_movemask_ps(above[i]).count_ones();
+        }
+        let kept = array::from_fn(|i| _mm256_blendv_ps(none, x[i], above[i]));
         let parts = split::<24>(kept, scale, -SURPLUS);
         for i in 0..GROUP {
             let q = weights(parts.significand[i], parts.distance[i]);
@@ -492,12 +556,11 @@ pub(super) fn weigh_from(block: &Block, scale: Scale, threshold: f32) -> Beginni
                 _mm256_add_epi64(sums[1], q[1]),
             ];
         }
-        let lanes = reaches.map(|reaches| _mm256_movemask_ps(reaches).count_ones());
-        count += lanes.into_iter().sum::<u32>();
     }
     Beginning {
         mass: sum_64(_mm256_add_epi64(sums[0], sums[1])),
         count,
+        within: len as u32,
     }
 }
 

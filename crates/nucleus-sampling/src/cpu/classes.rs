@@ -45,21 +45,24 @@ impl Classes {
         }
     }
 
-    /// The key with which the sum of the amounts, in the order of the keys, reaches `target`; `near` is working space.
+    /// The logit with which the sum of the amounts, in order, reaches `target`, and its place; of equals the first comes first. `near` is
+    /// working space.
     pub(super) fn crossing(
         self,
-        keys: &[Key],
+        logits: &[f32],
         amounts: &[u64],
         target: u64,
         near: &mut Vec<(Key, u64)>,
     ) -> Option<Key> {
-        let pairs = || keys.iter().copied().zip(amounts.iter().copied());
+        let pairs = || logits.iter().copied().zip(amounts.iter().copied());
         let mut sums = [0; CLASSES];
-        pairs().for_each(|(key, amount)| sums[self.of(key.logit())] += amount);
+        pairs().for_each(|(logit, amount)| sums[self.of(logit)] += amount);
         let class = reaching(&sums, target)?;
         let mut sum: u64 = sums[..class].iter().sum();
         near.clear();
-        near.extend(pairs().filter(|(key, _)| self.of(key.logit()) == class));
+        let places = (0..).zip(pairs());
+        let within = places.filter(|(_, (logit, _))| self.of(*logit) == class);
+        near.extend(within.map(|(place, (logit, amount))| (Key::new(logit, place), amount)));
         near.sort_unstable_by_key(|(key, _)| *key);
         let mut near = near.iter();
         let last = near.find(|(_, amount)| {
@@ -111,6 +114,7 @@ mod tests {
     #[test]
     fn the_crossing_is_that_of_the_sorted_list() {
         let logit = |id: u32| ((id.wrapping_mul(2_654_435_761) >> 20) as f32 / 64.0).floor();
+        let logits: Vec<_> = (0..3000).map(logit).collect();
         let keys: Vec<_> = (0..3000).map(|id| Key::new(logit(id), id)).collect();
         let amounts: Vec<_> = keys.iter().map(|key| 1 + u64::from(key.id() % 5)).collect();
         let mut sorted: Vec<_> = keys.iter().zip(&amounts).collect();
@@ -124,12 +128,12 @@ mod tests {
             );
             let expected = place.map(|place| *sorted[place].0);
             assert_eq!(
-                classes.crossing(&keys, &amounts, target, &mut Vec::new()),
+                classes.crossing(&logits, &amounts, target, &mut Vec::new()),
                 expected
             );
         }
         assert_eq!(
-            classes.crossing(&keys, &amounts, total + 1, &mut Vec::new()),
+            classes.crossing(&logits, &amounts, total + 1, &mut Vec::new()),
             None
         );
     }

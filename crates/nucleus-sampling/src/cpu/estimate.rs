@@ -3,7 +3,7 @@
 //! Nothing here decides anything: whoever uses a bracket proves that the cut is in it, and does without where it is not. So f64 is good
 //! enough, and edits of the row are not looked at.
 
-use super::kernels::{BLOCK, Band};
+use super::kernels::{BLOCK, Band, ROUNDER, WEIGHTLESS};
 use super::prefix::{Measure, Scratch};
 use super::view::View;
 
@@ -13,8 +13,11 @@ const TAKEN: usize = 8;
 /// Classes by logit.
 const BINS: usize = 512;
 
+/// The number of the last class.
+const LAST_BIN: f32 = (BINS - 1) as f32;
+
 /// How many standard deviations the bracket reaches beyond the estimate on either side.
-const CAUTION: f64 = 4.0;
+const CAUTION: f64 = 3.0;
 
 /// What the tokens of a sample in one class hold.
 #[derive(Clone, Copy, Debug, Default)]
@@ -23,7 +26,7 @@ struct Bin {
     amount: u64,
 }
 
-/// Classes of the tokens below a logit, each `width` wide, best first.
+/// Classes of the tokens below a logit, each `width` wide, the first around `top`.
 pub(super) struct Sample {
     bins: [Bin; BINS],
     top: f32,
@@ -50,61 +53,51 @@ impl Sample {
         scratch: &mut Scratch,
     ) -> Self {
         let blocks = view.blocks();
-        let lowest = view.cut.map_or(f32::MIN, |cut| cut.logit);
         scratch.logits.clear();
         for index in 0..blocks {
             let logits: [f32; TAKEN] = view.sample(index, index * 37 % (BLOCK / TAKEN) * TAKEN);
-            let inside = |logit| logit >= lowest && logit < top && logit <= max;
-            let kept = |logit| {
-                if inside(logit) {
-                    logit
-                } else {
-                    f32::NEG_INFINITY
-                }
-            };
-            scratch.logits.extend(logits.map(kept));
+            scratch.logits.extend_from_slice(&logits);
         }
+        let lowest = view.cut.map_or(f32::MIN, |cut| cut.logit);
+        let weighty = match measure {
+            Measure::Mass(scale) => max - WEIGHTLESS as f32 / scale.s,
+            Measure::Count => f32::MIN,
+        };
+        let (low, high) = limit(&mut scratch.logits, lowest.max(weighty), |logit| {
+            logit < top && logit <= max
+        });
         scratch.measure_logits(view.simd, measure);
-        let (mut low, mut high) = (f32::INFINITY, f32::NEG_INFINITY);
-        for (logit, amount) in scratch.logits.iter().zip(&mut scratch.weights) {
-            if *logit > f32::NEG_INFINITY && *amount > 0 {
-                low = low.min(*logit);
-                high = high.max(*logit);
-            } else {
-                *amount = 0;
-            }
-        }
-        let width = ((high - low) / BINS as f32).max(f32::MIN_POSITIVE);
-        let share = view.logits.len() as f64 / (blocks * TAKEN) as f64;
         let mut sample = Self {
             bins: [Bin::default(); BINS],
             top: high,
-            width,
-            share,
+            width: ((high - low) / LAST_BIN).max(f32::MIN_POSITIVE),
+            share: view.logits.len() as f64 / (blocks * TAKEN) as f64,
         };
         sample.classify(&scratch.logits, &scratch.weights);
         sample
     }
 
-    /// Adds tokens, passing over those that hold nothing.
+    /// Adds tokens, passing over those at -inf.
     fn classify(&mut self, logits: &[f32], amounts: &[u64]) {
         let per_width = 1.0 / self.width;
-        for (logit, amount) in logits
-            .iter()
-            .zip(amounts)
-            .filter(|(_, amount)| **amount > 0)
-        {
-            let bin = ((self.top - logit) * per_width) as usize;
-            let bin = &mut self.bins[bin.min(BINS - 1)];
-            bin.count += 1;
-            bin.amount += amount;
+        for (logit, amount) in logits.iter().zip(amounts) {
+            let there = *logit > f32::NEG_INFINITY;
+            let place = (self.top - logit) * per_width;
+            let place = if place < LAST_BIN { place } else { LAST_BIN };
+            let bin = (place + ROUNDER).to_bits() as usize % BINS;
+            self.bins[bin].count += u32::from(there);
+            self.bins[bin].amount += if there { *amount } else { 0 };
         }
+    }
+
+    /// The highest logit of a class.
+    fn edge(&self, bin: usize) -> f32 {
+        self.top - (bin as f32 - 0.5) * self.width
     }
 
     /// Brackets the cut behind which an amount of `dropped` lies.
     pub(super) fn bracket(&self, dropped: u64) -> Bracket {
         let dropped = dropped as f64;
-        let edge = |bin: usize| self.top - bin as f32 * self.width;
         let (mut amount, mut squares, mut count) = (0.0, 0.0, 0.0);
         let (mut low, mut high) = (f32::MIN, None);
         for (index, bin) in self.bins.iter().enumerate().rev() {
@@ -113,13 +106,14 @@ impl Sample {
             squares += held * held / f64::from(bin.count.max(1));
             amount += held;
             count += self.share * f64::from(bin.count);
-            let doubt = CAUTION * f64::sqrt(squares);
-            if amount + doubt <= dropped {
-                low = edge(index);
-                count = 0.0;
-            }
-            if amount - doubt >= dropped {
-                high = high.or(Some(edge(index)));
+            let distance = dropped - amount;
+            if distance * distance >= CAUTION * CAUTION * squares {
+                if distance >= 0.0 {
+                    low = self.edge(index);
+                    count = 0.0;
+                } else {
+                    high = high.or(Some(self.edge(index)));
+                }
             }
         }
         let high = high.unwrap_or(f32::INFINITY);
@@ -130,4 +124,25 @@ impl Sample {
             count: count as usize,
         }
     }
+}
+
+/// Puts logits that are below `lowest` or not `inside` at -inf; the least and the largest of the others.
+#[inline(always)]
+fn limit(logits: &mut [f32], lowest: f32, inside: impl Fn(f32) -> bool) -> (f32, f32) {
+    let mut low = [f32::INFINITY; TAKEN];
+    let mut high = [f32::NEG_INFINITY; TAKEN];
+    for chunk in logits.as_chunks_mut::<TAKEN>().0 {
+        for lane in 0..TAKEN {
+            let logit = chunk[lane];
+            let there = logit >= lowest && inside(logit);
+            let (least, most) = (low[lane], high[lane]);
+            low[lane] = if there && logit < least { logit } else { least };
+            high[lane] = if there && logit > most { logit } else { most };
+            chunk[lane] = if there { logit } else { f32::NEG_INFINITY };
+        }
+    }
+    (
+        low.into_iter().fold(f32::INFINITY, f32::min),
+        high.into_iter().fold(f32::NEG_INFINITY, f32::max),
+    )
 }

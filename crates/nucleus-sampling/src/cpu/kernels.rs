@@ -343,22 +343,79 @@ pub(super) fn weigh_bf16<F: MulAdd>(block: &[bf16; BLOCK], scale: Scale, depth: 
     weigh::<F>(&wide, scale, depth)
 }
 
-/// What the logits of a block that reach a threshold hold.
+/// What a block holds from the upper end of a band on, and within the band.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Beginning {
+    /// The sum of the weights of the logits from the upper end on.
     pub(super) mass: u64,
+    /// Their number.
     pub(super) count: u32,
+    /// Number of the logits within.
+    pub(super) within: u32,
 }
 
-/// The sum of the weights of the logits that reach a threshold, and their number.
+/// Room for logits of a block, and for what vector code writes behind them.
+pub(super) const ROOM: usize = BLOCK + 32;
+
+/// See [`ROOM`].
+pub(super) type Room = [f32; ROOM];
+
+/// Moves the logits of a block in a band, in order, to the front of `to`; their number.
 #[inline(always)]
-pub(super) fn weigh_from<F: MulAdd>(block: &Block, scale: Scale, threshold: f32) -> Beginning {
-    let mut kept = *block;
-    clip(&mut kept, threshold);
-    Beginning {
-        mass: weigh::<F>(&kept, scale, 0),
-        count: count(block, threshold),
+pub(super) fn pack(block: &Block, band: Band, to: &mut Room) -> u32 {
+    let mut len = 0;
+    for logit in block {
+        to[len] = *logit;
+        len += usize::from(*logit >= band.low && *logit < band.high);
     }
+    len as u32
+}
+
+/// What a block holds from the upper end of a band on; the logits within move to the front of `within`. `_spare` is working space of some
+/// versions.
+#[inline(always)]
+pub(super) fn weigh_from<F: MulAdd>(
+    block: &Block,
+    scale: Scale,
+    band: Band,
+    _spare: &mut Room,
+    within: &mut Room,
+) -> Beginning {
+    let mut above = *block;
+    clip(&mut above, band.high);
+    Beginning {
+        mass: weigh::<F>(&above, scale, 0),
+        count: count(block, band.high),
+        within: pack(block, band, within),
+    }
+}
+
+/// [`weigh_from`] of binary16.
+#[inline(always)]
+pub(super) fn weigh_from_f16<F: MulAdd>(
+    block: &[f16; BLOCK],
+    scale: Scale,
+    band: Band,
+    spare: &mut Room,
+    within: &mut Room,
+) -> Beginning {
+    let mut wide = [0.0; BLOCK];
+    widen_f16(block, &mut wide);
+    weigh_from::<F>(&wide, scale, band, spare, within)
+}
+
+/// [`weigh_from`] of bfloat16.
+#[inline(always)]
+pub(super) fn weigh_from_bf16<F: MulAdd>(
+    block: &[bf16; BLOCK],
+    scale: Scale,
+    band: Band,
+    spare: &mut Room,
+    within: &mut Room,
+) -> Beginning {
+    let mut wide = [0.0; BLOCK];
+    widen_bf16(block, &mut wide);
+    weigh_from::<F>(&wide, scale, band, spare, within)
 }
 
 /// The weights of a slice.

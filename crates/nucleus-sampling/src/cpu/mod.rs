@@ -6,6 +6,7 @@
 //! stays spread over the row, as a cut through the order of its tokens. All sums are of integers, so neither the order of summation nor
 //! the machine's instructions can be seen in a result, which equals the [`ReferenceSampler`](crate::ReferenceSampler)'s bit for bit.
 
+mod band;
 mod cdf;
 mod choose;
 mod classes;

@@ -6,22 +6,17 @@
 //! 2. The sample brackets the cut; what lies above the bracket is summed, what lies within is gathered.
 //! 3. Everything is counted by class, or else by the first 16 bits of the order; those that share the cut's are listed.
 
-use super::classes::Classes;
 use super::estimate::Sample;
-use super::kernels::{BLOCK, Band, Scale};
+use super::kernels::{Band, Scale};
 use super::key::{self, Key};
 use super::masks::LISTED;
 use super::search::Counted;
 use super::simd::Simd;
-use super::view::Cut;
-use super::wide::{Buffers, Form, Mass, Wide, scale_of};
+use super::wide::{Form, Mass, Wide, scale_of};
 use crate::row::Status;
 
 /// The first guess lists the tokens that reach this many blocks' maxima.
 const HEAD: usize = 64;
-
-/// The most tokens within a bracket.
-const BRACKETED: usize = 1 << 15;
 
 /// What a beginning is measured by.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -40,15 +35,6 @@ pub(super) struct Goal {
     pub(super) target: u64,
     /// What the whole set holds.
     pub(super) total: u64,
-}
-
-/// What lies above a band.
-#[derive(Clone, Copy, Debug)]
-struct Above {
-    band: Band,
-    /// Measured as the goal is.
-    amount: u64,
-    count: usize,
 }
 
 /// The smallest mass of which `part / total >= threshold` holds, the threshold in Q32; at least 1.
@@ -73,21 +59,26 @@ pub(super) struct Scratch {
     pub(super) weights: Vec<u64>,
 }
 
+/// Leaves the measures of logits in `amounts`.
+pub(super) fn measure(simd: Simd, measure: Measure, logits: &[f32], amounts: &mut Vec<u64>) {
+    amounts.clear();
+    amounts.resize(logits.len(), 1);
+    if let Measure::Mass(scale) = measure {
+        simd.weigh_each(logits, scale, amounts);
+    }
+}
+
 impl Scratch {
     /// Puts the measures of the logits beside them.
-    pub(super) fn measure_logits(&mut self, simd: Simd, measure: Measure) {
-        self.weights.clear();
-        self.weights.resize(self.logits.len(), 1);
-        if let Measure::Mass(scale) = measure {
-            simd.weigh_each(&self.logits, scale, &mut self.weights);
-        }
+    pub(super) fn measure_logits(&mut self, simd: Simd, by: Measure) {
+        measure(simd, by, &self.logits, &mut self.weights);
     }
 
     /// The measures of listed tokens.
-    pub(super) fn measure(&mut self, simd: Simd, keys: &[Key], measure: Measure) -> &[u64] {
+    pub(super) fn measure(&mut self, simd: Simd, keys: &[Key], by: Measure) -> &[u64] {
         self.logits.clear();
         self.logits.extend(keys.iter().map(|key| key.logit()));
-        self.measure_logits(simd, measure);
+        self.measure_logits(simd, by);
         &self.weights
     }
 }
@@ -136,7 +127,7 @@ impl Wide<'_> {
             return None;
         }
         let head = self.kth_maximum(HEAD).unwrap_or(f32::INFINITY);
-        if self.list_beginning(head, goal, keys) {
+        if self.may_hold(head, goal) && self.list_beginning(head, goal, keys) {
             return Some(Form::Listed);
         }
         let bracket = self
@@ -146,8 +137,7 @@ impl Wide<'_> {
         if few && self.list_beginning(bracket.band.low, goal, keys) {
             return Some(Form::Listed);
         }
-        self.cut_in_band(bracket.band, goal, keys)
-            .then_some(Form::Wide)
+        self.cut_in_band(bracket.band, goal).then_some(Form::Wide)
     }
 
     /// Keeps the shortest beginning whose mass reaches a threshold, after a search that weighs the row.
@@ -172,7 +162,7 @@ impl Wide<'_> {
 
     fn keep_counted(&mut self, counted: &Counted, goal: Goal, keys: &mut Vec<Key>) -> Form {
         let band = counted.band(goal.target);
-        if band.is_some_and(|band| self.cut_in_band(band, goal, keys)) {
+        if band.is_some_and(|band| self.cut_in_band(band, goal)) {
             return match self.cut() {
                 Some(cut) if self.count() <= LISTED => self.keep(cut, keys),
                 _ => Form::Wide,
@@ -183,10 +173,17 @@ impl Wide<'_> {
             low: cut.logit,
             high: cut.logit.next_up(),
         };
-        if self.cut_in_band(equals, goal, keys) && self.count() > LISTED {
+        if self.cut_in_band(equals, goal) && self.count() > LISTED {
             return Form::Wide;
         }
         self.keep(cut, keys)
+    }
+
+    /// Whether the blocks with a token from `lowest` on hold what a goal needs.
+    fn may_hold(&self, lowest: f32, goal: Goal) -> bool {
+        let blocks = self.maxima().iter().zip(self.sums());
+        let held = blocks.map(|(max, sum)| if *max >= lowest { *sum } else { 0 });
+        goal.measure == Measure::Count || held.sum::<u64>() >= goal.target
     }
 
     /// A sample of the tokens below `top`.
@@ -243,95 +240,6 @@ impl Wide<'_> {
         let listed = few && self.gather(Band::from(bracket.band.low), LISTED, keys);
         key::sort(keys, &mut self.buffers().spare);
         listed && !keys.is_empty()
-    }
-
-    /// Cuts within a band, if the cut is there.
-    fn cut_in_band(&mut self, band: Band, goal: Goal, keys: &mut Vec<Key>) -> bool {
-        let before = self.cut();
-        let mut sums = self.take_sums();
-        let above = self.measure_above(band, goal.measure, &mut sums, keys);
-        let found = above.and_then(|above| self.cut_behind(above, goal, &mut sums, keys));
-        self.put_sums(sums);
-        match found {
-            Some((cut, count)) => self.cut_to(cut, count, goal.measure),
-            None => self.restore(before),
-        }
-        found.is_some()
-    }
-
-    /// The cut among the keys of a band and the number of tokens before it; adds what the band holds of those to the blocks' sums.
-    fn cut_behind(
-        &mut self,
-        above: Above,
-        goal: Goal,
-        sums: &mut [u64],
-        keys: &[Key],
-    ) -> Option<(Cut, usize)> {
-        let simd = self.simd;
-        let classes = Classes::between(above.band.low, above.band.high.min(self.max));
-        let Buffers { scratch, near, .. } = self.buffers();
-        let missing = goal.target.checked_sub(above.amount)?;
-        if missing == 0 {
-            return None;
-        }
-        let amounts = scratch.measure(simd, keys, goal.measure);
-        let last = classes.crossing(keys, amounts, missing, near)?;
-        let mut count = above.count;
-        for (key, amount) in keys.iter().zip(amounts).filter(|(key, _)| **key <= last) {
-            sums[key.id() as usize / BLOCK] += amount;
-            count += 1;
-        }
-        let cut = Cut {
-            logit: last.logit(),
-            id: last.id(),
-        };
-        Some((cut, count))
-    }
-
-    /// Leaves what the blocks hold above a band in `sums` and the keys within it in `keys`. `None` if there are too many.
-    fn measure_above(
-        &self,
-        band: Band,
-        measure: Measure,
-        sums: &mut Vec<u64>,
-        keys: &mut Vec<Key>,
-    ) -> Option<Above> {
-        let view = self.view();
-        let mut buffer = [0.0; BLOCK];
-        let mut above = Above {
-            band,
-            amount: 0,
-            count: 0,
-        };
-        keys.clear();
-        sums.clear();
-        for (index, max) in self.maxima().iter().enumerate() {
-            let mut sum = 0;
-            if *max >= band.low {
-                let block = view.block(index, &mut buffer);
-                self.simd.gather(block, band, (index * BLOCK) as u32, keys);
-                if *max >= band.high {
-                    let (amount, count) = match measure {
-                        Measure::Count => {
-                            let count = self.simd.count(block, band.high);
-                            (u64::from(count), count)
-                        }
-                        Measure::Mass(scale) => {
-                            let kept = self.simd.weigh_from(block, scale, band.high);
-                            (kept.mass, kept.count)
-                        }
-                    };
-                    sum = amount;
-                    above.amount += amount;
-                    above.count += count as usize;
-                }
-            }
-            sums.push(sum);
-            if keys.len() > BRACKETED {
-                return None;
-            }
-        }
-        Some(above)
     }
 }
 

@@ -6,7 +6,7 @@
 use half::{bf16, f16};
 
 use super::classes::Classes;
-use super::kernels::{self, BLOCK, Band, Beginning, Block, Extent, Scale};
+use super::kernels::{self, BLOCK, Band, Beginning, Block, Extent, Room, Scale};
 use super::key::Key;
 use crate::fixed::{Spread, Surprise};
 
@@ -99,8 +99,14 @@ kernels! {
     weigh_f16(block: &[f16; BLOCK], scale: Scale, depth: i32) -> u64 = kernels::weigh_f16::<Baseline>;
     /// See [`kernels::weigh_bf16`].
     weigh_bf16(block: &[bf16; BLOCK], scale: Scale, depth: i32) -> u64 = kernels::weigh_bf16::<Baseline>;
+    /// See [`kernels::pack`].
+    pack(block: &Block, band: Band, to: &mut Room) -> u32 = kernels::pack;
     /// See [`kernels::weigh_from`].
-    weigh_from(block: &Block, scale: Scale, threshold: f32) -> Beginning = kernels::weigh_from::<Baseline>;
+    weigh_from(block: &Block, scale: Scale, band: Band, spare: &mut Room, within: &mut Room) -> Beginning = kernels::weigh_from::<Baseline>;
+    /// See [`kernels::weigh_from_f16`].
+    weigh_from_f16(block: &[f16; BLOCK], scale: Scale, band: Band, spare: &mut Room, within: &mut Room) -> Beginning = kernels::weigh_from_f16::<Baseline>;
+    /// See [`kernels::weigh_from_bf16`].
+    weigh_from_bf16(block: &[bf16; BLOCK], scale: Scale, band: Band, spare: &mut Room, within: &mut Room) -> Beginning = kernels::weigh_from_bf16::<Baseline>;
     /// See [`kernels::weigh_each`].
     weigh_each(logits: &[f32], scale: Scale, weights: &mut [u64]) = kernels::weigh_each::<Baseline>;
     /// See [`kernels::log2_each`].

@@ -2,8 +2,10 @@
 
 use std::ops::Range;
 
+use half::{bf16, f16};
+
 use super::flaws::Flaws;
-use super::kernels::{BLOCK, Block, Scale};
+use super::kernels::{BLOCK, Band, Beginning, Block, Room, Scale};
 use super::key::Key;
 use super::overlay::{Edit, Overlay};
 use super::simd::Simd;
@@ -43,6 +45,13 @@ pub(super) struct View<'a> {
     pub(super) cut: Option<Cut>,
 }
 
+/// A block in the row's type.
+enum Whole<'a> {
+    F32(&'a Block),
+    F16(&'a [f16; BLOCK]),
+    Bf16(&'a [bf16; BLOCK]),
+}
+
 impl<'a> View<'a> {
     /// Number of blocks.
     pub(super) fn blocks(&self) -> usize {
@@ -56,20 +65,48 @@ impl<'a> View<'a> {
 
     /// The sum of a block's weights. The block's largest exponent is at least `depth` below the scale's.
     pub(super) fn weigh(&self, index: usize, scale: Scale, depth: i32) -> u64 {
-        if self.cut.is_none() && self.edits_of(index).is_empty() {
-            match self.logits {
-                LogitsRow::F16(row) if let Some(block) = row.as_chunks().0.get(index) => {
-                    return self.simd.weigh_f16(block, scale, depth);
-                }
-                LogitsRow::Bf16(row) if let Some(block) = row.as_chunks().0.get(index) => {
-                    return self.simd.weigh_bf16(block, scale, depth);
-                }
-                _ => {}
+        let simd = self.simd;
+        match self.as_it_came(index) {
+            Some(Whole::F32(block)) => simd.weigh(block, scale, depth),
+            Some(Whole::F16(block)) => simd.weigh_f16(block, scale, depth),
+            Some(Whole::Bf16(block)) => simd.weigh_bf16(block, scale, depth),
+            None => simd.weigh(self.block(index, &mut [0.0; BLOCK]), scale, depth),
+        }
+    }
+
+    /// What a block holds from the upper end of a band on; see [`kernels::weigh_from`](super::kernels::weigh_from).
+    pub(super) fn weigh_from(
+        &self,
+        index: usize,
+        scale: Scale,
+        band: Band,
+        spare: &mut Room,
+        within: &mut Room,
+    ) -> Beginning {
+        let simd = self.simd;
+        match self.as_it_came(index) {
+            Some(Whole::F32(block)) => simd.weigh_from(block, scale, band, spare, within),
+            Some(Whole::F16(block)) => simd.weigh_from_f16(block, scale, band, spare, within),
+            Some(Whole::Bf16(block)) => simd.weigh_from_bf16(block, scale, band, spare, within),
+            None => {
+                let mut buffer = [0.0; BLOCK];
+                let block = self.block(index, &mut buffer);
+                simd.weigh_from(block, scale, band, spare, within)
             }
         }
-        let mut buffer = [0.0; BLOCK];
-        self.simd
-            .weigh(self.block(index, &mut buffer), scale, depth)
+    }
+
+    /// A block that is whole and that nothing changes.
+    #[inline]
+    fn as_it_came(&self, index: usize) -> Option<Whole<'a>> {
+        if self.cut.is_some() || !self.edits_of(index).is_empty() {
+            return None;
+        }
+        match self.logits {
+            LogitsRow::F32(row) => row.as_chunks().0.get(index).map(Whole::F32),
+            LogitsRow::F16(row) => row.as_chunks().0.get(index).map(Whole::F16),
+            LogitsRow::Bf16(row) => row.as_chunks().0.get(index).map(Whole::Bf16),
+        }
     }
 
     fn edits_of(&self, block: usize) -> &'a [Edit] {
@@ -81,14 +118,11 @@ impl<'a> View<'a> {
     where
         'a: 'b,
     {
-        let edits = self.edits_of(index);
-        if let (LogitsRow::F32(row), [], None) = (self.logits, edits, self.cut)
-            && let Some(block) = row.as_chunks().0.get(index)
-        {
+        if let Some(Whole::F32(block)) = self.as_it_came(index) {
             return block;
         }
         self.copy(index, buffer);
-        for edit in edits {
+        for edit in self.edits_of(index) {
             buffer[edit.id as usize % BLOCK] = edit.logit;
         }
         if let Some(cut) = self.cut {
@@ -131,6 +165,11 @@ impl<'a> View<'a> {
     pub(super) fn sample<const N: usize>(&self, block: usize, place: usize) -> [f32; N] {
         let ids = self.ids(block);
         let first = (ids.start + place).min(ids.end);
+        if let LogitsRow::F32(row) = self.logits
+            && let Some(whole) = row[first..].first_chunk()
+        {
+            return *whole;
+        }
         let ids = first..ids.end.min(first + N);
         let mut sample = [f32::NEG_INFINITY; N];
         let head = &mut sample[..ids.len()];

@@ -1,5 +1,6 @@
 //! A set of candidates spread over a whole row: all of it, or what a cut leaves.
 
+use super::band::Within;
 use super::flaws::Flaws;
 use super::kernels::{BLOCK, Band, Block, Scale, WEIGHTLESS};
 use super::key::{self, Key};
@@ -29,8 +30,8 @@ pub(super) struct Buffers {
     raw_sums: Vec<u64>,
     /// Measures by the first bits of the order.
     pub(super) amounts: Vec<u64>,
-    /// Working space of searches.
-    pub(super) near: Vec<(Key, u64)>,
+    /// Working space of cuts.
+    pub(super) within: Within,
     /// Working space of sorts.
     pub(super) spare: Vec<Key>,
     /// Working space of weights.

@@ -17,6 +17,8 @@ pub(crate) enum Distribution {
     Processed {
         candidates: Candidates,
         weights: Weights,
+        /// Z.
+        total: u64,
     },
     /// A row that has no softmax (a NaN, +inf, or logits beyond the range of weights).
     None,
@@ -52,7 +54,7 @@ impl Distribution {
                 let distance = f64::from(candidates.as_slice()[index].logit) - f64::from(*max);
                 (distance - log_sum).min(0.0) as f32
             }
-            Self::Processed { weights, .. } => processed(weights.q[index], weights.total()),
+            Self::Processed { weights, total, .. } => processed(weights.q[index], *total),
             Self::None => f32::NAN,
         }
     }

@@ -106,6 +106,7 @@ impl Chosen {
         Distribution::Processed {
             candidates: self.candidates.clone(),
             weights: self.weights.clone(),
+            total: self.weights.total(),
         }
     }
 
