@@ -54,11 +54,11 @@ mod nightly {
         #[ignore = "minutes"] vocabulary_of_1: 1, 20_000, true;
         #[ignore = "minutes"] vocabulary_of_2: 2, 20_000, true;
         #[ignore = "minutes"] vocabulary_of_111: 111, 40_000, true;
-        #[ignore = "minutes"] vocabulary_of_1000: 1000, 40_000, true;
+        #[ignore = "minutes"] vocabulary_of_1000: 1000, 20_000, true;
         #[ignore = "minutes"] vocabulary_of_5000: 5000, 5000, true;
         #[ignore = "minutes"] vocabulary_of_32000: 32_000, 500, true;
-        #[ignore = "minutes"] vocabulary_of_151936: 151_936, 150, false;
-        #[ignore = "minutes"] vocabulary_of_262144: 262_144, 100, false;
+        #[ignore = "minutes"] vocabulary_of_151936: 151_936, 100, false;
+        #[ignore = "minutes"] vocabulary_of_262144: 262_144, 60, false;
     }
 }
 

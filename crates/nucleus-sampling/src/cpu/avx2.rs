@@ -499,24 +499,24 @@ pub(super) fn pack(block: &Block, band: Band, to: &mut Room) -> u32 {
     len as u32
 }
 
-/// Takes blocks of one type apart at a band.
+/// Takes blocks of one type apart at a band: what reaches it is packed, and weighed as whole groups.
 macro_rules! weigh_from {
     ($($(#[$doc:meta])* $name:ident: $type:ident, $load:ident, $exactly:expr;)*) => {$(
         $(#[$doc])*
         #[target_feature(enable = "avx2,fma,f16c,bmi1,popcnt")]
-        pub(super) fn $name(block: &[$type; BLOCK], scale: Scale, band: Band, spare: &mut Room, within: &mut Room) -> Beginning {
+        pub(super) fn $name(block: &[$type; BLOCK], scale: Scale, band: Band, within: &mut Room) -> Beginning {
             if scale.borders_on_the_weightless() {
-                return $exactly(block, scale, band, spare, within);
+                return $exactly(block, scale, band, within);
             }
             let low = _mm256_set1_ps(band.low);
             let mut len = 0;
             for x in block.as_chunks::<8>().0 {
                 let x = $load(x);
                 let reaches = _mm256_cmp_ps::<_CMP_GE_OQ>(x, low);
-                len = append(x, _mm256_movemask_ps(reaches), spare, len);
+                len = append(x, _mm256_movemask_ps(reaches), within, len);
             }
-            spare[len..len + 8 * GROUP].fill(f32::NEG_INFINITY);
-            weigh_packed(&spare[..len.next_multiple_of(8 * GROUP)], scale, band, within)
+            within[len..len + 8 * GROUP].fill(f32::NEG_INFINITY);
+            weigh_packed(len.div_ceil(8 * GROUP), scale, band, within)
         }
     )*};
 }
@@ -530,16 +530,16 @@ weigh_from! {
     weigh_from_bf16: bf16, load_bf16, kernels::weigh_from_bf16::<Fused>;
 }
 
-/// [`kernels::weigh_from`] of whole groups.
+/// [`kernels::weigh_from`] of so many groups, which are read before what is within the band moves to their places.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c,bmi1,popcnt")]
-fn weigh_packed(logits: &[f32], scale: Scale, band: Band, within: &mut Room) -> Beginning {
+fn weigh_packed(filled: usize, scale: Scale, band: Band, within: &mut Room) -> Beginning {
     let (low, high) = (_mm256_set1_ps(band.low), _mm256_set1_ps(band.high));
     let none = _mm256_set1_ps(f32::NEG_INFINITY);
     let mut sums = [_mm256_setzero_si256(); 2];
     let (mut count, mut len) = (0, 0);
-    for x in logits.as_chunks::<8>().0.as_chunks::<GROUP>().0 {
-        let x = group(x);
+    for place in 0..filled {
+        let x = group(&within.as_chunks::<8>().0.as_chunks::<GROUP>().0[place]);
         let above: [_; GROUP] = array::from_fn(|i| _mm256_cmp_ps::<_CMP_GE_OQ>(x[i], high));
         for i in 0..GROUP {
             let reaches = _mm256_cmp_ps::<_CMP_GE_OQ>(x[i], low);

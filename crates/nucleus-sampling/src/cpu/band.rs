@@ -26,8 +26,9 @@ pub(super) struct Within {
 }
 
 /// What lies above a band.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 struct Above {
+    band: Band,
     /// Measured as the goal is.
     amount: u64,
     count: usize,
@@ -40,8 +41,7 @@ impl Wide<'_> {
         let mut sums = self.take_sums();
         let mut within = std::mem::take(&mut self.buffers().within);
         let above = self.take_apart(band, goal.measure, &mut sums, &mut within);
-        let found =
-            above.and_then(|above| self.cut_behind(above, band, goal, &mut sums, &mut within));
+        let found = above.and_then(|above| self.cut_behind(above, goal, &mut sums, &mut within));
         self.buffers().within = within;
         self.put_sums(sums);
         match found {
@@ -60,8 +60,12 @@ impl Wide<'_> {
         within: &mut Within,
     ) -> Option<Above> {
         let view = self.view();
-        let (mut buffer, mut spare) = ([0.0; BLOCK], [0.0; ROOM]);
-        let mut above = Above::default();
+        let mut buffer = [0.0; BLOCK];
+        let mut above = Above {
+            band,
+            amount: 0,
+            count: 0,
+        };
         let mut len = 0;
         within.logits.resize(WITHIN + ROOM, 0.0);
         within.ends.clear();
@@ -71,7 +75,7 @@ impl Wide<'_> {
             if *max >= band.low {
                 let room = within.logits[len..].first_chunk_mut()?;
                 here = match measure {
-                    Measure::Mass(scale) => view.weigh_from(index, scale, band, &mut spare, room),
+                    Measure::Mass(scale) => view.weigh_from(index, scale, band, room),
                     Measure::Count => {
                         let block = view.block(index, &mut buffer);
                         let count = self.simd.count(block, band.high);
@@ -99,11 +103,11 @@ impl Wide<'_> {
     fn cut_behind(
         &self,
         above: Above,
-        band: Band,
         goal: Goal,
         sums: &mut [u64],
         within: &mut Within,
     ) -> Option<(Cut, usize)> {
+        let band = above.band;
         let missing = goal.target.checked_sub(above.amount).filter(|m| *m > 0)?;
         let Within {
             logits,

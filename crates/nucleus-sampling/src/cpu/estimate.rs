@@ -63,9 +63,11 @@ impl Sample {
             Measure::Mass(scale) => max - WEIGHTLESS as f32 / scale.s,
             Measure::Count => f32::MIN,
         };
-        let (low, high) = limit(&mut scratch.logits, lowest.max(weighty), |logit| {
-            logit < top && logit <= max
-        });
+        let inside = Band {
+            low: lowest.max(weighty),
+            high: top.min(max.next_up()),
+        };
+        let (low, high) = limit(&mut scratch.logits, inside);
         scratch.measure_logits(view.simd, measure);
         let mut sample = Self {
             bins: [Bin::default(); BINS],
@@ -126,15 +128,14 @@ impl Sample {
     }
 }
 
-/// Puts logits that are below `lowest` or not `inside` at -inf; the least and the largest of the others.
-#[inline(always)]
-fn limit(logits: &mut [f32], lowest: f32, inside: impl Fn(f32) -> bool) -> (f32, f32) {
+/// Puts logits outside a band at -inf; the least and the largest of the others.
+fn limit(logits: &mut [f32], band: Band) -> (f32, f32) {
     let mut low = [f32::INFINITY; TAKEN];
     let mut high = [f32::NEG_INFINITY; TAKEN];
     for chunk in logits.as_chunks_mut::<TAKEN>().0 {
         for lane in 0..TAKEN {
             let logit = chunk[lane];
-            let there = logit >= lowest && inside(logit);
+            let there = (logit >= band.low) & (logit < band.high);
             let (least, most) = (low[lane], high[lane]);
             low[lane] = if there && logit < least { logit } else { least };
             high[lane] = if there && logit > most { logit } else { most };

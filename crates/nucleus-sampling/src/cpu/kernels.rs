@@ -371,14 +371,12 @@ pub(super) fn pack(block: &Block, band: Band, to: &mut Room) -> u32 {
     len as u32
 }
 
-/// What a block holds from the upper end of a band on; the logits within move to the front of `within`. `_spare` is working space of some
-/// versions.
+/// What a block holds from the upper end of a band on; the logits within move to the front of `within`.
 #[inline(always)]
 pub(super) fn weigh_from<F: MulAdd>(
     block: &Block,
     scale: Scale,
     band: Band,
-    _spare: &mut Room,
     within: &mut Room,
 ) -> Beginning {
     let mut above = *block;
@@ -396,12 +394,11 @@ pub(super) fn weigh_from_f16<F: MulAdd>(
     block: &[f16; BLOCK],
     scale: Scale,
     band: Band,
-    spare: &mut Room,
     within: &mut Room,
 ) -> Beginning {
     let mut wide = [0.0; BLOCK];
     widen_f16(block, &mut wide);
-    weigh_from::<F>(&wide, scale, band, spare, within)
+    weigh_from::<F>(&wide, scale, band, within)
 }
 
 /// [`weigh_from`] of bfloat16.
@@ -410,12 +407,11 @@ pub(super) fn weigh_from_bf16<F: MulAdd>(
     block: &[bf16; BLOCK],
     scale: Scale,
     band: Band,
-    spare: &mut Room,
     within: &mut Room,
 ) -> Beginning {
     let mut wide = [0.0; BLOCK];
     widen_bf16(block, &mut wide);
-    weigh_from::<F>(&wide, scale, band, spare, within)
+    weigh_from::<F>(&wide, scale, band, within)
 }
 
 /// The weights of a slice.

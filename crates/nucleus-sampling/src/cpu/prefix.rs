@@ -3,8 +3,9 @@
 //! Three ways lead to the same cut. The first two look where the cut probably is and prove it; the third is a bounded search.
 //!
 //! 1. The best tokens are listed: those above a bound that a few maxima of blocks give, or above one that a sample of the row suggests.
-//! 2. The sample brackets the cut; what lies above the bracket is summed, what lies within is gathered.
-//! 3. Everything is counted by class, or else by the first 16 bits of the order; those that share the cut's are listed.
+//! 2. The sample brackets the cut, which is then looked for [within a band](super::band).
+//! 3. Everything is counted by class, or else by the first 16 bits of the order; the cut is in the class's band, or among those listed
+//!    that share its first bits.
 
 use super::estimate::Sample;
 use super::kernels::{Band, Scale};

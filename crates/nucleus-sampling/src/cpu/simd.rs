@@ -102,11 +102,11 @@ kernels! {
     /// See [`kernels::pack`].
     pack(block: &Block, band: Band, to: &mut Room) -> u32 = kernels::pack;
     /// See [`kernels::weigh_from`].
-    weigh_from(block: &Block, scale: Scale, band: Band, spare: &mut Room, within: &mut Room) -> Beginning = kernels::weigh_from::<Baseline>;
+    weigh_from(block: &Block, scale: Scale, band: Band, within: &mut Room) -> Beginning = kernels::weigh_from::<Baseline>;
     /// See [`kernels::weigh_from_f16`].
-    weigh_from_f16(block: &[f16; BLOCK], scale: Scale, band: Band, spare: &mut Room, within: &mut Room) -> Beginning = kernels::weigh_from_f16::<Baseline>;
+    weigh_from_f16(block: &[f16; BLOCK], scale: Scale, band: Band, within: &mut Room) -> Beginning = kernels::weigh_from_f16::<Baseline>;
     /// See [`kernels::weigh_from_bf16`].
-    weigh_from_bf16(block: &[bf16; BLOCK], scale: Scale, band: Band, spare: &mut Room, within: &mut Room) -> Beginning = kernels::weigh_from_bf16::<Baseline>;
+    weigh_from_bf16(block: &[bf16; BLOCK], scale: Scale, band: Band, within: &mut Room) -> Beginning = kernels::weigh_from_bf16::<Baseline>;
     /// See [`kernels::weigh_each`].
     weigh_each(logits: &[f32], scale: Scale, weights: &mut [u64]) = kernels::weigh_each::<Baseline>;
     /// See [`kernels::log2_each`].

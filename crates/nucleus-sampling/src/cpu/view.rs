@@ -5,7 +5,7 @@ use std::ops::Range;
 use half::{bf16, f16};
 
 use super::flaws::Flaws;
-use super::kernels::{BLOCK, Band, Beginning, Block, Room, Scale};
+use super::kernels::{self, BLOCK, Band, Beginning, Block, Room, Scale};
 use super::key::Key;
 use super::overlay::{Edit, Overlay};
 use super::simd::Simd;
@@ -74,24 +74,23 @@ impl<'a> View<'a> {
         }
     }
 
-    /// What a block holds from the upper end of a band on; see [`kernels::weigh_from`](super::kernels::weigh_from).
+    /// What a block holds from the upper end of a band on; see [`kernels::weigh_from`].
     pub(super) fn weigh_from(
         &self,
         index: usize,
         scale: Scale,
         band: Band,
-        spare: &mut Room,
         within: &mut Room,
     ) -> Beginning {
         let simd = self.simd;
         match self.as_it_came(index) {
-            Some(Whole::F32(block)) => simd.weigh_from(block, scale, band, spare, within),
-            Some(Whole::F16(block)) => simd.weigh_from_f16(block, scale, band, spare, within),
-            Some(Whole::Bf16(block)) => simd.weigh_from_bf16(block, scale, band, spare, within),
+            Some(Whole::F32(block)) => simd.weigh_from(block, scale, band, within),
+            Some(Whole::F16(block)) => simd.weigh_from_f16(block, scale, band, within),
+            Some(Whole::Bf16(block)) => simd.weigh_from_bf16(block, scale, band, within),
             None => {
                 let mut buffer = [0.0; BLOCK];
                 let block = self.block(index, &mut buffer);
-                simd.weigh_from(block, scale, band, spare, within)
+                simd.weigh_from(block, scale, band, within)
             }
         }
     }
@@ -165,13 +164,21 @@ impl<'a> View<'a> {
     pub(super) fn sample<const N: usize>(&self, block: usize, place: usize) -> [f32; N] {
         let ids = self.ids(block);
         let first = (ids.start + place).min(ids.end);
-        if let LogitsRow::F32(row) = self.logits
-            && let Some(whole) = row[first..].first_chunk()
-        {
-            return *whole;
+        let mut sample = [f32::NEG_INFINITY; N];
+        // So few are widened in place sooner than by a call.
+        match self.logits {
+            LogitsRow::F32(row) if let Some(whole) = row[first..].first_chunk() => return *whole,
+            LogitsRow::F16(row) if let Some(whole) = row[first..].first_chunk::<N>() => {
+                kernels::widen_f16(whole, &mut sample);
+                return sample;
+            }
+            LogitsRow::Bf16(row) if let Some(whole) = row[first..].first_chunk::<N>() => {
+                kernels::widen_bf16(whole, &mut sample);
+                return sample;
+            }
+            _ => {}
         }
         let ids = first..ids.end.min(first + N);
-        let mut sample = [f32::NEG_INFINITY; N];
         let head = &mut sample[..ids.len()];
         match self.logits {
             LogitsRow::F32(row) => head.copy_from_slice(&row[ids]),

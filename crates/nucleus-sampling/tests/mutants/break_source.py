@@ -43,6 +43,8 @@ MUTANTS = [
     ("> for >= in mirostat 2", "cpu/select.rs", "mass.scale.log2_q16(logit) >= least", "mass.scale.log2_q16(logit) > least"),
     ("< for <= in typical_p", "cpu/listed.rs", "above <= below", "above < below"),
     ("> for >= in what a band holds", "cpu/kernels.rs", "if *logit >= band.low && *logit < band.high", "if *logit > band.low && *logit < band.high"),
+    ("an equal too few at a cut", "cpu/band.rs", "place <= last.id()", "place < last.id()"),
+    ("every equal at a cut", "cpu/band.rs", "*logit > last.logit() ||", "*logit >= last.logit() ||"),
     ("XTC's coin is biased", "cpu/run.rs", "self.random(Purpose::Xtc) >> 32 < chance", "self.random(Purpose::Xtc) >> 33 < chance"),
     # Edits.
     ("repetition multiplies all", "cpu/history.rs", "logit / repetition", "logit * repetition"),
