@@ -127,6 +127,30 @@ fn min_keep_beyond_what_a_cut_leaves() {
     }
 }
 
+/// The cut is behind more tokens than are listed, so it is looked for in a bracket; the draws say what its blocks hold.
+#[test]
+fn a_cut_among_thousands() {
+    let rows = [
+        (Shape::Bell(1.0), 0.5),
+        (Shape::Bell(1.0), 0.97),
+        (Shape::Bell(3.0), 0.99),
+        (Shape::Ties, 0.8),
+        (Shape::Flat, 0.6),
+        (Shape::Peaked, 0.9999),
+    ];
+    for (shape, p) in rows {
+        let logits = RowSpec::plain(shape, 6).make(40_000);
+        for seed in 0..6 {
+            let params = SamplingParams {
+                top_p: Some(p),
+                seed: Some(seed),
+                ..Default::default()
+            };
+            agree_on_logits(&logits, &Request::of(params));
+        }
+    }
+}
+
 #[test]
 fn a_large_vocabulary_forced_down_the_search() {
     let options = CpuOptions {
