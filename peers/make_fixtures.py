@@ -5,6 +5,7 @@ Writes to crates/nucleus-engine/testdata:
   <name>.gguf             tiny random Llama models in several tensor types, each under 1 MB
   <name>.json             token ids of a few sequences, and all logits at some of their positions
   little-storyteller.json the same for the bundled model, with the 50 largest logits of a position
+  <architecture>.gguf, <architecture>/, <architecture>.json   every architecture, as architectures.py describes them
 
 The weights are quantised by ggml, read back by the gguf package and given to transformers as f32, so what is compared is
 the arithmetic and not the quantisation. Every row has two sets of logits: `logits` are transformers' own; for
@@ -15,11 +16,10 @@ Two runs write the same bytes.
 import argparse, ctypes, json, math
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import gguf
-import llama_cpp
 import numpy as np
 import torch
 from gguf import GGMLQuantizationType as Type
@@ -77,6 +77,7 @@ FIXTURES = [
 
 
 def ggml():
+    import llama_cpp
     library = ctypes.CDLL(str(Path(llama_cpp.__file__).parent / "lib/libggml-base.so"))
     library.ggml_quantize_chunk.restype = ctypes.c_size_t
     library.ggml_quantize_chunk.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * 3, ctypes.c_void_p]
@@ -277,7 +278,11 @@ def logits_both(model, path, tokens):
 
 
 def header(model):
-    versions = {name: version(name) for name in ("transformers", "torch", "gguf", "llama-cpp-python")}
+    names = ["transformers", "torch", "gguf"]
+    try:
+        versions = {name: version(name) for name in [*names, "llama-cpp-python"]}
+    except PackageNotFoundError:
+        versions = {name: version(name) for name in names}
     return {"made_by": "peers/make_fixtures.py", "model": model, **versions}
 
 
@@ -326,6 +331,7 @@ def make_bundled():
                          tie_word_embeddings=True, rope_parameters={"rope_type": "default", "rope_theta": value("rope.freq_base")})
     model = LlamaForCausalLM._from_config(config, attn_implementation="eager").eval()
     load(model, BUNDLED_MODEL, config)
+    import llama_cpp
     tokenizer = llama_cpp.Llama(str(BUNDLED_MODEL), vocab_only=True, verbose=False)
     sequences = []
     for prompt in PROMPTS:
@@ -337,8 +343,14 @@ def make_bundled():
 
 
 def main():
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--architectures", action="store_true", help="make only these; needs no llama-cpp-python")
+    only_architectures = parser.parse_args().architectures
     TESTDATA.mkdir(exist_ok=True)
+    import architectures
+    architectures.make_all()
+    if only_architectures:
+        return
     for seed, fixture in enumerate(FIXTURES):
         make(fixture, seed)
     make_bundled()

@@ -2,6 +2,7 @@
 
 use nucleus_sampling::ParamError;
 
+use crate::checkpoint::CheckpointError;
 use crate::gguf::GgufError;
 use crate::models::ModelError;
 use crate::tokenizer::TokenizerError;
@@ -12,6 +13,9 @@ pub enum EngineError {
     /// The model file cannot be read.
     #[error(transparent)]
     Gguf(#[from] GgufError),
+    /// A directory of safetensors files cannot be read.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
     /// The model's vocabulary cannot be used.
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),

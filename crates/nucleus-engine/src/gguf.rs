@@ -28,7 +28,7 @@ pub use tensor_type::{BlockLayout, TensorType};
 pub use value::{FromValue, Mismatch, NumberList, StringList, Value, ValueType};
 
 use header::Header;
-use source::Source;
+pub(crate) use source::Source;
 
 /// An opened model file: its header, checked, and the tensors' bytes on request.
 ///

@@ -6,6 +6,7 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`gguf`] | model files: a header reader that trusts nothing it reads |
+//! | [`checkpoint`] | directories of safetensors files, read as carefully |
 //! | [`tokenizer`] | text to token ids and back, from the model file's own vocabulary |
 //! | [`chat_template`] | messages to a prompt |
 //! | [`detokenizer`] | token ids to text, one token at a time, never half a character |
@@ -20,6 +21,7 @@
 
 pub mod breakers;
 pub mod chat_template;
+pub mod checkpoint;
 pub mod detokenizer;
 pub mod error;
 pub mod generate;

@@ -332,7 +332,7 @@ fn a_tensor_of_an_unknown_type_is_listed_but_not_read() {
     ] {
         assert_eq!(
             error.to_string(),
-            "tensor \"t\" has type unknown-4711, which is not supported"
+            "tensor \"t\" has type unknown-4711, which is not supported; F32, F16, BF16, Q4_0 to Q8_0 and Q2_K to Q6_K are: quantise the model anew"
         );
     }
 }
@@ -347,7 +347,10 @@ fn a_type_that_cannot_be_computed_with_is_named() {
         .map(|_| ())
         .unwrap_err()
         .to_string();
-    assert_eq!(error, "tensor \"t\" has type MXFP4, which is not supported");
+    assert_eq!(
+        error,
+        "tensor \"t\" has type MXFP4, which is not supported; F32, F16, BF16, Q4_0 to Q8_0 and Q2_K to Q6_K are: quantise the model anew"
+    );
 }
 
 // Things that are no model files.

@@ -93,10 +93,11 @@ fn message(result: Result<Box<dyn Model>, EngineError>) -> String {
 
 #[test]
 fn an_unsupported_architecture_is_named_with_those_that_are() {
-    let error = Patched::new(FIXTURE).rename("llama", "gemma").error();
+    let error = Patched::new(FIXTURE).rename("llama", "mamba").error();
     assert_eq!(
         error,
-        r#"architecture "gemma" is not supported; supported: llama"#
+        "architecture \"mamba\" is not supported; supported are llama, mistral, qwen2, qwen3, phi3, gemma, gemma2, gemma3, \
+         gemma3_text"
     );
 }
 

@@ -16,13 +16,15 @@ pub enum GgufError {
         source: io::Error,
     },
     /// The path names a directory.
-    #[error("{file} is a directory; the model must be one .gguf file")]
+    #[error("{file} is a directory, not a file")]
     Directory {
         /// The path.
         file: String,
     },
     /// The path names a pipe, a device or the like.
-    #[error("{file} is not a regular file; the model must be one .gguf file")]
+    #[error(
+        "{file} is not a regular file; a model is one .gguf file, or a directory with safetensors files"
+    )]
     NotAFile {
         /// The path.
         file: String,
@@ -78,7 +80,9 @@ pub enum GgufError {
         tensor: String,
     },
     /// A tensor's type cannot be used.
-    #[error("tensor {tensor:?} has type {kind}, which is not supported")]
+    #[error(
+        "tensor {tensor:?} has type {kind}, which is not supported; F32, F16, BF16, Q4_0 to Q8_0 and Q2_K to Q6_K are: quantise the model anew"
+    )]
     UnsupportedType {
         /// The tensor's name.
         tensor: String,

@@ -32,7 +32,7 @@ impl TensorInfo {
         self.bytes.ok_or_else(|| self.unsupported())
     }
 
-    pub(super) fn unsupported(&self) -> GgufError {
+    pub(crate) fn unsupported(&self) -> GgufError {
         GgufError::UnsupportedType {
             tensor: self.name.clone(),
             kind: self.kind,

@@ -9,13 +9,13 @@ use super::error::GgufError;
 
 /// A file on disk, or bytes in the program.
 #[derive(Debug)]
-pub(super) enum Source {
+pub(crate) enum Source {
     Disk { file: Mutex<File>, size: u64 },
     Static(&'static [u8]),
 }
 
 impl Source {
-    pub(super) fn open(path: &Path) -> Result<Self, GgufError> {
+    pub(crate) fn open(path: &Path) -> Result<Self, GgufError> {
         let name = || path.display().to_string();
         let failed = |source| GgufError::Open {
             file: name(),
@@ -37,7 +37,7 @@ impl Source {
         })
     }
 
-    pub(super) fn size(&self) -> u64 {
+    pub(crate) fn size(&self) -> u64 {
         match self {
             Self::Disk { size, .. } => *size,
             Self::Static(bytes) => bytes.len() as u64,
@@ -56,7 +56,7 @@ impl Source {
     }
 
     /// Fills `bytes` from `offset` on.
-    pub(super) fn read_at(&self, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
+    pub(crate) fn read_at(&self, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
         SourceReader {
             source: self,
             position: offset,

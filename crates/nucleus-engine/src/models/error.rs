@@ -1,10 +1,12 @@
 //! Why a model cannot be loaded, or a step cannot run.
 
+use super::architecture::ARCHITECTURES;
+
 /// What a decoder has against a file or a step.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum ModelError {
     /// No decoder for this architecture.
-    #[error("architecture {architecture:?} is not supported; supported: {supported}")]
+    #[error("architecture {architecture:?} is not supported; supported are {supported}")]
     Architecture {
         /// `general.architecture`.
         architecture: String,
@@ -12,9 +14,9 @@ pub enum ModelError {
         supported: String,
     },
     /// A feature that changes the model's output and that the decoder lacks.
-    #[error("metadata key {key:?} is {value}, which is not supported; {supported}")]
+    #[error("{key} is {value}, which is not supported; {supported}")]
     Feature {
-        /// The metadata key.
+        /// The key, and where it is.
         key: String,
         /// Its value in the file.
         value: String,
@@ -22,15 +24,36 @@ pub enum ModelError {
         supported: &'static str,
     },
     /// Two parts of the metadata contradict each other.
-    #[error("metadata key {key:?} is {value}; it must be {expected}")]
+    #[error("{key} is {value}; it must be {expected}")]
     Metadata {
-        /// The metadata key.
+        /// The key, and where it is.
         key: String,
         /// Its value in the file.
         value: String,
         /// The values that would fit.
         expected: String,
     },
+    /// The configuration lacks a key.
+    #[error("there is no {key}")]
+    MissingKey {
+        /// The key, and where it should be.
+        key: String,
+    },
+    /// A tensor's type cannot be used.
+    #[error(
+        "tensor {tensor:?} has type {kind}, which is not supported; F32, F16 and BF16 are, and quantised types in GGUF files"
+    )]
+    TensorType {
+        /// The tensor's name.
+        tensor: String,
+        /// Its type.
+        kind: String,
+    },
+    /// Some of the factors of the rotary embedding, and not those that belong to them.
+    #[error(
+        "the tensors rope_freqs, rope_factors_short and rope_factors_long do not fit together; there may be the first, or the two others"
+    )]
+    RopeFactors,
     /// A tensor does not have the shape that the metadata asks for.
     #[error("tensor {tensor:?} has shape {shape:?}; the metadata asks for {expected}")]
     Shape {
@@ -71,6 +94,25 @@ pub enum ModelError {
         /// What is wrong with it.
         problem: ChunkProblem,
     },
+}
+
+impl ModelError {
+    /// That there is no decoder for an architecture.
+    pub(super) fn architecture(name: &str) -> Self {
+        let names = ARCHITECTURES.iter().flat_map(|architecture| {
+            std::iter::once(&architecture.name).chain(architecture.model_types)
+        });
+        let mut supported: Vec<&str> = Vec::new();
+        for &name in names {
+            if !supported.contains(&name) {
+                supported.push(name);
+            }
+        }
+        Self::Architecture {
+            architecture: name.to_owned(),
+            supported: supported.join(", "),
+        }
+    }
 }
 
 /// What is wrong with a chunk.

@@ -1,13 +1,13 @@
-//! A layer of the Llama decoder: grouped-query attention with rotary positions, and a gated feed-forward block, each after
-//! a norm and added to its input.
+//! A layer of the decoder: grouped-query attention with rotary positions, and a gated feed-forward block, each after a norm
+//! and added to its input; in some architectures what is added is normalised too.
 
-use super::activation::gated_silu;
+use super::activation::gated;
 use super::attention::{self, Attention, Row};
 use super::cache::{CacheShape, Entry, LayerCache};
-use super::config::LlamaConfig;
+use super::config::Config;
 use super::linear::{Linear, Product, multiply};
-use super::norm::rms_norm;
-use super::rope::rotate;
+use super::norm::{rms_norm, rms_norm_in_place};
+use super::rope::Rope;
 use super::tensors::{Reader, in_layer};
 use crate::error::EngineError;
 use crate::kv_cache::BlockId;
@@ -18,11 +18,18 @@ pub(super) struct Layer {
     query: Projection,
     key: Projection,
     value: Projection,
+    query_norm: Option<Vec<f32>>,
+    key_norm: Option<Vec<f32>>,
     attention_output: Projection,
+    attention_post_norm: Option<Vec<f32>>,
     feed_forward_norm: Vec<f32>,
     gate: Projection,
     up: Projection,
     down: Projection,
+    feed_forward_post_norm: Option<Vec<f32>>,
+    attention: Attention,
+    /// Whether the layer turns by the rotary embedding of layers with a window.
+    is_local: bool,
     cache: LayerCache,
 }
 
@@ -30,6 +37,36 @@ pub(super) struct Layer {
 struct Projection {
     matrix: Linear,
     bias: Option<Vec<f32>>,
+}
+
+/// A rotary embedding, and how far it turns each row's pairs: `[rows, pairs]` of (cos, sin).
+pub(super) struct Rotation {
+    rope: Rope,
+    rotations: Vec<(f32, f32)>,
+}
+
+impl Rotation {
+    /// No rows yet.
+    pub(super) fn new(rope: Rope) -> Self {
+        Self {
+            rope,
+            rotations: Vec::new(),
+        }
+    }
+
+    /// Computes the rotations of a step's rows.
+    pub(super) fn turn_to(&mut self, rows: &[Row<'_>]) {
+        let positions = rows.iter().map(|row| row.position);
+        self.rope.rotations(positions, &mut self.rotations);
+    }
+}
+
+/// The rotary embeddings of a model.
+pub(super) struct Rotations {
+    /// Of all layers, or of those without a window.
+    pub(super) global: Rotation,
+    /// Of layers with a window, where they have their own.
+    pub(super) local: Option<Rotation>,
 }
 
 /// Activations of a step, kept from step to step: `[rows, width]` each.
@@ -44,15 +81,13 @@ pub(super) struct Buffers {
     pub(super) attended: Vec<f32>,
     pub(super) gate: Vec<f32>,
     pub(super) up: Vec<f32>,
-    /// How far each row's pairs are turned: `[rows, pairs]` of (cos, sin).
-    pub(super) rotations: Vec<(f32, f32)>,
     /// One row for each chunk that wants them.
     pub(super) logits: Vec<f32>,
 }
 
 impl Buffers {
     /// Makes room for that many rows; what is in the buffers then has no meaning.
-    pub(super) fn resize(&mut self, config: &LlamaConfig, rows: usize) {
+    pub(super) fn resize(&mut self, config: &Config, rows: usize) {
         for (buffer, width) in [
             (&mut self.hidden, config.hidden),
             (&mut self.normed, config.hidden),
@@ -72,19 +107,49 @@ impl Layer {
     /// Reads a layer's tensors.
     pub(super) fn read(
         reader: &mut Reader<'_, '_>,
+        config: &Config,
         layer: usize,
         cache_shape: CacheShape,
     ) -> Result<Self, EngineError> {
+        let architecture = config.architecture;
+        let attention_norm = reader.norm(&in_layer(layer, "attn_norm.weight"))?;
+        let [query, key, value] = if architecture.fused {
+            let widths = [config.query_width(), config.kv_width(), config.kv_width()];
+            Projection::read_fused(reader, layer, "attn_qkv", widths)?
+        } else {
+            Projection::read_each(reader, layer, ["attn_q", "attn_k", "attn_v"])?
+        };
+        let query_norm = reader.norm_if(architecture.head_norms, layer, "attn_q_norm.weight")?;
+        let key_norm = reader.norm_if(architecture.head_norms, layer, "attn_k_norm.weight")?;
+        let attention_output = Projection::read(reader, layer, "attn_output")?;
+        let attention_post_norm =
+            reader.norm_if(architecture.post_norms, layer, "post_attention_norm.weight")?;
+        let feed_forward_norm = reader.norm(&in_layer(layer, "ffn_norm.weight"))?;
+        let [gate, up] = if architecture.fused {
+            Projection::read_fused(reader, layer, "ffn_up", [config.feed_forward; 2])?
+        } else {
+            Projection::read_each(reader, layer, ["ffn_gate", "ffn_up"])?
+        };
         Ok(Self {
-            attention_norm: reader.vector(&in_layer(layer, "attn_norm.weight"))?,
-            query: Projection::read(reader, layer, "attn_q")?,
-            key: Projection::read(reader, layer, "attn_k")?,
-            value: Projection::read(reader, layer, "attn_v")?,
-            attention_output: Projection::read(reader, layer, "attn_output")?,
-            feed_forward_norm: reader.vector(&in_layer(layer, "ffn_norm.weight"))?,
-            gate: Projection::read(reader, layer, "ffn_gate")?,
-            up: Projection::read(reader, layer, "ffn_up")?,
+            attention_norm,
+            query,
+            key,
+            value,
+            query_norm,
+            key_norm,
+            attention_output,
+            attention_post_norm,
+            feed_forward_norm,
+            gate,
+            up,
             down: Projection::read(reader, layer, "ffn_down")?,
+            feed_forward_post_norm: reader.norm_if(
+                architecture.post_norms,
+                layer,
+                "post_ffw_norm.weight",
+            )?,
+            attention: config.attention(layer),
+            is_local: config.window_of(layer).is_some(),
             cache: LayerCache::new(cache_shape),
         })
     }
@@ -92,7 +157,8 @@ impl Layer {
     /// `hidden += attention(norm(hidden))`; the rows' keys and values go into the cache.
     pub(super) fn attend(
         &mut self,
-        config: &LlamaConfig,
+        config: &Config,
+        rotations: &Rotations,
         rows: &[Row<'_>],
         buffers: &mut Buffers,
     ) -> Result<(), EngineError> {
@@ -103,7 +169,6 @@ impl Layer {
             key,
             value,
             attended,
-            rotations,
             ..
         } = buffers;
         rms_norm(hidden, &self.attention_norm, config.rms_eps, normed);
@@ -111,17 +176,25 @@ impl Layer {
             normed,
             [(&self.query, query), (&self.key, key), (&self.value, value)],
         )?;
-        rotate_heads(query, config.head_dim, rotations, rows.len());
-        rotate_heads(key, config.head_dim, rotations, rows.len());
-        self.store(rows, key, value);
-        let attention = Attention {
-            scale: 1.0 / (config.head_dim as f32).sqrt(),
-            soft_cap: None,
-            window: None,
+        let Rotation { rope, rotations } = match &rotations.local {
+            Some(local) if self.is_local => local,
+            _ => &rotations.global,
         };
-        attention::attend(&self.cache, attention, rows, query, attended);
+        for (states, norm) in [(&mut *query, &self.query_norm), (&mut *key, &self.key_norm)] {
+            if let Some(norm) = norm {
+                rms_norm_in_place(states, norm, config.rms_eps);
+            }
+            rope.rotate(states, config.head_dim, rotations);
+        }
+        self.store(rows, key, value);
+        attention::attend(&self.cache, self.attention, rows, query, attended);
         project(attended, [(&self.attention_output, normed)])?;
-        add(hidden, normed);
+        add_normed(
+            hidden,
+            normed,
+            self.attention_post_norm.as_deref(),
+            config.rms_eps,
+        );
         Ok(())
     }
 
@@ -140,10 +213,10 @@ impl Layer {
         }
     }
 
-    /// `hidden += down(silu(gate(x))·up(x))` with `x = norm(hidden)`.
+    /// `hidden += down(activation(gate(x))·up(x))` with `x = norm(hidden)`.
     pub(super) fn feed_forward(
         &self,
-        config: &LlamaConfig,
+        config: &Config,
         buffers: &mut Buffers,
     ) -> Result<(), EngineError> {
         let Buffers {
@@ -155,9 +228,14 @@ impl Layer {
         } = buffers;
         rms_norm(hidden, &self.feed_forward_norm, config.rms_eps, normed);
         project(normed, [(&self.gate, &mut *gate), (&self.up, &mut *up)])?;
-        gated_silu(gate, up);
+        gated(config.architecture.activation, gate, up);
         project(gate, [(&self.down, normed)])?;
-        add(hidden, normed);
+        add_normed(
+            hidden,
+            normed,
+            self.feed_forward_post_norm.as_deref(),
+            config.rms_eps,
+        );
         Ok(())
     }
 }
@@ -169,17 +247,30 @@ impl Projection {
             bias: reader.find_vector(&in_layer(layer, &format!("{name}.bias")))?,
         })
     }
-}
 
-/// Rotates every head of each row, `[rows, heads, head_dim]`, by the row's position.
-fn rotate_heads(states: &mut [f32], head_dim: usize, rotations: &[(f32, f32)], rows: usize) {
-    let (width, pairs) = (states.len() / rows, rotations.len() / rows);
-    for (row, rotations) in states
-        .chunks_exact_mut(width)
-        .zip(rotations.chunks_exact(pairs))
-    {
-        row.chunks_exact_mut(head_dim)
-            .for_each(|head| rotate(head, rotations));
+    fn read_each<const N: usize>(
+        reader: &mut Reader<'_, '_>,
+        layer: usize,
+        names: [&str; N],
+    ) -> Result<[Self; N], EngineError> {
+        let mut read = Vec::with_capacity(N);
+        for name in names {
+            read.push(Self::read(reader, layer, name)?);
+        }
+        Ok(read
+            .try_into()
+            .unwrap_or_else(|_| unreachable!("one projection for each name")))
+    }
+
+    /// Projections that are one matrix in the file, one below the other.
+    fn read_fused<const N: usize>(
+        reader: &mut Reader<'_, '_>,
+        layer: usize,
+        name: &str,
+        outputs: [usize; N],
+    ) -> Result<[Self; N], EngineError> {
+        let matrices = reader.linears(&in_layer(layer, &format!("{name}.weight")), outputs)?;
+        Ok(matrices.map(|matrix| Self { matrix, bias: None }))
     }
 }
 
@@ -214,4 +305,12 @@ fn add(x: &mut [f32], y: &[f32]) {
     for (x, y) in x.iter_mut().zip(y) {
         *x += y;
     }
+}
+
+/// `x += y`, with `y` normalised first where there is a norm for it.
+fn add_normed(x: &mut [f32], y: &mut [f32], norm: Option<&[f32]>, rms_eps: f32) {
+    if let Some(norm) = norm {
+        rms_norm_in_place(y, norm, rms_eps);
+    }
+    add(x, y);
 }

@@ -5,36 +5,35 @@
 //! `RAYON_NUM_THREADS`, else the number of physical cores, fixed at the first use in the process.
 
 mod activation;
+mod architecture;
 mod attention;
 mod cache;
 mod config;
+mod decoder;
 mod error;
 mod layer;
 mod linear;
-mod llama;
 mod norm;
 mod rope;
 mod simd;
 mod tensors;
+mod weights;
 
 use std::num::NonZeroUsize;
 use std::path::Path;
 
 use crate::error::EngineError;
-use crate::gguf::ModelFile;
 use crate::kv_cache::blocks_for;
 use crate::model::{Model, ModelSpec};
 
 pub use self::cache::BLOCK_SIZE;
 pub use self::error::{ChunkProblem, ModelError};
 pub use self::tensors::LoadProgress;
+pub use self::weights::Weights;
 
 use self::cache::CacheShape;
-use self::config::LlamaConfig;
-use self::llama::Llama;
-
-/// The values of `general.architecture` that [`load`] knows.
-pub const ARCHITECTURES: [&str; 1] = [config::ARCHITECTURE];
+use self::config::Config;
+use self::decoder::CpuModel;
 
 /// Most positions that the KV cache has room for unless told otherwise.
 const DEFAULT_MAX_KV_TOKENS: usize = 32 * 1024;
@@ -65,19 +64,23 @@ pub struct Memory {
 /// Loads a model for the CPU.
 ///
 /// # Errors
-/// When the file's architecture is not one of [`ARCHITECTURES`], its metadata does not describe such a model, its tensors
-/// are not those that the metadata asks for, or there is not enough memory.
-pub fn load(file: &ModelFile, options: LoadOptions<'_>) -> Result<Box<dyn Model>, EngineError> {
-    let checked = Checked::new(file)?;
-    Ok(Box::new(Llama::load(file, checked, options)?))
+/// When there is no decoder for the architecture, the metadata does not describe such a model, the tensors are not those
+/// that the metadata asks for, or there is not enough memory.
+pub fn load<'a>(
+    weights: impl Into<Weights<'a>>,
+    options: LoadOptions<'_>,
+) -> Result<Box<dyn Model>, EngineError> {
+    let weights = weights.into();
+    let checked = Checked::new(weights)?;
+    Ok(Box::new(CpuModel::load(weights, checked, options)?))
 }
 
-/// The memory that a model will need; the file is checked as far as its header goes.
+/// The memory that a model will need; the files are checked as far as their headers go.
 ///
 /// # Errors
-/// As [`load`], as far as the header shows.
-pub fn memory(file: &ModelFile) -> Result<Memory, EngineError> {
-    let Checked { config, spec } = Checked::new(file)?;
+/// As [`load`], as far as the headers show.
+pub fn memory<'a>(weights: impl Into<Weights<'a>>) -> Result<Memory, EngineError> {
+    let Checked { config, spec } = Checked::new(weights.into())?;
     let shape = cache_shape(&config, config.context_length);
     Ok(Memory {
         weights_bytes: spec.weight_bytes,
@@ -86,84 +89,57 @@ pub fn memory(file: &ModelFile) -> Result<Memory, EngineError> {
     })
 }
 
-/// What the header of a sound file says.
+/// What the headers of sound files say.
 struct Checked {
-    config: LlamaConfig,
+    config: Config,
     spec: ModelSpec,
 }
 
 impl Checked {
-    fn new(file: &ModelFile) -> Result<Self, EngineError> {
-        let architecture = file.metadata().str("general.architecture")?;
-        if !ARCHITECTURES.contains(&architecture) {
-            let supported = ARCHITECTURES.join(", ");
-            return Err(ModelError::Architecture {
-                architecture: architecture.to_owned(),
-                supported,
-            }
-            .into());
-        }
-        let config = LlamaConfig::read(file)?;
-        let vocab_size = tensors::check(file, &config)?;
-        let spec = spec(file, &config, vocab_size)?;
+    fn new(weights: Weights<'_>) -> Result<Self, EngineError> {
+        let config = weights.config()?;
+        let vocab_size = tensors::check(weights, &config)?;
+        let spec = spec(weights, &config, vocab_size)?;
         Ok(Self { config, spec })
     }
 }
 
 fn spec(
-    file: &ModelFile,
-    config: &LlamaConfig,
+    weights: Weights<'_>,
+    config: &Config,
     vocab_size: usize,
 ) -> Result<ModelSpec, EngineError> {
     Ok(ModelSpec {
-        architecture: config::ARCHITECTURE.to_owned(),
-        name: name(file)?,
+        architecture: config.architecture.name.to_owned(),
+        name: name(weights)?,
         vocab_size,
         context_length: config.context_length,
         layers: config.layers,
         heads: config.heads,
         kv_heads: config.kv_heads,
         head_dim: config.head_dim,
-        parameters: file.tensors().iter().map(|tensor| tensor.elements()).sum(),
-        weight_bytes: tensors::held_bytes(file),
-        quantization: commonest_type(file),
+        parameters: tensors::parameters(weights, config),
+        weight_bytes: tensors::held_bytes(weights, config),
+        quantization: tensors::commonest_type(weights, config),
     })
 }
 
-/// `general.name`, or the file's stem.
-fn name(file: &ModelFile) -> Result<String, EngineError> {
+/// `general.name`, or the stem of the file or directory.
+fn name(weights: Weights<'_>) -> Result<String, EngineError> {
+    let file = match weights {
+        Weights::Gguf(file) => file,
+        Weights::Safetensors(checkpoint) => return Ok(checkpoint.stem()),
+    };
     let stem = || {
-        Path::new(file.name())
-            .file_stem()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned()
+        let stem = Path::new(file.name()).file_stem().unwrap_or_default();
+        stem.to_string_lossy().into_owned()
     };
-    Ok(file
-        .metadata()
-        .find::<&str>("general.name")?
-        .map_or_else(stem, str::to_owned))
-}
-
-/// The tensor type with the most bytes.
-fn commonest_type(file: &ModelFile) -> String {
-    let bytes_of = |kind| -> u64 {
-        file.tensors()
-            .iter()
-            .filter(|tensor| tensor.kind == kind)
-            .filter_map(|tensor| tensor.bytes)
-            .sum()
-    };
-    let commonest = file
-        .tensors()
-        .iter()
-        .map(|tensor| tensor.kind)
-        .max_by_key(|&kind| bytes_of(kind));
-    commonest.map(|kind| kind.to_string()).unwrap_or_default()
+    let name = file.metadata().find::<&str>("general.name")?;
+    Ok(name.map_or_else(stem, str::to_owned))
 }
 
 /// The shape of a cache with room for `tokens` positions.
-fn cache_shape(config: &LlamaConfig, tokens: usize) -> CacheShape {
+fn cache_shape(config: &Config, tokens: usize) -> CacheShape {
     CacheShape {
         blocks: blocks_for(tokens, BLOCK_SIZE),
         kv_heads: config.kv_heads,

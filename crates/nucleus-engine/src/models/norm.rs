@@ -16,6 +16,11 @@ pub(super) fn rms_norm(input: &[f32], weight: &[f32], eps: f32, output: &mut [f3
     });
 }
 
+/// As [`rms_norm`], of rows that are overwritten.
+pub(super) fn rms_norm_in_place(rows: &mut [f32], weight: &[f32], eps: f32) {
+    simd::run(RmsNormInPlace { rows, weight, eps });
+}
+
 struct RmsNorm<'a> {
     input: &'a [f32],
     weight: &'a [f32],
@@ -34,8 +39,7 @@ impl Kernel for RmsNorm<'_> {
             .chunks_exact(width)
             .zip(self.output.chunks_exact_mut(width))
         {
-            let mean = dot::<FMA>(x, x) / width as f32;
-            let scale = 1.0 / (mean + self.eps).sqrt();
+            let scale = scale::<FMA>(x, self.eps);
             for ((y, &x), &weight) in y.iter_mut().zip(x).zip(self.weight) {
                 *y = x * scale * weight;
             }
@@ -43,9 +47,47 @@ impl Kernel for RmsNorm<'_> {
     }
 }
 
+struct RmsNormInPlace<'a> {
+    rows: &'a mut [f32],
+    weight: &'a [f32],
+    eps: f32,
+}
+
+impl Kernel for RmsNormInPlace<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<const FMA: bool>(self) {
+        for row in self.rows.chunks_exact_mut(self.weight.len()) {
+            let scale = scale::<FMA>(row, self.eps);
+            for (x, &weight) in row.iter_mut().zip(self.weight) {
+                *x = *x * scale * weight;
+            }
+        }
+    }
+}
+
+/// What makes the root-mean-square of a row 1.
+#[inline(always)]
+fn scale<const FMA: bool>(row: &[f32], eps: f32) -> f32 {
+    let mean = dot::<FMA>(row, row) / row.len() as f32;
+    1.0 / (mean + eps).sqrt()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn in_place_it_is_the_same() {
+        let rows: Vec<f32> = (0..30).map(|i| (i as f32).sin()).collect();
+        let weight: Vec<f32> = (0..10).map(|i| i as f32).collect();
+        let mut output = vec![0.0; 30];
+        rms_norm(&rows, &weight, 1e-5, &mut output);
+        let mut in_place = rows;
+        rms_norm_in_place(&mut in_place, &weight, 1e-5);
+        assert_eq!(in_place, output);
+    }
 
     #[test]
     fn each_row_is_normalised_alone() {

@@ -166,6 +166,23 @@ pub(super) fn soft_cap<const FMA: bool>(x: &mut [f32], cap: f32) {
     }
 }
 
+/// [`soft_cap`] of all values.
+pub(super) struct SoftCap<'a> {
+    /// The values.
+    pub(super) values: &'a mut [f32],
+    /// Their bound.
+    pub(super) cap: f32,
+}
+
+impl Kernel for SoftCap<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<const FMA: bool>(self) {
+        soft_cap::<FMA>(self.values, self.cap);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,24 +1,78 @@
-//! The tensors of a Llama model: which there must be, with which shapes, and reading them.
+//! The tensors of a model: which there must be, with which shapes, and reading them.
+//!
+//! Tensors go by their names in GGUF files here; [`checkpoint_name`] knows the others.
 
 use std::collections::HashSet;
 
 use candle_core::Device;
+use candle_core::quantized::GgmlDType;
 use rayon::ThreadPool;
 
-use super::config::{ARCHITECTURE, LlamaConfig};
+use super::config::Config;
 use super::error::ModelError;
 use super::linear::{self, Linear};
+use super::rope::{Factors, RopeConfig};
+use super::weights::{Tensor, Weights, qtensor};
 use crate::error::EngineError;
-use crate::gguf::{GgufError, ModelFile, TensorInfo};
 
 pub(super) const EMBEDDING: &str = "token_embd.weight";
 pub(super) const OUTPUT: &str = "output.weight";
 pub(super) const OUTPUT_NORM: &str = "output_norm.weight";
-pub(super) const ROPE_FACTORS: &str = "rope_freqs.weight";
+/// What frequencies are divided by (Llama 3.1).
+const ROPE_FACTORS: &str = "rope_freqs.weight";
+/// The same for short and for long contexts (LongRoPE).
+const ROPE_FACTORS_SHORT: &str = "rope_factors_short.weight";
+const ROPE_FACTORS_LONG: &str = "rope_factors_long.weight";
 
 /// The name of a layer's tensor: `blk.3.attn_q.weight`.
 pub(super) fn in_layer(layer: usize, name: &str) -> String {
     format!("blk.{layer}.{name}")
+}
+
+/// Names of layers' tensors, in GGUF files and in safetensors files.
+const LAYER_NAMES: [(&str, &str); 13] = [
+    ("attn_norm", "input_layernorm"),
+    ("attn_q", "self_attn.q_proj"),
+    ("attn_k", "self_attn.k_proj"),
+    ("attn_v", "self_attn.v_proj"),
+    ("attn_qkv", "self_attn.qkv_proj"),
+    ("attn_q_norm", "self_attn.q_norm"),
+    ("attn_k_norm", "self_attn.k_norm"),
+    ("attn_output", "self_attn.o_proj"),
+    ("post_attention_norm", "post_attention_layernorm"),
+    ("post_ffw_norm", "post_feedforward_layernorm"),
+    ("ffn_gate", "mlp.gate_proj"),
+    ("ffn_up", "mlp.up_proj"),
+    ("ffn_down", "mlp.down_proj"),
+];
+
+/// What a tensor is called in safetensors files.
+pub(super) fn checkpoint_name(config: &Config, name: &str) -> String {
+    let Some((layer, rest)) = name
+        .strip_prefix("blk.")
+        .and_then(|rest| rest.split_once('.'))
+    else {
+        return match name {
+            EMBEDDING => "model.embed_tokens.weight",
+            OUTPUT => "lm_head.weight",
+            OUTPUT_NORM => "model.norm.weight",
+            other => other,
+        }
+        .to_owned();
+    };
+    let (stem, kind) = rest.rsplit_once('.').unwrap_or((rest, ""));
+    let architecture = config.architecture;
+    let stem = match stem {
+        // With norms after the blocks, the one before the second block has the name that tells it apart.
+        "ffn_norm" if architecture.post_norms => "pre_feedforward_layernorm",
+        "ffn_norm" => "post_attention_layernorm",
+        "ffn_up" if architecture.fused => "mlp.gate_up_proj",
+        stem => LAYER_NAMES
+            .iter()
+            .find(|(name, _)| *name == stem)
+            .map_or(stem, |(_, name)| name),
+    };
+    format!("model.layers.{layer}.{stem}.{kind}")
 }
 
 /// A tensor that a file may or must have.
@@ -45,95 +99,129 @@ impl Expected {
     }
 }
 
-/// Every tensor of a model; biases, an output matrix of its own and frequency factors are optional.
-fn expected(config: &LlamaConfig, vocab_size: usize) -> Vec<Expected> {
-    let hidden = config.hidden;
+/// Every tensor of a model. An output matrix of its own is optional unless the file says that there is one, and so are
+/// biases and frequency factors.
+fn expected(config: &Config, vocab_size: usize) -> Vec<Expected> {
+    let (hidden, pairs) = (config.hidden, config.rope.dimensions / 2);
     let mut tensors = vec![
         Expected::required(EMBEDDING, &[vocab_size, hidden]),
-        Expected::optional(OUTPUT, &[vocab_size, hidden]),
+        Expected {
+            required: config.tied == Some(false),
+            ..Expected::optional(OUTPUT, &[vocab_size, hidden])
+        },
         Expected::required(OUTPUT_NORM, &[hidden]),
-        Expected::optional(ROPE_FACTORS, &[config.rope.dimensions / 2]),
-    ];
-    let matrices = [
-        ("attn_q", config.query_width(), hidden),
-        ("attn_k", config.kv_width(), hidden),
-        ("attn_v", config.kv_width(), hidden),
-        ("attn_output", hidden, config.query_width()),
-        ("ffn_gate", config.feed_forward, hidden),
-        ("ffn_up", config.feed_forward, hidden),
-        ("ffn_down", hidden, config.feed_forward),
+        Expected::optional(ROPE_FACTORS, &[pairs]),
+        Expected::optional(ROPE_FACTORS_SHORT, &[pairs]),
+        Expected::optional(ROPE_FACTORS_LONG, &[pairs]),
     ];
     for layer in 0..config.layers {
-        for norm in ["attn_norm.weight", "ffn_norm.weight"] {
-            tensors.push(Expected::required(in_layer(layer, norm), &[hidden]));
-        }
-        for (name, outputs, inputs) in matrices {
-            tensors.push(Expected::required(
-                in_layer(layer, &format!("{name}.weight")),
-                &[outputs, inputs],
-            ));
-            tensors.push(Expected::optional(
-                in_layer(layer, &format!("{name}.bias")),
-                &[outputs],
-            ));
-        }
+        tensors.extend(
+            expected_in_layer(config)
+                .into_iter()
+                .map(|tensor| Expected {
+                    name: in_layer(layer, &tensor.name),
+                    ..tensor
+                }),
+        );
     }
     tensors
 }
 
-/// Checks that the file has the tensors that the metadata asks for, with their shapes and of types that can be computed
+fn expected_in_layer(config: &Config) -> Vec<Expected> {
+    let architecture = config.architecture;
+    let (hidden, feed_forward) = (config.hidden, config.feed_forward);
+    let (query, kv) = (config.query_width(), config.kv_width());
+    let mut norms = vec![("attn_norm", hidden), ("ffn_norm", hidden)];
+    if architecture.head_norms {
+        norms.extend([
+            ("attn_q_norm", config.head_dim),
+            ("attn_k_norm", config.head_dim),
+        ]);
+    }
+    if architecture.post_norms {
+        norms.extend([("post_attention_norm", hidden), ("post_ffw_norm", hidden)]);
+    }
+    let mut matrices = vec![
+        ("attn_output", hidden, query),
+        ("ffn_down", hidden, feed_forward),
+    ];
+    if architecture.fused {
+        matrices.extend([
+            ("attn_qkv", query + 2 * kv, hidden),
+            ("ffn_up", 2 * feed_forward, hidden),
+        ]);
+    } else {
+        matrices.extend([
+            ("attn_q", query, hidden),
+            ("attn_k", kv, hidden),
+            ("attn_v", kv, hidden),
+            ("ffn_gate", feed_forward, hidden),
+            ("ffn_up", feed_forward, hidden),
+        ]);
+    }
+    let norms = norms
+        .into_iter()
+        .map(|(name, width)| Expected::required(format!("{name}.weight"), &[width]));
+    let matrices = matrices.into_iter().flat_map(|(name, outputs, inputs)| {
+        let weight = Expected::required(format!("{name}.weight"), &[outputs, inputs]);
+        let bias = Expected::optional(format!("{name}.bias"), &[outputs]);
+        std::iter::once(weight).chain((!architecture.fused).then_some(bias))
+    });
+    norms.chain(matrices).collect()
+}
+
+/// Checks that there are the tensors that the configuration asks for, with their shapes and of types that can be computed
 /// with, and no others. Returns the size of the vocabulary.
-pub(super) fn check(file: &ModelFile, config: &LlamaConfig) -> Result<usize, EngineError> {
-    let embedding = file.tensor(EMBEDDING)?;
-    let vocab_size = match embedding.shape[..] {
+pub(super) fn check(weights: Weights<'_>, config: &Config) -> Result<usize, EngineError> {
+    let embedding = weights.tensor(config, EMBEDDING)?;
+    let vocab_size = match *embedding.shape {
         [vocab_size, _] if vocab_size > 0 => vocab_size,
         _ => {
             return Err(wrong_shape(
-                embedding,
+                &embedding,
                 format!("[vocabulary, {}]", config.hidden),
             ));
         }
     };
     let mut known = HashSet::new();
     for expected in expected(config, vocab_size) {
-        let Some(tensor) = file.find_tensor(&expected.name) else {
+        let Some(tensor) = weights.find(config, &expected.name) else {
             if expected.required {
-                file.tensor(&expected.name)?;
+                weights.tensor(config, &expected.name)?;
             }
             continue;
         };
         if tensor.shape != expected.shape {
-            return Err(wrong_shape(tensor, format!("{:?}", expected.shape)));
+            return Err(wrong_shape(&tensor, format!("{:?}", expected.shape)));
         }
-        if !tensor.kind.is_supported() {
-            return Err(GgufError::UnsupportedType {
-                tensor: expected.name,
-                kind: tensor.kind,
-            }
-            .into());
+        if tensor.dtype.is_none() {
+            return Err(weights.unsupported(&tensor));
         }
-        known.insert(expected.name);
+        known.insert(tensor.name.to_owned());
     }
-    refuse_unknown(file, &known)?;
+    refuse_unknown(weights, config, &known)?;
     Ok(vocab_size)
 }
 
-fn wrong_shape(tensor: &TensorInfo, expected: String) -> EngineError {
+fn wrong_shape(tensor: &Tensor<'_>, expected: String) -> EngineError {
     ModelError::Shape {
-        tensor: tensor.name.clone(),
-        shape: tensor.shape.clone(),
+        tensor: tensor.name.to_owned(),
+        shape: tensor.shape.to_vec(),
         expected,
     }
     .into()
 }
 
-fn refuse_unknown(file: &ModelFile, known: &HashSet<String>) -> Result<(), EngineError> {
+fn refuse_unknown(
+    weights: Weights<'_>,
+    config: &Config,
+    known: &HashSet<String>,
+) -> Result<(), EngineError> {
     const SHOWN: usize = 4;
-    let unknown: Vec<&str> = file
-        .tensors()
-        .iter()
-        .map(|tensor| tensor.name.as_str())
-        .filter(|&name| !known.contains(name))
+    let unknown: Vec<&str> = weights
+        .names()
+        .into_iter()
+        .filter(|&name| !known.contains(name) && !weights.ignores(name))
         .collect();
     if unknown.is_empty() {
         return Ok(());
@@ -148,19 +236,46 @@ fn refuse_unknown(file: &ModelFile, known: &HashSet<String>) -> Result<(), Engin
         names += &format!(" and {} more", unknown.len() - SHOWN);
     }
     Err(ModelError::UnknownTensors {
-        architecture: ARCHITECTURE.to_owned(),
+        architecture: config.architecture.name.to_owned(),
         names,
     }
     .into())
 }
 
-/// Bytes that the tensors of a checked file take in memory.
-pub(super) fn held_bytes(file: &ModelFile) -> u64 {
-    let held = |tensor: &TensorInfo| match (&tensor.shape[..], tensor.kind.candle_type()) {
+/// Bytes that the tensors of a checked model take in memory.
+pub(super) fn held_bytes(weights: Weights<'_>, config: &Config) -> u64 {
+    let held = |tensor: Tensor<'_>| match (tensor.shape, tensor.dtype) {
         (&[outputs, inputs], Some(dtype)) => linear::held_bytes(dtype, [outputs, inputs]),
         _ => tensor.elements() * size_of::<f32>() as u64,
     };
-    file.tensors().iter().map(held).sum()
+    used(weights, config).into_iter().map(held).sum()
+}
+
+/// Number of weights of a checked model.
+pub(super) fn parameters(weights: Weights<'_>, config: &Config) -> u64 {
+    let tensors = used(weights, config);
+    tensors.iter().map(Tensor::elements).sum()
+}
+
+/// The tensors of a checked model.
+fn used<'a>(weights: Weights<'a>, config: &Config) -> Vec<Tensor<'a>> {
+    expected(config, 0)
+        .iter()
+        .filter_map(|expected| weights.find(config, &expected.name))
+        .collect()
+}
+
+/// The type with the most bytes.
+pub(super) fn commonest_type(weights: Weights<'_>, config: &Config) -> String {
+    let tensors = used(weights, config);
+    let bytes_of = |dtype: Option<GgmlDType>| -> u64 {
+        let same = tensors.iter().filter(|tensor| tensor.dtype == dtype);
+        same.map(|tensor| tensor.bytes).sum()
+    };
+    let commonest = tensors.iter().max_by_key(|tensor| bytes_of(tensor.dtype));
+    commonest
+        .map(|tensor| tensor.kind.clone())
+        .unwrap_or_default()
 }
 
 /// How far loading has come.
@@ -172,9 +287,10 @@ pub struct LoadProgress {
     pub total: u64,
 }
 
-/// Reads the tensors of a checked file.
+/// Reads the tensors of a checked model.
 pub(super) struct Reader<'a, 'b> {
-    file: &'a ModelFile,
+    weights: Weights<'a>,
+    config: &'a Config,
     /// Rearrange the weights.
     threads: &'a ThreadPool,
     progress: LoadProgress,
@@ -184,17 +300,18 @@ pub(super) struct Reader<'a, 'b> {
 impl<'a, 'b> Reader<'a, 'b> {
     /// A reader that reports how far it has come after each tensor.
     pub(super) fn new(
-        file: &'a ModelFile,
+        weights: Weights<'a>,
+        config: &'a Config,
         threads: &'a ThreadPool,
         report: Option<&'b mut dyn FnMut(LoadProgress)>,
     ) -> Self {
-        let total = file
-            .tensors()
+        let total = used(weights, config)
             .iter()
-            .filter_map(|tensor| tensor.bytes)
+            .map(|tensor| tensor.bytes)
             .sum();
         Self {
-            file,
+            weights,
+            config,
             threads,
             progress: LoadProgress { done: 0, total },
             report,
@@ -203,48 +320,197 @@ impl<'a, 'b> Reader<'a, 'b> {
 
     /// A matrix.
     pub(super) fn linear(&mut self, name: &str) -> Result<Linear, EngineError> {
-        let tensor = self.file.tensor(name)?;
-        let linear = match (tensor.kind.candle_type(), &tensor.shape[..]) {
+        let tensor = self.weights.tensor(self.config, name)?;
+        let linear = match (tensor.dtype, tensor.shape) {
             (Some(dtype), &[outputs, inputs]) if Linear::has_kernel(dtype) => {
-                let data = self.file.read_tensor_bytes(name)?;
+                let data = self.weights.read(&tensor)?;
                 self.threads
                     .install(|| Linear::from_bytes(dtype, [outputs, inputs], &data))
             }
-            _ => Linear::from_qtensor(&self.file.read_qtensor(name, &Device::Cpu)?)?,
+            _ => Linear::from_qtensor(&self.weights.read_qtensor(&tensor)?)?,
         };
-        self.report(name);
+        self.report(&tensor);
         Ok(linear)
     }
 
-    /// A matrix, if the file has it.
-    pub(super) fn find_linear(&mut self, name: &str) -> Result<Option<Linear>, EngineError> {
-        self.file
-            .find_tensor(name)
-            .map(|_| self.linear(name))
-            .transpose()
+    /// A matrix, cut into matrices of so many outputs each.
+    pub(super) fn linears<const N: usize>(
+        &mut self,
+        name: &str,
+        outputs: [usize; N],
+    ) -> Result<[Linear; N], EngineError> {
+        let tensor = self.weights.tensor(self.config, name)?;
+        let (Some(dtype), &[rows, inputs]) = (tensor.dtype, tensor.shape) else {
+            return Err(self.weights.unsupported(&tensor));
+        };
+        debug_assert_eq!(outputs.iter().sum::<usize>(), rows);
+        let data = self.weights.read(&tensor)?;
+        let row_bytes = data.len() / rows;
+        let mut rest = data.as_slice();
+        let mut linears = Vec::with_capacity(N);
+        for outputs in outputs {
+            let (part, after) = rest.split_at(outputs * row_bytes);
+            rest = after;
+            linears.push(self.linear_of(dtype, [outputs, inputs], part)?);
+        }
+        self.report(&tensor);
+        Ok(linears
+            .try_into()
+            .unwrap_or_else(|_| unreachable!("one matrix for each number of outputs")))
+    }
+
+    fn linear_of(
+        &self,
+        dtype: GgmlDType,
+        shape: [usize; 2],
+        data: &[u8],
+    ) -> Result<Linear, EngineError> {
+        if Linear::has_kernel(dtype) {
+            return Ok(self
+                .threads
+                .install(|| Linear::from_bytes(dtype, shape, data)));
+        }
+        let tensor = qtensor(dtype, &shape, data)?;
+        Ok(Linear::from_qtensor(&tensor)?)
+    }
+
+    /// The output matrix, if the model has one of its own.
+    pub(super) fn find_output(&mut self) -> Result<Option<Linear>, EngineError> {
+        match self.weights.find(self.config, OUTPUT) {
+            Some(_) => self.linear(OUTPUT).map(Some),
+            None => Ok(None),
+        }
     }
 
     /// A vector, dequantised.
     pub(super) fn vector(&mut self, name: &str) -> Result<Vec<f32>, EngineError> {
-        let tensor = self.file.read_qtensor(name, &Device::Cpu)?;
-        let vector = tensor.dequantize(&Device::Cpu)?.to_vec1()?;
-        self.report(name);
+        let tensor = self.weights.tensor(self.config, name)?;
+        let qtensor = self.weights.read_qtensor(&tensor)?;
+        let vector = qtensor.dequantize(&Device::Cpu)?.to_vec1()?;
+        self.report(&tensor);
         Ok(vector)
     }
 
     /// A vector, if the file has it.
     pub(super) fn find_vector(&mut self, name: &str) -> Result<Option<Vec<f32>>, EngineError> {
-        self.file
-            .find_tensor(name)
-            .map(|_| self.vector(name))
-            .transpose()
+        match self.weights.find(self.config, name) {
+            Some(_) => self.vector(name).map(Some),
+            None => Ok(None),
+        }
     }
 
-    fn report(&mut self, name: &str) {
-        let bytes = self.file.find_tensor(name).and_then(|tensor| tensor.bytes);
-        self.progress.done += bytes.unwrap_or_default();
+    /// The weights of a norm.
+    pub(super) fn norm(&mut self, name: &str) -> Result<Vec<f32>, EngineError> {
+        let mut norm = self.vector(name)?;
+        let offset = self.weights.norm_offset(self.config);
+        norm.iter_mut().for_each(|weight| *weight += offset);
+        Ok(norm)
+    }
+
+    /// The weights of a layer's norm, where the architecture has it.
+    pub(super) fn norm_if(
+        &mut self,
+        has: bool,
+        layer: usize,
+        name: &str,
+    ) -> Result<Option<Vec<f32>>, EngineError> {
+        has.then(|| self.norm(&in_layer(layer, name))).transpose()
+    }
+
+    /// The rotary embedding with the factors that GGUF files keep as tensors.
+    pub(super) fn rope(&mut self) -> Result<RopeConfig, EngineError> {
+        let rope = self.config.rope.clone();
+        let short = self.find_vector(ROPE_FACTORS_SHORT)?;
+        let factors = match (
+            self.find_vector(ROPE_FACTORS)?,
+            short,
+            self.find_vector(ROPE_FACTORS_LONG)?,
+        ) {
+            (Some(factors), None, None) => Factors::Fixed(factors),
+            (None, Some(short), Some(long)) => Factors::ByContext { short, long },
+            (None, None, None) => return Ok(rope),
+            _ => return Err(ModelError::RopeFactors.into()),
+        };
+        Ok(RopeConfig { factors, ..rope })
+    }
+
+    fn report(&mut self, tensor: &Tensor<'_>) {
+        self.progress.done += tensor.bytes;
         if let Some(report) = &mut self.report {
             report(self.progress);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::architecture::Architecture;
+    use super::*;
+    use serde_json::{Map, Value, json};
+
+    fn config(model_type: &str) -> Config {
+        let config = json!({
+            "model_type": model_type, "hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1,
+            "intermediate_size": 16, "max_position_embeddings": 32, "rms_norm_eps": 1e-5,
+        });
+        let config: Map<String, Value> = serde_json::from_value(config).unwrap();
+        Config::from_json(&config).unwrap()
+    }
+
+    fn names(model_type: &str) -> Vec<String> {
+        let config = config(model_type);
+        let expected = expected_in_layer(&config);
+        let required = expected.iter().filter(|tensor| tensor.required);
+        required
+            .map(|tensor| checkpoint_name(&config, &in_layer(7, &tensor.name)))
+            .map(|name| name.strip_prefix("model.layers.7.").unwrap().to_owned())
+            .collect()
+    }
+
+    #[test]
+    fn the_norm_before_the_second_block_goes_by_two_names() {
+        assert_eq!(
+            names("llama")[..2],
+            ["input_layernorm.weight", "post_attention_layernorm.weight"]
+        );
+        assert_eq!(
+            names("gemma3_text")[..6],
+            [
+                "input_layernorm.weight",
+                "pre_feedforward_layernorm.weight",
+                "self_attn.q_norm.weight",
+                "self_attn.k_norm.weight",
+                "post_attention_layernorm.weight",
+                "post_feedforward_layernorm.weight",
+            ]
+        );
+    }
+
+    #[test]
+    fn fused_matrices_have_names_of_their_own() {
+        assert_eq!(
+            names("phi3")[2..],
+            [
+                "self_attn.o_proj.weight",
+                "mlp.down_proj.weight",
+                "self_attn.qkv_proj.weight",
+                "mlp.gate_up_proj.weight",
+            ]
+        );
+    }
+
+    #[test]
+    fn tensors_outside_of_layers() {
+        let config = config("qwen3");
+        assert_eq!(config.architecture, Architecture::by_name("qwen3").unwrap());
+        let names = [EMBEDDING, OUTPUT_NORM, OUTPUT].map(|name| checkpoint_name(&config, name));
+        assert_eq!(
+            names,
+            [
+                "model.embed_tokens.weight",
+                "model.norm.weight",
+                "lm_head.weight"
+            ]
+        );
     }
 }

@@ -1,4 +1,4 @@
-//! The Llama decoder (Touvron et al. 2023): embedding, layers, norm and output matrix.
+//! The decoder (Touvron et al. 2023, "LLaMA", and what others made of it): embedding, layers, norm and output matrix.
 
 use std::thread::available_parallelism;
 
@@ -6,21 +6,22 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use super::attention::Row;
 use super::cache::{BLOCK_SIZE, CacheShape};
-use super::config::LlamaConfig;
+use super::config::Config;
 use super::error::{ChunkProblem, ModelError};
-use super::layer::{Buffers, Layer};
+use super::layer::{Buffers, Layer, Rotation, Rotations};
 use super::linear::{Linear, Product, multiply};
 use super::norm::rms_norm;
-use super::rope::Rope;
+use super::rope::{Rope, RopeConfig};
+use super::simd::{self, SoftCap};
 use super::tensors::{self, Reader};
+use super::weights::Weights;
 use super::{Checked, DEFAULT_MAX_KV_TOKENS, LoadOptions, cache_shape};
 use crate::error::EngineError;
-use crate::gguf::ModelFile;
 use crate::kv_cache::BlockId;
 use crate::model::{Chunk, KvLayout, Logits, Model, ModelSpec, Tail};
 
 /// A loaded model with its cache and its threads.
-pub(super) struct Llama {
+pub(super) struct CpuModel {
     spec: ModelSpec,
     decoder: Decoder,
     threads: ThreadPool,
@@ -28,9 +29,9 @@ pub(super) struct Llama {
 
 /// What the threads of a model work on.
 struct Decoder {
-    config: LlamaConfig,
+    config: Config,
     cache_shape: CacheShape,
-    rope: Rope,
+    rotations: Rotations,
     embedding: Linear,
     layers: Vec<Layer>,
     output_norm: Vec<f32>,
@@ -39,10 +40,10 @@ struct Decoder {
     buffers: Buffers,
 }
 
-impl Llama {
-    /// Loads a checked file.
+impl CpuModel {
+    /// Loads checked weights.
     pub(super) fn load(
-        file: &ModelFile,
+        weights: Weights<'_>,
         checked: Checked,
         options: LoadOptions<'_>,
     ) -> Result<Self, EngineError> {
@@ -54,11 +55,8 @@ impl Llama {
         let cache_shape = cache_shape(&config, tokens);
         reserve(cache_shape, config.layers)?;
         let threads = start_threads(options.threads.map(usize::from))?;
-        let decoder = Decoder::read(
-            &mut Reader::new(file, &threads, options.progress),
-            config,
-            cache_shape,
-        )?;
+        let mut reader = Reader::new(weights, &config, &threads, options.progress);
+        let decoder = Decoder::read(&mut reader, &config, cache_shape)?;
         Ok(Self {
             spec,
             decoder,
@@ -92,7 +90,7 @@ fn start_threads(threads: Option<usize>) -> Result<ThreadPool, ModelError> {
         })
 }
 
-impl Model for Llama {
+impl Model for CpuModel {
     fn spec(&self) -> &ModelSpec {
         &self.spec
     }
@@ -171,22 +169,30 @@ fn check(chunk: &Chunk<'_>, spec: &ModelSpec, layout: KvLayout) -> Result<(), Ch
 impl Decoder {
     fn read(
         reader: &mut Reader<'_, '_>,
-        config: LlamaConfig,
+        config: &Config,
         cache_shape: CacheShape,
     ) -> Result<Self, EngineError> {
-        let factors = reader.find_vector(tensors::ROPE_FACTORS)?;
+        // No sequence grows beyond the cache, so one that is small leaves models that choose to their original context.
+        let context = config
+            .context_length
+            .min(cache_shape.blocks.saturating_mul(BLOCK_SIZE));
+        let rotation = |config: &RopeConfig| Rotation::new(Rope::new(config, context));
+        let rotations = Rotations {
+            global: rotation(&reader.rope()?),
+            local: config.local_rope.as_ref().map(rotation),
+        };
         let layers = (0..config.layers)
-            .map(|layer| Layer::read(reader, layer, cache_shape))
+            .map(|layer| Layer::read(reader, config, layer, cache_shape))
             .collect::<Result<_, _>>()?;
         Ok(Self {
-            rope: Rope::new(config.rope, factors.as_deref()),
+            rotations,
             embedding: reader.linear(tensors::EMBEDDING)?,
             layers,
-            output_norm: reader.vector(tensors::OUTPUT_NORM)?,
-            output: reader.find_linear(tensors::OUTPUT)?,
+            output_norm: reader.norm(tensors::OUTPUT_NORM)?,
+            output: reader.find_output()?,
             buffers: Buffers::default(),
             cache_shape,
-            config,
+            config: config.clone(),
         })
     }
 
@@ -194,15 +200,20 @@ impl Decoder {
     fn step(&mut self, chunks: &[Chunk<'_>]) -> Result<(), EngineError> {
         let rows: Vec<Row<'_>> = chunks.iter().flat_map(rows_of).collect();
         let (config, buffers) = (&self.config, &mut self.buffers);
-        self.rope
-            .rotations(rows.iter().map(|row| row.position), &mut buffers.rotations);
+        self.rotations.global.turn_to(&rows);
+        if let Some(local) = &mut self.rotations.local {
+            local.turn_to(&rows);
+        }
         buffers.resize(config, rows.len());
         let tokens = chunks.iter().flat_map(|chunk| chunk.tokens);
         for (&token, hidden) in tokens.zip(buffers.hidden.chunks_exact_mut(config.hidden)) {
             self.embedding.weights_of(token as usize, hidden)?;
         }
+        if let Some(scale) = config.embedding_scale() {
+            buffers.hidden.iter_mut().for_each(|value| *value *= scale);
+        }
         for layer in &mut self.layers {
-            layer.attend(config, &rows, buffers)?;
+            layer.attend(config, &self.rotations, &rows, buffers)?;
             layer.feed_forward(config, buffers)?;
         }
         self.read_out(chunks)
@@ -233,10 +244,12 @@ impl Decoder {
             matrix,
             output: &mut buffers.logits,
         };
-        Ok(multiply(
-            &buffers.normed[..wanted * hidden],
-            &mut [product],
-        )?)
+        multiply(&buffers.normed[..wanted * hidden], &mut [product])?;
+        if let Some(cap) = self.config.logit_soft_cap {
+            let values = &mut buffers.logits;
+            simd::run(SoftCap { values, cap });
+        }
+        Ok(())
     }
 }
 
