@@ -32,22 +32,21 @@ pub(crate) fn model_flags() -> [Arg; 3] {
 }
 
 /// Where to compute. This build has no GPU code, so that there is one choice and its synonym.
+pub(crate) const DEVICES: [&str; 2] = ["auto", "cpu"];
+
+/// One of [`DEVICES`].
 pub(crate) fn device_flag() -> Arg {
     Arg::new("device")
         .long("device")
         .value_name("DEVICE")
-        .value_parser(["auto", "cpu"])
+        .value_parser(DEVICES)
         .default_value("auto")
         .help("Where to compute")
 }
 
 /// What [`model_flags`] said.
 pub(crate) fn model_options(matches: &ArgMatches) -> anyhow::Result<ModelOptions> {
-    let choice = match matches.get_one::<String>("model").map(String::as_str) {
-        None => ModelChoice::without_flag()?,
-        Some(BUNDLED) => ModelChoice::bundled()?,
-        Some(path) => ModelChoice::File(PathBuf::from(path)),
-    };
+    let choice = model_choice(matches.get_one::<String>("model").map(String::as_str))?;
     Ok(ModelOptions {
         kv_tokens: None,
         kv_contexts: 1,
@@ -57,6 +56,15 @@ pub(crate) fn model_options(matches: &ArgMatches) -> anyhow::Result<ModelOptions
             .get_one::<u16>("threads")
             .and_then(|&threads| NonZeroUsize::new(threads.into())),
     })
+}
+
+/// The model of that name: a file, [`BUNDLED`], or none given.
+pub(crate) fn model_choice(name: Option<&str>) -> anyhow::Result<ModelChoice> {
+    match name {
+        None => ModelChoice::without_flag(),
+        Some(BUNDLED) => ModelChoice::bundled(),
+        Some(path) => Ok(ModelChoice::File(PathBuf::from(path))),
+    }
 }
 
 /// Most tokens to generate.

@@ -171,3 +171,52 @@ fn unusable_flags() {
     run(&["serve", "--max-running", "0"]).refused(2, &["0", "--max-running"]);
     run(&["serve", "--model", "absent.gguf"]).refused(1, &["absent.gguf"]);
 }
+
+/// Settings come from a file, the environment and flags, in this order, and are printed with where they come from.
+#[test]
+fn settings_have_one_order_of_precedence() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("worker.toml");
+    std::fs::write(&file, "max_waiting = 3\nmax_running = 4\nmax_choices = 5\n").expect("a file");
+    let file = file.to_str().expect("a name");
+    let printed = nucleus(&[
+        "serve",
+        "--config",
+        file,
+        "--max-choices",
+        "7",
+        "--print-config",
+    ])
+    .env("NUCLEUS_MAX_RUNNING", "6")
+    .env("NUCLEUS_MAX_CHOICES", "6")
+    .env("NUCLEUS_API_KEY", "secret")
+    .output()
+    .expect("the binary runs");
+    assert!(printed.status.success());
+    let printed = String::from_utf8(printed.stdout).expect("settings are text");
+    for line in [
+        "max_waiting = 3  # file",
+        "max_running = 6  # environment",
+        "max_choices = 7  # flag",
+        "step_tokens = 512  # default",
+        "# api_key is set and not shown  # environment",
+    ] {
+        assert!(printed.contains(line), "{line} is not in {printed}");
+    }
+    assert!(!printed.contains("secret"), "{printed}");
+    std::fs::write(file, "max_wating = 3\n").expect("a file");
+    run(&["serve", "--config", file]).refused(2, &["worker.toml", "max_wating", "no such setting"]);
+}
+
+/// C8: `POST /shutdown` ends the worker with exit code 0.
+#[test]
+fn c8_the_worker_ends_when_asked_over_http() {
+    let mut worker = Worker::start(&["--allow-shutdown"]);
+    let (head, body) = worker.request("POST /shutdown", "{}");
+    assert!(head.starts_with("HTTP/1.1 202"), "{head}");
+    assert!(body.contains("draining"), "{body}");
+    assert_eq!(
+        worker.child.wait().expect("the worker ends").code(),
+        Some(0)
+    );
+}

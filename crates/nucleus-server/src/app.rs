@@ -13,10 +13,11 @@ use crate::config::ServerConfig;
 use crate::error::ApiError;
 use crate::jobs::Jobs;
 use crate::json::shorten;
+use crate::metrics::Metrics;
 use crate::openapi::{self, Description, Endpoint};
 use crate::request::longest_prompt;
 use crate::shutdown::Shutdown;
-use crate::{cancel, execute, guard, health, openai};
+use crate::{cancel, execute, guard, health, metrics, openai, shutdown};
 
 /// What every endpoint can reach. Cheap to clone.
 #[derive(Clone)]
@@ -32,6 +33,8 @@ pub struct AppState {
     pub(crate) chat_template: Option<ChatTemplate>,
     /// Bytes of the longest prompt that could fit the context.
     pub(crate) prompt_bytes: usize,
+    /// What has been counted and timed.
+    pub(crate) metrics: Arc<Metrics>,
     /// The interface as it is described, once somebody has asked.
     description: Arc<OnceLock<Description>>,
 }
@@ -48,6 +51,7 @@ impl AppState {
             started: Instant::now(),
             created: unix_time(),
             chat_template: None,
+            metrics: Arc::default(),
             description: Arc::default(),
         }
     }
@@ -77,6 +81,8 @@ pub(crate) fn endpoints() -> Vec<Endpoint> {
     endpoints.extend(cancel::endpoints());
     endpoints.extend(openai::endpoints());
     endpoints.extend(health::endpoints());
+    endpoints.extend(metrics::endpoints());
+    endpoints.extend(shutdown::endpoints());
     endpoints.extend(openapi::endpoints());
     endpoints
 }
@@ -93,7 +99,7 @@ pub fn app(state: AppState) -> Router {
         .method_not_allowed_fallback(method_not_allowed)
         .layer(from_fn_with_state(state.clone(), guard::admit))
         .layer(from_fn(guard::catch_panic))
-        .layer(from_fn(guard::log))
+        .layer(from_fn_with_state(state.clone(), guard::log))
         .with_state(state)
 }
 

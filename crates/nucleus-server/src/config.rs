@@ -15,6 +15,8 @@ pub struct ServerConfig {
     /// Host names that requests may name beside those of loopback. Without a key, a request for any
     /// other host is refused, so that a web page cannot reach the server by rebinding its own name.
     pub allowed_hosts: Vec<String>,
+    /// Whether `POST /shutdown` may be used without a key.
+    pub allow_shutdown: bool,
     /// Where the model runs, as `GET /health` says it: `cpu`, `cuda:0`.
     pub device: String,
     /// Sizes.
@@ -29,6 +31,7 @@ impl Default for ServerConfig {
             address: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
             api_key: None,
             allowed_hosts: Vec::new(),
+            allow_shutdown: false,
             device: "cpu".into(),
             limits: Limits::default(),
             timeouts: Timeouts::default(),
@@ -39,16 +42,26 @@ impl Default for ServerConfig {
 /// Sizes that a request may not exceed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
+    /// Bytes in a request's head, at least 8192.
+    pub head_bytes: usize,
+    /// Header fields of a request.
+    pub headers: usize,
     /// Bytes in a request's body.
     pub body_bytes: usize,
+    /// Tokens in a prompt; `None`: what the model's context holds.
+    pub prompt_tokens: Option<usize>,
+    /// Tokens that a request may generate; `None`: what the model's context holds.
+    pub output_tokens: Option<usize>,
     /// Stop strings in a request to `/execute`.
     pub stops: usize,
     /// Stop strings in a request to an endpoint that is compatible with another server's.
     pub compatible_stops: usize,
     /// Choices of one request: its prompts times `n`.
     pub choices: usize,
-    /// Bytes in one stop string.
+    /// Bytes in one stop string, or in a word that is banned.
     pub stop_bytes: usize,
+    /// Words that a request may ban as text. Each is tokenised, and looked at for every token.
+    pub bad_words: usize,
     /// Connections open at once; more wait in the system's queue.
     pub connections: usize,
 }
@@ -56,13 +69,26 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
+            head_bytes: 64 << 10,
+            headers: 100,
             body_bytes: 8 << 20,
+            prompt_tokens: None,
+            output_tokens: None,
             stops: 4,
             compatible_stops: 16,
             choices: 128,
             stop_bytes: 1024,
+            bad_words: 128,
             connections: 1024,
         }
+    }
+}
+
+impl Limits {
+    /// Most tokens that a request may ask for, in a context of that many.
+    pub(crate) fn most_output(&self, context_length: usize) -> u64 {
+        let most = self.output_tokens.unwrap_or(context_length);
+        most.min(context_length) as u64
     }
 }
 

@@ -85,6 +85,14 @@ pub enum ApiError {
         /// The model's context in tokens.
         context_length: usize,
     },
+    /// The prompt has more tokens than the operator allows.
+    #[error("prompt: {tokens} tokens are more than {limit}, the most that this worker takes")]
+    PromptTokens {
+        /// Tokens in the prompt.
+        tokens: usize,
+        /// The bound.
+        limit: usize,
+    },
     /// The prompt cannot be tokenised.
     #[error("prompt: {0}")]
     Prompt(String),
@@ -103,6 +111,23 @@ pub enum ApiError {
         /// The host as given, quoted.
         host: String,
     },
+    /// Anyone on this machine could end the server.
+    #[error("only a worker with an API key, or with --allow-shutdown, can be ended over HTTP")]
+    ShutdownForbidden,
+    /// What came is not HTTP/1.1.
+    #[error("the request is not HTTP/1.1")]
+    NotHttp,
+    /// The request's head is too large.
+    #[error("the request's head has more than {bytes} bytes or {headers} header fields")]
+    HeadTooLarge {
+        /// The bound of its bytes.
+        bytes: usize,
+        /// The bound of its fields.
+        headers: usize,
+    },
+    /// The request's target is too long.
+    #[error("the request's target is too long")]
+    UriTooLong,
     /// Nothing is at this path.
     #[error("{path}: no such endpoint")]
     NotFound {
@@ -227,6 +252,9 @@ impl ApiError {
             Self::PromptBytes { .. } => {
                 about(S::BAD_REQUEST, "context_length_exceeded", Some("prompt"))
             }
+            Self::PromptTokens { .. } => {
+                about(S::BAD_REQUEST, "context_length_exceeded", Some("prompt"))
+            }
             Self::Prompt(_) => about(S::BAD_REQUEST, "invalid_value", Some("prompt")),
             Self::Submit(error) => submit_answer(error),
             Self::Generation(error) => {
@@ -234,6 +262,12 @@ impl ApiError {
             }
             Self::Unauthorized => about(S::UNAUTHORIZED, "invalid_api_key", None),
             Self::ForbiddenHost { .. } => about(S::FORBIDDEN, "forbidden_host", None),
+            Self::ShutdownForbidden => about(S::FORBIDDEN, "shutdown_forbidden", None),
+            Self::NotHttp => about(S::BAD_REQUEST, "invalid_http", None),
+            Self::HeadTooLarge { .. } => {
+                about(S::REQUEST_HEADER_FIELDS_TOO_LARGE, "head_too_large", None)
+            }
+            Self::UriTooLong => about(S::URI_TOO_LONG, "uri_too_long", None),
             Self::NotFound { .. } => about(S::NOT_FOUND, "not_found", None),
             Self::MethodNotAllowed { .. } => {
                 about(S::METHOD_NOT_ALLOWED, "method_not_allowed", None)

@@ -40,7 +40,7 @@ fn schema(bounds: &Bounds<'_>) -> Object {
     Object::strict()
         .required("prompt", text(1, usize::MAX), "The text to continue. Control tokens that are written out in it are those tokens.")
         .field("job_id", JobId::schema(), "A name for the job. A name that a running job has is refused with 409; without one, one is made up.")
-        .field("max_tokens", integer(1, bounds.context_length as u64), "Most tokens to generate. The end of the context ends the text too.")
+        .field("max_tokens", integer(1, bounds.output_tokens()), "Most tokens to generate. The end of the context ends the text too.")
         .field("stop", either([stop(), list(stop(), 0, limits.stops)]), "Strings that end the text, which stops before them.")
         .field("logprobs", flag(false), "Whether each `token` event has its log-probability.")
         .sampling(Policy::Execute, bounds)
@@ -84,7 +84,8 @@ impl ExecuteRequest {
         let mut fields = Fields::new(body);
         let job_id = fields.string("job_id")?.map(JobId::new).transpose()?;
         let prompt = prompt(&mut fields)?;
-        let max_tokens = fields.integer("max_tokens", 1..=spec.context_length as u64)?;
+        let max_tokens =
+            fields.integer("max_tokens", 1..=limits.most_output(spec.context_length))?;
         let stop = fields.stops(limits.stops, limits.stop_bytes)?;
         let logprobs = fields.boolean("logprobs")?.unwrap_or(false);
         let params = fields.sampling_params(Policy::Execute, engine.vocab())?;

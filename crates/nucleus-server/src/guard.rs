@@ -3,7 +3,7 @@
 use std::panic::AssertUnwindSafe;
 use std::time::Instant;
 
-use axum::extract::{Request, State};
+use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderMap, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -22,12 +22,15 @@ pub(crate) fn is_open(path: &str) -> bool {
     OPEN_PATHS.contains(&path)
 }
 
-/// Logs a request once its response begins.
-pub(crate) async fn log(request: Request, next: Next) -> Response {
+/// Logs and counts a request once its response begins.
+pub(crate) async fn log(State(state): State<AppState>, request: Request, next: Next) -> Response {
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let route = request.extensions().get::<MatchedPath>().cloned();
     let begun = Instant::now();
     let response = next.run(request).await;
     let (status, elapsed) = (response.status().as_u16(), begun.elapsed());
+    let route = route.as_ref().map_or("", MatchedPath::as_str);
+    state.metrics.answered(route, status);
     // Debug, so that nothing in the path can begin a line of its own.
     tracing::info!(%method, ?path, status, ?elapsed, "request");
     response

@@ -9,6 +9,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::app::AppState;
+use crate::openai::system_fingerprint;
 use crate::openapi::{Endpoint, Group};
 
 /// The state of the server.
@@ -17,11 +18,24 @@ pub(crate) struct Health {
     /// `ok`, or `draining` once the server shuts down.
     status: &'static str,
     version: &'static str,
+    versions: Versions,
     uptime_s: u64,
     device: String,
+    /// What answers of OpenAI's endpoints carry: as long as it stays, a seed gives the same tokens.
+    system_fingerprint: String,
     model: ModelHealth,
     load: LoadHealth,
     memory: Memory,
+}
+
+/// Versions that decide what a request gives.
+#[derive(Debug, Serialize, JsonSchema)]
+struct Versions {
+    nucleus: &'static str,
+    /// Of the sampling contract.
+    sampling_contract: u32,
+    /// The machine's architecture and system, as `x86_64-linux`.
+    platform: String,
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
@@ -49,6 +63,8 @@ struct Memory {
     rss_bytes: Option<u64>,
     weight_bytes: u64,
     kv_cache_bytes: u64,
+    /// Of the cache, what requests hold.
+    used_kv_cache_bytes: u64,
 }
 
 pub(crate) fn endpoints() -> [Endpoint; 1] {
@@ -71,17 +87,27 @@ async fn health(State(state): State<AppState>) -> (StatusCode, Json<Health>) {
         (StatusCode::SERVICE_UNAVAILABLE, "draining")
     };
     let spec = state.engine.spec();
+    let load = state.engine.load();
+    let kv_cache_bytes = state.engine.kv_layout().bytes(spec);
     let health = Health {
         status,
         version: env!("CARGO_PKG_VERSION"),
+        versions: Versions {
+            nucleus: env!("CARGO_PKG_VERSION"),
+            sampling_contract: nucleus_sampling::CONTRACT_VERSION,
+            platform: format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS),
+        },
         uptime_s: state.started.elapsed().as_secs(),
         device: state.config.device.clone(),
+        system_fingerprint: system_fingerprint(&state),
         model: spec.into(),
-        load: state.engine.load().into(),
+        load: load.into(),
         memory: Memory {
             rss_bytes: resident_bytes(),
             weight_bytes: spec.weight_bytes,
-            kv_cache_bytes: state.engine.kv_layout().bytes(spec),
+            kv_cache_bytes,
+            used_kv_cache_bytes: kv_cache_bytes / load.blocks.max(1) as u64
+                * load.used_blocks as u64,
         },
     };
     (code, Json(health))

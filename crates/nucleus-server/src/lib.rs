@@ -7,10 +7,11 @@
 //! | module | what it is |
 //! |---|---|
 //! | `app`, `guard` | the routes, and what every request passes first |
-//! | `server`, `stall`, `shutdown` | the socket: bounds, timeouts, ending in order |
+//! | `server`, `stall`, `own_errors`, `shutdown` | the socket: bounds, timeouts, errors below the endpoints, ending in order |
 //! | `body`, `json`, `fields`, `param_json` | from bytes to typed, checked fields |
 //! | `request` | what every endpoint's request becomes |
-//! | `execute`, `cancel`, `health` | the endpoints of Nucleus |
+//! | `execute`, `cancel` | the endpoints of Nucleus |
+//! | `health`, `metrics` | how the worker is |
 //! | `openai` | the endpoints of OpenAI |
 //! | `openapi` | how every endpoint is described |
 //! | `jobs`, `sse` | which jobs run; their events |
@@ -28,8 +29,10 @@ mod guard;
 mod health;
 mod jobs;
 mod json;
+mod metrics;
 mod openai;
 mod openapi;
+mod own_errors;
 mod param_json;
 mod request;
 mod server;

@@ -1,5 +1,7 @@
 //! What every endpoint's request becomes before it goes to the engine.
 
+use std::time::Instant;
+
 use nucleus_engine::chat_template::{ChatTemplateError, Message};
 use nucleus_engine::generate::{Engine, Generation, Request};
 use nucleus_engine::tokenizer::EncodeOptions;
@@ -8,7 +10,9 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::app::AppState;
+use crate::config::Limits;
 use crate::error::ApiError;
+use crate::metrics::Observed;
 use crate::openapi::EffectiveSampling;
 
 /// What is to be continued.
@@ -37,7 +41,7 @@ pub(crate) struct Settings {
 
 /// A request that the engine has accepted.
 pub(crate) struct Accepted {
-    pub(crate) generation: Generation,
+    pub(crate) generation: Observed,
     pub(crate) params: EffectiveParams,
     /// What the client should be told about its parameters.
     pub(crate) warnings: Vec<ParamWarning>,
@@ -73,13 +77,31 @@ impl Settings {
         choices: usize,
     ) -> Result<Vec<Accepted>, ApiError> {
         let conversation = matches!(prompt, Prompt::Chat(_));
-        self.submit_all(state, prompt, choices).map_err(|error| {
-            if conversation {
-                error.about_messages()
-            } else {
-                error
-            }
-        })
+        let settings = self.within(&state.config.limits);
+        let submitted = Instant::now();
+        let mut accepted = settings
+            .submit_all(state, prompt, choices)
+            .map_err(|error| {
+                if conversation {
+                    error.about_messages()
+                } else {
+                    error
+                }
+            })?;
+        for choice in &mut accepted {
+            choice.generation.count_in(&state.metrics, submitted);
+        }
+        Ok(accepted)
+    }
+
+    /// The same, asking for no more than the operator allows.
+    fn within(&self, limits: &Limits) -> Self {
+        let most = limits.output_tokens;
+        let asked = self.max_tokens.or(most);
+        Self {
+            max_tokens: asked.map(|tokens| tokens.min(most.unwrap_or(usize::MAX))),
+            ..self.clone()
+        }
     }
 
     fn submit_all(
@@ -89,6 +111,7 @@ impl Settings {
         choices: usize,
     ) -> Result<Vec<Accepted>, ApiError> {
         let tokens = encode(prompt, state)?;
+        check_length(tokens.len(), &state.config.limits)?;
         let room = state
             .engine
             .spec()
@@ -132,10 +155,17 @@ impl Settings {
         };
         let warnings = compiled.warnings().iter().map(ParamWarning::from).collect();
         Accepted {
-            generation,
+            generation: generation.into(),
             params,
             warnings,
         }
+    }
+}
+
+fn check_length(tokens: usize, limits: &Limits) -> Result<(), ApiError> {
+    match limits.prompt_tokens {
+        Some(limit) if tokens > limit => Err(ApiError::PromptTokens { tokens, limit }),
+        _ => Ok(()),
     }
 }
 

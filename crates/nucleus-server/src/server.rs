@@ -19,7 +19,8 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use crate::app::{AppState, app};
-use crate::config::{ServerConfig, Timeouts};
+use crate::config::{Limits, ServerConfig, Timeouts};
+use crate::own_errors::OwnErrors;
 use crate::shutdown::{Lifecycle, Shutdown};
 use crate::stall::WriteTimeout;
 
@@ -161,6 +162,7 @@ struct Connections {
     open: JoinSet<()>,
     slots: Arc<Semaphore>,
     router: Router,
+    limits: Limits,
     timeouts: Timeouts,
     shutdown: Shutdown,
 }
@@ -171,6 +173,7 @@ impl Connections {
             open: JoinSet::new(),
             slots: Arc::new(Semaphore::new(state.config.limits.connections)),
             router: app(state.clone()),
+            limits: state.config.limits,
             timeouts: state.config.timeouts,
             shutdown: state.shutdown.clone(),
         }
@@ -198,10 +201,14 @@ impl Connections {
         slot: OwnedSemaphorePermit,
     ) -> impl Future<Output = ()> + use<> {
         let service = TowerToHyperService::new(self.router.clone());
-        let (timeouts, shutdown) = (self.timeouts, self.shutdown.clone());
+        let (limits, timeouts) = (self.limits, self.timeouts);
+        let shutdown = self.shutdown.clone();
         async move {
-            let io = TokioIo::new(WriteTimeout::new(stream, timeouts.write));
+            let stream = WriteTimeout::new(stream, timeouts.write);
+            let io = TokioIo::new(OwnErrors::new(stream, limits));
             let connection = http1::Builder::new()
+                .max_headers(limits.headers)
+                .max_buf_size(limits.head_bytes)
                 .timer(TokioTimer::new())
                 .header_read_timeout(timeouts.header)
                 .serve_connection(io, service);

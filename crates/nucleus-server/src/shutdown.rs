@@ -2,7 +2,66 @@
 
 use std::sync::Arc;
 
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use schemars::JsonSchema;
+use serde::Serialize;
+use serde_json::json;
 use tokio::sync::watch;
+
+use crate::app::AppState;
+use crate::body::JsonObject;
+use crate::error::ApiError;
+use crate::fields::Fields;
+use crate::openapi::{Bounds, Endpoint, Group, Object};
+
+/// What the caller is told of a server that ends.
+#[derive(Debug, Serialize, JsonSchema)]
+struct Draining {
+    /// `draining`.
+    status: &'static str,
+    /// Requests that run and wait now.
+    unfinished: usize,
+    /// How long they have to end by themselves; then they are aborted.
+    drain_seconds: f64,
+}
+
+pub(crate) fn endpoints() -> [Endpoint; 1] {
+    [Endpoint::post("/shutdown", shutdown)
+        .group(Group::Worker)
+        .says(
+            "Ends the worker",
+            "It takes no more requests, lets those that run come to their end, aborts them at the deadline, and exits with 0. \
+             Needs an API key or `--allow-shutdown`.",
+        )
+        .takes(schema)
+        .answers::<Draining>(202, "The worker shuts down")]
+}
+
+fn schema(_: &Bounds<'_>) -> Object {
+    Object::strict().example(json!({}))
+}
+
+/// The body must be JSON, though there is nothing in it: a web page cannot send that from elsewhere.
+async fn shutdown(
+    State(state): State<AppState>,
+    JsonObject(body): JsonObject,
+) -> Result<(StatusCode, Json<Draining>), ApiError> {
+    Fields::new(body).finish("no fields")?;
+    if state.config.api_key.is_none() && !state.config.allow_shutdown {
+        return Err(ApiError::ShutdownForbidden);
+    }
+    tracing::info!("shutting down: asked to over HTTP");
+    let load = state.engine.load();
+    state.shutdown.drain();
+    let draining = Draining {
+        status: "draining",
+        unfinished: load.running + load.waiting,
+        drain_seconds: state.config.timeouts.drain.as_secs_f64(),
+    };
+    Ok((StatusCode::ACCEPTED, Json(draining)))
+}
 
 /// How far a server is on its way out. It never goes back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -8,13 +8,14 @@ use axum::http::{HeaderName, HeaderValue};
 use axum::response::IntoResponse;
 use axum::response::sse::{Event as SseEvent, KeepAlive, Sse};
 use futures_util::{Stream, StreamExt, stream};
-use nucleus_engine::generate::{Event, Generation};
+use nucleus_engine::generate::Event;
 use nucleus_engine::sequence::{Completion, FinishReason, Timings, TokenEvent};
 use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::error::{ApiError, ErrorBody};
 use crate::jobs::{JobGuard, JobId};
+use crate::metrics::Observed;
 use crate::request::{Accepted, EffectiveParams, ParamWarning};
 
 /// One event of a job's stream.
@@ -124,9 +125,9 @@ pub(crate) fn last_on_panic<E>(
 
 /// The event that follows, and what is still live after it. The job's name is free before its last event is out.
 async fn next_event(
-    live: Option<(JobGuard, Generation)>,
+    live: Option<(JobGuard, Observed)>,
     logprobs: bool,
-) -> Option<(JobEvent, Option<(JobGuard, Generation)>)> {
+) -> Option<(JobEvent, Option<(JobGuard, Observed)>)> {
     let (job, mut generation) = live?;
     loop {
         let said = match generation.next().await? {

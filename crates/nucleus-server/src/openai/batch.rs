@@ -18,9 +18,6 @@ use crate::request::{Accepted, Prompt, Settings};
 /// Most of the likeliest tokens that are reported for each token.
 pub(super) const MAX_TOP_LOGPROBS: u64 = 20;
 
-/// Most words that may be banned as text. Each is tokenised, and looked at for every token.
-const MAX_BAD_WORDS: usize = 128;
-
 /// What both endpoints say about their answers.
 pub(super) const ANSWERS: &str = "OpenAI's interface with every sampling parameter beside its own fields. Fields that would change the answer \
      and are not implemented are refused; unknown ones are named in the header `x-nucleus-warnings`.";
@@ -33,7 +30,7 @@ pub(super) const MAX_TOKENS_HELP: &str =
 pub(super) fn fields(object: Object, bounds: &Bounds<'_>) -> Object {
     let limits = bounds.limits;
     let stop = || text(1, limits.stop_bytes);
-    let words = list(text(1, limits.stop_bytes), 0, MAX_BAD_WORDS);
+    let words = list(text(1, limits.stop_bytes), 0, limits.bad_words);
     let sequences = list(token_ids(1, bounds), 0, usize::MAX);
     let stream_options = json!({
         "type": "object",
@@ -198,9 +195,8 @@ impl Batch {
         if let (Some(asked), Some(room)) = (self.settings.max_tokens, room)
             && asked > room
         {
-            self.warnings.push(format!(
-                "max_tokens: the context leaves room for {room} of {asked}"
-            ));
+            self.warnings
+                .push(format!("max_tokens: there is room for {room} of {asked}"));
         }
     }
 }
@@ -325,8 +321,8 @@ fn bad_words(fields: &mut Fields, tokenizer: &Tokenizer, limits: &Limits) -> Res
         fields.put("bad_words", value);
         return Ok(());
     };
-    if words.len() > MAX_BAD_WORDS {
-        let expected = format!("at most {MAX_BAD_WORDS} words");
+    if words.len() > limits.bad_words {
+        let expected = format!("at most {} words", limits.bad_words);
         return Err(ApiError::field("bad_words", show(&value), &expected));
     }
     let mut sequences = Vec::new();

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use futures_util::{Stream, stream};
-use nucleus_engine::generate::{Event, Generation, SubmitError};
+use nucleus_engine::generate::{Event, SubmitError};
 use nucleus_engine::sequence::{Completion, FinishReason, TokenEvent};
 use nucleus_engine::tokenizer::Tokenizer;
 use schemars::JsonSchema;
@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use super::logprobs::{Reporter, TokenReport};
 use crate::error::ApiError;
+use crate::metrics::Observed;
 use crate::request::Settings;
 
 /// What happens to a choice.
@@ -59,13 +60,13 @@ pub(super) enum StopReason {
 
 /// A choice that the engine works on. Dropping it cancels it.
 pub(super) struct Choice {
-    generation: Generation,
+    generation: Observed,
     reporter: Option<Reporter>,
 }
 
 impl Choice {
     pub(super) fn new(
-        generation: Generation,
+        generation: Observed,
         settings: &Settings,
         tokenizer: &Arc<Tokenizer>,
     ) -> Self {

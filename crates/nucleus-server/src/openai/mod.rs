@@ -24,6 +24,8 @@ mod models;
 mod policy;
 mod shape;
 
+pub(crate) use models::system_fingerprint;
+
 use crate::openapi::Endpoint;
 
 pub(crate) fn endpoints() -> Vec<Endpoint> {

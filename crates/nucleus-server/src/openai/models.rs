@@ -92,7 +92,7 @@ impl ModelObject {
 }
 
 /// A name for all that decides which tokens a seed gives: the program's version, the model and where it runs.
-pub(super) fn system_fingerprint(state: &AppState) -> String {
+pub(crate) fn system_fingerprint(state: &AppState) -> String {
     let spec = state.engine.spec();
     let said = format!(
         "{} {spec:?} {}",

@@ -17,6 +17,13 @@ pub(crate) struct Bounds<'a> {
     pub(crate) context_length: usize,
 }
 
+impl Bounds<'_> {
+    /// Most tokens that a request may ask for.
+    pub(crate) fn output_tokens(&self) -> u64 {
+        self.limits.most_output(self.context_length)
+    }
+}
+
 /// The object that an endpoint takes.
 #[derive(Debug)]
 pub(crate) struct Object {

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use nucleus_engine::generate::Load;
 use nucleus_server::{ApiKey, Limits, ServeError, Server, ServerConfig, Timeouts};
 use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
 use crate::support::net::{Worker, post};
@@ -248,22 +249,53 @@ async fn c10_c15_garbage_is_turned_away() {
         let mut client = worker.connect().await;
         client.send(garbage).await;
         let response = client.until_closed(PATIENCE).await.expect("it is closed");
-        assert!(
-            response.is_empty() || response.starts_with("HTTP/1.1 4"),
-            "{garbage:?}: {response}"
-        );
+        assert_eq!(error_of(&response).0, 400, "{garbage:?}: {response}");
     }
-    let mut long = worker.connect().await;
-    let headers: String = (0..200).map(|i| format!("x-{i}: {i}\r\n")).collect();
-    long.send(&format!(
-        "GET /health HTTP/1.1\r\nhost: localhost\r\n{headers}\r\n"
-    ))
-    .await;
-    assert!(long.head().await.starts_with("HTTP/1.1 431"));
     let mut stream = worker
         .execute(&json!({"prompt": PROMPT, "temperature": 0}))
         .await;
     assert_eq!(Transcript::of(stream.rest().await).text(), " a fox");
+}
+
+/// P21: a head that is too large is 431, a target that is too long 414; both say so in JSON.
+#[tokio::test]
+async fn p21_a_large_head_is_refused_in_json() {
+    let worker = Worker::start(RigOptions::default(), text(" a fox")).await;
+    let many: String = (0..200).map(|i| format!("x-{i}: {i}\r\n")).collect();
+    let value = "v".repeat(8 << 10);
+    let large: String = (0..64).map(|i| format!("x-{i}: {value}\r\n")).collect();
+    for headers in [many, large] {
+        let mut client = worker.connect().await;
+        let head = format!("GET /health HTTP/1.1\r\nhost: localhost\r\n{headers}\r\n");
+        // It may be refused before all of it is sent.
+        let _ = client.stream.write_all(head.as_bytes()).await;
+        let response = client.until_closed(PATIENCE).await.expect("it is closed");
+        let (status, error) = error_of(&response);
+        assert_eq!((status, error.code.as_str()), (431, "head_too_large"));
+        assert!(
+            error.message.contains("65536 bytes or 100 header"),
+            "{error:?}"
+        );
+    }
+    let config = ServerConfig {
+        limits: Limits {
+            head_bytes: 1 << 20,
+            ..Limits::default()
+        },
+        ..ServerConfig::default()
+    };
+    let roomy = RigOptions {
+        config,
+        ..RigOptions::default()
+    };
+    let worker = Worker::start(roomy, text(" a fox")).await;
+    let mut client = worker.connect().await;
+    let path = "a".repeat(70_000);
+    let head = format!("GET /{path} HTTP/1.1\r\nhost: localhost\r\n\r\n");
+    client.send(&head).await;
+    let response = client.until_closed(PATIENCE).await.expect("it is closed");
+    let (status, error) = error_of(&response);
+    assert_eq!((status, error.code.as_str()), (414, "uri_too_long"));
 }
 
 /// P20: a body that is too large is answered before it has been sent.
@@ -321,6 +353,41 @@ async fn c8_a_shutdown_drains() {
         (transcript.text(), transcript.stop_reason()),
         (" there was a fox.", "stop")
     );
+    worker.ended().await.expect("it ends in order");
+}
+
+/// C8: `POST /shutdown` does what a signal does, where it may; what runs goes on to its end.
+#[tokio::test]
+async fn c8_a_shutdown_over_http_drains() {
+    let config = ServerConfig {
+        allow_shutdown: true,
+        ..ServerConfig::default()
+    };
+    let options = RigOptions {
+        config,
+        gated: true,
+        ..RigOptions::default()
+    };
+    let worker = Worker::start(options, text(" there was a fox.")).await;
+    let mut stream = worker
+        .execute(&json!({"prompt": PROMPT, "temperature": 0}))
+        .await;
+    for body in [json!({"now": true}), json!([])] {
+        let mut client = worker.connect().await;
+        client.send(&post("/shutdown", &body)).await;
+        assert!(client.head().await.starts_with("HTTP/1.1 400"), "{body}");
+    }
+    let mut client = worker.connect().await;
+    client.send(&post("/shutdown", &json!({}))).await;
+    let response = client.until_closed(PATIENCE).await.expect("it is closed");
+    assert!(response.starts_with("HTTP/1.1 202"), "{response}");
+    assert!(
+        response.contains(r#""status":"draining","unfinished":1"#),
+        "{response}"
+    );
+    worker.gate.open();
+    let transcript = Transcript::of(stream.rest().await);
+    assert_eq!(transcript.text(), " there was a fox.");
     worker.ended().await.expect("it ends in order");
 }
 

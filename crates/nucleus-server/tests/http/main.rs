@@ -3,6 +3,7 @@
 mod bundled;
 mod connections;
 mod execute;
+mod metrics;
 mod openai;
 mod openapi;
 mod refusals;

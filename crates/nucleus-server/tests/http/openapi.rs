@@ -123,7 +123,6 @@ async fn every_reference_is_defined() {
 async fn every_described_field_is_read() {
     let rig = Rig::new(forever());
     for (path, schema) in requests(&document(&rig).await) {
-        assert!(!properties(&schema).is_empty(), "{path}");
         for name in properties(&schema).keys() {
             let body = with(&schema, name, json!({"no": {"such": "value"}}));
             refused(&rig, &path, name, &body).await;

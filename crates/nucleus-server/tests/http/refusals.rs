@@ -470,6 +470,88 @@ async fn c13_a_key_is_needed_everywhere_but_for_health() {
     assert_eq!(rig.send(request).await.transcript().await.text(), " a fox");
 }
 
+/// C13: without a key nobody ends the worker, unless the operator lets them.
+#[tokio::test]
+async fn c13_a_shutdown_needs_a_key_or_leave() {
+    let rig = rig();
+    let (status, error) = rig.post("/shutdown", &json!({})).await.error().await;
+    assert_eq!((status, error.code.as_str()), (403, "shutdown_forbidden"));
+    assert!(rig.state.shutdown().is_serving());
+    // A web page of another origin could send what is not declared as JSON.
+    let mut plain = request(Method::POST, "/shutdown", "{}");
+    plain.headers_mut().remove("content-type");
+    assert_eq!(rig.send(plain).await.error().await.0, 415);
+}
+
+/// P11, P13, P14: what an operator bounds is bounded, in the operator's numbers.
+#[tokio::test]
+async fn p11_p13_p14_limits_are_those_of_the_operator() {
+    let limits = Limits {
+        prompt_tokens: Some(5),
+        output_tokens: Some(3),
+        stops: 1,
+        compatible_stops: 2,
+        stop_bytes: 4,
+        bad_words: 1,
+        choices: 2,
+        ..Limits::default()
+    };
+    let config = ServerConfig {
+        limits,
+        ..ServerConfig::default()
+    };
+    let rig = Rig::with(
+        RigOptions {
+            config,
+            ..RigOptions::default()
+        },
+        forever(),
+    );
+    for (path, field, value, param) in [
+        ("/execute", "prompt", json!("word ".repeat(20)), "prompt"),
+        ("/execute", "max_tokens", json!(4), "max_tokens"),
+        ("/execute", "stop", json!(["a", "b"]), "stop"),
+        ("/execute", "stop", json!("abcde"), "stop"),
+        ("/v1/completions", "stop", json!(["a", "b", "c"]), "stop"),
+        (
+            "/v1/completions",
+            "bad_words",
+            json!(["a", "b"]),
+            "bad_words",
+        ),
+        (
+            "/v1/completions",
+            "bad_words",
+            json!(["abcde"]),
+            "bad_words",
+        ),
+        ("/v1/completions", "n", json!(3), "n"),
+        ("/v1/completions", "prompt", json!(["a", "b", "c"]), "n"),
+        (
+            "/v1/completions",
+            "prompt",
+            json!([1, 2, 3, 4, 5, 6]),
+            "prompt",
+        ),
+    ] {
+        let mut body = json!({"prompt": PROMPT});
+        body[field] = value;
+        let (status, error) = rig.post(path, &body).await.error().await;
+        assert_eq!(
+            (status, error.param.as_deref()),
+            (400, Some(param)),
+            "{error:?}"
+        );
+    }
+    let body = json!({"prompt": PROMPT, "temperature": 0});
+    assert_eq!(rig.execute(&body).await.started["params"]["max_tokens"], 3);
+    let body = json!({"prompt": PROMPT, "max_tokens": 7});
+    let answer = rig.post("/v1/completions", &body).await;
+    let warning = answer.headers["x-nucleus-warnings"].clone();
+    assert_eq!(warning, "max_tokens: there is room for 3 of 7");
+    assert_eq!(answer.json().await["usage"]["completion_tokens"], 3);
+}
+
 /// C7: a full queue says so at once, with the time to come back; so does a server that shuts down.
 #[tokio::test]
 async fn c7_a_full_queue_is_429_and_a_shutdown_503() {

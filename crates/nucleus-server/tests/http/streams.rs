@@ -313,6 +313,10 @@ async fn health_says_what_runs() {
     assert_eq!(health["load"]["running"], 1);
     assert!(health["load"]["used_kv_blocks"].as_u64().unwrap() > 0);
     assert!(health["memory"]["kv_cache_bytes"].as_u64().unwrap() > 0);
+    assert!(health["memory"]["used_kv_cache_bytes"].as_u64().unwrap() > 0);
+    assert_eq!(health["versions"]["sampling_contract"], 1);
+    let fingerprint = health["system_fingerprint"].as_str().unwrap();
+    assert!(fingerprint.starts_with("fp_"), "{fingerprint}");
     if cfg!(target_os = "linux") {
         assert!(health["memory"]["rss_bytes"].as_u64().unwrap() > 1 << 20);
     }
