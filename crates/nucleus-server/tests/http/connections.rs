@@ -184,7 +184,8 @@ async fn c4_closing_the_connection_frees_the_slot() {
         }
         drop(stream);
         let steps = step_until_idle(&worker).await;
-        assert!(steps < 20, "{steps} steps after it had closed");
+        // One had begun; another may begin before the system says that the client is gone.
+        assert!(steps <= 2, "{steps} steps after it had closed");
     }
 }
 

@@ -462,7 +462,7 @@ async fn what_does_not_act_is_warned_of() {
         warnings(&answer),
         [
             "\"temprature\": no such field; it is ignored".to_owned(),
-            format!("max_tokens: the context leaves room for {room} of 5000"),
+            format!("max_tokens: there is room for {room} of 5000"),
         ]
     );
     let answer = complete(&rig, json!({"temperature": 0.001})).await;

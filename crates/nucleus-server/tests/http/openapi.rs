@@ -267,3 +267,58 @@ async fn a_path_that_is_no_text_is_refused() {
     let (status, error) = rig.get("/v1/models/%FF").await.error().await;
     assert_eq!((status, error.param.as_deref()), (400, Some("id")));
 }
+
+/// R5.1: the parity table in the README has every sampling parameter and names no field that is not there; what it says is not there
+/// is not.
+#[tokio::test]
+async fn r5_1_the_parity_table_is_true() {
+    let document = document(&Rig::new(forever())).await;
+    let requests = requests(&document);
+    let fields = |path: &str| {
+        let request = requests.iter().find(|(other, _)| other == path);
+        properties(&request.expect("an endpoint").1).clone()
+    };
+    let (texts, talk, own) = (
+        fields("/v1/completions"),
+        fields("/v1/chat/completions"),
+        fields("/execute"),
+    );
+    let known = |name: &str| {
+        [&texts, &talk, &own]
+            .iter()
+            .any(|fields| fields.contains_key(name))
+    };
+    let readme = concat!(env!("CARGO_MANIFEST_DIR"), "/../../README.md");
+    let readme = std::fs::read_to_string(readme).expect("the README is there");
+    let begin = readme.find("| parameter | OpenAI |").expect("a table");
+    let (table, rest) = readme[begin..].split_once("\n\n").expect("its end");
+    let names = |text: &str| -> Vec<String> {
+        text.split('`')
+            .skip(1)
+            .step_by(2)
+            .map(str::to_owned)
+            .collect()
+    };
+    let listed: Vec<String> = table
+        .lines()
+        .flat_map(|row| names(row.split('|').nth(1).unwrap_or_default()))
+        .collect();
+    for name in &listed {
+        assert!(known(name), "{name} is listed and not there");
+    }
+    for spec in nucleus_sampling::PARAMS {
+        assert!(
+            listed.iter().any(|name| name == spec.name),
+            "{} is not listed",
+            spec.name
+        );
+        for fields in [&texts, &talk, &own] {
+            assert!(fields.contains_key(spec.name), "{}", spec.name);
+        }
+    }
+    let missing = rest.split('.').next().expect("a sentence");
+    assert!(missing.starts_with("Not there:"), "{missing}");
+    for name in names(missing) {
+        assert!(!known(&name), "{name} is there");
+    }
+}

@@ -113,6 +113,58 @@ async fn c4_leaving_frees_the_slot() {
     }
 }
 
+/// C4: a client that goes away in the middle of its prompt, or out of the queue, costs no step more.
+#[tokio::test]
+async fn c4_leaving_the_prompt_or_the_queue_frees_the_slot() {
+    let engine = EngineOptions {
+        max_running: 1,
+        step_tokens: 8,
+        ..EngineOptions::default()
+    };
+    let options = RigOptions {
+        engine,
+        gated: true,
+        ..RigOptions::default()
+    };
+    let rig = Rig::with(options, forever());
+    let long = "once upon a time ".repeat(40);
+    let first = rig
+        .post("/execute", &json!({"prompt": long, "temperature": 0}))
+        .await;
+    rig.gate.allow(2);
+    while rig.gate.begun() < 3 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let queued = rig.execute_while_stepping(&job("queued")).await;
+    rig.load_until(|load| load.waiting == 1).await;
+    let begun = rig.gate.begun();
+    drop(queued);
+    drop(first);
+    rig.gate.allow(2);
+    rig.idle().await;
+    assert!(rig.gate.begun() <= begun + 1, "{} steps", rig.gate.begun());
+    rig.gate.open();
+    rig.assert_alive().await;
+}
+
+/// C4: a client that goes away between the last token and the end leaves nothing behind.
+#[tokio::test]
+async fn c4_leaving_before_the_end_event_leaves_nothing() {
+    let rig = Rig::new(forever());
+    let mut stream = rig
+        .post(
+            "/execute",
+            &json!({"job_id": "a", "prompt": PROMPT, "temperature": 0, "max_tokens": 2}),
+        )
+        .await
+        .stream();
+    stream.take(3).await;
+    rig.idle().await;
+    drop(stream);
+    assert_eq!(cancel(&rig, "a").await["was_running"], false);
+    rig.assert_alive().await;
+}
+
 /// Cancelling one of many jobs is no one else's business.
 #[tokio::test]
 async fn other_jobs_do_not_notice_a_cancelled_one() {
