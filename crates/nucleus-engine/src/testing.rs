@@ -40,19 +40,18 @@ impl Faults {
     }
 }
 
-/// A model whose keys and values are the tokens themselves: logits follow from what the blocks of a sequence hold, so that
-/// a block that was shared, freed or overwritten when it should not have been changes the tokens that come.
+/// A model whose keys and values are digests of all tokens up to their position, as those of a real model depend on them all.
+/// Logits follow from what the blocks of a sequence hold, so that a block that was shared, freed or overwritten when it should
+/// not have been changes the tokens that come.
 pub struct ScriptedModel {
     spec: ModelSpec,
     layout: KvLayout,
     faults: Faults,
-    /// The token at each position of each block.
-    cache: Vec<u32>,
+    /// The digest at each position of each block.
+    cache: Vec<u64>,
     logits: Vec<f32>,
+    step_tokens: usize,
 }
-
-/// What no token is: the contents of a block that nobody has written.
-const NOTHING: u32 = u32::MAX;
 
 impl ScriptedModel {
     /// A model of so many tokens and positions, over an empty cache.
@@ -73,8 +72,18 @@ impl ScriptedModel {
             },
             layout,
             faults: Faults::default(),
-            cache: vec![NOTHING; layout.blocks * layout.block_size],
+            cache: vec![0; layout.blocks * layout.block_size],
             logits: Vec::new(),
+            step_tokens: usize::MAX,
+        }
+    }
+
+    /// The same model, for steps of at most so many tokens: more are a panic.
+    #[must_use]
+    pub fn with_step_tokens(self, step_tokens: usize) -> Self {
+        Self {
+            step_tokens,
+            ..self
         }
     }
 
@@ -85,12 +94,12 @@ impl ScriptedModel {
 
     /// The logits after a sequence, computed without a cache.
     pub fn logits_after(&self, tokens: &[u32]) -> Vec<f32> {
+        let digests = tokens.iter().scan(START, |state, &token| {
+            *state = mix(*state, token.into());
+            Some(*state)
+        });
         let mut logits = Vec::new();
-        push_logits(
-            digest(tokens.iter().copied()),
-            self.spec.vocab_size,
-            &mut logits,
-        );
+        push_logits(digests.fold(START, mix), self.spec.vocab_size, &mut logits);
         logits
     }
 
@@ -99,30 +108,40 @@ impl ScriptedModel {
         blocks[position / size].index() * size + position % size
     }
 
+    /// What the cache holds at a position.
+    fn digest(&self, blocks: &[BlockId], position: usize) -> u64 {
+        self.cache[self.slot(blocks, position)]
+    }
+
     fn run(&mut self, chunk: &Chunk<'_>) {
+        let before = chunk.position.checked_sub(1);
+        let mut state = before.map_or(START, |before| self.digest(chunk.blocks, before));
         for (index, &token) in chunk.tokens.iter().enumerate() {
+            state = mix(state, token.into());
             let slot = self.slot(chunk.blocks, chunk.position + index);
-            self.cache[slot] = token;
+            self.cache[slot] = state;
         }
     }
 
     fn read_out(&mut self, chunk: &Chunk<'_>) {
         let end = chunk.position + chunk.tokens.len();
-        let tokens = (0..end).map(|position| self.cache[self.slot(chunk.blocks, position)]);
-        let digest = digest(tokens);
-        push_logits(digest, self.spec.vocab_size, &mut self.logits);
+        let digests = (0..end).map(|position| self.digest(chunk.blocks, position));
+        push_logits(
+            digests.fold(START, mix),
+            self.spec.vocab_size,
+            &mut self.logits,
+        );
     }
 }
 
-/// A number that depends on all tokens and their order.
-fn digest(tokens: impl Iterator<Item = u32>) -> u64 {
-    const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
-    tokens.fold(0, |digest, token| {
-        (digest ^ u64::from(token))
-            .wrapping_add(1)
-            .wrapping_mul(MULTIPLIER)
-            .rotate_left(23)
-    })
+/// The digest of nothing.
+const START: u64 = 1;
+
+/// A number that depends on both, and on which is which.
+fn mix(state: u64, value: u64) -> u64 {
+    (state.rotate_left(23) ^ value)
+        .wrapping_add(1)
+        .wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
 /// Logits between 0 and 4, without a pattern.
@@ -146,8 +165,11 @@ impl Model for ScriptedModel {
     }
 
     /// # Panics
-    /// When a fault says so; if two chunks write into one block, or a block is used that is not of the cache.
+    /// When a fault says so; if there are more tokens than a step may have, or if a block that one chunk writes is written or read
+    /// by another.
     fn forward(&mut self, chunks: &[Chunk<'_>], tail: &mut dyn Tail) -> Result<(), EngineError> {
+        let tokens: usize = chunks.iter().map(|chunk| chunk.tokens.len()).sum();
+        assert!(tokens <= self.step_tokens, "{tokens} tokens in a step");
         check_owners(chunks, self.layout.block_size);
         chunks.iter().for_each(|chunk| self.run(chunk));
         self.logits.clear();

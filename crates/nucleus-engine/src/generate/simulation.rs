@@ -241,7 +241,7 @@ impl Episode {
             model: model(),
             sampler: CpuSampler::new(),
         };
-        let model = model();
+        let model = model().with_step_tokens(options.step_tokens);
         let faults = model.faults();
         let (engine, worker) = Engine::new(Box::new(model), Arc::clone(tokenizer), options);
         Self {
