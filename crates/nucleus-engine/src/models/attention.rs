@@ -605,65 +605,121 @@ mod tests {
         assert!(output.iter().all(|value| value.is_nan()));
     }
 
-    /// Softmax attention of one head in f64, with no blocks.
-    fn reference(query: &[f32], keys: &[Vec<f32>], values: &[Vec<f32>]) -> Vec<f32> {
-        let dot = |key: &Vec<f32>| {
-            key.iter()
-                .zip(query)
-                .map(|(&k, &q)| f64::from(k) * f64::from(q))
-                .sum::<f64>()
-        };
-        let scores: Vec<f64> = keys
-            .iter()
-            .map(|key| dot(key) / (query.len() as f64).sqrt())
-            .collect();
-        let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let weights: Vec<f64> = scores.iter().map(|score| (score - max).exp()).collect();
-        let total: f64 = weights.iter().sum();
-        (0..query.len())
-            .map(|i| {
-                values
-                    .iter()
-                    .zip(&weights)
-                    .map(|(v, w)| f64::from(v[i]) * w)
-                    .sum::<f64>()
-                    / total
-            })
-            .map(|value| value as f32)
-            .collect()
+    /// The attention of a row in f64, one query head at a time, from keys and values `[position][kv_head][head_dim]`.
+    struct Reference<'a> {
+        keys: &'a [Vec<f32>],
+        values: &'a [Vec<f32>],
+        head_dim: usize,
+        attention: Attention,
     }
 
-    /// Queries, keys and values of a sequence of one head, a position a row.
-    fn sequence() -> impl Strategy<Value = Vec<[Vec<f32>; 3]>> {
-        (1_usize..20).prop_flat_map(|head_dim| {
-            let vector = move || prop::collection::vec(-2.0_f32..2.0, head_dim);
-            prop::collection::vec([vector(), vector(), vector()], 1..50)
+    impl Reference<'_> {
+        /// `queries` is `[heads, head_dim]`.
+        fn row(&self, position: usize, queries: &[f32]) -> Vec<f64> {
+            let heads = queries.len() / self.head_dim;
+            let group = heads / (self.keys[0].len() / self.head_dim);
+            let head = |(head, query)| self.head(position, query, head / group);
+            queries
+                .chunks_exact(self.head_dim)
+                .enumerate()
+                .flat_map(head)
+                .collect()
+        }
+
+        fn head(&self, position: usize, query: &[f32], kv_head: usize) -> Vec<f64> {
+            let part = kv_head * self.head_dim..(kv_head + 1) * self.head_dim;
+            let Attention {
+                scale,
+                soft_cap,
+                window,
+            } = self.attention;
+            let seen = position + 1 - window.unwrap_or(usize::MAX).min(position + 1)..=position;
+            let score = |key: &Vec<f32>| {
+                let products = key[part.clone()].iter().zip(query);
+                let dot: f64 = products.map(|(&k, &q)| f64::from(k) * f64::from(q)).sum();
+                let score = dot * f64::from(scale);
+                soft_cap.map_or(score, |cap| {
+                    f64::from(cap) * (score / f64::from(cap)).tanh()
+                })
+            };
+            let scores: Vec<f64> = self.keys[seen.clone()].iter().map(score).collect();
+            let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let weights: Vec<f64> = scores.iter().map(|score| (score - max).exp()).collect();
+            let total: f64 = weights.iter().sum();
+            let values = &self.values[seen];
+            let mean = |i: usize| {
+                let weighted = values
+                    .iter()
+                    .zip(&weights)
+                    .map(|(v, w)| f64::from(v[i]) * w);
+                weighted.sum::<f64>() / total
+            };
+            part.map(mean).collect()
+        }
+    }
+
+    /// Heads, and a sequence's queries, keys and values, a position a row.
+    #[derive(Debug)]
+    struct Case {
+        kv_heads: usize,
+        head_dim: usize,
+        queries: Vec<Vec<f32>>,
+        keys: Vec<Vec<f32>>,
+        values: Vec<Vec<f32>>,
+    }
+
+    fn case() -> impl Strategy<Value = Case> {
+        let shape = (1_usize..4, 1_usize..8, 1_usize..36, 1_usize..60);
+        shape.prop_flat_map(|(kv_heads, group, head_dim, positions)| {
+            let rows = move |width: usize| {
+                prop::collection::vec(prop::collection::vec(-2.0_f32..2.0, width), positions)
+            };
+            let kv_width = kv_heads * head_dim;
+            (rows(kv_width * group), rows(kv_width), rows(kv_width)).prop_map(
+                move |(queries, keys, values)| Case {
+                    kv_heads,
+                    head_dim,
+                    queries,
+                    keys,
+                    values,
+                },
+            )
+        })
+    }
+
+    fn any_attention() -> impl Strategy<Value = Attention> {
+        let window = prop::option::of(1_usize..50);
+        let soft_cap = prop::option::of(1.0_f32..60.0);
+        (0.05_f32..0.5, soft_cap, window).prop_map(|(scale, soft_cap, window)| Attention {
+            scale,
+            soft_cap,
+            window,
         })
     }
 
     proptest! {
         #[test]
-        fn every_row_equals_the_reference_and_itself_alone(sequence in sequence(), reverse in any::<bool>()) {
-            let head_dim = sequence[0][0].len();
-            let mut blocks: Vec<BlockId> = (0..sequence.len().div_ceil(BLOCK_SIZE) as u32).map(BlockId).collect();
+        fn every_row_equals_the_reference_and_itself_alone(case in case(), attention in any_attention(), reverse in any::<bool>()) {
+            let Case { kv_heads, head_dim, queries, keys, values } = &case;
+            let mut blocks: Vec<BlockId> = (0..keys.len().div_ceil(BLOCK_SIZE) as u32).map(BlockId).collect();
             if reverse {
                 blocks.reverse();
             }
-            let part = |index: usize| -> Vec<Vec<f32>> { sequence.iter().map(|row| row[index].clone()).collect() };
-            let (queries, keys, values) = (part(0), part(1), part(2));
-            let mut cache = cache(1, head_dim, blocks.len());
-            for position in 0..sequence.len() {
+            let mut cache = cache(*kv_heads, *head_dim, blocks.len());
+            for position in 0..keys.len() {
                 cache.write(&blocks, position, Entry { keys: &keys[position], values: &values[position] });
             }
-            let rows: Vec<Row<'_>> = (0..sequence.len()).map(|position| Row { blocks: &blocks, position }).collect();
-            let mut together = vec![0.0; sequence.len() * head_dim];
-            attend(&cache, plain(&cache), &rows, &queries.concat(), &mut together);
-            for (position, together) in together.chunks_exact(head_dim).enumerate() {
-                let alone = attention(&cache, rows[position], &queries[position]);
+            let rows: Vec<Row<'_>> = (0..keys.len()).map(|position| Row { blocks: &blocks, position }).collect();
+            let width = queries[0].len();
+            let mut together = vec![0.0; keys.len() * width];
+            attend(&cache, attention, &rows, &queries.concat(), &mut together);
+            let reference = Reference { keys, values, head_dim: *head_dim, attention };
+            for (position, together) in together.chunks_exact(width).enumerate() {
+                let alone = attention_by(attention, &cache, rows[position], &queries[position]);
                 prop_assert_eq!(&alone, together);
-                let expected = reference(&queries[position], &keys[..=position], &values[..=position]);
-                for (a, e) in alone.iter().zip(&expected) {
-                    prop_assert!((a - e).abs() < 1e-5, "{:?} is not {:?}", alone, expected);
+                let expected = reference.row(position, &queries[position]);
+                for (&a, e) in alone.iter().zip(&expected) {
+                    prop_assert!((f64::from(a) - e).abs() < 2e-5, "{:?} is not {:?}", alone, expected);
                 }
             }
         }
