@@ -62,6 +62,10 @@ class LlamaCpp:
         """Forgets all sequences."""
         ll.llama_memory_clear(ll.llama_get_memory(self.context), True)
 
+    def copy(self, source, target):
+        """Gives a sequence the keys and values of another."""
+        ll.llama_memory_seq_cp(ll.llama_get_memory(self.context), source, target, -1, -1)
+
     def tokenize(self, text):
         """The ids of `text`, with the model's own rule on special tokens at the start; special tokens in the text stay text."""
         raw = text.encode()

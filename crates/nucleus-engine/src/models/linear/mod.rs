@@ -3,17 +3,21 @@
 //! Every output value is one dot product, computed in an order that depends on the matrix alone: a row of activations
 //! gives the same bits alone and in a batch of any size.
 //!
-//! Q8_0, F32, F16 and BF16 have kernels here ([`q8`], [`float`]); the other types are multiplied by candle, with the
-//! path that treats each row by itself. (candle has two more: repacked kernels, which take Q6_K only above one row and
-//! round differently there, and for float types a matrix product that differs from its matrix-vector product.)
+//! Q8_0, F32, F16, BF16 and, on x86-64, Q4_0, Q4_K and Q6_K have kernels here ([`q8`], [`float`], [`bytes`]); the other types
+//! are multiplied by candle, with the path that treats each row by itself. (candle has two more: repacked kernels, which take
+//! Q6_K only above one row and round differently there, and for float types a matrix product that differs from its
+//! matrix-vector product.)
 
+mod bytes;
 mod float;
+mod lanes;
 mod q8;
 
 use candle_core::quantized::{GgmlDType, QTensor, QuantizedType};
 use candle_core::{CpuStorage, Result};
 use rayon::prelude::*;
 
+use self::bytes::{ByteActivations, BytePanels, Format};
 use self::float::FloatPanels;
 use self::q8::{Q8Activations, Q8Panels};
 
@@ -29,6 +33,7 @@ pub(super) struct Linear {
 
 enum Weights {
     Q8(Q8Panels),
+    Bytes(BytePanels),
     Float(FloatPanels),
     Ggml(Box<dyn QuantizedType>),
 }
@@ -41,7 +46,21 @@ pub(super) fn held_bytes(dtype: GgmlDType, shape: [usize; 2]) -> u64 {
         // one byte a weight, and an f32 scale a block
         GgmlDType::Q8_0 => padded + padded / q8::BLOCK as u64 * size_of::<f32>() as u64,
         GgmlDType::F32 | GgmlDType::F16 | GgmlDType::BF16 => padded * dtype.type_size() as u64,
+        _ if let Some(format) = byte_format(dtype) => {
+            padded / format.activation_block() as u64 * format.held_bytes() as u64
+        }
         _ => outputs * inputs / dtype.block_size() as u64 * dtype.type_size() as u64,
+    }
+}
+
+/// The types that [`bytes`] multiplies, where its kernels are faster than candle's.
+fn byte_format(dtype: GgmlDType) -> Option<Format> {
+    match dtype {
+        _ if !cfg!(target_arch = "x86_64") => None,
+        GgmlDType::Q4_0 => Some(Format::Q4_0),
+        GgmlDType::Q4K => Some(Format::Q4K),
+        GgmlDType::Q6K => Some(Format::Q6K),
+        _ => None,
     }
 }
 
@@ -51,7 +70,7 @@ impl Linear {
         matches!(
             dtype,
             GgmlDType::Q8_0 | GgmlDType::F32 | GgmlDType::F16 | GgmlDType::BF16
-        )
+        ) || byte_format(dtype).is_some()
     }
 
     /// A matrix of a type that has a kernel here, from its bytes in the file.
@@ -62,7 +81,10 @@ impl Linear {
             GgmlDType::F32 => Weights::Float(FloatPanels::f32(data, inputs)),
             GgmlDType::F16 => Weights::Float(FloatPanels::f16(data, inputs)),
             GgmlDType::BF16 => Weights::Float(FloatPanels::bf16(data, inputs)),
-            other => unreachable!("{other:?} has no kernel"),
+            other => match byte_format(other) {
+                Some(format) => Weights::Bytes(BytePanels::new(format, data, inputs)),
+                None => unreachable!("{other:?} has no kernel"),
+            },
         };
         Self {
             outputs,
@@ -94,6 +116,7 @@ impl Linear {
     pub(super) fn weights_of(&self, output: usize, row: &mut [f32]) -> Result<()> {
         match &self.weights {
             Weights::Q8(panels) => panels.weights_of(output, row),
+            Weights::Bytes(panels) => panels.weights_of(output, row),
             Weights::Float(panels) => panels.weights_of(output, row),
             Weights::Ggml(blocks) => {
                 let storage = blocks.embedding(&[output as u32], self.outputs, self.inputs)?;
@@ -119,22 +142,21 @@ pub(super) struct Product<'a> {
 ///
 /// The matrices share the quantised input and one round of work for the threads.
 pub(super) fn multiply(input: &[f32], products: &mut [Product<'_>]) -> Result<()> {
-    let needs_q8 = products
-        .iter()
-        .any(|product| matches!(product.matrix.weights, Weights::Q8(_)));
-    let quantized = needs_q8.then(|| Q8Activations::new(input));
+    let quantized = Quantized::new(input, products);
     let mut tasks = Vec::new();
     for Product { matrix, output } in products {
         let rows = output.len() / matrix.outputs;
         debug_assert_eq!(rows * matrix.inputs, input.len());
-        let operands = match (&matrix.weights, &quantized) {
-            (Weights::Q8(panels), Some(activations)) => Operands::Q8(panels, activations),
-            (Weights::Float(panels), _) => Operands::Float(panels, input),
-            (Weights::Ggml(blocks), _) => {
+        let operands = match &matrix.weights {
+            Weights::Q8(panels) => Operands::Q8(panels, quantized.words()),
+            Weights::Bytes(panels) => {
+                Operands::Bytes(panels, quantized.bytes(panels.activation_block()))
+            }
+            Weights::Float(panels) => Operands::Float(panels, input),
+            Weights::Ggml(blocks) => {
                 blocks.matmul_t((rows, matrix.inputs, matrix.outputs), input, output)?;
                 continue;
             }
-            (Weights::Q8(_), None) => unreachable!("the input was quantised"),
         };
         let width = panels_per_task(rows * matrix.inputs, matrix.outputs);
         tasks.extend(
@@ -153,6 +175,50 @@ pub(super) fn multiply(input: &[f32], products: &mut [Product<'_>]) -> Result<()
         tasks => tasks.par_iter_mut().with_max_len(1).for_each(Task::run),
     }
     Ok(())
+}
+
+/// The input, rounded in the ways that the matrices need.
+#[derive(Default)]
+struct Quantized {
+    words: Option<Q8Activations>,
+    bytes: Vec<ByteActivations>,
+}
+
+impl Quantized {
+    fn new(input: &[f32], products: &[Product<'_>]) -> Self {
+        let mut quantized = Self::default();
+        for Product { matrix, .. } in products {
+            match &matrix.weights {
+                Weights::Q8(_) => {
+                    quantized
+                        .words
+                        .get_or_insert_with(|| Q8Activations::new(input));
+                }
+                Weights::Bytes(panels) => {
+                    let block = panels.activation_block();
+                    if quantized.bytes.iter().all(|bytes| bytes.block() != block) {
+                        let bytes = ByteActivations::new(input, matrix.inputs, block);
+                        quantized.bytes.push(bytes);
+                    }
+                }
+                Weights::Float(_) | Weights::Ggml(_) => {}
+            }
+        }
+        quantized
+    }
+
+    fn words(&self) -> &Q8Activations {
+        self.words
+            .as_ref()
+            .expect("they were rounded for this matrix")
+    }
+
+    fn bytes(&self, block: usize) -> &ByteActivations {
+        let mut bytes = self.bytes.iter();
+        bytes
+            .find(|bytes| bytes.block() == block)
+            .expect("they were rounded for this matrix")
+    }
 }
 
 /// Multiplications that a task should have at least: about a microsecond of work.
@@ -187,6 +253,7 @@ fn split_columns(values: &mut [f32], row_len: usize, width: usize) -> Vec<Vec<&m
 #[derive(Clone, Copy)]
 enum Operands<'a> {
     Q8(&'a Q8Panels, &'a Q8Activations),
+    Bytes(&'a BytePanels, &'a ByteActivations),
     Float(&'a FloatPanels, &'a [f32]),
 }
 
@@ -202,6 +269,9 @@ impl Task<'_> {
     fn run(&mut self) {
         match self.operands {
             Operands::Q8(panels, activations) => {
+                panels.multiply(self.first_panel, activations, &mut self.output);
+            }
+            Operands::Bytes(panels, activations) => {
                 panels.multiply(self.first_panel, activations, &mut self.output);
             }
             Operands::Float(panels, input) => {
@@ -378,6 +448,11 @@ mod tests {
         assert_eq!(bytes(GgmlDType::F32), 80 * 512 * 4);
         assert_eq!(bytes(GgmlDType::F16), 80 * 512 * 2);
         assert_eq!(bytes(GgmlDType::Q8_0), 80 * 512 / 32 * 36);
-        assert_eq!(bytes(GgmlDType::Q4K), 77 * 512 / 256 * 144);
+        assert_eq!(bytes(GgmlDType::Q5K), 77 * 512 / 256 * 176);
+        if cfg!(target_arch = "x86_64") {
+            assert_eq!(bytes(GgmlDType::Q4_0), 80 * 512 / 32 * 18);
+            assert_eq!(bytes(GgmlDType::Q4K), 80 * 512 / 256 * 148);
+            assert_eq!(bytes(GgmlDType::Q6K), 80 * 512 / 256 * 210);
+        }
     }
 }

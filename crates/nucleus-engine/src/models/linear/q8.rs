@@ -12,6 +12,8 @@ use half::f16;
 use rayon::prelude::*;
 
 use super::PANEL;
+#[cfg(target_arch = "x86_64")]
+use super::lanes::Vnni;
 use crate::models::simd::{self, Kernel, multiply_add};
 
 /// Weights in a block.
@@ -22,8 +24,10 @@ const PAIRS: usize = BLOCK / 2;
 const BLOCK_BYTES: usize = 2 + BLOCK;
 /// The largest quantised activation.
 const LARGEST: f32 = 32_767.0;
-/// Rows of activations that share a pass over a panel; more would not fit into the vector registers.
+/// Rows of activations that share a pass over a panel; more would not fit into 16 vector registers.
 const TILE: usize = 4;
+/// The same for 32 vector registers.
+const WIDE_TILE: usize = 8;
 /// Rows of activations that stay in the first-level cache while the panels pass by.
 const ROWS_PER_PASS: usize = 32;
 
@@ -89,6 +93,10 @@ impl Q8Panels {
             activations,
             output,
         };
+        #[cfg(target_arch = "x86_64")]
+        if let Some(vnni) = Vnni::detect() {
+            return vnni.vectorize(product.with(vnni));
+        }
         #[cfg(target_arch = "x86_64")]
         if let Some(simd) = pulp::x86::V3::try_new() {
             return simd.vectorize(product.with(simd));
@@ -193,6 +201,9 @@ trait PairProducts: Copy {
 
     /// `a * b + c`.
     fn multiply_add(self, a: f32, b: f32, c: f32) -> f32;
+
+    /// Whether there are 32 vector registers.
+    const WIDE: bool = false;
 }
 
 /// Any processor.
@@ -229,6 +240,21 @@ impl PairProducts for pulp::x86::V3 {
         let [low_sums, high_sums]: [__m256i; 2] = pulp::cast(sums);
         let [low_weights, high_weights]: [__m128i; 2] = pulp::cast(*weights);
         pulp::cast([add(low_sums, low_weights), add(high_sums, high_weights)])
+    }
+
+    #[inline(always)]
+    fn multiply_add(self, a: f32, b: f32, c: f32) -> f32 {
+        multiply_add::<true>(a, b, c)
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+impl PairProducts for Vnni {
+    const WIDE: bool = true;
+
+    #[inline(always)]
+    fn add(self, sums: [i32; PANEL], weights: &[i8; 2 * PANEL], pair: i32) -> [i32; PANEL] {
+        self.add_pair(sums, weights, pair)
     }
 
     #[inline(always)]
@@ -282,6 +308,10 @@ impl<P: PairProducts> MultiplyWith<'_, '_, P> {
             let end = rows.min(start + ROWS_PER_PASS);
             for panel in 0..panels {
                 let mut row = start;
+                while P::WIDE && row + WIDE_TILE <= end {
+                    self.tile::<WIDE_TILE>(panel, row);
+                    row += WIDE_TILE;
+                }
                 while row + TILE <= end {
                     self.tile::<TILE>(panel, row);
                     row += TILE;
@@ -423,6 +453,9 @@ mod tests {
             let sums = [1; PANEL];
             if let Some(simd) = pulp::x86::V3::try_new() {
                 prop_assert_eq!(simd.add(sums, &weights, pair), Portable.add(sums, &weights, pair));
+            }
+            if let Some(vnni) = Vnni::detect() {
+                prop_assert_eq!(vnni.add(sums, &weights, pair), Portable.add(sums, &weights, pair));
             }
         }
     }
