@@ -4,6 +4,7 @@
 //! As `peers/llama_cpp_speed.py` measures llama.cpp: so many sequences, each with a prompt of `--context` tokens, decode together, one
 //! token each a step, the likeliest. Timed: `--steps` forward passes and the choice of the tokens, and apart from them the prompt of the
 //! first sequence, whose keys and values are copied for the others. Shown: the median of `--repeats` runs.
+#![allow(clippy::result_large_err, reason = "an error ends the program")]
 
 use std::error::Error;
 use std::io::Write;

@@ -46,7 +46,7 @@ fn recipe(name: &str) -> Option<Recipe> {
 
 /// llama.cpp's `use_more_bits`: the first and the last eighth of the layers, and every third one between.
 fn matters_more(layer: usize) -> bool {
-    layer < LAYERS / 8 || layer >= 7 * LAYERS / 8 || (layer - LAYERS / 8) % 3 == 2
+    !(LAYERS / 8..7 * LAYERS / 8).contains(&layer) || (layer - LAYERS / 8) % 3 == 2
 }
 
 fn matrix(outputs: usize, inputs: usize, dtype: GgmlDType) -> Result<QTensor> {

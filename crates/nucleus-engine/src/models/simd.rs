@@ -1,10 +1,13 @@
 //! Loops compiled for the widest vector instructions of the processor they run on.
 //!
-//! A default build targets the oldest processors of its architecture. [`run`] compiles a loop a second time, for AVX2
-//! and FMA, and picks at run time; on 64-bit Arm the baseline has vectors and fused multiply-add already.
+//! A default build targets the oldest processors of its architecture. [`run`] compiles a loop twice more, for AVX2 and FMA and
+//! for AVX-512, and picks at run time; on 64-bit Arm the baseline has vectors and fused multiply-add already.
 
 #[cfg(target_arch = "x86_64")]
 use pulp::{NullaryFnOnce, x86::V3};
+
+#[cfg(target_arch = "x86_64")]
+use super::linear::Vnni;
 
 /// A loop over slices. `run` must be `#[inline(always)]`, and so must what it calls in its inner loops.
 pub(super) trait Kernel {
@@ -18,8 +21,8 @@ pub(super) trait Kernel {
 /// Runs a kernel in the best version for this processor.
 #[cfg(target_arch = "x86_64")]
 pub(super) fn run<K: Kernel>(kernel: K) -> K::Output {
-    struct WithV3<K>(K);
-    impl<K: Kernel> NullaryFnOnce for WithV3<K> {
+    struct Fused<K>(K);
+    impl<K: Kernel> NullaryFnOnce for Fused<K> {
         type Output = K::Output;
 
         #[inline(always)]
@@ -27,8 +30,11 @@ pub(super) fn run<K: Kernel>(kernel: K) -> K::Output {
             self.0.run::<true>()
         }
     }
+    if let Some(simd) = Vnni::detect() {
+        return simd.vectorize(Fused(kernel));
+    }
     match V3::try_new() {
-        Some(simd) => simd.vectorize(WithV3(kernel)),
+        Some(simd) => simd.vectorize(Fused(kernel)),
         None => kernel.run::<false>(),
     }
 }

@@ -535,10 +535,10 @@ impl<L: Lanes, const ROWS: usize> Tile<'_, L, ROWS> {
         for (j, bytes) in low.iter().enumerate() {
             let bytes = self.lanes.load(bytes);
             let (first, second) = (self.lanes.low(bytes), self.lanes.high(bytes));
-            for row in 0..ROWS {
-                let quads = &self.rows[row].quads[group];
-                sums[row] = self.lanes.add(sums[row], first, quads[j]);
-                sums[row] = self.lanes.add(sums[row], second, quads[j + 4]);
+            for (sums, row) in sums.iter_mut().zip(self.rows) {
+                let quads = &row.quads[group];
+                *sums = self.lanes.add(*sums, first, quads[j]);
+                *sums = self.lanes.add(*sums, second, quads[j + 4]);
             }
         }
     }
@@ -551,9 +551,9 @@ impl<L: Lanes, const ROWS: usize> Tile<'_, L, ROWS> {
         let mut totals = [[0.0; PANEL]; ROWS];
         for (group, (low, d)) in low.iter().zip(scales).enumerate() {
             let mut sums = [self.lanes.splat(0); ROWS];
-            for row in 0..ROWS {
-                let [a, b] = self.rows[row].sums[group];
-                sums[row] = self.lanes.splat(-8 * (a + b));
+            for (sums, row) in sums.iter_mut().zip(self.rows) {
+                let [a, b] = row.sums[group];
+                *sums = self.lanes.splat(-8 * (a + b));
             }
             self.add_nibbles(&mut sums, low, group);
             let d = self.lanes.halves(d);
@@ -594,10 +594,11 @@ impl<L: Lanes, const ROWS: usize> Tile<'_, L, ROWS> {
                 let scale = self.rows[row].scales[block];
                 self.scale(&mut totals[row], &scaled[row], &d, scale);
                 let mut below = [0; PANEL];
-                for group in first..first + K_GROUPS {
-                    let [a, b] = self.rows[row].sums[group];
+                let groups = first..first + K_GROUPS;
+                let sums = &self.rows[row].sums[groups.clone()];
+                for (mins, [a, b]) in mins[groups].iter().zip(sums) {
                     for lane in 0..PANEL {
-                        below[lane] -= i32::from(mins[group][lane]) * (a + b);
+                        below[lane] -= i32::from(mins[lane]) * (a + b);
                     }
                 }
                 self.scale(&mut totals[row], &below, &dmin, scale);
@@ -634,8 +635,8 @@ impl<L: Lanes, const ROWS: usize> Tile<'_, L, ROWS> {
                         self.lanes.join::<3>(nibbles(3), bits),
                     ];
                     let inner = &inner[2 * group + half];
-                    for row in 0..ROWS {
-                        let Row { quads, sums, .. } = self.rows[row];
+                    for (scaled, row) in scaled.iter_mut().zip(self.rows) {
+                        let Row { quads, sums, .. } = row;
                         let mut products = self.lanes.splat(-32 * sums[group][half]);
                         for (j, &weights) in weights.iter().enumerate() {
                             let quad = quads[group][4 * half + j];
@@ -643,7 +644,7 @@ impl<L: Lanes, const ROWS: usize> Tile<'_, L, ROWS> {
                         }
                         let products = self.lanes.numbers(products);
                         for lane in 0..PANEL {
-                            scaled[row][lane] += i32::from(inner[lane]) * products[lane];
+                            scaled[lane] += i32::from(inner[lane]) * products[lane];
                         }
                     }
                 }

@@ -1,13 +1,14 @@
 //! Sixteen outputs side by side: the sums of products of small integers that quantised matrices are made of, in the
 //! instructions of this processor. All versions give the same sums.
 //!
-//! The only `unsafe` is the use of instructions beyond the target's baseline, through [`Vnni`], which exists only where they do.
+//! The only `unsafe` is the use of instructions beyond the target's baseline, through `Vnni`, which exists only where they do, and
+//! the view of its vectors as arrays.
 #![cfg_attr(target_arch = "x86_64", allow(unsafe_code))]
 
 use half::f16;
 
 #[cfg(target_arch = "x86_64")]
-pub(super) use self::x86::Vnni;
+pub(in crate::models) use self::x86::Vnni;
 use super::PANEL;
 
 /// Four weights of each output.
@@ -217,12 +218,12 @@ mod x86 {
 
     /// The instructions of AVX-512 with VNNI, which this processor has.
     #[derive(Clone, Copy)]
-    pub(in super::super) struct Vnni(());
+    pub(in crate::models) struct Vnni(());
 
     impl Vnni {
         /// Whether this processor has them.
         #[inline]
-        pub(in super::super) fn detect() -> Option<Self> {
+        pub(in crate::models) fn detect() -> Option<Self> {
             let there = is_x86_feature_detected!("avx512f")
                 && is_x86_feature_detected!("avx512bw")
                 && is_x86_feature_detected!("avx512vl")
@@ -234,7 +235,7 @@ mod x86 {
 
         /// Calls code that is compiled for these instructions as far as it is inlined.
         #[inline]
-        pub(in super::super) fn vectorize<F: NullaryFnOnce>(self, function: F) -> F::Output {
+        pub(in crate::models) fn vectorize<F: NullaryFnOnce>(self, function: F) -> F::Output {
             #[inline]
             #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma")]
             fn with_features<F: NullaryFnOnce>(function: F) -> F::Output {
@@ -246,7 +247,7 @@ mod x86 {
 
         /// `sums[output] += weights[2·output]·low + weights[2·output + 1]·high`, for a pair of 16-bit numbers.
         #[inline(always)]
-        pub(in super::super) fn add_pair(
+        pub(in crate::models) fn add_pair(
             self,
             sums: [i32; PANEL],
             weights: &[i8; 2 * PANEL],
@@ -256,10 +257,9 @@ mod x86 {
             // SAFETY: plain bytes of the same size.
             let weights: __m256i = unsafe { std::mem::transmute::<[i8; 2 * PANEL], _>(*weights) };
             // SAFETY: a `Vnni` is made only where these instructions were detected.
-            let (weights, pair) =
-                unsafe { (_mm512_cvtepi8_epi16(weights), _mm512_set1_epi32(pair)) };
+            let weights = unsafe { _mm512_cvtepi8_epi16(weights) };
             // SAFETY: as above.
-            numbers(unsafe { _mm512_dpwssd_epi32(sums, weights, pair) })
+            numbers(unsafe { _mm512_dpwssd_epi32(sums, weights, self.splat(pair)) })
         }
     }
 
@@ -275,7 +275,6 @@ mod x86 {
         unsafe { std::mem::transmute(vector) }
     }
 
-    /// The masks of `_mm512_ternarylogic`: the bits of the first operand where the third has them set; and or'ed with the second.
     impl Lanes for Vnni {
         type Bytes = __m512i;
         type Sums = __m512i;
@@ -300,7 +299,7 @@ mod x86 {
         #[inline(always)]
         fn low(self, bytes: Self::Bytes) -> Self::Bytes {
             // SAFETY: a `Vnni` is made only where these instructions were detected.
-            unsafe { _mm512_and_si512(bytes, _mm512_set1_epi8(0xf)) }
+            unsafe { _mm512_and_si512(bytes, vector([0x0f0f_0f0f; PANEL])) }
         }
 
         #[inline(always)]
@@ -311,22 +310,25 @@ mod x86 {
 
         #[inline(always)]
         fn join<const PLACE: usize>(self, low: Self::Bytes, bits: Self::Bytes) -> Self::Bytes {
-            // SAFETY: a `Vnni` is made only where these instructions were detected.
-            unsafe {
-                let moved = match PLACE {
-                    0 => _mm512_slli_epi16::<4>(bits),
-                    1 => _mm512_slli_epi16::<2>(bits),
-                    2 => bits,
-                    _ => _mm512_srli_epi16::<2>(bits),
-                };
-                _mm512_or_si512(low, _mm512_and_si512(moved, _mm512_set1_epi8(0x30)))
-            }
+            let moved = match PLACE {
+                // SAFETY: a `Vnni` is made only where these instructions were detected.
+                0 => unsafe { _mm512_slli_epi16::<4>(bits) },
+                // SAFETY: as above.
+                1 => unsafe { _mm512_slli_epi16::<2>(bits) },
+                2 => bits,
+                // SAFETY: as above.
+                _ => unsafe { _mm512_srli_epi16::<2>(bits) },
+            };
+            // SAFETY: as above.
+            let bits = unsafe { _mm512_and_si512(moved, vector([0x3030_3030; PANEL])) };
+            // SAFETY: as above.
+            unsafe { _mm512_or_si512(low, bits) }
         }
 
         #[inline(always)]
         fn add(self, sums: Self::Sums, weights: Self::Bytes, quad: i32) -> Self::Sums {
             // SAFETY: a `Vnni` is made only where these instructions were detected.
-            unsafe { _mm512_dpbusd_epi32(sums, weights, _mm512_set1_epi32(quad)) }
+            unsafe { _mm512_dpbusd_epi32(sums, weights, self.splat(quad)) }
         }
 
         #[inline(always)]
