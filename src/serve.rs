@@ -20,7 +20,7 @@ const ABOUT: &str = "Serve a model over HTTP";
 
 const DETAILS: &str = "\
 POST /execute streams a generation as server-sent events, POST /cancel ends one; /v1/completions, /v1/chat/completions and \
-/v1/models are OpenAI's; GET /health says how the worker is, GET /metrics what it has measured, GET /docs shows every endpoint. \
+/v1/models are OpenAI's, /completion, /tokenize and their like llama.cpp's; GET /health says how the worker is, GET /metrics what it has measured, GET /docs shows every endpoint. \
 Without an API key the server listens on loopback addresses only. At SIGTERM or ctrl-c it takes no more requests and lets those \
 that run come to their end; a second signal stops it at once.
 

@@ -4,6 +4,7 @@
 //! shared between threads and used from async code. Each request gets a [`Generation`], a stream of events that ends
 //! with exactly one [`Event::End`] or [`Event::Failed`]; dropping it cancels the request.
 
+mod rows;
 #[cfg(test)]
 mod simulation;
 mod step;

@@ -17,7 +17,7 @@ use crate::metrics::Metrics;
 use crate::openapi::{self, Description, Endpoint};
 use crate::request::longest_prompt;
 use crate::shutdown::Shutdown;
-use crate::{cancel, execute, guard, health, metrics, openai, shutdown};
+use crate::{cancel, execute, guard, health, llamacpp, metrics, openai, sampling, shutdown};
 
 /// What every endpoint can reach. Cheap to clone.
 #[derive(Clone)]
@@ -80,6 +80,8 @@ pub(crate) fn endpoints() -> Vec<Endpoint> {
     endpoints.extend(execute::endpoints());
     endpoints.extend(cancel::endpoints());
     endpoints.extend(openai::endpoints());
+    endpoints.extend(llamacpp::endpoints());
+    endpoints.extend(sampling::endpoints());
     endpoints.extend(health::endpoints());
     endpoints.extend(metrics::endpoints());
     endpoints.extend(shutdown::endpoints());

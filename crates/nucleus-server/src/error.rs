@@ -61,6 +61,12 @@ pub enum ApiError {
         /// The model that runs, quoted.
         served: String,
     },
+    /// Every slot is busy, and the request said that it would rather know.
+    #[error("all {slots} slots are busy")]
+    NoSlot {
+        /// Sequences that can run at once.
+        slots: usize,
+    },
     /// The model does not say how a conversation is written.
     #[error("{model} has no chat template; POST /v1/completions continues a text with it")]
     NoChatTemplate {
@@ -70,9 +76,14 @@ pub enum ApiError {
     /// The conversation cannot be written out, or is too long.
     #[error("messages: {0}")]
     Messages(String),
-    /// The conversation is refused for its prompt's sake.
-    #[error(transparent)]
-    Conversation(Box<ApiError>),
+    /// The request is refused for its prompt's sake, which it calls by another name.
+    #[error("{error}")]
+    Prompting {
+        /// The field that the prompt comes from.
+        param: &'static str,
+        /// What is wrong with it.
+        error: Box<ApiError>,
+    },
     /// The prompt is longer than any text that the context holds.
     #[error(
         "prompt: {bytes} bytes are more than {limit}, the most that {context_length} tokens of context can hold"
@@ -193,10 +204,13 @@ impl ApiError {
         }
     }
 
-    /// The same error of a request whose prompt is a conversation: where it blames the prompt, it means the messages.
-    pub(crate) fn about_messages(self) -> Self {
+    /// The same error of a request whose prompt comes from that field: where it blames the prompt, it means the field.
+    pub(crate) fn about(self, param: &'static str) -> Self {
         if self.answer().param == Some("prompt") {
-            Self::Conversation(Box::new(self))
+            Self::Prompting {
+                param,
+                error: Box::new(self),
+            }
         } else {
             self
         }
@@ -243,10 +257,11 @@ impl ApiError {
                 about(S::BAD_REQUEST, "unsupported_value", Some(param))
             }
             Self::UnknownModel { .. } => about(S::NOT_FOUND, "model_not_found", Some("model")),
+            Self::NoSlot { .. } => about(S::SERVICE_UNAVAILABLE, "no_slot", None),
             Self::NoChatTemplate { .. } => about(S::BAD_REQUEST, "no_chat_template", None),
             Self::Messages(_) => about(S::BAD_REQUEST, "invalid_value", Some("messages")),
-            Self::Conversation(error) => Answer {
-                param: Some("messages"),
+            Self::Prompting { param, error } => Answer {
+                param: Some(param),
                 ..error.answer()
             },
             Self::PromptBytes { .. } => {

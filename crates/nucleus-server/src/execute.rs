@@ -3,22 +3,26 @@
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use futures_util::StreamExt;
-use nucleus_engine::generate::Engine;
+use nucleus_engine::generate::{Engine, TimeLimits};
 use nucleus_sampling::Policy;
 use serde_json::{Map, Value, json};
 
 use crate::app::AppState;
 use crate::body::JsonObject;
+use crate::compatible;
 use crate::config::Limits;
 use crate::error::ApiError;
 use crate::fields::Fields;
 use crate::jobs::JobId;
-use crate::openapi::{Bounds, Endpoint, Group, Object, either, flag, integer, list, refusal, text};
-use crate::request::{Prompt, Settings};
+use crate::openapi::{
+    Bounds, Endpoint, Group, Object, either, flag, integer, list, refusal, text, token_ids,
+};
+use crate::request::{LogprobsWanted, Prompt, Settings, submit};
 use crate::sse::{self, JobEvent};
 
 /// The fields of a request.
-const FIELDS: &str = "job_id, prompt, max_tokens, stop, logprobs and the sampling parameters";
+const FIELDS: &str = "job_id, prompt, max_tokens, stop, max_time_ms, stop_token_ids, include_stop_str_in_output, logprobs, logprobs_mode, \
+     return_token_ids and the sampling parameters";
 
 pub(crate) fn endpoints() -> [Endpoint; 1] {
     [Endpoint::post("/execute", execute)
@@ -37,12 +41,17 @@ pub(crate) fn endpoints() -> [Endpoint; 1] {
 fn schema(bounds: &Bounds<'_>) -> Object {
     let limits = bounds.limits;
     let stop = || text(1, limits.stop_bytes);
-    Object::strict()
+    let object = Object::strict()
         .required("prompt", text(1, usize::MAX), "The text to continue. Control tokens that are written out in it are those tokens.")
         .field("job_id", JobId::schema(), "A name for the job. A name that a running job has is refused with 409; without one, one is made up.")
         .field("max_tokens", integer(1, bounds.output_tokens()), "Most tokens to generate. The end of the context ends the text too.")
         .field("stop", either([stop(), list(stop(), 0, limits.stops)]), "Strings that end the text, which stops before them.")
+        .field("stop_token_ids", token_ids(0, bounds), "Tokens that end the text. `min_tokens` bans them as it bans the model's own end.")
+        .field("include_stop_str_in_output", flag(false), "Whether the stop string or stop token that ends the text is part of it.")
         .field("logprobs", flag(false), "Whether each `token` event has its log-probability.")
+        .field("return_token_ids", flag(false), "Whether `started` has the prompt's token ids, and `end` all those of the text.");
+    let object = compatible::with_time(compatible::with_logprobs_mode(object));
+    compatible::with_breakers(object, bounds)
         .sampling(Policy::Execute, bounds)
         .example(json!({"prompt": "Once upon a time", "max_tokens": 8, "temperature": 0.8, "top_p": 0.95, "seed": 42}))
 }
@@ -55,18 +64,15 @@ async fn execute(
         job_id,
         prompt,
         settings,
+        return_token_ids,
     } = ExecuteRequest::parse(body, &state.engine, &state.config.limits)?;
     let job = state.jobs.reserve(job_id)?;
-    let submitting = state.clone();
-    // Tokenising a long prompt takes long, and the engine answers between two steps.
-    let accepted = tokio::task::spawn_blocking(move || settings.submit(&submitting, prompt, 1))
-        .await
-        .map_err(|_| ApiError::Internal)??
-        .remove(0);
+    let accepted = submit(settings, vec![prompt], 1, &state).await?.remove(0);
     job.started(accepted.generation.cancel_handle());
     let model = &state.engine.spec().name;
     let keep_alive = state.config.timeouts.keep_alive;
-    let events = sse::job_events(job, model, accepted).map(|event| event.encode());
+    let events =
+        sse::job_events(job, model, accepted, return_token_ids).map(|event| event.encode());
     Ok(sse::respond(events, keep_alive).into_response())
 }
 
@@ -76,6 +82,7 @@ struct ExecuteRequest {
     job_id: Option<JobId>,
     prompt: Prompt,
     settings: Settings,
+    return_token_ids: bool,
 }
 
 impl ExecuteRequest {
@@ -87,7 +94,13 @@ impl ExecuteRequest {
         let max_tokens =
             fields.integer("max_tokens", 1..=limits.most_output(spec.context_length))?;
         let stop = fields.stops(limits.stops, limits.stop_bytes)?;
-        let logprobs = fields.boolean("logprobs")?.unwrap_or(false);
+        let stop_token_ids = fields.ids("stop_token_ids")?;
+        let include_stop = fields.boolean("include_stop_str_in_output")?;
+        let wanted = fields.boolean("logprobs")?.unwrap_or(false);
+        let mode = compatible::logprobs_mode(&mut fields)?;
+        let return_token_ids = fields.boolean("return_token_ids")?.unwrap_or(false);
+        let total = compatible::total_time(&mut fields)?;
+        let dry_breakers = compatible::breakers(&mut fields)?;
         let params = fields.sampling_params(Policy::Execute, engine.vocab())?;
         fields.finish(FIELDS)?;
         let max_tokens = max_tokens.map(|tokens| tokens as usize);
@@ -98,10 +111,20 @@ impl ExecuteRequest {
                 params,
                 max_tokens,
                 stop,
-                stop_token_ids: Vec::new(),
-                include_stop: false,
-                logprobs: logprobs.then_some(0),
+                stop_token_ids,
+                include_stop: include_stop.unwrap_or(false),
+                logprobs: wanted.then_some(LogprobsWanted {
+                    top: 0,
+                    mode,
+                    prompt: false,
+                }),
+                time_limits: TimeLimits {
+                    total,
+                    after_newline: None,
+                },
+                dry_breakers,
             },
+            return_token_ids,
         })
     }
 }

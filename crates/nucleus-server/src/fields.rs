@@ -39,6 +39,11 @@ impl Fields {
         Ok(())
     }
 
+    /// Whether a field is there.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.0.contains_key(name)
+    }
+
     /// Any value.
     pub(crate) fn value(&mut self, name: &str) -> Option<Value> {
         self.0.shift_remove(name)

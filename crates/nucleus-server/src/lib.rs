@@ -13,6 +13,9 @@
 //! | `execute`, `cancel` | the endpoints of Nucleus |
 //! | `health`, `metrics` | how the worker is |
 //! | `openai` | the endpoints of OpenAI |
+//! | `llamacpp` | the routes of llama.cpp's server |
+//! | `compatible`, `policy`, `warnings` | what those two have in common: names and forms, fields that do not act, what the client is told of them |
+//! | `sampling` | what sampling does and can do |
 //! | `openapi` | how every endpoint is described |
 //! | `jobs`, `sse` | which jobs run; their events |
 //! | `error` | what goes wrong, and how it is answered |
@@ -21,6 +24,7 @@
 mod app;
 mod body;
 mod cancel;
+mod compatible;
 mod config;
 mod error;
 mod execute;
@@ -29,16 +33,20 @@ mod guard;
 mod health;
 mod jobs;
 mod json;
+mod llamacpp;
 mod metrics;
 mod openai;
 mod openapi;
 mod own_errors;
 mod param_json;
+mod policy;
 mod request;
+mod sampling;
 mod server;
 mod shutdown;
 mod sse;
 mod stall;
+mod warnings;
 
 pub use app::{AppState, app};
 pub use config::{ApiKey, Limits, ServerConfig, Timeouts};

@@ -1,29 +1,51 @@
 //! What every endpoint's request becomes before it goes to the engine.
 
+use std::sync::Arc;
 use std::time::Instant;
 
-use nucleus_engine::chat_template::{ChatTemplateError, Message};
-use nucleus_engine::generate::{Engine, Generation, Request};
-use nucleus_engine::tokenizer::EncodeOptions;
-use nucleus_sampling::{SamplingParams, random_seed};
+use nucleus_engine::breakers::breaker_sequences;
+use nucleus_engine::chat_template::{ChatTemplateError, Message, RenderOptions};
+use nucleus_engine::generate::{Engine, Generation, Request, TimeLimits};
+use nucleus_engine::tokenizer::{EncodeOptions, Tokenizer};
+use nucleus_sampling::{LogprobsMode, SamplingParams, random_seed};
 use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::app::AppState;
 use crate::config::Limits;
 use crate::error::ApiError;
+use crate::fields::Fields;
 use crate::metrics::Observed;
 use crate::openapi::EffectiveSampling;
 
 /// What is to be continued.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Prompt {
     /// A text. What the model wants before a text is put before it.
     Text(String),
     /// Tokens, as they are.
     Tokens(Vec<u32>),
+    /// Texts and tokens, one behind the other. What the model wants before a text is put before the first, if that is a text.
+    Mixed(Vec<Piece>),
     /// A conversation, which the model's chat template writes out.
     Chat(Vec<Message>),
+}
+
+/// A part of a prompt.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Piece {
+    Text(String),
+    Token(u32),
+}
+
+/// Which log-probabilities are reported.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct LogprobsWanted {
+    /// Of how many of the likeliest tokens beside each token's own.
+    pub(crate) top: u32,
+    pub(crate) mode: LogprobsMode,
+    /// Whether those of the prompt's tokens are reported too.
+    pub(crate) prompt: bool,
 }
 
 /// How a prompt is to be continued.
@@ -35,13 +57,17 @@ pub(crate) struct Settings {
     pub(crate) stop_token_ids: Vec<u32>,
     /// Whether the stop that ends the text is part of it.
     pub(crate) include_stop: bool,
-    /// Whether log-probabilities are reported, and of how many of the likeliest tokens beside each token's own.
-    pub(crate) logprobs: Option<u32>,
+    pub(crate) logprobs: Option<LogprobsWanted>,
+    pub(crate) time_limits: TimeLimits,
+    /// DRY's sequence breakers where they are given as text.
+    pub(crate) dry_breakers: Vec<String>,
 }
 
 /// A request that the engine has accepted.
 pub(crate) struct Accepted {
     pub(crate) generation: Observed,
+    /// The prompt's tokens.
+    pub(crate) prompt: Arc<[u32]>,
     pub(crate) params: EffectiveParams,
     /// What the client should be told about its parameters.
     pub(crate) warnings: Vec<ParamWarning>,
@@ -55,6 +81,12 @@ pub(crate) struct EffectiveParams {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) stop_token_ids: Vec<u32>,
     pub(crate) logprobs: bool,
+    /// Milliseconds that the request may take.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) max_time_ms: Option<u64>,
+    /// Sequence breakers that were given as text.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) dry_sequence_breakers: Vec<String>,
     #[serde(flatten)]
     #[schemars(with = "EffectiveSampling")]
     pub(crate) sampling: SamplingParams,
@@ -67,10 +99,87 @@ pub(crate) struct ParamWarning {
     pub(crate) message: String,
 }
 
+/// Hands prompts to the engine, each to be continued `n` times; the answers are in the order of prompts, then of choices.
+pub(crate) async fn submit(
+    mut settings: Settings,
+    prompts: Vec<Prompt>,
+    n: usize,
+    state: &AppState,
+) -> Result<Vec<Accepted>, ApiError> {
+    let state = state.clone();
+    let submit = move || {
+        let tokenizer = state.engine.tokenizer();
+        settings.params = with_breakers(settings.params, &settings.dry_breakers, tokenizer)?;
+        let mut accepted = Vec::with_capacity(prompts.len() * n);
+        for prompt in prompts {
+            accepted.extend(settings.submit(&state, prompt, n)?);
+        }
+        Ok(accepted)
+    };
+    // Tokenising a long prompt takes long, and the engine answers between two steps.
+    tokio::task::spawn_blocking(submit)
+        .await
+        .map_err(|_| ApiError::Internal)?
+}
+
+/// The number of choices for each prompt, in the field of that name; together they may be as many as the limit says.
+pub(crate) fn choices(
+    fields: &mut Fields,
+    name: &'static str,
+    prompts: usize,
+    limits: &Limits,
+) -> Result<usize, ApiError> {
+    let most = limits.choices;
+    let n = fields.integer(name, 1..=most as u64)?.unwrap_or(1) as usize;
+    check_choices(name, n, prompts, most).map(|()| n)
+}
+
+/// Refuses more choices together than there may be.
+pub(crate) fn check_choices(
+    name: &'static str,
+    n: usize,
+    prompts: usize,
+    most: usize,
+) -> Result<(), ApiError> {
+    if n * prompts <= most {
+        return Ok(());
+    }
+    let expected = format!("at most {most} choices together");
+    Err(if n == 1 {
+        ApiError::field("prompt", format!("an array of {prompts}"), &expected)
+    } else {
+        ApiError::field(name, format!("{n}, with {prompts} prompts,"), &expected)
+    })
+}
+
+/// The parameters with sequence breakers as token ids, where they are given as text. Without DRY they are not looked for.
+pub(crate) fn with_breakers(
+    mut params: SamplingParams,
+    texts: &[String],
+    tokenizer: &Tokenizer,
+) -> Result<SamplingParams, ApiError> {
+    if texts.is_empty() {
+        return Ok(params);
+    }
+    let acts = params.dry_multiplier.is_some_and(|strength| strength > 0.0);
+    let mut sequences = Vec::new();
+    for text in texts.iter().filter(|_| acts) {
+        let found = breaker_sequences(tokenizer, text);
+        sequences.extend(found.map_err(|error| {
+            let text = crate::json::quote(text);
+            ApiError::field("dry_sequence_breakers", text, &error.to_string())
+        })?);
+    }
+    sequences.sort_unstable();
+    sequences.dedup();
+    params.dry_sequence_breakers = Some(sequences);
+    Ok(params)
+}
+
 impl Settings {
     /// Tokenises the prompt and queues `choices` continuations of it, whose seeds follow each other: all of them or none. Blocks
     /// until the engine has answered, at most one step.
-    pub(crate) fn submit(
+    fn submit(
         &self,
         state: &AppState,
         prompt: Prompt,
@@ -83,7 +192,7 @@ impl Settings {
             .submit_all(state, prompt, choices)
             .map_err(|error| {
                 if conversation {
-                    error.about_messages()
+                    error.about("messages")
                 } else {
                     error
                 }
@@ -112,6 +221,7 @@ impl Settings {
     ) -> Result<Vec<Accepted>, ApiError> {
         let tokens = encode(prompt, state)?;
         check_length(tokens.len(), &state.config.limits)?;
+        let prompt: Arc<[u32]> = tokens.as_slice().into();
         let room = state
             .engine
             .spec()
@@ -123,7 +233,7 @@ impl Settings {
         let generations = state.engine.submit_together(requests)?;
         Ok(generations
             .into_iter()
-            .map(|generation| self.accepted(generation, room))
+            .map(|generation| self.accepted(generation, Arc::clone(&prompt), room))
             .collect())
     }
 
@@ -138,31 +248,45 @@ impl Settings {
             stop: self.stop.clone(),
             include_stop: self.include_stop,
             stop_token_ids: self.stop_token_ids.clone(),
-            top_logprobs: self.logprobs.unwrap_or(0),
-            ..Request::default()
+            top_logprobs: self.logprobs.map_or(0, |wanted| wanted.top),
+            logprobs_mode: self
+                .logprobs
+                .map_or(LogprobsMode::Raw, |wanted| wanted.mode),
+            prompt_logprobs: self.logprobs.is_some_and(|wanted| wanted.prompt),
+            first_logits: false,
+            time_limits: self.time_limits,
         }
     }
 
     /// What the client is told of a request for whose output the context has `room`.
-    fn accepted(&self, generation: Generation, room: usize) -> Accepted {
+    fn accepted(&self, generation: Generation, prompt: Arc<[u32]>, room: usize) -> Accepted {
         let compiled = generation.params();
+        let mut sampling = compiled.effective().clone();
+        if !self.dry_breakers.is_empty() {
+            sampling.dry_sequence_breakers = None;
+        }
+        let total_time = self.time_limits.total;
         let params = EffectiveParams {
             max_tokens: self.max_tokens.unwrap_or(room).min(room),
             stop: self.stop.clone(),
             stop_token_ids: self.stop_token_ids.clone(),
             logprobs: self.logprobs.is_some(),
-            sampling: compiled.effective().clone(),
+            max_time_ms: total_time.map(|limit| limit.as_millis() as u64),
+            dry_sequence_breakers: self.dry_breakers.clone(),
+            sampling,
         };
         let warnings = compiled.warnings().iter().map(ParamWarning::from).collect();
         Accepted {
             generation: generation.into(),
+            prompt,
             params,
             warnings,
         }
     }
 }
 
-fn check_length(tokens: usize, limits: &Limits) -> Result<(), ApiError> {
+/// Refuses more tokens than the operator allows in a prompt.
+pub(crate) fn check_length(tokens: usize, limits: &Limits) -> Result<(), ApiError> {
     match limits.prompt_tokens {
         Some(limit) if tokens > limit => Err(ApiError::PromptTokens { tokens, limit }),
         _ => Ok(()),
@@ -170,30 +294,48 @@ fn check_length(tokens: usize, limits: &Limits) -> Result<(), ApiError> {
 }
 
 /// The prompt's tokens. Control tokens that are written out in it are those tokens: it is the whole text that the model sees.
-fn encode(prompt: Prompt, state: &AppState) -> Result<Vec<u32>, ApiError> {
-    let add_bos = state.engine.tokenizer().add_bos();
+pub(crate) fn encode(prompt: Prompt, state: &AppState) -> Result<Vec<u32>, ApiError> {
     match prompt {
         Prompt::Tokens(tokens) => Ok(tokens),
-        Prompt::Text(text) => encode_text(&text, add_bos, state),
+        Prompt::Text(text) => encode_bounded(&[Piece::Text(text)], true, state),
+        Prompt::Mixed(pieces) => encode_bounded(&pieces, true, state),
         Prompt::Chat(messages) => {
-            let text = render(&messages, state)?;
+            let text = render(&messages, true, state)?;
             // The template has written the beginning of the text too.
-            encode_text(&text, false, state)
+            encode_bounded(&[Piece::Text(text)], false, state)
         }
     }
 }
 
-fn render(messages: &[Message], state: &AppState) -> Result<String, ApiError> {
+/// The conversation as the model's template writes it out, with the beginning of an answer if one is to follow.
+pub(crate) fn render(
+    messages: &[Message],
+    add_generation_prompt: bool,
+    state: &AppState,
+) -> Result<String, ApiError> {
     let template = state.chat_template.as_ref();
     let template = template.ok_or_else(|| ApiError::no_chat_template(&state.engine))?;
-    template.render(messages).map_err(|error| match error {
+    let options = RenderOptions {
+        add_generation_prompt,
+    };
+    let prompt = template.render_with(messages, options);
+    prompt.map_err(|error| match error {
         ChatTemplateError::Thread(_) => ApiError::Internal,
         error => ApiError::Messages(error.to_string()),
     })
 }
 
-fn encode_text(text: &str, add_bos: bool, state: &AppState) -> Result<Vec<u32>, ApiError> {
-    let (bytes, limit) = (text.len(), state.prompt_bytes);
+/// [`encode_pieces`], for texts that could fit the context.
+fn encode_bounded(
+    pieces: &[Piece],
+    add_special: bool,
+    state: &AppState,
+) -> Result<Vec<u32>, ApiError> {
+    let bytes = pieces.iter().map(|piece| match piece {
+        Piece::Text(text) => text.len(),
+        Piece::Token(_) => 0,
+    });
+    let (bytes, limit) = (bytes.sum(), state.prompt_bytes);
     if bytes > limit {
         let context_length = state.engine.spec().context_length;
         return Err(ApiError::PromptBytes {
@@ -202,12 +344,32 @@ fn encode_text(text: &str, add_bos: bool, state: &AppState) -> Result<Vec<u32>, 
             context_length,
         });
     }
-    let options = EncodeOptions {
-        add_bos,
-        parse_special: true,
-    };
-    let tokens = state.engine.tokenizer().encode(text, options);
-    tokens.map_err(|error| ApiError::Prompt(error.to_string()))
+    encode_pieces(state.engine.tokenizer(), pieces, add_special, true)
+}
+
+/// The tokens of texts and tokens, one behind the other. With `add_special` the first, if it is a text, begins with what the
+/// model wants before a text.
+pub(crate) fn encode_pieces(
+    tokenizer: &Tokenizer,
+    pieces: &[Piece],
+    add_special: bool,
+    parse_special: bool,
+) -> Result<Vec<u32>, ApiError> {
+    let mut tokens = Vec::new();
+    for (index, piece) in pieces.iter().enumerate() {
+        match piece {
+            Piece::Token(id) => tokens.push(*id),
+            Piece::Text(text) => {
+                let options = EncodeOptions {
+                    add_bos: add_special && index == 0 && tokenizer.add_bos(),
+                    parse_special,
+                };
+                let more = tokenizer.encode(text, options);
+                tokens.extend(more.map_err(|error| ApiError::Prompt(error.to_string()))?);
+            }
+        }
+    }
+    Ok(tokens)
 }
 
 /// Bytes of the longest text that could fit the context: a longer prompt need not be tokenised to be refused.

@@ -9,7 +9,7 @@ use axum::response::IntoResponse;
 use axum::response::sse::{Event as SseEvent, KeepAlive, Sse};
 use futures_util::{Stream, StreamExt, stream};
 use nucleus_engine::generate::Event;
-use nucleus_engine::sequence::{Completion, FinishReason, Timings, TokenEvent};
+use nucleus_engine::sequence::{Completion, FinishReason, SamplingStats, Timings, TokenEvent};
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -34,6 +34,9 @@ pub(crate) struct Started {
     job_id: JobId,
     model: String,
     seed: u64,
+    /// The prompt's tokens, if they are asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_token_ids: Option<Vec<u32>>,
     params: EffectiveParams,
     warnings: Vec<ParamWarning>,
 }
@@ -55,8 +58,15 @@ pub(crate) struct End {
     stop_reason: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     stop_sequence: Option<String>,
+    /// The stop token that was drawn.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stop_token: Option<u32>,
+    /// The tokens of the text, if they are asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token_ids: Option<Vec<u32>>,
     usage: Usage,
     timings: TimingsMs,
+    sampling: SamplingSummary,
 }
 
 /// Tokens that a request took.
@@ -86,27 +96,51 @@ struct TimingsMs {
     tokens_per_second: Option<f64>,
 }
 
+/// What the sampler had to choose from. Null without a token.
+#[derive(Debug, Serialize, JsonSchema)]
+struct SamplingSummary {
+    /// Mean log-probability of the tokens, in the distribution of `logprobs_mode`.
+    mean_logprob: Option<f64>,
+    /// Mean, smallest and largest number of tokens that could have been drawn.
+    mean_kept: Option<f64>,
+    min_kept: Option<u32>,
+    max_kept: Option<u32>,
+}
+
+/// What of a job's events depends on the request.
+#[derive(Debug, Clone, Copy)]
+struct Wanted {
+    logprobs: bool,
+    token_ids: bool,
+}
+
 /// The events of a job that the engine has accepted. Dropping the stream cancels the job and frees its name.
 pub(crate) fn job_events(
     job: JobGuard,
     model: &str,
     accepted: Accepted,
+    token_ids: bool,
 ) -> impl Stream<Item = JobEvent> + Send + use<> {
     let Accepted {
         generation,
+        prompt,
         params,
         warnings,
     } = accepted;
-    let logprobs = params.logprobs;
+    let wanted = Wanted {
+        logprobs: params.logprobs,
+        token_ids,
+    };
     let started = JobEvent::Started(Box::new(Started {
         job_id: job.id().clone(),
         model: model.to_owned(),
         seed: generation.seed(),
+        prompt_token_ids: token_ids.then(|| prompt.to_vec()),
         params,
         warnings,
     }));
     let rest = stream::unfold(Some((job, generation)), move |live| {
-        next_event(live, logprobs)
+        next_event(live, wanted)
     });
     last_on_panic(stream::iter([started]).chain(rest), |error| {
         JobEvent::Error(error.body())
@@ -126,7 +160,7 @@ pub(crate) fn last_on_panic<E>(
 /// The event that follows, and what is still live after it. The job's name is free before its last event is out.
 async fn next_event(
     live: Option<(JobGuard, Observed)>,
-    logprobs: bool,
+    wanted: Wanted,
 ) -> Option<(JobEvent, Option<(JobGuard, Observed)>)> {
     let (job, mut generation) = live?;
     loop {
@@ -134,10 +168,10 @@ async fn next_event(
             // Jobs do not ask for it.
             Event::Prompt(_) => continue,
             Event::Token(token) => (
-                JobEvent::Token(Token::new(token, logprobs)),
+                JobEvent::Token(Token::new(token, wanted.logprobs)),
                 Some((job, generation)),
             ),
-            Event::End(completion) => (JobEvent::End(completion.into()), None),
+            Event::End(completion) => (JobEvent::End(End::new(completion, wanted.token_ids)), None),
             Event::Failed(error) => {
                 tracing::error!(job_id = %job.id(), %error, "generation failed");
                 (JobEvent::Error(ApiError::from(error).body()), None)
@@ -201,19 +235,36 @@ impl Token {
     }
 }
 
-impl From<Completion> for End {
-    fn from(completion: Completion) -> Self {
-        let stop_reason = completion.finish_reason.as_str();
+impl End {
+    fn new(completion: Completion, token_ids: bool) -> Self {
         let tokens = completion.token_ids.len();
+        let stop_reason = completion.finish_reason.as_str();
+        let (stop_sequence, stop_token) = match completion.finish_reason {
+            FinishReason::StopSequence(stop) => (Some(stop), None),
+            FinishReason::StopToken(id) => (None, Some(id)),
+            _ => (None, None),
+        };
         Self {
             text: completion.text,
             stop_reason,
-            stop_sequence: match completion.finish_reason {
-                FinishReason::StopSequence(stop) => Some(stop),
-                _ => None,
-            },
+            stop_sequence,
+            stop_token,
+            token_ids: token_ids.then_some(completion.token_ids),
             usage: Usage::new(completion.prompt_tokens, tokens),
             timings: TimingsMs::new(completion.timings, tokens),
+            sampling: completion.sampling.into(),
+        }
+    }
+}
+
+impl From<SamplingStats> for SamplingSummary {
+    fn from(stats: SamplingStats) -> Self {
+        let drawn = stats.tokens > 0;
+        Self {
+            mean_logprob: stats.mean_logprob(),
+            mean_kept: stats.mean_kept(),
+            min_kept: drawn.then_some(stats.min_kept),
+            max_kept: drawn.then_some(stats.max_kept),
         }
     }
 }

@@ -5,9 +5,10 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
 use std::time::Instant;
 
-use nucleus_sampling::{CpuSampler, LogitsRow, Logprobs, Row, SampledToken, Sampler, Status};
+use nucleus_sampling::{CpuSampler, LogitsRow, Sampler, Status};
 use tokio::sync::mpsc as events;
 
+use super::rows::{Purpose, chunks_of, drawn, purposes_of, row_of, scored};
 use super::{Command, Event, Gauges, GenerationError, Shared, Submission};
 use crate::error::EngineError;
 use crate::model::{Chunk, Logits, Model};
@@ -35,14 +36,6 @@ struct Outcome {
     drawn: Vec<Drawn>,
     /// Prompt tokens that are scored, in order.
     scored: Vec<(SequenceId, PromptToken)>,
-}
-
-/// What a row of logits is for.
-enum Purpose<'a> {
-    /// To score this token, which is the prompt's next.
-    Score(SequenceId, u32),
-    /// To draw the next token of everyone who is sampled from the run.
-    Draw(&'a Scheduled),
 }
 
 struct Live {
@@ -377,84 +370,5 @@ impl Worker {
         ] {
             counter.store(value, Ordering::Relaxed);
         }
-    }
-}
-
-/// The tokens of a run as the model takes them: at once, or one by one where the logits of each are wanted.
-fn chunks_of<'a>(
-    run: &'a Scheduled,
-    sequence: &'a Sequence,
-) -> impl Iterator<Item = Chunk<'a>> + use<'a> {
-    let end = run.start + run.len;
-    let one_by_one = (run.start..end).any(|position| sequence.scores(position));
-    let len = if one_by_one { 1 } else { run.len };
-    (run.start..end).step_by(len).map(move |start| Chunk {
-        tokens: &sequence.tokens()[start..start + len],
-        position: start,
-        blocks: &run.blocks,
-        wants_logits: sequence.scores(start) || (run.samples && start + len == end),
-    })
-}
-
-/// What the logits of a run are for, in order.
-fn purposes_of<'a>(
-    run: &'a Scheduled,
-    sequence: &'a Sequence,
-) -> impl Iterator<Item = Purpose<'a>> + use<'a> {
-    let scores = (run.start..run.start + run.len)
-        .filter(|&position| sequence.scores(position))
-        .map(|position| Purpose::Score(run.id, sequence.tokens()[position + 1]));
-    scores.chain(run.samples.then_some(Purpose::Draw(run)))
-}
-
-fn row_of<'a>(logits: LogitsRow<'a>, sequence: &'a Sequence) -> Row<'a> {
-    Row {
-        logprobs: sequence.logprobs(),
-        ..Row::new(logits, &sequence.params, &sequence.state)
-    }
-}
-
-/// A prompt token with its log-probability and, if the row asks for them, the likeliest ones in its place.
-fn scored(sampler: &mut dyn Sampler, row: Row<'_>, id: u32) -> PromptToken {
-    let given = SampledToken {
-        token_id: id,
-        logprob: f32::NAN,
-        kept_count: 0,
-        status: Status::Ok,
-        feedback: 0,
-    };
-    let row = Row {
-        logprobs: Logprobs {
-            top: row.logprobs.top,
-            ..Logprobs::default()
-        },
-        ..row
-    };
-    let top_logprobs = sampler.top_logprobs(&row, &given);
-    let own = top_logprobs.iter().find(|entry| entry.token_id == id);
-    PromptToken {
-        id,
-        logprob: own.map(|own| own.logprob),
-        top_logprobs,
-    }
-}
-
-/// A token with what is wanted beside it: the likeliest ones, the logits.
-fn drawn(
-    sampler: &mut dyn Sampler,
-    row: &Row<'_>,
-    token: SampledToken,
-    wants_logits: bool,
-) -> Drawn {
-    let wants_top = row.logprobs.top > 0 && token.status == Status::Ok;
-    let top_logprobs = if wants_top {
-        sampler.top_logprobs(row, &token)
-    } else {
-        Vec::new()
-    };
-    Drawn {
-        token,
-        top_logprobs,
-        logits: wants_logits.then(|| row.logits.to_f32(row.logits.len())),
     }
 }

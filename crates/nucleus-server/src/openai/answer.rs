@@ -3,7 +3,6 @@
 use std::collections::VecDeque;
 
 use axum::Json;
-use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::response::sse::Event as SseEvent;
 use axum::response::{IntoResponse, Response};
 use futures_util::stream::{self, SelectAll};
@@ -13,15 +12,15 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::batch::{Batch, StreamOptions};
-use super::choice::{Choice, ChoiceEvent, Piece};
+use super::candidate::{Candidate, Ended, best};
+use super::choice::{ChoiceEvent, Piece};
 use super::models::system_fingerprint;
 use super::shape::Shape;
 use crate::app::{AppState, unix_time};
 use crate::error::{ApiError, ErrorBody};
 use crate::request::{Accepted, EffectiveParams};
 use crate::sse::{self, Usage};
-
-const WARNINGS: HeaderName = HeaderName::from_static("x-nucleus-warnings");
+use crate::warnings;
 
 /// What every part of an answer says about the whole.
 #[derive(Debug, Clone, Serialize, JsonSchema)]
@@ -52,25 +51,29 @@ pub(super) struct Body<C> {
 #[derive(Debug, Serialize, JsonSchema)]
 struct Effective {
     seed: u64,
+    /// The seeds of the choices, where they are the best of more candidates.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    seeds: Option<Vec<u64>>,
     params: EffectiveParams,
 }
 
 /// Answers a request that the engine has accepted, with what the client should be told in a header.
 pub(super) async fn respond<S: Shape>(
     batch: Batch,
-    mut accepted: Vec<Accepted>,
+    accepted: Vec<Accepted>,
     state: &AppState,
 ) -> Result<Response, ApiError> {
     let effective = accepted.first().map(|first| Effective {
         seed: first.generation.seed(),
+        seeds: None,
         params: first.params.clone(),
     });
-    let tokenizer = state.engine.tokenizer();
-    let choices: Vec<Choice> = accepted
-        .drain(..)
-        .map(|choice| Choice::new(choice.generation, &batch.settings, tokenizer))
+    let candidates: Vec<Candidate> = accepted
+        .into_iter()
+        .enumerate()
+        .map(|(index, accepted)| Candidate::new(&batch, index, accepted, state))
         .collect();
-    let headers = warning_headers(&batch.warnings);
+    let headers = warnings::headers(&batch.warnings);
     let head = Head {
         id: format!("{}{:014x}{:014x}", S::ID, random_seed(), random_seed()),
         object: S::WHOLE,
@@ -80,65 +83,48 @@ pub(super) async fn respond<S: Shape>(
     };
     match batch.stream {
         None => {
-            let body = whole::<S>(&batch, choices, head, effective).await?;
+            let body = whole::<S>(&batch, candidates, head, effective).await?;
             Ok((headers, Json(body)).into_response())
         }
         Some(options) => {
-            let parts = parts::<S>(&batch, choices, options, head, effective);
+            let parts = parts::<S>(&batch, candidates, options, head, effective);
             let keep_alive = state.config.timeouts.keep_alive;
             Ok((headers, sse::respond(parts, keep_alive)).into_response())
         }
     }
 }
 
-/// One header for each warning, in ASCII.
-fn warning_headers(warnings: &[String]) -> HeaderMap {
-    let lines = warnings.iter().filter_map(|warning| {
-        let ascii: String = warning
-            .chars()
-            .map(|c| if (' '..='~').contains(&c) { c } else { '?' })
-            .collect();
-        HeaderValue::try_from(ascii).ok()
-    });
-    lines.map(|line| (WARNINGS, line)).collect()
-}
-
-/// Waits for every choice. The first that fails ends the others.
+/// Waits for every candidate; the first that fails ends the others. Of each prompt's, the best become choices.
 async fn whole<S: Shape>(
     batch: &Batch,
-    choices: Vec<Choice>,
+    candidates: Vec<Candidate>,
     head: Head,
     effective: Option<Effective>,
 ) -> Result<Body<S::Choice>, ApiError> {
-    let mut written = Vec::with_capacity(choices.len());
-    let mut tokens = Tokens::new(batch.n);
-    for (index, mut choice) in choices.into_iter().enumerate() {
-        let mut reports = batch.settings.logprobs.map(|_| Vec::new());
-        while let Some(event) = choice.next().await {
-            match event {
-                ChoiceEvent::Piece(piece) => {
-                    if let (Some(all), Some(more)) = (&mut reports, piece.tokens) {
-                        all.extend(more);
-                    }
-                }
-                ChoiceEvent::End(end) => {
-                    tokens.count(index, end.prompt_tokens, end.completion_tokens);
-                    let echo = batch.echoes.get(index / batch.n);
-                    let piece = Piece {
-                        text: echo.cloned().unwrap_or_default() + &end.text,
-                        tokens: reports.take(),
-                    };
-                    written.push(S::whole(index, piece, end.finish));
-                }
-                ChoiceEvent::Failed(error) => return Err(error),
-            }
-        }
+    let logprobs = batch.settings.logprobs.is_some();
+    let mut tokens = Tokens::new(batch.candidates);
+    let mut ended = Vec::with_capacity(candidates.len());
+    for (index, candidate) in candidates.into_iter().enumerate() {
+        let candidate = candidate.whole(logprobs).await?;
+        let end = &candidate.end;
+        tokens.count(index, end.prompt_tokens, end.token_ids.len());
+        ended.push(candidate);
     }
+    let ranked = batch.candidates > batch.n;
+    let best = best(ended, batch.candidates, batch.n);
+    let seeds: Vec<u64> = best.iter().map(|candidate| candidate.seed).collect();
+    let choices = best.into_iter().enumerate().map(|(index, candidate)| {
+        let Ended { piece, end, .. } = candidate;
+        S::whole(index, piece, end.finish)
+    });
     Ok(Body {
         head,
-        choices: written,
+        choices: choices.collect(),
         usage: Some(Some(tokens.usage())),
-        nucleus: effective,
+        nucleus: effective.map(|effective| Effective {
+            seeds: ranked.then_some(seeds),
+            ..effective
+        }),
     })
 }
 
@@ -174,6 +160,8 @@ impl Tokens {
 struct Parts<S: Shape, C> {
     /// What comes before any text.
     openings: VecDeque<S::Part>,
+    /// What texts begin with whose prompts are reported.
+    echoes: Vec<String>,
     choices: SelectAll<C>,
     tokens: Tokens,
     options: StreamOptions,
@@ -191,24 +179,38 @@ enum Stage<P> {
 /// The parts of an answer as events: choices as they come, then the usage if it is asked for, then `[DONE]`; or an error.
 fn parts<S: Shape>(
     batch: &Batch,
-    choices: Vec<Choice>,
+    candidates: Vec<Candidate>,
     options: StreamOptions,
     head: Head,
     effective: Option<Effective>,
 ) -> impl Stream<Item = SseEvent> + Send + use<S> {
-    let openings = (0..choices.len()).flat_map(|index| {
-        let echo = batch.echoes.get(index / batch.n).cloned();
-        let echo = echo.map(|text| S::piece(index, Piece { text, tokens: None }));
-        S::opening(index).into_iter().chain(echo)
-    });
+    // The prompt's tokens come once the engine has scored them, and its text with them.
+    let scored = batch.settings.logprobs.is_some();
+    let mut openings = VecDeque::new();
+    let mut echoes = Vec::new();
+    let mut choices = Vec::new();
+    for (index, candidate) in candidates.into_iter().enumerate() {
+        let echo = if scored {
+            String::new()
+        } else {
+            candidate.echo.clone()
+        };
+        let prompt_token_ids = candidate.prompt_token_ids;
+        let says = !echo.is_empty() || prompt_token_ids.is_some();
+        let first = Piece {
+            text: echo,
+            prompt_token_ids,
+            ..Piece::default()
+        };
+        openings.extend(S::opening(index));
+        openings.extend(says.then(|| S::piece(index, first)));
+        echoes.push(candidate.echo);
+        choices.push(candidate.choice.events(index));
+    }
     let parts = Parts::<S, _> {
-        openings: openings.collect(),
-        choices: stream::select_all(
-            choices
-                .into_iter()
-                .enumerate()
-                .map(|(index, choice)| choice.events(index)),
-        ),
+        openings,
+        echoes,
+        choices: stream::select_all(choices),
         tokens: Tokens::new(batch.n),
         options,
         head: Head {
@@ -234,10 +236,18 @@ impl<S: Shape, C: Stream<Item = (usize, ChoiceEvent)> + Unpin> Parts<S, C> {
             return self.part(opening);
         }
         match self.choices.next().await {
+            Some((index, ChoiceEvent::Prompt(tokens))) => {
+                let piece = Piece {
+                    text: std::mem::take(&mut self.echoes[index]),
+                    tokens: Some(tokens),
+                    ..Piece::default()
+                };
+                self.part(S::piece(index, piece))
+            }
             Some((index, ChoiceEvent::Piece(piece))) => self.part(S::piece(index, piece)),
             Some((index, ChoiceEvent::End(end))) => {
                 self.tokens
-                    .count(index, end.prompt_tokens, end.completion_tokens);
+                    .count(index, end.prompt_tokens, end.token_ids.len());
                 self.part(S::closing(index, end.finish))
             }
             // No `[DONE]` comes after it: what ends with one is whole.
@@ -281,17 +291,6 @@ fn encode(data: &impl Serialize) -> SseEvent {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn warnings_are_ascii_lines_of_their_own() {
-        let headers = warning_headers(&["a: b".into(), "ü\r\nset-cookie: x".into()]);
-        let lines: Vec<&[u8]> = headers
-            .get_all(WARNINGS)
-            .iter()
-            .map(HeaderValue::as_bytes)
-            .collect();
-        assert_eq!(lines, [&b"a: b"[..], b"???set-cookie: x"]);
-    }
 
     #[test]
     fn a_prompt_counts_once() {

@@ -1,19 +1,21 @@
 //! A request to either endpoint: prompts, and how each is to be continued how many times.
 
 use axum::response::Response;
-use nucleus_engine::tokenizer::{EncodeOptions, Tokenizer};
+use nucleus_engine::tokenizer::Tokenizer;
 use nucleus_sampling::Policy;
 use serde_json::{Value, json};
 
 use super::shape::Shape;
-use super::{answer, models, policy};
+use super::{answer, models};
 use crate::app::AppState;
+use crate::compatible::{self, Asked};
 use crate::config::Limits;
 use crate::error::ApiError;
 use crate::fields::Fields;
 use crate::json::{quote, show};
-use crate::openapi::{Bounds, Object, default, either, flag, integer, list, text, token_ids};
-use crate::request::{Accepted, Prompt, Settings};
+use crate::openapi::{Bounds, Object, default, flag, integer, text};
+use crate::policy::OPENAI;
+use crate::request::{Accepted, LogprobsWanted, Prompt, Settings, check_choices, choices, submit};
 
 /// Most of the likeliest tokens that are reported for each token.
 pub(super) const MAX_TOP_LOGPROBS: u64 = 20;
@@ -29,14 +31,11 @@ pub(super) const MAX_TOKENS_HELP: &str =
 /// The fields that both endpoints have, as [`Batch::parse`] reads them.
 pub(super) fn fields(object: Object, bounds: &Bounds<'_>) -> Object {
     let limits = bounds.limits;
-    let stop = || text(1, limits.stop_bytes);
-    let words = list(text(1, limits.stop_bytes), 0, limits.bad_words);
-    let sequences = list(token_ids(1, bounds), 0, usize::MAX);
     let stream_options = json!({
         "type": "object",
         "properties": {"include_usage": {"type": "boolean"}, "include_obfuscation": {"type": "boolean"}},
     });
-    object
+    let object = object
         .field(
             "model",
             text(0, usize::MAX),
@@ -52,11 +51,6 @@ pub(super) fn fields(object: Object, bounds: &Bounds<'_>) -> Object {
             default(integer(1, limits.choices as u64), 1),
             "Choices for each prompt.",
         )
-        .field(
-            "best_of",
-            integer(1, limits.choices as u64),
-            "Only the value of `n`: choices are not ranked.",
-        )
         .field("stream", flag(false), "Whether the answer comes in parts.")
         .field(
             "stream_options",
@@ -64,46 +58,15 @@ pub(super) fn fields(object: Object, bounds: &Bounds<'_>) -> Object {
             "`include_usage`: a last part counts tokens. Needs `stream`.",
         )
         .field(
-            "stop",
-            either([stop(), list(stop(), 0, limits.compatible_stops)]),
-            "Strings that end the text.",
-        )
-        .field(
-            "stop_token_ids",
-            token_ids(0, bounds),
-            "Tokens that end the text.",
-        )
-        .field(
-            "include_stop_str_in_output",
+            "return_token_ids",
             flag(false),
-            "Whether what ended the text is part of it.",
-        )
-        .field(
-            "seed",
-            seed_schema(),
-            "Same seed, same tokens. -1 is a random one; choice `i` of a prompt uses `seed + i`.",
-        )
-        .field(
-            "repeat_penalty",
-            json!({"type": "number", "exclusiveMinimum": 0, "maximum": 100}),
-            "The same as `repetition_penalty`.",
-        )
-        .field(
-            "typ_p",
-            json!({"type": "number", "minimum": 0, "maximum": 1}),
-            "The same as `typical_p`.",
-        )
-        .field(
-            "bad_words",
-            either([words, sequences]),
-            "Words, or sequences of token ids, that may not appear.",
-        )
-        .sampling(Policy::OpenAi, bounds)
-}
-
-/// Any integer of 64 bits, with sign or without.
-fn seed_schema() -> Value {
-    json!({"type": "integer", "minimum": i64::MIN, "maximum": u64::MAX})
+            "Whether choices have the ids of their tokens, and of their prompt's.",
+        );
+    compatible::fields(
+        compatible::with_logprobs_mode(object),
+        Policy::OpenAi,
+        bounds,
+    )
 }
 
 /// What only one endpoint has.
@@ -113,6 +76,8 @@ pub(super) struct Own {
     pub(super) echo: bool,
     /// Whether log-probabilities are wanted, and of how many others.
     pub(super) logprobs: Option<u32>,
+    /// `best_of` as it is given.
+    pub(super) best_of: Option<Value>,
     /// Length where the request does not say.
     pub(super) max_tokens: Option<usize>,
     pub(super) warnings: Vec<String>,
@@ -126,6 +91,10 @@ pub(super) struct Batch {
     pub(super) echoes: Vec<String>,
     /// Choices for each prompt.
     pub(super) n: usize,
+    /// Candidates for each prompt, of which the best become choices; as many as those where they are not ranked.
+    pub(super) candidates: usize,
+    /// Whether choices have the ids of their tokens.
+    pub(super) return_token_ids: bool,
     pub(super) settings: Settings,
     /// Absent: one answer at the end.
     pub(super) stream: Option<StreamOptions>,
@@ -146,17 +115,30 @@ impl Batch {
             prompts,
             echo,
             logprobs,
+            best_of,
             max_tokens,
             mut warnings,
         } = own;
         if let Some(id) = fields.string("model")? {
             models::check(&id, state)?;
         }
-        let n = choices(&mut fields, prompts.len(), limits)?;
+        let n = choices(&mut fields, "n", prompts.len(), limits)?;
         let stream = stream(&mut fields, &mut warnings)?;
-        let max_tokens = length(&mut fields)?.or(max_tokens);
-        let settings = settings(&mut fields, state, max_tokens, logprobs)?;
-        warnings.extend(policy::check_rest(&fields.rest())?);
+        let candidates = candidates(best_of, n, prompts.len(), stream.is_some(), limits)?;
+        let mode = compatible::logprobs_mode(&mut fields)?;
+        let return_token_ids = fields.boolean("return_token_ids")?.unwrap_or(false);
+        let asked = Asked {
+            policy: Policy::OpenAi,
+            max_tokens: length(&mut fields, echo)?.or(max_tokens),
+            logprobs: logprobs.map(|top| LogprobsWanted {
+                top,
+                mode,
+                prompt: echo,
+            }),
+        };
+        compatible::normalise(&mut fields, state)?;
+        let settings = compatible::settings(&mut fields, state, asked)?;
+        warnings.extend(OPENAI.check(&fields.rest())?);
         let echoes = prompts.iter().filter(|_| echo);
         Ok(Self {
             echoes: echoes
@@ -164,6 +146,8 @@ impl Batch {
                 .collect(),
             prompts,
             n,
+            candidates,
+            return_token_ids,
             settings,
             stream,
             warnings,
@@ -172,13 +156,8 @@ impl Batch {
 
     /// Hands the request to the engine and answers it.
     pub(super) async fn answer<S: Shape>(mut self, state: AppState) -> Result<Response, ApiError> {
-        let (submitting, settings, n) = (state.clone(), self.settings.clone(), self.n);
         let prompts = std::mem::take(&mut self.prompts);
-        let submit = move || submit(&settings, prompts, n, &submitting);
-        // Tokenising a long prompt takes long, and the engine answers between two steps.
-        let accepted = tokio::task::spawn_blocking(submit)
-            .await
-            .map_err(|_| ApiError::Internal)??;
+        let accepted = submit(self.settings.clone(), prompts, self.candidates, &state).await?;
         self.warn_of_parameters(&accepted);
         answer::respond::<S>(self, accepted, &state).await
     }
@@ -201,42 +180,35 @@ impl Batch {
     }
 }
 
-fn submit(
-    settings: &Settings,
-    prompts: Vec<Prompt>,
+/// `best_of`: how many candidates there are for the `n` choices of each prompt.
+fn candidates(
+    best_of: Option<Value>,
     n: usize,
-    state: &AppState,
-) -> Result<Vec<Accepted>, ApiError> {
-    let mut accepted = Vec::with_capacity(prompts.len() * n);
-    for prompt in prompts {
-        accepted.extend(settings.submit(state, prompt, n)?);
+    prompts: usize,
+    streams: bool,
+    limits: &Limits,
+) -> Result<usize, ApiError> {
+    let Some(value) = best_of else { return Ok(n) };
+    let most = limits.choices;
+    let refused = |expected: &str| Err(ApiError::field("best_of", show(&value), expected));
+    let given = value
+        .as_u64()
+        .and_then(|best_of| usize::try_from(best_of).ok());
+    match given.filter(|best_of| (n..=most).contains(best_of)) {
+        None => refused(&format!("an integer in [{n}, {most}], where n is {n}")),
+        // A choice is known to be the best only once all have ended.
+        Some(best_of) if best_of > n && streams => {
+            refused("possible in a stream, where it must be n")
+        }
+        Some(best_of) => check_choices("best_of", best_of, prompts, most).map(|()| best_of),
     }
-    Ok(accepted)
 }
 
-/// `n`, and `best_of` where it asks for nothing else.
-fn choices(fields: &mut Fields, prompts: usize, limits: &Limits) -> Result<usize, ApiError> {
-    let most = limits.choices as u64;
-    let n = fields.integer("n", 1..=most)?.unwrap_or(1);
-    let best_of = fields.value("best_of");
-    if best_of.as_ref().is_some_and(|best| *best != json!(n)) {
-        return Err(ApiError::Unsupported {
-            param: "best_of",
-            value: show(&best_of.unwrap_or_default()),
-            remedy: format!("choices are not ranked: leave it out, or say n, which is {n}"),
-        });
-    }
-    if n * prompts as u64 > most {
-        let given = format!("{n}, with {prompts} prompts,");
-        let expected = format!("at most {most} choices together");
-        return Err(ApiError::field("n", given, &expected));
-    }
-    Ok(n as usize)
-}
-
-fn length(fields: &mut Fields) -> Result<Option<usize>, ApiError> {
+/// With `echo` there may be no more than the prompt.
+fn length(fields: &mut Fields, echo: bool) -> Result<Option<usize>, ApiError> {
     fields.rename("max_completion_tokens", "max_tokens")?;
-    let tokens = fields.integer("max_tokens", 1..=u64::from(u32::MAX))?;
+    let least = u64::from(!echo);
+    let tokens = fields.integer("max_tokens", least..=u64::from(u32::MAX))?;
     Ok(tokens.map(|tokens| tokens as usize))
 }
 
@@ -274,92 +246,11 @@ fn stream(
     Ok(wanted.then_some(options))
 }
 
-fn settings(
-    fields: &mut Fields,
-    state: &AppState,
-    max_tokens: Option<usize>,
-    logprobs: Option<u32>,
-) -> Result<Settings, ApiError> {
-    let limits = &state.config.limits;
-    fields.rename("repeat_penalty", "repetition_penalty")?;
-    fields.rename("typ_p", "typical_p")?;
-    seed(fields);
-    bad_words(fields, state.engine.tokenizer(), limits)?;
-    Ok(Settings {
-        max_tokens,
-        logprobs,
-        stop: fields.stops(limits.compatible_stops, limits.stop_bytes)?,
-        stop_token_ids: fields.ids("stop_token_ids")?,
-        include_stop: fields
-            .boolean("include_stop_str_in_output")?
-            .unwrap_or(false),
-        params: fields.sampling_params(Policy::OpenAi, state.engine.vocab())?,
-    })
-}
-
-/// A negative seed is one of 64 bits too, as OpenAI has it; but -1 is a random one, as vLLM and llama.cpp have it.
-fn seed(fields: &mut Fields) {
-    match fields.value("seed") {
-        None => {}
-        Some(value) if value.as_i64() == Some(-1) => {}
-        Some(value) => {
-            let seed = value
-                .as_i64()
-                .map_or(value, |signed| signed.cast_unsigned().into());
-            fields.put("seed", seed);
-        }
-    }
-}
-
-/// Words that are given as text, as vLLM takes them, become token ids: as they begin a line, and as they follow a space.
-fn bad_words(fields: &mut Fields, tokenizer: &Tokenizer, limits: &Limits) -> Result<(), ApiError> {
-    let Some(value) = fields.value("bad_words") else {
-        return Ok(());
-    };
-    let is_text = |items: &Vec<Value>| !items.is_empty() && items.iter().all(Value::is_string);
-    let Some(words) = value.as_array().filter(|items| is_text(items)) else {
-        fields.put("bad_words", value);
-        return Ok(());
-    };
-    if words.len() > limits.bad_words {
-        let expected = format!("at most {} words", limits.bad_words);
-        return Err(ApiError::field("bad_words", show(&value), &expected));
-    }
-    let mut sequences = Vec::new();
-    for (index, word) in words.iter().enumerate() {
-        let at = format!("bad_words[{index}]");
-        for sequence in spellings(&at, word.as_str().unwrap_or_default(), tokenizer, limits)? {
-            if !sequences.contains(&sequence) {
-                sequences.push(sequence);
-            }
-        }
-    }
-    fields.put("bad_words", json!(sequences));
-    Ok(())
-}
-
-fn spellings(
-    at: &str,
-    word: &str,
-    tokenizer: &Tokenizer,
-    limits: &Limits,
-) -> Result<[Vec<u32>; 2], ApiError> {
-    let bare = word.trim_start_matches(' ');
-    if !(1..=limits.stop_bytes).contains(&bare.len()) {
-        let expected = format!("a word of 1 to {} bytes", limits.stop_bytes);
-        return Err(ApiError::field(at, quote(word), &expected));
-    }
-    let encode = |text: &str| {
-        let tokens = tokenizer.encode(text, EncodeOptions::default());
-        tokens.map_err(|error| ApiError::field(at, quote(word), &format!("text: {error}")))
-    };
-    Ok([encode(bare)?, encode(&format!(" {bare}"))?])
-}
-
 fn written_out(prompt: &Prompt, tokenizer: &Tokenizer) -> String {
     match prompt {
         Prompt::Text(text) => text.clone(),
         Prompt::Tokens(tokens) => tokenizer.decode(tokens, false),
-        Prompt::Chat(_) => String::new(),
+        // These have no echo.
+        Prompt::Mixed(_) | Prompt::Chat(_) => String::new(),
     }
 }

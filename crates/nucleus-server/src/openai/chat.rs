@@ -29,8 +29,8 @@ pub(super) fn endpoint() -> Endpoint {
         .refuses(refusal::GENERATION)
 }
 
-/// What [`parse`] reads.
-fn schema(bounds: &Bounds<'_>) -> Object {
+/// How `messages` is described.
+pub(crate) fn messages_schema() -> Value {
     let part = json!({
         "type": "object",
         "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
@@ -44,10 +44,15 @@ fn schema(bounds: &Bounds<'_>) -> Object {
         },
         "required": ["role", "content"],
     });
+    list(message, 1, usize::MAX)
+}
+
+/// What [`parse`] reads.
+fn schema(bounds: &Bounds<'_>) -> Object {
     let object = Object::lenient()
         .required(
             "messages",
-            list(message, 1, usize::MAX),
+            messages_schema(),
             "The conversation so far, which the model's chat template writes out.",
         )
         .field(
@@ -88,6 +93,7 @@ fn parse(body: Map<String, Value>, state: &AppState) -> Result<Batch, ApiError> 
         prompts: vec![Prompt::Chat(messages)],
         echo: false,
         logprobs: logprobs(&mut fields)?,
+        best_of: None,
         max_tokens: None,
         warnings,
     };
@@ -109,7 +115,11 @@ fn logprobs(fields: &mut Fields) -> Result<Option<u32>, ApiError> {
     }
 }
 
-fn messages(value: Option<Value>, warnings: &mut Vec<String>) -> Result<Vec<Message>, ApiError> {
+/// The messages of a conversation; `warnings` gets what the template does not see of them.
+pub(crate) fn messages(
+    value: Option<Value>,
+    warnings: &mut Vec<String>,
+) -> Result<Vec<Message>, ApiError> {
     const EXPECTED: &str = "an array of messages that is not empty";
     match value {
         None => Err(ApiError::MissingField {

@@ -17,6 +17,8 @@ use crate::request::Settings;
 /// What happens to a choice.
 #[derive(Debug)]
 pub(super) enum ChoiceEvent {
+    /// The tokens of its prompt.
+    Prompt(Vec<TokenReport>),
     /// More of it.
     Piece(Piece),
     /// It is complete.
@@ -26,10 +28,14 @@ pub(super) enum ChoiceEvent {
 }
 
 /// More text of a choice, and the tokens it came with if they are wanted.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Piece {
     pub(super) text: String,
     pub(super) tokens: Option<Vec<TokenReport>>,
+    /// Their ids, if those are wanted.
+    pub(super) token_ids: Option<Vec<u32>>,
+    /// The prompt's, with the first piece.
+    pub(super) prompt_token_ids: Option<Vec<u32>>,
 }
 
 /// How a choice ended.
@@ -38,7 +44,9 @@ pub(super) struct End {
     pub(super) text: String,
     pub(super) finish: Finish,
     pub(super) prompt_tokens: usize,
-    pub(super) completion_tokens: usize,
+    pub(super) token_ids: Vec<u32>,
+    /// Mean log-probability of its tokens.
+    pub(super) mean_logprob: Option<f64>,
 }
 
 /// Why a choice ended, in OpenAI's words and in vLLM's.
@@ -62,12 +70,18 @@ pub(super) enum StopReason {
 pub(super) struct Choice {
     generation: Observed,
     reporter: Option<Reporter>,
+    /// Whether the prompt's first token is what the model wants before a text.
+    added: bool,
+    /// Whether pieces have the ids of their tokens.
+    token_ids: bool,
 }
 
 impl Choice {
     pub(super) fn new(
         generation: Observed,
         settings: &Settings,
+        added: bool,
+        token_ids: bool,
         tokenizer: &Arc<Tokenizer>,
     ) -> Self {
         let hidden = if settings.include_stop {
@@ -77,10 +91,12 @@ impl Choice {
         };
         let reporter = settings
             .logprobs
-            .map(|wanted| Reporter::new(Arc::clone(tokenizer), wanted, hidden));
+            .map(|wanted| Reporter::new(Arc::clone(tokenizer), wanted.top, hidden));
         Self {
             generation,
             reporter,
+            added,
+            token_ids,
         }
     }
 
@@ -99,7 +115,12 @@ impl Choice {
     pub(super) async fn next(&mut self) -> Option<ChoiceEvent> {
         loop {
             match self.generation.next().await? {
-                Event::Prompt(_) => {}
+                Event::Prompt(tokens) => {
+                    if let Some(reporter) = &mut self.reporter {
+                        let reports = reporter.report_prompt(&tokens, self.added);
+                        return Some(ChoiceEvent::Prompt(reports));
+                    }
+                }
                 Event::Token(token) => {
                     if let Some(piece) = self.piece(token) {
                         return Some(ChoiceEvent::Piece(piece));
@@ -121,9 +142,11 @@ impl Choice {
             .map(|reporter| reporter.report(&token));
         let tokens = report.map(Vec::from_iter);
         let silent = token.text.is_empty() && tokens.as_ref().is_none_or(Vec::is_empty);
-        (!silent).then_some(Piece {
+        (!silent || self.token_ids).then(|| Piece {
             text: token.text,
             tokens,
+            token_ids: self.token_ids.then(|| vec![token.id]),
+            prompt_token_ids: None,
         })
     }
 }
@@ -143,6 +166,7 @@ fn end(completion: Completion) -> ChoiceEvent {
         text: completion.text,
         finish: Finish { reason, met },
         prompt_tokens: completion.prompt_tokens,
-        completion_tokens: completion.token_ids.len(),
+        mean_logprob: completion.sampling.mean_logprob(),
+        token_ids: completion.token_ids,
     })
 }

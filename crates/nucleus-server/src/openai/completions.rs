@@ -59,7 +59,12 @@ fn schema(bounds: &Bounds<'_>) -> Object {
         .field(
             "logprobs",
             integer(0, MAX_TOP_LOGPROBS),
-            "Reports the log-probability of each token, and of this many of the likeliest.",
+            "Reports the log-probability of each token, and of this many of the likeliest; with `echo` of the prompt's, too.",
+        )
+        .field(
+            "best_of",
+            integer(1, most as u64),
+            "Candidates for each prompt, of which the `n` of the highest mean log-probability are answered. At least `n`; not in a stream.",
         )
         .field(
             "max_tokens",
@@ -83,17 +88,12 @@ fn parse(body: Map<String, Value>, state: &AppState) -> Result<Batch, ApiError> 
     let prompts = prompts(fields.value("prompt"))?;
     let echo = fields.boolean("echo")?.unwrap_or(false);
     let logprobs = fields.integer("logprobs", 0..=MAX_TOP_LOGPROBS)?;
-    if echo && logprobs.is_some() {
-        return Err(ApiError::Unsupported {
-            param: "echo",
-            value: "true".into(),
-            remedy: "the prompt's log-probabilities are not computed: leave out logprobs".into(),
-        });
-    }
+    let best_of = fields.value("best_of");
     let own = Own {
         prompts,
         echo,
         logprobs: logprobs.map(|top| top as u32),
+        best_of,
         max_tokens: Some(DEFAULT_MAX_TOKENS),
         warnings: Vec::new(),
     };

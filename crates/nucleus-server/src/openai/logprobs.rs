@@ -4,8 +4,9 @@ use std::fmt::Write;
 use std::sync::Arc;
 
 use nucleus_engine::detokenizer::Detokenizer;
-use nucleus_engine::sequence::TokenEvent;
+use nucleus_engine::sequence::{PromptToken, TokenEvent};
 use nucleus_engine::tokenizer::Tokenizer;
+use nucleus_sampling::TokenLogprob;
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -17,8 +18,9 @@ const LOWEST: f32 = -9999.0;
 pub(super) struct Scored {
     /// Its text. Bytes that are no text by themselves are spelled `bytes:\xe2\x80`, as OpenAI does.
     pub(super) token: String,
-    /// Natural logarithm of its probability in the model's own distribution.
-    pub(super) logprob: f32,
+    /// Natural logarithm of its probability; none for a prompt's first token, which nothing comes before.
+    #[schemars(with = "f32")]
+    pub(super) logprob: Option<f32>,
     /// Its bytes.
     pub(super) bytes: Vec<u8>,
 }
@@ -66,18 +68,54 @@ impl Reporter {
         let text_offset = self.characters;
         let text = self.text.push(self.tokenizer.token_bytes(token.id));
         self.characters += text.chars().count();
-        let top = token.top_logprobs.iter();
-        Some(TokenReport {
-            chosen: self.scored(token.id, token.logprob),
-            top: top
-                .map(|other| self.scored(other.token_id, other.logprob))
-                .collect(),
-            likeliest: token.top_logprobs.len().min(self.wanted as usize),
+        Some(self.of(
+            token.id,
+            Some(token.logprob),
+            &token.top_logprobs,
             text_offset,
-        })
+        ))
     }
 
-    fn scored(&self, id: u32, logprob: f32) -> Scored {
+    /// What is said of a prompt's tokens, which come before all others. What the model wants before a text (`added`) is not
+    /// part of it; other control tokens are, by their names.
+    pub(super) fn report_prompt(
+        &mut self,
+        tokens: &[PromptToken],
+        added: bool,
+    ) -> Vec<TokenReport> {
+        let mut reports = Vec::with_capacity(tokens.len());
+        for (index, token) in tokens.iter().enumerate() {
+            let text_offset = self.characters;
+            let written = match self.tokenizer.token_bytes(token.id) {
+                [] if added && index == 0 => &[],
+                [] => self.tokenizer.token_text(token.id).as_bytes(),
+                bytes => bytes,
+            };
+            self.characters += self.text.push(written).chars().count();
+            reports.push(self.of(token.id, token.logprob, &token.top_logprobs, text_offset));
+        }
+        reports
+    }
+
+    fn of(
+        &self,
+        id: u32,
+        logprob: Option<f32>,
+        top: &[TokenLogprob],
+        text_offset: usize,
+    ) -> TokenReport {
+        TokenReport {
+            chosen: self.scored(id, logprob),
+            top: top
+                .iter()
+                .map(|other| self.scored(other.token_id, Some(other.logprob)))
+                .collect(),
+            likeliest: top.len().min(self.wanted as usize),
+            text_offset,
+        }
+    }
+
+    fn scored(&self, id: u32, logprob: Option<f32>) -> Scored {
         let bytes = match self.tokenizer.token_bytes(id) {
             // A control token adds nothing to the text; its name is what can be said of it.
             [] => self.tokenizer.token_text(id).as_bytes(),
@@ -86,7 +124,7 @@ impl Reporter {
         Scored {
             token: spell(bytes),
             // `max` also replaces NaN.
-            logprob: logprob.max(LOWEST),
+            logprob: logprob.map(|logprob| logprob.max(LOWEST)),
             bytes: bytes.to_vec(),
         }
     }

@@ -7,8 +7,8 @@
 //! |---|---|
 //! | `chat`, `completions` | the fields that only one endpoint has |
 //! | `batch` | the fields that both have; handing the request to the engine |
-//! | `policy` | fields that are accepted, refused or warned of |
 //! | `choice` | one continuation on its way |
+//! | `candidate` | continuations that may become choices, and the best of them |
 //! | `logprobs` | what is said of its tokens |
 //! | `shape` | how the endpoints write choices |
 //! | `answer` | the whole answer, or the stream of its parts |
@@ -16,17 +16,20 @@
 
 mod answer;
 mod batch;
+mod candidate;
 mod chat;
 mod choice;
 mod completions;
 mod logprobs;
 mod models;
-mod policy;
 mod shape;
 
 pub(crate) use models::system_fingerprint;
 
 use crate::openapi::Endpoint;
+
+pub(crate) use chat::{messages, messages_schema};
+pub(crate) use models::check as check_model;
 
 pub(crate) fn endpoints() -> Vec<Endpoint> {
     let mut endpoints = vec![completions::endpoint(), chat::endpoint()];

@@ -67,7 +67,7 @@ async fn model(
 }
 
 /// Refuses any name but that of the model that runs: another model would give another text.
-pub(super) fn check(id: &str, state: &AppState) -> Result<(), ApiError> {
+pub(crate) fn check(id: &str, state: &AppState) -> Result<(), ApiError> {
     let served = &state.engine.spec().name;
     if id == served {
         return Ok(());

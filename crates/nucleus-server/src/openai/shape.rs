@@ -45,16 +45,23 @@ pub(super) struct TextChoice {
     logprobs: Option<TextLogprobs>,
     finish_reason: Option<&'static str>,
     stop_reason: Option<StopReason>,
+    /// If they are asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token_ids: Option<Vec<u32>>,
+    /// If they are asked for; of a stream's choice in its first part.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_token_ids: Option<Vec<u32>>,
 }
 
 /// Tokens side by side, as the older endpoint has them.
 #[derive(Debug, Serialize, JsonSchema)]
 struct TextLogprobs {
     tokens: Vec<String>,
-    token_logprobs: Vec<f32>,
+    /// Null for the first token of a prompt.
+    token_logprobs: Vec<Option<f32>>,
     /// Null unless some are wanted.
-    #[schemars(with = "Option<Vec<BTreeMap<String, f32>>>")]
-    top_logprobs: Option<Vec<ByToken>>,
+    #[schemars(with = "Option<Vec<Option<BTreeMap<String, f32>>>>")]
+    top_logprobs: Option<Vec<Option<ByToken>>>,
     text_offset: Vec<usize>,
 }
 
@@ -70,6 +77,12 @@ pub(super) struct ChatChoice {
     logprobs: Option<ChatLogprobs>,
     finish_reason: &'static str,
     stop_reason: Option<StopReason>,
+    /// If they are asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token_ids: Option<Vec<u32>>,
+    /// If they are asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_token_ids: Option<Vec<u32>>,
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
@@ -88,6 +101,12 @@ pub(super) struct ChatPart {
     finish_reason: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     stop_reason: Option<StopReason>,
+    /// If they are asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token_ids: Option<Vec<u32>>,
+    /// If they are asked for, in a choice's first part.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_token_ids: Option<Vec<u32>>,
 }
 
 #[derive(Debug, Default, Serialize, JsonSchema)]
@@ -129,6 +148,8 @@ impl Shape for Text {
             logprobs: piece.tokens.map(TextLogprobs::new),
             finish_reason: None,
             stop_reason: None,
+            token_ids: piece.token_ids,
+            prompt_token_ids: piece.prompt_token_ids,
         }
     }
 
@@ -139,6 +160,8 @@ impl Shape for Text {
             logprobs: None,
             finish_reason: Some(finish.reason),
             stop_reason: finish.met,
+            token_ids: None,
+            prompt_token_ids: None,
         }
     }
 
@@ -169,6 +192,8 @@ impl Shape for Chat {
             logprobs: None,
             finish_reason: None,
             stop_reason: None,
+            token_ids: None,
+            prompt_token_ids: None,
         })
     }
 
@@ -183,6 +208,8 @@ impl Shape for Chat {
             logprobs: piece.tokens.map(ChatLogprobs::new),
             finish_reason: None,
             stop_reason: None,
+            token_ids: piece.token_ids,
+            prompt_token_ids: piece.prompt_token_ids,
         }
     }
 
@@ -193,6 +220,8 @@ impl Shape for Chat {
             logprobs: None,
             finish_reason: Some(finish.reason),
             stop_reason: finish.met,
+            token_ids: None,
+            prompt_token_ids: None,
         }
     }
 
@@ -207,6 +236,8 @@ impl Shape for Chat {
             logprobs: piece.tokens.map(ChatLogprobs::new),
             finish_reason: finish.reason,
             stop_reason: finish.met,
+            token_ids: piece.token_ids,
+            prompt_token_ids: piece.prompt_token_ids,
         }
     }
 }
@@ -215,7 +246,7 @@ impl TextLogprobs {
     fn new(reports: Vec<TokenReport>) -> Self {
         let wanted = reports.iter().any(|report| !report.top.is_empty());
         Self {
-            top_logprobs: wanted.then(|| reports.iter().map(ByToken::new).collect()),
+            top_logprobs: wanted.then(|| reports.iter().map(ByToken::of).collect()),
             token_logprobs: reports.iter().map(|report| report.chosen.logprob).collect(),
             text_offset: reports.iter().map(|report| report.text_offset).collect(),
             tokens: reports
@@ -227,10 +258,16 @@ impl TextLogprobs {
 }
 
 impl ByToken {
+    /// Nothing for a prompt's first token.
+    fn of(report: &TokenReport) -> Option<Self> {
+        report.chosen.logprob.map(|_| Self::new(report))
+    }
+
     /// Tokens of the same spelling share a place: the likeliest has it.
     fn new(report: &TokenReport) -> Self {
         let mut entries: Vec<(String, f32)> = Vec::with_capacity(report.top.len());
         for Scored { token, logprob, .. } in &report.top {
+            let Some(logprob) = logprob else { continue };
             if entries.iter().all(|(other, _)| other != token) {
                 entries.push((token.clone(), *logprob));
             }

@@ -321,7 +321,14 @@ async fn the_events_have_their_documented_shape() {
     let end = events.last().unwrap();
     assert_eq!(
         keys(end),
-        ["text", "stop_reason", "stop_sequence", "usage", "timings"]
+        [
+            "text",
+            "stop_reason",
+            "stop_sequence",
+            "usage",
+            "timings",
+            "sampling"
+        ]
     );
     let prompt_tokens = encode_prompt(PROMPT).len();
     let completion_tokens = events.len() - 2;

@@ -3,9 +3,12 @@
 mod bundled;
 mod connections;
 mod execute;
+mod limits;
+mod llamacpp;
 mod metrics;
 mod openai;
 mod openapi;
 mod refusals;
+mod sampling;
 mod streams;
 mod support;

@@ -523,7 +523,7 @@ async fn p8_p9_p10_p12_p23_bad_values_are_refused() {
             "n",
             json!([0, -1, 129, 1_u64 << 31, 1_u64 << 63, 1e20, "2", true]),
         ),
-        ("best_of", json!([2, 0, "1"])),
+        ("best_of", json!([0, "1", 129, 1_u64 << 63, 1.5])),
         ("logprobs", json!([-2, 21, 1_u64 << 31, true, "1"])),
         ("max_tokens", json!([0, -1, 1_u64 << 63, 1.5, "5"])),
         ("stop", json!(["", [""], many_stops, 5, ["x".repeat(1025)]])),
@@ -561,14 +561,13 @@ async fn p8_p9_p10_p12_p23_bad_values_are_refused() {
     assert!(error.message.contains("at most 128 choices"), "{error:?}");
     let both = json!({"max_tokens": 5, "max_completion_tokens": 5});
     assert_eq!(complete(&rig, both).await.status, StatusCode::BAD_REQUEST);
-    let (_, error) = complete(&rig, json!({"echo": true, "logprobs": 1}))
-        .await
-        .error()
-        .await;
-    assert_eq!(
-        (error.param.as_deref(), error.code.as_str()),
-        (Some("echo"), "unsupported_value")
-    );
+    for best_of in [
+        json!({"best_of": 1, "n": 2}),
+        json!({"best_of": 2, "stream": true}),
+    ] {
+        let (_, error) = complete(&rig, best_of).await.error().await;
+        assert_eq!(error.param.as_deref(), Some("best_of"));
+    }
     rig.assert_alive().await;
 }
 
@@ -728,4 +727,88 @@ async fn c8_an_aborted_answer_is_an_error() {
     rig.gate.open();
     let parts = parts(stream).await;
     assert_eq!(parts.last().unwrap()["error"]["code"], "shutting_down");
+}
+
+/// R5.1: of more candidates the likeliest on average are answered, the best first, with the seeds that give them alone.
+#[tokio::test]
+async fn r5_1_the_best_of_many_are_answered() {
+    let (_, script) = two_tokens();
+    let rig = Rig::new(script);
+    let ask =
+        |best_of: usize, n: usize| json!({"best_of": best_of, "n": n, "seed": 3, "max_tokens": 6});
+    let all = ok(complete(&rig, ask(6, 6)).await).await;
+    let foxes = |choice: &Value| {
+        let text = choice["text"].as_str().unwrap();
+        text.matches(" fox").count()
+    };
+    let mut expected: Vec<&Value> = all["choices"].as_array().unwrap().iter().collect();
+    // More foxes are likelier; of equals the first comes first.
+    expected.sort_by_key(|choice| std::cmp::Reverse(foxes(choice)));
+    let best = ok(complete(&rig, ask(6, 2)).await).await;
+    let choices = best["choices"].as_array().unwrap();
+    assert_eq!(choices.len(), 2);
+    for (index, choice) in choices.iter().enumerate() {
+        assert_eq!(choice["text"], expected[index]["text"]);
+        assert_eq!(choice["index"], index);
+        let seed = best["nucleus"]["seeds"][index].as_u64().unwrap();
+        let alone = ok(complete(&rig, json!({"seed": seed, "max_tokens": 6})).await).await;
+        assert_eq!(alone["choices"][0]["text"], choice["text"]);
+    }
+    assert_ne!(
+        foxes(&choices[0]),
+        foxes(expected[5]),
+        "there is something to choose"
+    );
+    assert_eq!(
+        best["usage"]["completion_tokens"], 36,
+        "all candidates are counted"
+    );
+    assert!(all["nucleus"].get("seeds").is_none());
+    let many = json!({"prompt": [PROMPT, PROMPT], "best_of": 65});
+    let (status, error) = complete(&rig, many).await.error().await;
+    assert_eq!((status, error.param.as_deref()), (400, Some("best_of")));
+}
+
+/// R5.1: `echo` with `logprobs` scores the prompt's tokens too, in one answer and in a stream, even without any output.
+#[tokio::test]
+async fn r5_1_an_echo_has_its_logprobs() {
+    let ([fox, bear], script) = two_tokens();
+    let options = RigOptions {
+        prompt_len: 3,
+        ..RigOptions::default()
+    };
+    let rig = Rig::with(options, script);
+    let near = |value: &Value, expected: f64| (value.as_f64().unwrap() - expected).abs() < 1e-5;
+    let prompt = json!([fox, bear, fox]);
+    for max_tokens in [0, 2] {
+        let ask = json!({"prompt": prompt, "echo": true, "logprobs": 1, "max_tokens": max_tokens, "temperature": 0});
+        let body = ok(complete(&rig, ask.clone()).await).await;
+        let choice = &body["choices"][0];
+        let text = " fox bear fox".to_owned() + &" fox".repeat(max_tokens);
+        assert_eq!(choice["text"], text);
+        assert_eq!(choice["finish_reason"], "length");
+        let logprobs = &choice["logprobs"];
+        assert_eq!(logprobs["tokens"].as_array().unwrap().len(), 3 + max_tokens);
+        assert_eq!(logprobs["tokens"][1], " bear");
+        assert_eq!(logprobs["text_offset"][2], 9);
+        assert_eq!(logprobs["token_logprobs"][0], Value::Null);
+        assert_eq!(logprobs["top_logprobs"][0], Value::Null);
+        assert!(near(&logprobs["token_logprobs"][1], 0.25_f64.ln()));
+        assert!(near(&logprobs["token_logprobs"][2], 0.75_f64.ln()));
+        let top = logprobs["top_logprobs"][1].as_object().unwrap();
+        assert_eq!(top.keys().collect::<Vec<_>>(), [" fox", " bear"]);
+
+        let mut streamed = ask;
+        streamed["stream"] = true.into();
+        let parts = parts(complete(&rig, streamed).await).await;
+        assert_eq!(joined(&parts, 0), (text, "length".into()));
+        let of_prompt = &parts[0]["choices"][0]["logprobs"];
+        for field in ["tokens", "token_logprobs", "text_offset", "top_logprobs"] {
+            let whole = logprobs[field].as_array().unwrap();
+            assert_eq!(of_prompt[field], json!(whole[..3]), "{field}");
+        }
+    }
+    let none = complete(&rig, json!({"prompt": prompt, "max_tokens": 0})).await;
+    assert_eq!(none.error().await.1.param.as_deref(), Some("max_tokens"));
+    rig.idle().await;
 }

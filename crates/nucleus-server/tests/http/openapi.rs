@@ -12,6 +12,10 @@ use crate::support::{PROMPT, Rig, RigOptions, forever};
 const ALIASES: &[(&str, &str)] = &[
     ("prompt", "n"),
     ("max_completion_tokens", "max_tokens"),
+    ("max_completion_tokens", "n_predict"),
+    ("max_tokens", "n_predict"),
+    ("n", "n_cmpl"),
+    ("logprobs", "n_probs"),
     ("repeat_penalty", "repetition_penalty"),
     ("typ_p", "typical_p"),
 ];
@@ -55,10 +59,10 @@ fn with(schema: &Value, name: &str, value: Value) -> Value {
 async fn refused(rig: &Rig, path: &str, name: &str, body: &Value) {
     let (status, error) = rig.post(path, body).await.error().await;
     assert_eq!(status, 400, "{path} {name}: {error:?}");
-    let alias = ALIASES.iter().find(|(alias, _)| *alias == name);
     let param = error.param.as_deref();
+    let is_alias = |(alias, of): &(&str, &str)| *alias == name && param == Some(*of);
     assert!(
-        param == Some(name) || param == alias.map(|(_, name)| *name),
+        param == Some(name) || ALIASES.iter().any(is_alias),
         "{path} {name}: {error:?}"
     );
 }

@@ -526,7 +526,12 @@ async fn p11_p13_p14_limits_are_those_of_the_operator() {
             "bad_words",
         ),
         ("/v1/completions", "n", json!(3), "n"),
-        ("/v1/completions", "prompt", json!(["a", "b", "c"]), "n"),
+        (
+            "/v1/completions",
+            "prompt",
+            json!(["a", "b", "c"]),
+            "prompt",
+        ),
         (
             "/v1/completions",
             "prompt",
