@@ -64,6 +64,12 @@ cuda-toolkit:
 test-gpu:
     cargo test -p nucleus-sampling --features cuda --test cuda -- --include-ignored
 
+# The sampler's tests on aarch64 with NEON, emulated. Needs `rustup target add aarch64-unknown-linux-musl` and qemu-aarch64.
+test-aarch64 *args:
+    CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_LINKER="$(rustc --print sysroot)/lib/rustlib/$(rustc --print host-tuple)/bin/rust-lld" \
+    CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_RUNNER=qemu-aarch64 \
+    cargo test -p nucleus-sampling --target aarch64-unknown-linux-musl {{ args }}
+
 # Everything that must pass before a change lands.
 ci:
     .ci/run
