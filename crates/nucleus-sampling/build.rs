@@ -2,7 +2,7 @@
 //! machine without a driver. Without the feature, nothing is compiled.
 //!
 //! * `NUCLEUS_NVCC`: the compiler. Otherwise `$CUDA_HOME/bin/nvcc`, `$CUDA_PATH/bin/nvcc`, then nvcc of `PATH`.
-//! * `NUCLEUS_CUDA_ARCHS`: compute capabilities, such as `90` or `80,90,120`. Machine code is made for each, and PTX for the largest, which
+//! * `NUCLEUS_CUDA_ARCHS`: compute capabilities, such as `90` or `90,120`. Machine code is made for each, and PTX for the largest, which
 //!   later devices compile when they load it. Default: see [`ARCHS`].
 
 use std::env;
@@ -11,8 +11,10 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Ampere, Ada, Hopper, Blackwell (data centre and consumer).
-const ARCHS: &str = "80,86,89,90,100,120";
+/// Hopper, Blackwell (data centre and consumer).
+const ARCHS: &str = "90,100,120";
+/// The kernels need clusters and the bulk copy engine.
+const OLDEST: u32 = 90;
 
 fn main() {
     println!("cargo::rerun-if-changed=cuda");
@@ -44,7 +46,9 @@ fn build() -> Result<(), String> {
         .args(targets(&archs)?)
         .arg("-o")
         .arg(&library)
-        .args(["cuda/kernels/sampling.cu", "cuda/kernels/config_fields.cu"]);
+        .args(
+            ["bounded", "sampling", "config_fields"].map(|unit| format!("cuda/kernels/{unit}.cu")),
+        );
     let output = command
         .output()
         .map_err(|error| format!("{} cannot be run: {error}", nvcc.display()))?;
@@ -105,9 +109,9 @@ fn targets(archs: &str) -> Result<Vec<String>, String> {
         let number: u32 = part.trim_start_matches("sm_").parse().map_err(|_| {
             format!("NUCLEUS_CUDA_ARCHS: {part} is no compute capability such as 90")
         })?;
-        if number < 80 {
+        if number < OLDEST {
             return Err(format!(
-                "NUCLEUS_CUDA_ARCHS: {number} is below 80, the oldest that is supported"
+                "NUCLEUS_CUDA_ARCHS: {number} is below {OLDEST}, the oldest that is supported"
             ));
         }
         numbers.push(number);

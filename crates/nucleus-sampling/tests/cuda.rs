@@ -366,24 +366,31 @@ fn a_batch_is_its_rows() {
         let states: Vec<SamplerState> = (0..count)
             .map(|row| SamplerState::new(&params[row % 5], &[row as u32, 3, 3]))
             .collect();
-        let mut rows: Vec<Row<'_>> = (0..count)
-            .map(|row| Row::new(LogitsRow::F32(&logits[row]), &params[row % 5], &states[row]))
-            .collect();
-        let mut host = Vec::new();
-        CpuSampler::new().sample_batch(&rows, &mut host);
         let mut device = CudaSampler::new(CudaOptions::default()).expect("a CUDA device");
-        let mut tokens = Vec::new();
-        for turn in [0, count / 3] {
-            rows.rotate_left(turn);
-            host.rotate_left(turn);
-            device
-                .sample_batch(&rows, &mut tokens)
-                .expect("the launch succeeds");
-            assert_eq!(
-                tokens.iter().map(bits).collect::<Vec<_>>(),
-                host.iter().map(bits).collect::<Vec<_>>(),
-                "{count} rows"
-            );
+        for mode in [LogprobsMode::Raw, LogprobsMode::Processed] {
+            let mut rows: Vec<Row<'_>> = (0..count)
+                .map(|row| {
+                    let logits = LogitsRow::F32(&logits[row]);
+                    let mut row = Row::new(logits, &params[row % 5], &states[row]);
+                    row.logprobs.mode = mode;
+                    row
+                })
+                .collect();
+            let mut host = Vec::new();
+            CpuSampler::new().sample_batch(&rows, &mut host);
+            let mut tokens = Vec::new();
+            for turn in [0, count / 3] {
+                rows.rotate_left(turn);
+                host.rotate_left(turn);
+                device
+                    .sample_batch(&rows, &mut tokens)
+                    .expect("the launch succeeds");
+                assert_eq!(
+                    tokens.iter().map(bits).collect::<Vec<_>>(),
+                    host.iter().map(bits).collect::<Vec<_>>(),
+                    "{count} rows, {mode:?}"
+                );
+            }
         }
     }
 }

@@ -69,7 +69,7 @@ static uint64_t mass(double p) { return static_cast<uint64_t>(static_cast<double
 struct Case {
   const char *name;
   SamplingProgram program;
-  bool edits;
+  bool edits, bounded;
 };
 
 static SamplingProgram program(std::vector<SamplingOp> ops) {
@@ -85,11 +85,12 @@ int main(int argc, char **argv) {
   SamplingOp temperature{NUCLEUS_OP_TEMPERATURE, 0.7f, 0}, draw{NUCLEUS_OP_DRAW, 0, 0}, top_p{NUCLEUS_OP_TOP_P, 0, mass(0.9)};
   SamplingOp top_k{NUCLEUS_OP_TOP_K, 0, 50}, min_p{NUCLEUS_OP_MIN_P, logf(0.05f), 0};
   std::vector<Case> cases = {
-      {"all on", program({{NUCLEUS_OP_DRY, 0, 0}, {NUCLEUS_OP_PENALTIES, 0, 0}, temperature, top_k, top_p, min_p, draw}), true},
-      {"top_k + top_p", program({temperature, top_k, top_p, draw}), false},
-      {"greedy", program({{NUCLEUS_OP_ARGMAX, 0, 0}}), false},
-      {"T + draw", program({temperature, draw}), false},
-      {"top_p", program({temperature, top_p, draw}), false},
+      {"all on", program({{NUCLEUS_OP_DRY, 0, 0}, {NUCLEUS_OP_PENALTIES, 0, 0}, temperature, top_k, top_p, min_p, draw}), true, true},
+      {"top_k + top_p", program({temperature, top_k, top_p, draw}), false, true},
+      {"greedy", program({{NUCLEUS_OP_ARGMAX, 0, 0}}), false, true},
+      {"min_p", program({temperature, min_p, draw}), false, true},
+      {"T + draw", program({temperature, draw}), false, false},
+      {"top_p", program({temperature, top_p, draw}), false, false},
   };
   bool sweep = argc > 1;
   std::mt19937 random(1);
@@ -161,13 +162,15 @@ int main(int argc, char **argv) {
       batch.programs = d_programs.data;
       batch.arena = d_arena.data;
       batch.out = out.data;
+      DeviceArray<char> workspace(sampling_workspace_size(rows, 0));
+      CHECK(cudaMemset(workspace.data, 0x5A, workspace.count));
       auto run = [&](uint32_t copy, uint32_t cluster, uint32_t dtype, cudaStream_t s, uint32_t flags = 0) {
         SamplingBatch b = batch;
         b.logits = dtype ? static_cast<const void *>(bf16.data) : logits.data + copy * one.size();
         b.dtype = dtype;
         b.cluster = cluster;
-        b.flags = flags;
-        int code = launch_advanced_sample_batch(&b, nullptr, 0, s);
+        b.flags = flags | (c.bounded ? NUCLEUS_BATCH_ALL_BOUNDED : NUCLEUS_BATCH_NONE_BOUNDED);
+        int code = launch_advanced_sample_batch(&b, workspace.data, workspace.count, s);
         if (code) { std::printf("launch %d\n", code); std::exit(1); }
       };
       double warm = median_us(10, [&](uint32_t, cudaStream_t s) { run(0, 0, 0, s); });

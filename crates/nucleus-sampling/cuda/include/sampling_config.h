@@ -158,6 +158,9 @@ NUCLEUS_ASSERT(sizeof(SamplingBatch) == 120);
 #define NUCLEUS_BATCH_EXACT 1u
 /* Every row is first given to one block, as in large batches; never changes a result. */
 #define NUCLEUS_BATCH_BLOCK_EACH 2u
+/* What the caller knows of the requests spares launches; never changes a result. Bounded: edits by id and temperatures, then top_k, min_p or argmax. */
+#define NUCLEUS_BATCH_ALL_BOUNDED 4u
+#define NUCLEUS_BATCH_NONE_BOUNDED 8u
 
 /* Results of a launch. A CUDA error is NUCLEUS_LAUNCH_CUDA + its code. */
 #define NUCLEUS_LAUNCH_OK 0
@@ -165,12 +168,12 @@ NUCLEUS_ASSERT(sizeof(SamplingBatch) == 120);
 #define NUCLEUS_LAUNCH_WORKSPACE 2 /* the workspace is too small */
 #define NUCLEUS_LAUNCH_CUDA 1000
 
-/* Bytes of workspace. `max_edited`: the most ids a row edits by bias, ids that end a text, bad words and history windows together;
- * up to 1536 need no workspace. A row that needs more ends with NUCLEUS_WORKSPACE. */
+/* Bytes of workspace for batches of up to so many rows. `max_edited`: the most ids a row edits by bias, ids that end a text, bad words and history
+ * windows together; a row that edits more ends with NUCLEUS_WORKSPACE. */
 size_t sampling_workspace_size(uint32_t rows, uint32_t max_edited);
 
-/* Samples every row, in one kernel, or two from 96 rows on; returns once the work is queued on the stream (a cudaStream_t). Allocates nothing, synchronises nothing and can be
- * captured in a CUDA graph. One workspace serves one stream at a time. */
+/* Samples every row, in two or three launches that overlap; returns once the work is queued on the stream (a cudaStream_t). Allocates nothing,
+ * synchronises nothing and can be captured in a CUDA graph. One workspace serves one stream at a time. */
 int launch_advanced_sample_batch(const SamplingBatch *batch, void *workspace, size_t workspace_bytes, void *stream);
 
 /* One row of f32 logits without lists: `random_value` is the uniform number in units of 2^-64. Every pointer is to device memory.

@@ -23,7 +23,7 @@ __device__ __noinline__ bool sample_by_block(u32 index) {
   if (sh->row.flags & NUCLEUS_ROW_PADDING) return true;
   RowCall call{ index, 0, 0, RawSums{}};
   Request r = request_of(batch, index, sh->row, sh->config, sh->program);
-  SlicePlan plan = plan_of(sh);
+  SlicePlan plan = plan_of(*sh);
   bool streams = plan.sliced && plan.kind != SlicePlan::EXACT && !(sh->row.flags & NUCLEUS_ROW_ALLOWED) && !(batch.flags & NUCLEUS_BATCH_EXACT);
   if (!streams || reinterpret_cast<uintptr_t>(r.logits) % 16 || (r.limit + Row::ROUND) / (32 * Row::WIDTH) > SEGMENTS) return false;
   bool unusual = false;
@@ -114,7 +114,7 @@ __device__ __noinline__ bool sample_by_block(u32 index) {
     return true;
   }
   if (first && count > THREADS / 2) count = rows.shrink(count, plan.k);
-  team.sort(places, count);
+  sort_places<THREADS>(places, count);
   if (threadIdx.x < 32) {
     bool decided = run_candidates(call, ListCall{places, weights, count, plan.op, plan.temperature, total});
     if (threadIdx.x == 0) sh->verdict = decided;

@@ -135,7 +135,7 @@ __device__ __forceinline__ void sample_by_cluster(const SamplingBatch &batch, co
   describe_slot(sh, batch);
   RowCall call{ index, slice_room, 0, RawSums{}};
   bool exact_only = batch.flags & NUCLEUS_BATCH_EXACT, unusual = false;
-  SlicePlan plan = plan_of(sh);
+  SlicePlan plan = plan_of(*sh);
   if ((sh->row.flags & NUCLEUS_ROW_PADDING) || !team.whole || !plan.sliced) {
     load.wait(use);
     team.cluster_wait();

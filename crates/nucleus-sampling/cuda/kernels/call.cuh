@@ -19,6 +19,9 @@ __host__ __device__ inline u32 table_capacity(u32 max_edited) {
   return capacity;
 }
 
+// Status of a row that is not decided yet; a later launch decides it.
+constexpr u32 PENDING = 0xFFFFFFFFu;
+
 template <class T>
 __device__ __forceinline__ void copy_words(T *to, const T *from, u32 first_thread) {
   static_assert(sizeof(T) % 4 == 0);
@@ -27,12 +30,12 @@ __device__ __forceinline__ void copy_words(T *to, const T *from, u32 first_threa
 }
 
 // Brings what describes the row to shared memory.
-__device__ __forceinline__ void describe(Shared *sh, const SamplingBatch &batch, u32 index) {
+__device__ __forceinline__ void describe(Description *d, const SamplingBatch &batch, u32 index) {
   const SamplingRow *row = batch.row + index;
   u32 request = row->request;
-  copy_words(&sh->row, row, 0);
-  copy_words(&sh->config, batch.configs + request, 64);
-  copy_words(&sh->program, batch.programs + request, 128);
+  copy_words(&d->row, row, 0);
+  copy_words(&d->config, batch.configs + request, 64);
+  copy_words(&d->program, batch.programs + request, 128);
 }
 
 // Completes the description of a row whose history is a slot's, after a barrier.
@@ -70,13 +73,18 @@ __device__ __forceinline__ bool run_candidates(const RowCall &call, const ListCa
   return true;
 }
 
-// The first token of the order, by the thread that writes it.
-__device__ __forceinline__ void take_first(const RowCall &call, const Request &r, u64 place) {
+// The choice of the first token of the order; `place` is 0 if there is none.
+__device__ __forceinline__ Outcome first_of_order(u64 place) {
   Outcome outcome;
   outcome.status = place ? NUCLEUS_OK : NUCLEUS_EMPTY;
   outcome.token = place ? id_at(place) : NUCLEUS_NO_TOKEN;
   outcome.kept = 1;
-  *call.out() = result(outcome, call.raw, r);
+  return outcome;
+}
+
+// The first token of the order, by the thread that writes it.
+__device__ __forceinline__ void take_first(const RowCall &call, const Request &r, u64 place) {
+  *call.out() = result(first_of_order(place), call.raw, r);
 }
 
 __device__ __forceinline__ void fail(const RowCall &call, const DeviceTeam &team, const Request &r, u32 status) {

@@ -167,7 +167,7 @@ __device__ __forceinline__ void list_candidates(const DeviceTeam &team, u32 coun
     for (u32 i = threadIdx.x % 32; i < sh->sent[from]; i += 32) sh->listed_places[before + i] = sh->candidates[from * team.share_of(CANDIDATES) + i];
   }
   __syncthreads();
-  team.sort(sh->listed_places, count);
+  sort_places<THREADS>(sh->listed_places, count);
 }
 
 }  // namespace nucleus

@@ -200,9 +200,9 @@ HD void clear_edits(const Team &team, const EditTable &table) {
   for (u32 i = team.local(); i <= table.capacity; i += team.locals()) table.slots[i] = Edit{NO_ID, 0, 0, 0.0f};
 }
 
-// How often and where tokens of the windows occur.
-template <class Team>
-HD void note_occurrences(const Team &team, const Request &r, const EditTable &table) {
+// How often and where tokens of the windows occur. The tables of these functions take every id that they cover.
+template <class Team, class Table>
+HD void note_occurrences(const Team &team, const Request &r, const Table &table) {
   const SamplingConfig &c = *r.config;
   const u32 len = r.row->history.len, prompt = r.row->prompt_len;
   u32 seen = window_start(len, c.repeat_last_n);
@@ -229,8 +229,8 @@ HD u32 last_break(const Team &team, const Sequences &breakers, const u32 *h, u32
   return team.local_max(last);
 }
 
-template <class Team>
-HD void note_passages(const Team &team, const Request &r, const EditTable &table) {
+template <class Team, class Table>
+HD void note_passages(const Team &team, const Request &r, const Table &table) {
   const SamplingConfig &c = *r.config;
   u32 first = window_start(r.row->history.len, c.dry_penalty_last_n), size = r.row->history.len - first;
   const u32 *h = r.history + first;
@@ -245,8 +245,8 @@ HD void note_passages(const Team &team, const Request &r, const EditTable &table
   }
 }
 
-template <class Team>
-HD void note_ngrams(const Team &team, const Request &r, const EditTable &table) {
+template <class Team, class Table>
+HD void note_ngrams(const Team &team, const Request &r, const Table &table) {
   const u32 *tokens = r.history;
   u32 len = r.row->history.len;
   u64 others = r.config->no_repeat_ngram_size - 1;
@@ -258,8 +258,8 @@ HD void note_ngrams(const Team &team, const Request &r, const EditTable &table) 
       raise_bits(&table.insert(tokens[end])->flags, NGRAM);
 }
 
-template <class Team>
-HD void note_bias_and_bans(const Team &team, const Request &r, const EditTable &table) {
+template <class Team, class Table>
+HD void note_bias_and_bans(const Team &team, const Request &r, const Table &table) {
   const u32 t = team.local(), n = team.locals();
   const SamplingConfig &c = *r.config;
   const SamplingBias *bias = reinterpret_cast<const SamplingBias *>(r.words(r.row->bias));

@@ -7,12 +7,14 @@
 
 #ifdef __CUDACC__
 #define HD __host__ __device__ __forceinline__
-#define HD_SLOW __host__ __device__ __noinline__
+#define HD_SLOW inline __host__ __device__ __noinline__
 #define UNROLL_NOT _Pragma("unroll 1")
+#define UNROLL_8 _Pragma("unroll 8")
 #else
 #define HD inline
 #define HD_SLOW inline
 #define UNROLL_NOT
+#define UNROLL_8
 #endif
 
 namespace nucleus {

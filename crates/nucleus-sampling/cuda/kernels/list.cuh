@@ -328,7 +328,7 @@ struct ListMachine {
       for (u32 i = warp.lane(); i < n; i += warp.lanes()) {
         u32 id = id_at(places[low + i]);
         u64 before = 0;
-        UNROLL_NOT
+        UNROLL_8
         for (u32 j = low; j < high; ++j) before += id_at(places[j]) < id ? q(j) : 0;
         if (before <= target && before + q(low + i) > target) drawn = i;
       }

@@ -18,10 +18,10 @@ struct SlicePlan {
   float temperature;  // in force at that operation
 };
 
-__device__ __forceinline__ SlicePlan plan_of(const Shared *sh) {
-  const u32 lane = threadIdx.x % 32, len = sh->program.len;
+__device__ __forceinline__ SlicePlan plan_of(const Description &d) {
+  const u32 lane = threadIdx.x % 32, len = d.program.len;
   SamplingOp op{NUCLEUS_OP_NONE, 0, 0};
-  if (lane < len && lane < NUCLEUS_MAX_OPS) op = sh->program.ops[lane];
+  if (lane < len && lane < NUCLEUS_MAX_OPS) op = d.program.ops[lane];
   bool there = lane < len;
   u32 passages = __ballot_sync(~0u, there && op.code == NUCLEUS_OP_DRY), occurrences = __ballot_sync(~0u, there && op.code == NUCLEUS_OP_PENALTIES);
   u32 ngrams = __ballot_sync(~0u, there && op.code == NUCLEUS_OP_NO_REPEAT_NGRAM), by_id = passages | occurrences | ngrams;
@@ -32,12 +32,12 @@ __device__ __forceinline__ SlicePlan plan_of(const Shared *sh) {
   plan.passages = passages;
   plan.occurrences = occurrences;
   plan.ngrams = ngrams;
-  const SamplingRow &row = sh->row;
+  const SamplingRow &row = d.row;
   plan.edits = by_id || row.bias.len || row.bad_words.len || row.eos.len;
   plan.op = __ffs(~(by_id | temperatures | none)) - 1;
   temperatures &= (1u << plan.op) - 1;
   plan.temperature = temperatures ? __shfl_sync(~0u, op.arg, 31 - __clz(temperatures)) : 1.0f;
-  u32 code = __shfl_sync(~0u, op.code, plan.op), min_keep = sh->config.min_keep ? sh->config.min_keep : 1;
+  u32 code = __shfl_sync(~0u, op.code, plan.op), min_keep = d.config.min_keep ? d.config.min_keep : 1;
   u64 k = __shfl_sync(~0u, op.threshold, plan.op);
   plan.kind = SlicePlan::EXACT;
   plan.greedy = code == NUCLEUS_OP_ARGMAX;

@@ -1,8 +1,9 @@
-// The launches: a cluster a row, or a block a row and then clusters for the rows that are left.
+// The launches: tiles for bounded requests; a cluster a row for the others, or a block a row; then clusters for the rows that are left.
 #include <cuda_runtime.h>
 
 #include "by_block.cuh"
 #include "by_cluster.cuh"
+#include "launch.cuh"
 
 namespace nucleus {
 
@@ -15,12 +16,13 @@ __device__ __forceinline__ void prefetch_row(const SamplingBatch &batch, u32 ind
     asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(row), "r"(static_cast<u32>(bytes < AHEAD ? bytes : AHEAD)) : "memory");
 }
 
-// Status of a row that a block alone did not decide, until a cluster has.
-constexpr u32 PENDING = 0xFFFFFFFFu;
-
-// How a launch shares out the rows.
-enum Share : u32 { A_CLUSTER_EACH, A_BLOCK_EACH, PENDING_ROWS };
+// How a launch shares out the rows: all of them, or those that an earlier launch left pending.
+enum Share : u32 { A_CLUSTER_EACH, A_BLOCK_EACH, A_BLOCK_PENDING, CLUSTERS_PENDING };
 constexpr u32 PENDING_CLUSTERS = 32;  // so that each has at most a warp's width of rows: 32 * 32 = NUCLEUS_MAX_ROWS
+
+__device__ __forceinline__ bool is_pending(const SamplingBatch &batch, u32 index) {
+  return reinterpret_cast<const volatile u32 &>(batch.out[index].status) == PENDING;
+}
 
 // The rows of a cluster, as bits: row `first + bit * step`.
 struct Rows {
@@ -29,8 +31,7 @@ struct Rows {
 __device__ __forceinline__ Rows rows_of(const SamplingBatch &batch, u32 cluster, u32 clusters, Share share) {
   if (share == A_CLUSTER_EACH) return Rows{cluster, 0, 1};
   u32 index = cluster + threadIdx.x % 32 * clusters;
-  bool pending = index < batch.rows && reinterpret_cast<const volatile u32 &>(batch.out[index].status) == PENDING;
-  return Rows{cluster, clusters, __ballot_sync(~0u, pending)};
+  return Rows{cluster, clusters, __ballot_sync(~0u, index < batch.rows && is_pending(batch, index))};
 }
 
 __global__ void __launch_bounds__(THREADS, 2) sample_rows(const __grid_constant__ SamplingBatch batch, const __grid_constant__ Workspace workspace,
@@ -38,7 +39,9 @@ __global__ void __launch_bounds__(THREADS, 2) sample_rows(const __grid_constant_
   Shared *sh = shared_state();
   DeviceTeam team;
   if (threadIdx.x < sizeof(SamplingBatch) / 4) reinterpret_cast<u32 *>(&sh->batch)[threadIdx.x] = reinterpret_cast<const u32 *>(&batch)[threadIdx.x];
-  if (share == A_BLOCK_EACH) {
+  wait_for_launch_before();
+  if (share == A_BLOCK_EACH || share == A_BLOCK_PENDING) {
+    if (share == A_BLOCK_PENDING && !is_pending(batch, blockIdx.x)) return;
     if (threadIdx.x == 0) prefetch_row(batch, blockIdx.x);
     __syncthreads();
     bool decided = sample_by_block(batch.dtype, blockIdx.x);
@@ -49,7 +52,7 @@ __global__ void __launch_bounds__(THREADS, 2) sample_rows(const __grid_constant_
 #pragma unroll 1
   for (u32 use = 0; rows.bits; rows.bits &= rows.bits - 1, ++use) {
     sample_by_cluster(batch, workspace, rows.first + (__ffs(rows.bits) - 1) * rows.step, slice_room, use);
-    if (share == PENDING_ROWS) team.cluster_sync();
+    if (share == CLUSTERS_PENDING) team.cluster_sync();
   }
 }
 
@@ -64,33 +67,67 @@ constexpr u32 ROWS_A_BLOCK_EACH = 96;
 // Blocks a row.
 inline u32 blocks_for(u32 rows) { return rows <= 32 || rows >= ROWS_A_BLOCK_EACH ? 8 : 4; }
 
-cudaError_t launch(const SamplingBatch &batch, const Workspace &workspace, u32 blocks, Share share, cudaStream_t stream) {
-  u32 slice = share == A_BLOCK_EACH ? 0 : slice_of(batch.row_len, blocks), bytes = slice * 4;
-  if (bytes > SLICE_BYTES_MAX) slice = bytes = 0;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(share == A_BLOCK_EACH ? batch.rows : (share == PENDING_ROWS ? PENDING_CLUSTERS : batch.rows) * blocks);
-  config.blockDim = dim3(THREADS);
-  config.dynamicSmemBytes = SHARED_BYTES + (bytes > SPARE_BYTES ? bytes : SPARE_BYTES);
-  config.stream = stream;
-  cudaLaunchAttribute attribute;
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = share == A_BLOCK_EACH ? 1 : blocks;
-  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  return cudaLaunchKernelEx(&config, sample_rows, batch, workspace, slice, share);
-}
+// The workspace, one part after another.
+struct Layout {
+  size_t rest, edits, bytes;
+  u32 capacity;
 
-cudaError_t launch_all(const SamplingBatch &batch, const Workspace &workspace, cudaStream_t stream) {
-  cudaError_t error = cudaFuncSetAttribute(sample_rows, cudaFuncAttributeMaxDynamicSharedMemorySize, 232448);
-  if (error == cudaSuccess) error = cudaFuncSetAttribute(sample_rows, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
-  if (error != cudaSuccess) return error;
-  u32 blocks = batch.cluster ? batch.cluster : blocks_for(batch.rows);
-  bool many = batch.cluster == 0 && batch.rows >= ROWS_A_BLOCK_EACH && !(batch.flags & NUCLEUS_BATCH_EXACT);
-  if (!many && !(batch.flags & NUCLEUS_BATCH_BLOCK_EACH)) return launch(batch, workspace, blocks, A_CLUSTER_EACH, stream);
-  error = launch(batch, workspace, blocks, A_BLOCK_EACH, stream);
-  return error == cudaSuccess ? launch(batch, workspace, blocks, PENDING_ROWS, stream) : error;
-}
+  Layout(u32 rows, u32 max_edited) {
+    // A smaller batch has more segments a row, but never more in all than this.
+    const size_t segments = rows < SEGMENT_ROWS ? static_cast<size_t>(SEGMENT_ROWS) : rows;
+    capacity = table_capacity(max_edited);
+    rest = segments * sizeof(SegmentHead);
+    edits = rest + segments * (SEGMENT_ROOM - HEAD_ROOM) * sizeof(u64);
+    bytes = edits + (capacity ? static_cast<size_t>(rows) * (capacity + 1) * sizeof(Edit) : 0);
+  }
+};
+
+struct Launcher {
+  const SamplingBatch &batch;
+  const Layout layout;
+  char *workspace;
+  cudaStream_t stream;
+
+  // `follows`: it may begin while the launch before it ends.
+  cudaError_t rows(u32 blocks, Share share, bool follows) const {
+    const bool alone = share == A_BLOCK_EACH || share == A_BLOCK_PENDING;
+    u32 slice = alone ? 0 : slice_of(batch.row_len, blocks), bytes = slice * 4;
+    if (bytes > SLICE_BYTES_MAX) slice = bytes = 0;
+    u32 clusters = share == CLUSTERS_PENDING && batch.rows > PENDING_CLUSTERS ? PENDING_CLUSTERS : batch.rows;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3(alone ? batch.rows : clusters * blocks);
+    config.blockDim = dim3(THREADS);
+    config.dynamicSmemBytes = SHARED_BYTES + (bytes > SPARE_BYTES ? bytes : SPARE_BYTES);
+    config.stream = stream;
+    cudaLaunchAttribute attributes[2];
+    attributes[0].id = cudaLaunchAttributeClusterDimension;
+    attributes[0].val.clusterDim.x = alone ? 1 : blocks;
+    attributes[0].val.clusterDim.y = attributes[0].val.clusterDim.z = 1;
+    attributes[1] = begins_early();
+    config.attrs = attributes;
+    config.numAttrs = follows ? 2 : 1;
+    Workspace edits{reinterpret_cast<Edit *>(workspace + layout.edits), layout.capacity, batch.max_edited};
+    return cudaLaunchKernelEx(&config, sample_rows, batch, edits, slice, share);
+  }
+
+  cudaError_t bounded() const {
+    return launch_bounded(batch, reinterpret_cast<SegmentHead *>(workspace), reinterpret_cast<u64 *>(workspace + layout.rest), stream);
+  }
+
+  cudaError_t all() const {
+    cudaError_t error = cudaFuncSetAttribute(sample_rows, cudaFuncAttributeMaxDynamicSharedMemorySize, 232448);
+    if (error == cudaSuccess) error = cudaFuncSetAttribute(sample_rows, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
+    if (error != cudaSuccess) return error;
+    const u32 blocks = batch.cluster ? batch.cluster : blocks_for(batch.rows);
+    const bool chosen = batch.cluster == 0 && !(batch.flags & (NUCLEUS_BATCH_EXACT | NUCLEUS_BATCH_BLOCK_EACH));
+    const bool tiled = chosen && !(batch.flags & NUCLEUS_BATCH_NONE_BOUNDED);
+    const bool alone = batch.flags & NUCLEUS_BATCH_BLOCK_EACH || (chosen && batch.rows >= ROWS_A_BLOCK_EACH && !(batch.flags & NUCLEUS_BATCH_ALL_BOUNDED));
+    if (tiled) error = bounded();
+    if (error == cudaSuccess && alone) error = rows(blocks, tiled ? A_BLOCK_PENDING : A_BLOCK_EACH, tiled);
+    if (error != cudaSuccess) return error;
+    return rows(blocks, tiled || alone ? CLUSTERS_PENDING : A_CLUSTER_EACH, tiled || alone);
+  }
+};
 
 inline bool valid(const SamplingBatch *b) {
   if (!b || b->struct_size != sizeof(SamplingBatch) || b->dtype > NUCLEUS_BF16 || b->rows > NUCLEUS_MAX_ROWS) return false;
@@ -106,17 +143,15 @@ __global__ void describe_row(SamplingRow *to, SamplingRow row) { *to = row; }
 using namespace nucleus;
 
 extern "C" size_t sampling_workspace_size(uint32_t rows, uint32_t max_edited) {
-  u32 capacity = table_capacity(max_edited);
-  return capacity ? static_cast<size_t>(rows) * (capacity + 1) * sizeof(Edit) : 0;
+  return Layout(rows, max_edited).bytes;
 }
 
 extern "C" int launch_advanced_sample_batch(const SamplingBatch *batch, void *workspace, size_t workspace_bytes, void *stream) {
   if (!valid(batch)) return NUCLEUS_LAUNCH_INVALID;
   if (batch->rows == 0) return NUCLEUS_LAUNCH_OK;
-  if (workspace_bytes < sampling_workspace_size(batch->rows, batch->max_edited)) return NUCLEUS_LAUNCH_WORKSPACE;
-  Workspace space{static_cast<Edit *>(workspace), table_capacity(batch->max_edited), batch->max_edited};
-  cudaStream_t on = static_cast<cudaStream_t>(stream);
-  cudaError_t error = launch_all(*batch, space, on);
+  const Layout layout(batch->rows, batch->max_edited);
+  if (!workspace || workspace_bytes < layout.bytes) return NUCLEUS_LAUNCH_WORKSPACE;
+  cudaError_t error = Launcher{*batch, layout, static_cast<char *>(workspace), static_cast<cudaStream_t>(stream)}.all();
   return error == cudaSuccess ? NUCLEUS_LAUNCH_OK : NUCLEUS_LAUNCH_CUDA + static_cast<int>(error);
 }
 

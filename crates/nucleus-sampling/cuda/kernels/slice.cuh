@@ -9,6 +9,18 @@ constexpr u32 COPY_BYTES = 16384;  // of one bulk copy
 
 __device__ __forceinline__ u32 shared_address(const void *p) { return static_cast<u32>(__cvta_generic_to_shared(p)); }
 
+// Waits until the copies that an mbarrier counts have arrived, in its phase of this parity.
+__device__ __forceinline__ void wait_for_copy(const u64 *mbarrier, u32 parity) {
+  const u32 barrier = shared_address(mbarrier);
+  u32 done = 0;
+  while (!done)
+    asm volatile(
+        "{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
+        : "=r"(done)
+        : "r"(barrier), "r"(parity)
+        : "memory");
+}
+
 // The logits of a slice on their way to shared memory. 16-bit logits land in the upper half of the slice's memory.
 struct SliceLoad {
   const DeviceTeam &team;
@@ -41,15 +53,7 @@ struct SliceLoad {
     }
   }
 
-  __device__ __forceinline__ void wait(u32 use) const {
-    u32 barrier = shared_address(&team.sh->arrived), done = 0;
-    while (!done)
-      asm volatile(
-          "{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
-          : "=r"(done)
-          : "r"(barrier), "r"(use & 1)
-          : "memory");
-  }
+  __device__ __forceinline__ void wait(u32 use) const { wait_for_copy(&team.sh->arrived, use & 1); }
 
   // Every thread of the block, once the copy has arrived; a barrier must follow.
   __device__ __forceinline__ void finish() const {

@@ -19,8 +19,15 @@ constexpr u32 CANDIDATES = BINS;  // that the leader takes from all blocks
 constexpr u32 LISTED = 1024;      // of them as a list
 constexpr u32 TOKENS_HELD = 2 * BINS;
 
+// What describes a row.
+struct Description {
+  SamplingRow row;
+  SamplingConfig config;
+  SamplingProgram program;
+};
+
 // What a block holds beside its slice of the row. The slice's memory, at least SPARE_BYTES, serves as scratch where no slice is held.
-struct Shared {
+struct Shared : Description {
   union {
     struct {
       union {
@@ -45,9 +52,6 @@ struct Shared {
   alignas(16) u32 maxima[MAX_BLOCKS * GROUPS];
   u32 counts[MAX_BLOCKS * WARPS], groups[THREADS], sent[MAX_BLOCKS];
   SamplingBatch batch;
-  SamplingRow row;
-  SamplingConfig config;
-  SamplingProgram program;
   u64 arrived;  // an mbarrier: the slice is there
   u64 found_base, told;
   u32 found_bin, listed, found, bound, verdict, unusual;
@@ -97,6 +101,42 @@ __device__ inline float max_nan(float a, float b) {
   return m;
 }
 
+// Sorts with a block of N threads, descending: by counting where it is short, several threads a place; else bitonically. Has room up to a power of 2.
+template <u32 N>
+__device__ __forceinline__ void sort_places(u64 *places, u32 count) {
+  if (count <= N) {
+    if (count < 2) return;
+    const u32 sharing = 31 - __clz(N) - (32 - __clz(count - 1)), bits = sharing < 5 ? sharing : 5;
+    const u32 shares = 1u << bits, share = threadIdx.x & (shares - 1), index = threadIdx.x >> bits;
+    u64 own = index < count ? places[index] : 0;
+    u32 rank = 0;
+    UNROLL_8
+    for (u32 i = share; i < count; i += shares) rank += places[i] > own;
+    UNROLL_NOT
+    for (u32 step = shares / 2; step; step /= 2) rank += __shfl_xor_sync(~0u, rank, step);
+    __syncthreads();
+    if (index < count && share == 0) places[rank] = own;
+    __syncthreads();
+    return;
+  }
+  u32 size = 2 * N;
+  while (size < count) size *= 2;
+  UNROLL_NOT
+  for (u32 i = count + threadIdx.x; i < size; i += N) places[i] = 0;
+  __syncthreads();
+  UNROLL_NOT
+  for (u32 run = 2; run <= size; run *= 2)
+    for (u32 step = run / 2; step; step /= 2) {
+      UNROLL_NOT
+      for (u32 i = threadIdx.x; i < size / 2; i += N) {
+        u32 a = 2 * i - (i & (step - 1)), b = a + step;
+        u64 x = places[a], y = places[b];
+        if ((x < y) == ((a & run) == 0)) { places[a] = y; places[b] = x; }
+      }
+      __syncthreads();
+    }
+}
+
 struct DeviceTeam {
   using Warp = DeviceWarp;
   Shared *sh;
@@ -129,8 +169,9 @@ struct DeviceTeam {
   __device__ __forceinline__ bool leader() const { return block == 0; }
   __device__ __forceinline__ bool unusual() const { return sh->unusual; }
   __device__ __forceinline__ void sync() const { __syncthreads(); }
-  __device__ __forceinline__ void cluster_arrive() const { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
-  __device__ __forceinline__ void cluster_wait() const { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+  // Not the form that asks whole warps to come together: the compiler may have one lane take another way to it.
+  __device__ __forceinline__ void cluster_arrive() const { asm volatile("barrier.cluster.arrive.release;" ::: "memory"); }
+  __device__ __forceinline__ void cluster_wait() const { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
   __device__ __forceinline__ void cluster_sync() const {
     cluster_arrive();
     cluster_wait();
@@ -355,42 +396,7 @@ struct DeviceTeam {
   __device__ __forceinline__ u32 listed_anywhere() const { return in_block(sh, 0)->listed; }
   __device__ __forceinline__ u64 *list() const { return sh->list; }
   __device__ __forceinline__ u64 *scratch() const { return reinterpret_cast<u64 *>(slice); }
-  __device__ __forceinline__ void sort_list(u32 count) const { sort(sh->list, count); }
-
-  // Sorts in this block, descending: by counting where it is short, several threads a place; else bitonically. Has room up to a power of 2.
-  __device__ __forceinline__ void sort(u64 *places, u32 count) const {
-    if (count <= THREADS) {
-      if (count < 2) return;
-      const u32 sharing = 31 - __clz(THREADS) - (32 - __clz(count - 1)), bits = sharing < 5 ? sharing : 5;
-      const u32 shares = 1u << bits, share = threadIdx.x & (shares - 1), index = threadIdx.x >> bits;
-      u64 own = index < count ? places[index] : 0;
-      u32 rank = 0;
-      UNROLL_NOT
-      for (u32 i = share; i < count; i += shares) rank += places[i] > own;
-      UNROLL_NOT
-      for (u32 step = shares / 2; step; step /= 2) rank += __shfl_xor_sync(~0u, rank, step);
-      __syncthreads();
-      if (index < count && share == 0) places[rank] = own;
-      __syncthreads();
-      return;
-    }
-    u32 size = 2 * THREADS;
-    while (size < count) size *= 2;
-    UNROLL_NOT
-    for (u32 i = count + threadIdx.x; i < size; i += THREADS) places[i] = 0;
-    __syncthreads();
-    UNROLL_NOT
-    for (u32 run = 2; run <= size; run *= 2)
-      for (u32 step = run / 2; step; step /= 2) {
-        UNROLL_NOT
-        for (u32 i = threadIdx.x; i < size / 2; i += THREADS) {
-          u32 a = 2 * i - (i & (step - 1)), b = a + step;
-          u64 x = places[a], y = places[b];
-          if ((x < y) == ((a & run) == 0)) { places[a] = y; places[b] = x; }
-        }
-        __syncthreads();
-      }
-  }
+  __device__ __forceinline__ void sort_list(u32 count) const { sort_places<THREADS>(sh->list, count); }
 
   template <class F>
   __device__ __forceinline__ void by_warp(F f) const {

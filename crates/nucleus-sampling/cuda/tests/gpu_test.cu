@@ -33,9 +33,8 @@ int main(int argc, char **argv) {
     batch.max_edited = 4096;
     DeviceArray<char> workspace(sampling_workspace_size(b.rows, batch.max_edited));
     for (uint32_t cluster : {0u, 1u, 2u, 4u, 8u}) {
-      for (uint32_t flags : {0u, NUCLEUS_BATCH_EXACT, NUCLEUS_BATCH_BLOCK_EACH}) {
+      for (uint32_t flags : {0u, NUCLEUS_BATCH_EXACT, NUCLEUS_BATCH_BLOCK_EACH, NUCLEUS_BATCH_ALL_BOUNDED, NUCLEUS_BATCH_NONE_BOUNDED}) {
         if (flags == NUCLEUS_BATCH_EXACT && cluster == 0) continue;
-        if (flags == NUCLEUS_BATCH_BLOCK_EACH && cluster != 0 && cluster != 4) continue;
         batch.cluster = cluster;
         batch.flags = flags;
         CHECK(cudaMemset(out.data, 0xA5, b.rows * sizeof(SampledToken)));

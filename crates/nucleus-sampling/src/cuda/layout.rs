@@ -144,6 +144,10 @@ const _: () = assert!(offset_of!(SamplingBatch, out) == 88);
 
 /// The launch's bit that sends every row down the exact path.
 pub(super) const BATCH_EXACT: u32 = 1;
+/// The launch's bit that says that every row is bounded, which spares it a kernel.
+pub(super) const BATCH_ALL_BOUNDED: u32 = 4;
+/// The launch's bit that says that no row is bounded.
+pub(super) const BATCH_NONE_BOUNDED: u32 = 8;
 /// A device's status beyond [`Status`](crate::Status): more ids are edited than the workspace has room for.
 pub(super) const STATUS_WORKSPACE: u32 = 4;
 /// A device's status beyond [`Status`](crate::Status): tfs on more tokens than a list holds.

@@ -1,10 +1,10 @@
 //! Rows as the plain data that a launch reads: fixed-size descriptions, and their lists one after another in an arena.
 
-use crate::config::{CompiledParams, Program, SamplingConfig};
+use crate::config::{CompiledParams, OpCode, Program, SamplingConfig};
 use crate::row::{LogprobsMode, Row};
 use crate::state::SamplerState;
 
-use super::layout::{SamplingList, SamplingRow, row_flags};
+use super::layout::{BATCH_ALL_BOUNDED, BATCH_NONE_BOUNDED, SamplingList, SamplingRow, row_flags};
 use super::slots::SlotRow;
 
 /// Where a row's history is.
@@ -61,7 +61,29 @@ impl<'a> Work<'a> {
         };
         (history + tables.bias.len() + tables.bad_words.len() + tables.eos.len()) as u32
     }
+
+    /// Whether few tokens decide: edits by id and temperatures come first, then `top_k`, `min_p` or the largest logit, and the
+    /// log-probability does not ask for the whole row.
+    fn bounded(&self) -> bool {
+        let ops = self.params.tables().program.ops();
+        let decides = ops
+            .iter()
+            .map(|op| op.code)
+            .find(|code| !LEADING.contains(code));
+        self.logprobs == LogprobsMode::Processed
+            && decides.is_some_and(|code| BOUNDED.contains(&code))
+    }
 }
+
+/// Operations that may precede the one that bounds a request.
+const LEADING: [OpCode; 5] = [
+    OpCode::None,
+    OpCode::Dry,
+    OpCode::NoRepeatNgram,
+    OpCode::Penalties,
+    OpCode::Temperature,
+];
+const BOUNDED: [OpCode; 3] = [OpCode::TopK, OpCode::MinP, OpCode::Argmax];
 
 /// The rows of one launch, on the host. Kept between launches so that nothing is allocated once it has grown.
 #[derive(Debug, Default)]
@@ -75,6 +97,8 @@ pub(super) struct Packed {
     pub(super) mask_words: usize,
     /// The most ids that one row edits.
     pub(super) max_edited: u32,
+    /// Rows that few tokens decide.
+    bounded: usize,
 }
 
 impl Packed {
@@ -86,6 +110,7 @@ impl Packed {
         self.arena.clear();
         self.masks.clear();
         self.max_edited = 0;
+        self.bounded = 0;
         // A mask without words forbids every id, for which one word is needed.
         self.mask_words = rows
             .clone()
@@ -98,6 +123,16 @@ impl Packed {
             self.configs.push(*row.params.config());
             self.programs.push(row.params.tables().program);
             self.max_edited = self.max_edited.max(row.edited());
+            self.bounded += usize::from(row.bounded());
+        }
+    }
+
+    /// What the launch may know of its rows.
+    pub(super) fn bounded_flag(&self) -> u32 {
+        match self.bounded {
+            0 => BATCH_NONE_BOUNDED,
+            count if count == self.rows.len() => BATCH_ALL_BOUNDED,
+            _ => 0,
         }
     }
 
@@ -248,6 +283,46 @@ mod tests {
         assert_eq!((packed.rows[0].slot, packed.rows[0].history.len), (3, 0));
         assert_eq!(packed.rows[0].flags, row_flags::SLOT | row_flags::COMMIT);
         assert_eq!(packed.max_edited, 70);
+    }
+
+    #[test]
+    fn a_launch_knows_whether_its_rows_are_bounded() {
+        let greedy = SamplingParams {
+            temperature: Some(0.0),
+            repetition_penalty: Some(1.2),
+            ..SamplingParams::default()
+        };
+        let flag = |all: &[&SamplingParams], mode| {
+            let compiled: Vec<_> = all
+                .iter()
+                .map(|params| {
+                    params
+                        .validate(&VocabInfo::new(100))
+                        .expect("the parameters are valid")
+                })
+                .collect();
+            let states: Vec<_> = compiled
+                .iter()
+                .map(|params| SamplerState::new(params, &[1]))
+                .collect();
+            let rows: Vec<_> = compiled
+                .iter()
+                .zip(&states)
+                .map(|(params, state)| {
+                    let mut row = Row::new(LogitsRow::F32(&[]), params, state);
+                    row.logprobs.mode = mode;
+                    row
+                })
+                .collect();
+            let mut packed = Packed::default();
+            packed.fill(rows.iter().map(Work::of_row));
+            packed.bounded_flag()
+        };
+        let (drawn, processed) = (SamplingParams::default(), LogprobsMode::Processed);
+        assert_eq!(flag(&[&greedy, &greedy], processed), BATCH_ALL_BOUNDED);
+        assert_eq!(flag(&[&greedy, &drawn], processed), 0);
+        assert_eq!(flag(&[&drawn], processed), BATCH_NONE_BOUNDED);
+        assert_eq!(flag(&[&greedy], LogprobsMode::Raw), BATCH_NONE_BOUNDED);
     }
 
     #[test]

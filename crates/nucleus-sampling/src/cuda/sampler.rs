@@ -412,7 +412,7 @@ impl CudaSampler {
             flags: if self.options.exact_path {
                 BATCH_EXACT
             } else {
-                0
+                self.packed.bounded_flag()
             },
             slots: self.slots.states.address(),
             slot_tokens: self.slots.tokens.address(),
