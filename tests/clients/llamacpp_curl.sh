@@ -9,7 +9,6 @@ set -euo pipefail
 url=${1:-${NUCLEUS_URL:-}}
 : "${url:?usage: $0 URL, the address of a running worker, such as http://127.0.0.1:8080}"
 url=${url%/}
-passed=0
 
 post() {
     curl --silent --show-error --fail-with-body --request POST --url "$url$1" \
@@ -31,7 +30,6 @@ exec(os.environ["NUCLEUS_CHECK"])
         echo "FAILED: $name" >&2
         exit 1
     }
-    passed=$((passed + 1))
     echo "ok: $name"
 }
 
@@ -110,7 +108,7 @@ assert a["default_generation_settings"]["params"]["min_p"] == 0.05 and a["chat_t
 curl --silent --fail "$url/slots" | check "slots" 'assert all("is_processing" in slot for slot in a)'
 curl --silent --fail "$url/health" | check "health" 'assert a["status"] == "ok"'
 
-refused=$(post /completion '{"prompt": "x", "grammar": "root ::= \"x\""}' || true)
+refused=$(post /completion '{"prompt": "x", "grammar": "root ::= \"x\""}' 2>/dev/null || true)
 check "a grammar is refused by name" 'assert a["error"]["param"] == "grammar", a' <<<"$refused"
 
-echo "$passed checks passed"
+echo "all checks passed"
