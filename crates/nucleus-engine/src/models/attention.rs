@@ -6,6 +6,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::cache::{BLOCK_SIZE, HeadBlock, LayerCache};
+use super::linear::prefetch;
 use super::simd::{self, Kernel, add_scaled, exp, soft_cap};
 use crate::kv_cache::BlockId;
 
@@ -125,6 +126,19 @@ impl<'a> Keys<'a> {
         start - first..end - first
     }
 
+    /// The block after one, or, after the last, the first: what will be read next. Blocks lie apart, and the processor, which
+    /// foresees only what follows in memory, has to be told.
+    #[inline(always)]
+    fn block_after(&self, index: usize) -> HeadBlock<'a> {
+        let blocks = self.blocks();
+        let next = index + 1;
+        self.block(if next < blocks.end {
+            next
+        } else {
+            blocks.start
+        })
+    }
+
     /// A block by its place in the sequence.
     #[inline(always)]
     fn block(&self, index: usize) -> HeadBlock<'a> {
@@ -198,7 +212,9 @@ fn score<const FMA: bool, const HEADS: usize>(
     let blocks = keys.blocks();
     for (index, block) in blocks.clone().enumerate() {
         let mut sums = [[0.0; BLOCK_SIZE]; HEADS];
+        let next = keys.block_after(block).keys;
         for (i, keys) in keys.block(block).keys.iter().enumerate() {
+            prefetch(&next[i]);
             for head in 0..HEADS {
                 add_scaled::<FMA, BLOCK_SIZE>(&mut sums[head], queries[head][i], keys);
             }
@@ -229,7 +245,12 @@ fn gather<const FMA: bool, const HEADS: usize>(
         let weights: [&[f32]; HEADS] =
             std::array::from_fn(|head| &weights[head * blocks.len() + index][first..end]);
         let whole = head_dim - head_dim % COLUMNS;
+        let next = keys.block_after(block).values;
         for column in (0..whole).step_by(COLUMNS) {
+            next[column..]
+                .iter()
+                .step_by(head_dim)
+                .for_each(prefetch::<f32>);
             add_columns::<FMA, HEADS, COLUMNS>(
                 weights,
                 Columns {

@@ -181,12 +181,14 @@ impl Decoder {
             global: rotation(&reader.rope()?),
             local: config.local_rope.as_ref().map(rotation),
         };
+        // The largest tensor first: while one is rearranged it is there twice, and now there is nothing else yet.
+        let embedding = reader.linear(tensors::EMBEDDING)?;
         let layers = (0..config.layers)
             .map(|layer| Layer::read(reader, config, layer, cache_shape))
             .collect::<Result<_, _>>()?;
         Ok(Self {
             rotations,
-            embedding: reader.linear(tensors::EMBEDDING)?,
+            embedding,
             layers,
             output_norm: reader.norm(tensors::OUTPUT_NORM)?,
             output: reader.find_output()?,

@@ -1,7 +1,7 @@
 //! The decoders: from a model file to a [`Model`].
 //!
 //! Threads: a model has its own pool, and all loops here run in it. Matrices of the types that candle multiplies
-//! (K types and Q4_0 to Q5_1) are shared out over candle's threads instead, whose number is `CANDLE_NUM_THREADS`, else
+//! (Q4_1 to Q5_1, Q2_K, Q3_K, Q5_K; away from x86-64 Q4_0, Q4_K and Q6_K too) are shared out over candle's threads instead, whose number is `CANDLE_NUM_THREADS`, else
 //! `RAYON_NUM_THREADS`, else the number of physical cores, fixed at the first use in the process.
 
 mod activation;

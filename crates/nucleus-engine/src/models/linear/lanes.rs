@@ -69,6 +69,14 @@ pub(super) fn run(kernel: impl LanesKernel) {
     kernel.run(Portable);
 }
 
+#[cfg(target_arch = "x86_64")]
+pub(in crate::models) use self::x86::prefetch;
+
+/// Asks for a value to be brought into the first-level cache.
+#[cfg(not(target_arch = "x86_64"))]
+#[inline(always)]
+pub(in crate::models) fn prefetch<T>(_: &T) {}
+
 /// Any processor.
 #[derive(Clone, Copy)]
 pub(super) struct Portable;
@@ -261,6 +269,13 @@ mod x86 {
             // SAFETY: as above.
             numbers(unsafe { _mm512_dpwssd_epi32(sums, weights, self.splat(pair)) })
         }
+    }
+
+    /// Asks for a value to be brought into the first-level cache.
+    #[inline(always)]
+    pub(in crate::models) fn prefetch<T>(value: &T) {
+        // SAFETY: a hint, of a place that can be read.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(value).cast()) }
     }
 
     #[inline(always)]

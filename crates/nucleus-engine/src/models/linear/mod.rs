@@ -21,6 +21,7 @@ use self::bytes::{ByteActivations, BytePanels, Format};
 use self::float::FloatPanels;
 #[cfg(target_arch = "x86_64")]
 pub(super) use self::lanes::Vnni;
+pub(super) use self::lanes::prefetch;
 use self::q8::{Q8Activations, Q8Panels};
 
 /// Outputs that a kernel computes side by side, one in each lane of two vector registers.
