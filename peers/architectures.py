@@ -7,6 +7,8 @@ Called by make_fixtures.py. Writes to crates/nucleus-engine/testdata, for each a
   <name>-q5_1.gguf and the like, for some: in a type whose inputs are rounded to 8 bits
   <name>.json    token ids of a few sequences, and logits at some of their positions, of each of these by its name without
                  ".gguf"; the weights are those read back from the file, as f32
+  <name>/tokenizer.json and tokenizer_config.json, for some: vocabularies of the four kinds in use
+  tokenizer_json.json  texts with their tokens, as transformers encodes them with these vocabularies
 Some sequences are longer than the sliding windows and than the original context.
 """
 import json, shutil
@@ -14,6 +16,7 @@ from dataclasses import dataclass, field
 
 import gguf
 import numpy as np
+import tokenizers
 import torch
 import transformers
 from gguf import GGMLQuantizationType as Type
@@ -212,6 +215,58 @@ def make(fixture, seed):
     (common.TESTDATA / f"{fixture.name}.json").write_text(f'{{"header": {json.dumps(common.header(fixture.name))},\n"forms": {{\n{lines}\n}}}}\n')
 
 
+CHATML = "{% for message in messages %}{{ '<|bos|>' + message['role'] + '\\n' + message['content'] + eos_token + '\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|bos|>assistant\\n' }}{% endif %}"
+QWEN2 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+TEXTS = ["", " ", "the", "Hello world", "  the  end ", "and the man", "é🐉", "a\n\nb\t", "<|bos|>the<|eos|> x", "▁the", "it's 12 o'clock\r\n"]
+
+
+def byte_level(with_bos):
+    """A vocabulary as Qwen's and Llama 3's: that of add_vocabulary."""
+    tokens, merges = common.vocabulary()
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE({token: id for id, token in enumerate(tokens)}, [tuple(merge.split(" ")) for merge in merges], ignore_merges=with_bos))
+    split = tokenizers.pre_tokenizers.Split(tokenizers.Regex(QWEN2), "isolated")
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([split, tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<|bos|>", "<|eos|>"])
+    if with_bos:
+        tokenizer.post_processor = tokenizers.processors.TemplateProcessing(single="<|bos|> $A", special_tokens=[("<|bos|>", 0)])
+    return tokenizer
+
+
+def on_characters(with_prefix):
+    """A vocabulary as Llama 2's and Gemma's: spaces as ▁, and bytes for what has no token."""
+    texts = ["▁", "t", "h", "e", "▁t", "he", "▁the", "a", "n"]
+    tokens = ["<|bos|>", "<|eos|>", *(f"<0x{byte:02X}>" for byte in range(256)), *texts]
+    merges = [("▁", "t"), ("h", "e"), ("▁t", "he")]
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE({token: id for id, token in enumerate(tokens)}, merges, byte_fallback=True))
+    normalizers, decoders = [tokenizers.normalizers.Replace(" ", "▁")], [tokenizers.decoders.Replace("▁", " "), tokenizers.decoders.ByteFallback(), tokenizers.decoders.Fuse()]
+    if with_prefix:
+        normalizers.insert(0, tokenizers.normalizers.Prepend("▁"))
+        decoders.append(tokenizers.decoders.Strip(" ", 1, 0))
+    tokenizer.normalizer = tokenizers.normalizers.Sequence(normalizers)
+    tokenizer.decoder = tokenizers.decoders.Sequence(decoders)
+    tokenizer.add_special_tokens(["<|bos|>", "<|eos|>"])
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(single="<|bos|> $A", special_tokens=[("<|bos|>", 0)])
+    return tokenizer
+
+
+def make_tokenizers():
+    vocabularies = {"qwen3": byte_level(False), "llama3": byte_level(True), "gemma3": on_characters(False), "mistral": on_characters(True)}
+    expected = {}
+    for name, library in vocabularies.items():
+        library.save(str(common.TESTDATA / name / "tokenizer.json"))
+        config = {"bos_token": "<|bos|>", "eos_token": {"content": "<|eos|>"}, "tokenizer_class": "PreTrainedTokenizerFast"}
+        if name == "qwen3":
+            config |= {"bos_token": None, "chat_template": CHATML}
+        (common.TESTDATA / name / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+        tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(common.TESTDATA / name / "tokenizer.json"))
+        encode = lambda text, special: {"ids": tokenizer(text, add_special_tokens=special)["input_ids"]}
+        expected[name] = {"adds_bos": encode("", True)["ids"] == [0], "texts": [
+            {"text": text, **encode(text, False), "decoded": library.decode(encode(text, False)["ids"], skip_special_tokens=False)} for text in TEXTS]}
+    (common.TESTDATA / "tokenizer_json.json").write_text(json.dumps({"header": common.header("tokenizer.json"), "vocabularies": expected}, ensure_ascii=False, indent=1) + "\n")
+
+
 def make_all():
     for seed, fixture in enumerate(fixtures()):
         make(fixture, seed)
+    make_tokenizers()

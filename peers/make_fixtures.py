@@ -152,10 +152,14 @@ def byte_characters():
     return [chr(byte if byte in printable else next(others)) for byte in range(256)]
 
 
-def add_vocabulary(writer):
-    """Two control tokens, every byte, and a few merges: 267 tokens, so that no kernel's width divides it."""
+def vocabulary():
+    """Tokens and merges. Two control tokens, every byte, and a few merges: 267 tokens, so that no kernel's width divides it."""
     merges = ["t h", "th e", "i n", "a n", "an d", "Ġ the", "Ġ and", "e r", "o n"]
-    tokens = ["<|bos|>", "<|eos|>", *byte_characters(), *(merge.replace(" ", "") for merge in merges)]
+    return ["<|bos|>", "<|eos|>", *byte_characters(), *(merge.replace(" ", "") for merge in merges)], merges
+
+
+def add_vocabulary(writer):
+    tokens, merges = vocabulary()
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(tokens)

@@ -14,6 +14,7 @@ use nucleus_engine::generate::{
 };
 use nucleus_engine::gguf::{ModelFile, Value};
 use nucleus_engine::model::Model;
+use nucleus_engine::model_source::ModelSource;
 use nucleus_engine::models::{self, LoadOptions, LoadProgress};
 use nucleus_engine::tokenizer::{EncodeOptions, Tokenizer};
 use nucleus_sampling::{MAX_VOCAB, Policy, SamplingParams, VocabInfo, Warning};
@@ -44,8 +45,8 @@ pub(crate) enum ModelChoice {
     /// The one inside the program.
     #[cfg(feature = "bundled-model")]
     Bundled,
-    /// A GGUF file.
-    File(PathBuf),
+    /// A GGUF file, or a directory of safetensors files.
+    Path(PathBuf),
 }
 
 /// What the command line says about the model.
@@ -65,7 +66,7 @@ pub(crate) struct ModelOptions {
 impl ModelChoice {
     /// The model of a command without `--model`.
     pub(crate) fn without_flag() -> anyhow::Result<Self> {
-        Self::bundled().map_err(|_| usage("this program holds no model: say --model FILE"))
+        Self::bundled().map_err(|_| usage("this program holds no model: say --model PATH"))
     }
 
     /// The model inside the program.
@@ -78,26 +79,34 @@ impl ModelChoice {
     #[cfg(not(feature = "bundled-model"))]
     pub(crate) fn bundled() -> anyhow::Result<Self> {
         Err(usage(
-            "this program was built without the feature bundled-model: say --model FILE",
+            "this program was built without the feature bundled-model: say --model PATH",
         ))
     }
 
-    fn open(&self) -> anyhow::Result<ModelFile> {
+    fn open(&self) -> anyhow::Result<ModelSource> {
         Ok(match self {
             #[cfg(feature = "bundled-model")]
-            Self::Bundled => ModelFile::from_static(bundled::BYTES, bundled::NAME)?,
-            Self::File(path) => ModelFile::open(path)?,
+            Self::Bundled => ModelFile::from_static(bundled::BYTES, bundled::NAME)?.into(),
+            Self::Path(path) => ModelSource::open(path)?,
         })
     }
 
     /// What the makers recommend: the file's own keys, or else the `generation_config.json` that belongs to it.
-    fn recommended(&self, file: &ModelFile) -> anyhow::Result<Recommended> {
-        let own = Recommended::from_gguf(|key| file.metadata().get(key).map(json_value))
-            .with_context(|| format!("{}: general.sampling", file.name()))?;
+    fn recommended(&self, source: &ModelSource) -> anyhow::Result<Recommended> {
+        let own = match source {
+            ModelSource::Gguf(file) => {
+                Recommended::from_gguf(|key| file.metadata().get(key).map(json_value))
+                    .with_context(|| format!("{}: general.sampling", file.name()))?
+            }
+            ModelSource::Safetensors(_) => Recommended::default(),
+        };
         let beside = match self {
             #[cfg(feature = "bundled-model")]
             Self::Bundled => Recommended::from_generation_config(bundled::GENERATION_CONFIG)?,
-            Self::File(path) => {
+            Self::Path(path) if path.is_dir() => {
+                read_generation_config(&path.join("generation_config.json"))?
+            }
+            Self::Path(path) => {
                 read_generation_config(&path.with_file_name("generation_config.json"))?
             }
         };
@@ -136,12 +145,11 @@ pub(crate) struct Loaded {
 /// Loads a model and starts its engine, with a progress bar for a person who waits.
 pub(crate) fn load(options: &ModelOptions, notes: Notes) -> anyhow::Result<Loaded> {
     let started = Instant::now();
-    let file = options.choice.open()?;
-    let recommended = options.choice.recommended(&file)?;
-    let (tokenizer, chat_template) =
-        read_text_side(&file).with_context(|| file.name().to_owned())?;
+    let source = options.choice.open()?;
+    let recommended = options.choice.recommended(&source)?;
+    let (tokenizer, chat_template) = read_text_side(&source).with_context(|| source.name())?;
     let tokenizer = tokenizer.with_end_of_generation(&recommended.end_ids);
-    let model = read_tensors(&file, options, notes).with_context(|| file.name().to_owned())?;
+    let model = read_tensors(&source, options, notes).with_context(|| source.name())?;
     let (engine, thread) = Engine::start(model, Arc::new(tokenizer), options.engine);
     Ok(Loaded {
         engine,
@@ -153,15 +161,13 @@ pub(crate) fn load(options: &ModelOptions, notes: Notes) -> anyhow::Result<Loade
 }
 
 /// Vocabulary and chat template of a file whose model can run: what cannot is refused before anything large is read.
-fn read_text_side(file: &ModelFile) -> anyhow::Result<(Tokenizer, Option<ChatTemplate>)> {
-    models::memory(file)?;
-    let tokenizer = Tokenizer::from_gguf(file.metadata())?;
-    let chat_template = ChatTemplate::from_gguf(file.metadata())?;
-    Ok((tokenizer, chat_template))
+fn read_text_side(source: &ModelSource) -> anyhow::Result<(Tokenizer, Option<ChatTemplate>)> {
+    models::memory(source.weights())?;
+    Ok((source.tokenizer()?, source.chat_template()?))
 }
 
 fn read_tensors(
-    file: &ModelFile,
+    source: &ModelSource,
     options: &ModelOptions,
     notes: Notes,
 ) -> anyhow::Result<Box<dyn Model>> {
@@ -170,16 +176,18 @@ fn read_tensors(
             .num_threads(threads.get())
             .build_global()?;
     }
-    let bar = (notes.may_animate() && file.size() >= LARGE_FILE_BYTES).then(|| progress_bar(file));
+    let is_large = source.size() >= LARGE_FILE_BYTES;
+    let bar = (notes.may_animate() && is_large).then(progress_bar);
     let mut report = |progress: LoadProgress| {
         if let Some(bar) = &bar {
+            bar.set_length(progress.total);
             bar.set_position(progress.done);
         }
     };
     let model = models::load(
-        file,
+        source.weights(),
         LoadOptions {
-            kv_tokens: kv_tokens(file, options)?,
+            kv_tokens: kv_tokens(source, options)?,
             threads: options.threads,
             progress: Some(&mut report),
         },
@@ -190,21 +198,16 @@ fn read_tensors(
     Ok(model)
 }
 
-fn kv_tokens(file: &ModelFile, options: &ModelOptions) -> anyhow::Result<Option<NonZeroUsize>> {
-    let context_length = models::memory(file)?.context_length;
+fn kv_tokens(source: &ModelSource, options: &ModelOptions) -> anyhow::Result<Option<NonZeroUsize>> {
+    let context_length = models::memory(source.weights())?.context_length;
     let default = context_length.saturating_mul(options.kv_contexts);
     let default = NonZeroUsize::new(default.min(MAX_DEFAULT_KV_TOKENS));
     Ok(options.kv_tokens.or(default))
 }
 
-fn progress_bar(file: &ModelFile) -> ProgressBar {
-    let bytes = file
-        .tensors()
-        .iter()
-        .filter_map(|tensor| tensor.bytes)
-        .sum();
+fn progress_bar() -> ProgressBar {
     let style = ProgressStyle::with_template("loading {wide_bar} {bytes}/{total_bytes} {eta}");
-    ProgressBar::new(bytes).with_style(style.expect("the template is sound"))
+    ProgressBar::new(0).with_style(style.expect("the template is sound"))
 }
 
 impl Loaded {

@@ -17,11 +17,11 @@ pub(crate) fn model_flags() -> [Arg; 3] {
     let model = Arg::new("model")
         .short('m')
         .long("model")
-        .value_name("FILE")
+        .value_name("PATH")
         .help(if cfg!(feature = "bundled-model") {
-            "A GGUF file, or \"bundled\" for the model inside this program [default: bundled]"
+            "A GGUF file, a directory of safetensors files, or \"bundled\" for the model inside this program [default: bundled]"
         } else {
-            "A GGUF file"
+            "A GGUF file, or a directory of safetensors files"
         });
     let threads = Arg::new("threads")
         .long("threads")
@@ -63,7 +63,7 @@ pub(crate) fn model_choice(name: Option<&str>) -> anyhow::Result<ModelChoice> {
     match name {
         None => ModelChoice::without_flag(),
         Some(BUNDLED) => ModelChoice::bundled(),
-        Some(path) => Ok(ModelChoice::File(PathBuf::from(path))),
+        Some(path) => Ok(ModelChoice::Path(PathBuf::from(path))),
     }
 }
 

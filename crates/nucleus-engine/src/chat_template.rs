@@ -22,6 +22,7 @@ use minijinja::{AutoEscape, Environment, ErrorKind, Value, context};
 use minijinja_contrib::pycompat::unknown_method_callback;
 use serde::{Deserialize, Serialize};
 
+use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::gguf::{GgufError, Metadata};
 use functions::Raised;
 
@@ -88,6 +89,9 @@ pub enum ChatTemplateError {
     /// A metadata key is of a wrong type.
     #[error(transparent)]
     Metadata(#[from] GgufError),
+    /// A file of the directory cannot be read.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
     /// The template is too large.
     #[error("the chat template has {bytes} bytes; it may have {MAX_TEMPLATE_BYTES}")]
     TemplateTooLarge {
@@ -146,13 +150,37 @@ impl ChatTemplate {
         };
         let bos_token = token(metadata, "tokenizer.ggml.bos_token_id")?;
         let eos_token = token(metadata, "tokenizer.ggml.eos_token_id")?;
-        Self::new(source).map(|template| {
-            Some(Self {
-                bos_token,
-                eos_token,
-                ..template
-            })
-        })
+        let template = Self::new(source)?;
+        Ok(Some(template.with_tokens(bos_token, eos_token)))
+    }
+
+    /// The template of a directory: `chat_template.jinja`, or the one in `tokenizer_config.json`; of several, the one that
+    /// is called `default`.
+    ///
+    /// # Errors
+    ///
+    /// When it is too large or not sound, or a file cannot be read.
+    pub fn from_checkpoint(checkpoint: &Checkpoint) -> Result<Option<Self>, ChatTemplateError> {
+        let config = checkpoint
+            .read_json("tokenizer_config.json")?
+            .unwrap_or_default();
+        let source = match checkpoint.read_text("chat_template.jinja")? {
+            Some(source) => Some(source),
+            None => config.get("chat_template").and_then(default_template),
+        };
+        let name = |key| token_name(config.get(key)).unwrap_or_default();
+        let template = source.map(|source| Self::new(&source)).transpose()?;
+        Ok(template.map(|template| template.with_tokens(name("bos_token"), name("eos_token"))))
+    }
+
+    /// The same template with the names of the beginning- and end-of-text tokens.
+    #[must_use]
+    pub fn with_tokens(self, bos: impl Into<String>, eos: impl Into<String>) -> Self {
+        Self {
+            bos_token: bos.into(),
+            eos_token: eos.into(),
+            ..self
+        }
     }
 
     /// A template from its source, whose beginning- and end-of-text tokens have no names.
@@ -259,6 +287,22 @@ fn token(metadata: &Metadata, key: &str) -> Result<String, GgufError> {
     };
     let tokens = metadata.strings("tokenizer.ggml.tokens")?;
     Ok(tokens.get(id as usize).unwrap_or_default().to_owned())
+}
+
+/// A template, or of a list of named ones the default.
+fn default_template(template: &serde_json::Value) -> Option<String> {
+    let named = |template: &&serde_json::Value| template["name"] == "default";
+    let source = match template.as_array() {
+        Some(templates) => &templates.iter().find(named)?["template"],
+        None => template,
+    };
+    source.as_str().map(str::to_owned)
+}
+
+/// The name of a token, as a string or as an object.
+fn token_name(token: Option<&serde_json::Value>) -> Option<&str> {
+    let token = token?;
+    token.as_str().or_else(|| token["content"].as_str())
 }
 
 fn failure(error: minijinja::Error) -> ChatTemplateError {

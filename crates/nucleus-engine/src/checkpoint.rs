@@ -82,6 +82,11 @@ impl Checkpoint {
     /// When there is no such directory, it lacks `config.json` or the weights, or one of them is not sound; each says which.
     pub fn open(directory: impl AsRef<Path>) -> Result<Self, CheckpointError> {
         let directory = directory.as_ref().to_owned();
+        let has = |name: &str| directory.join(name).is_file();
+        if !has(WEIGHTS) && !has(INDEX) {
+            let directory = directory.display().to_string();
+            return Err(CheckpointError::NoWeights { directory });
+        }
         let config = read_json(&directory.join(CONFIG))?;
         let mut checkpoint = Self {
             directory,
@@ -92,11 +97,8 @@ impl Checkpoint {
         };
         if checkpoint.has(WEIGHTS) {
             checkpoint.add_file(WEIGHTS)?;
-        } else if checkpoint.has(INDEX) {
-            checkpoint.add_listed_files()?;
         } else {
-            let directory = checkpoint.name();
-            return Err(CheckpointError::NoWeights { directory });
+            checkpoint.add_listed_files()?;
         }
         Ok(checkpoint)
     }
@@ -338,3 +340,6 @@ fn read_json(path: &Path) -> Result<Map<String, Value>, CheckpointError> {
         source,
     })
 }
+
+#[cfg(test)]
+mod tests;

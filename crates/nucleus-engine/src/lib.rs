@@ -7,6 +7,7 @@
 //! |---|---|
 //! | [`gguf`] | model files: a header reader that trusts nothing it reads |
 //! | [`checkpoint`] | directories of safetensors files, read as carefully |
+//! | [`model_source`] | a model by its path: one or the other |
 //! | [`tokenizer`] | text to token ids and back, from the model file's own vocabulary |
 //! | [`chat_template`] | messages to a prompt |
 //! | [`detokenizer`] | token ids to text, one token at a time, never half a character |
@@ -28,6 +29,7 @@ pub mod generate;
 pub mod gguf;
 pub mod kv_cache;
 pub mod model;
+pub mod model_source;
 pub mod models;
 pub mod scheduler;
 pub mod sequence;

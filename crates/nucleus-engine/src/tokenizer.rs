@@ -1,35 +1,41 @@
-//! Text to token ids and back, from the model file's own vocabulary.
+//! Text to token ids and back, from the model's own vocabulary.
 //!
-//! Byte-level BPE (Sennrich et al. 2016, arXiv:1508.07909; on bytes: Radford et al. 2019, "Language Models are
-//! Unsupervised Multitask Learners"), which GGUF calls `gpt2`. Text is encoded in four steps:
+//! | kind | GGUF's `tokenizer.ggml.model` | how |
+//! |---|---|---|
+//! | byte-level BPE (Sennrich et al. 2016, arXiv:1508.07909; on bytes: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners") | `gpt2` | `byte_level` |
+//! | SentencePiece's BPE | `llama` | `sentencepiece` |
+//! | BPE on characters | `gemma4` | `byte_level::CharacterBpe` |
+//! | `tokenizer.json` of a directory | | `json` |
 //!
-//! 1. special tokens that are written out in the text are cut out of it (`special`);
-//! 2. what is between them is cut into pieces, roughly words, by the regular expressions of the vocabulary (`pre`);
-//! 3. each byte of a piece becomes a printable character (`bytes`);
-//! 4. pairs of symbols are merged into tokens, by rank (`tokenizers::models::bpe`).
+//! Text is encoded in steps: special tokens that are written out in the text are cut out of it (`special`); for byte-level
+//! BPE, what is between them is cut into pieces, roughly words, by the regular expressions of the vocabulary (`pre`), and
+//! each byte of a piece becomes a printable character (`bytes`); neighbouring symbols are merged into tokens.
 //!
 //! A vocabulary of another kind, or with a pre-tokenizer that is not known by name, is refused: a tokenizer that is
 //! nearly right gives text that is subtly wrong.
 
+mod byte_level;
 mod bytes;
 mod error;
+mod json;
 mod pre;
+mod sentencepiece;
 mod special;
 mod vocabulary;
 
 use std::collections::BTreeSet;
 
-use tokenizers::Model;
-use tokenizers::models::bpe::{BPE, BpeBuilder};
-
+use crate::checkpoint::Checkpoint;
 use crate::gguf::Metadata;
 
 pub use error::TokenizerError;
 pub use vocabulary::TokenKind;
 
-use pre::PreTokenizer;
+use byte_level::{ByteLevel, CharacterBpe};
+use json::JsonTokenizer;
+use sentencepiece::SentencePiece;
 use special::SpecialTokens;
-use vocabulary::{Vocabulary, missing_bytes};
+use vocabulary::{Spelling, Vocabulary};
 
 /// The greatest text that is encoded, in bytes; far more than any context holds.
 pub const MAX_TEXT_BYTES: usize = 1 << 26;
@@ -62,11 +68,20 @@ pub struct EncodeOptions {
 pub struct Tokenizer {
     vocabulary: Vocabulary,
     special: SpecialTokens,
-    pre: PreTokenizer,
-    bpe: BPE,
-    /// Bytes without a token; none of them is common.
-    missing_bytes: Vec<u8>,
+    model: Model,
     add_bos: bool,
+    add_eos: bool,
+    /// Whether the first token of a text begins with a space that is not the text's.
+    adds_space_prefix: bool,
+}
+
+/// The way from text without special tokens to tokens.
+#[derive(Debug)]
+enum Model {
+    ByteLevel(ByteLevel),
+    CharacterBpe(CharacterBpe),
+    SentencePiece(SentencePiece),
+    Json(Box<JsonTokenizer>),
 }
 
 impl Tokenizer {
@@ -78,25 +93,69 @@ impl Tokenizer {
     /// vocabulary is not sound: lists of different lengths, a token twice, a byte without a token, merges or special ids
     /// that are not in the vocabulary.
     pub fn from_gguf(metadata: &Metadata) -> Result<Self, TokenizerError> {
-        let model = metadata.str("tokenizer.ggml.model")?;
-        if model != "gpt2" {
-            return Err(TokenizerError::UnsupportedModel {
-                name: model.to_owned(),
-            });
-        }
-        let rules = pre::rules(metadata.find("tokenizer.ggml.pre")?)?;
-        let vocabulary = Vocabulary::from_gguf(metadata)?;
-        let bpe = bpe(&vocabulary, metadata, rules.ignore_merges)?;
-        let add_bos = add_bos(metadata, &vocabulary, rules.add_bos)?;
-        let special = SpecialTokens::new(&vocabulary);
-        let missing_bytes = missing_bytes(|symbol| bpe.token_to_id(symbol).is_some());
+        let kind = metadata.str("tokenizer.ggml.model")?;
+        let merges = || metadata.strings("tokenizer.ggml.merges");
+        let read = |spelling| Vocabulary::from_gguf(metadata, spelling);
+        let (vocabulary, model, default_bos) = match kind {
+            "gpt2" => {
+                let rules = pre::rules(metadata.find("tokenizer.ggml.pre")?)?;
+                let vocabulary = read(Spelling::ByteLevel)?;
+                let model = ByteLevel::new(&vocabulary, merges()?, rules)?;
+                (vocabulary, Model::ByteLevel(model), rules.add_bos)
+            }
+            "llama" => {
+                let vocabulary = read(Spelling::SentencePiece)?;
+                let scores = vocabulary::scores(metadata, vocabulary.len())?;
+                let prefix = metadata.find("tokenizer.ggml.add_space_prefix")?;
+                let model = SentencePiece::new(&vocabulary, scores, prefix.unwrap_or(true))?;
+                (vocabulary, Model::SentencePiece(model), true)
+            }
+            "gemma4" => {
+                let vocabulary = read(Spelling::SentencePiece)?;
+                let model = CharacterBpe::new(&vocabulary, merges()?)?;
+                (vocabulary, Model::CharacterBpe(model), true)
+            }
+            other => {
+                return Err(TokenizerError::UnsupportedModel {
+                    name: other.to_owned(),
+                });
+            }
+        };
+        // Phi-3's template writes a line end after each role, which its tokens swallow.
+        let strips_right =
+            kind == "llama" && metadata.find("general.architecture")? == Some("phi3");
         Ok(Self {
+            special: SpecialTokens::new(&vocabulary, strips_right),
+            add_bos: add_bos(metadata, &vocabulary, default_bos)?,
+            add_eos: metadata
+                .find("tokenizer.ggml.add_eos_token")?
+                .unwrap_or(false),
+            adds_space_prefix: matches!(&model, Model::SentencePiece(model) if model.adds_space_prefix()),
             vocabulary,
-            special,
-            pre: PreTokenizer::new(rules)?,
-            bpe,
-            missing_bytes,
+            model,
+        })
+    }
+
+    /// The tokenizer of a directory: its `tokenizer.json`, and the names in `tokenizer_config.json`.
+    ///
+    /// # Errors
+    ///
+    /// When there is no `tokenizer.json`, it is not sound, the bytes of its tokens do not follow from it, or the model has
+    /// fewer outputs than it has tokens.
+    pub fn from_checkpoint(checkpoint: &Checkpoint) -> Result<Self, TokenizerError> {
+        let json::Described {
+            tokenizer,
+            vocabulary,
             add_bos,
+            adds_space_prefix,
+        } = json::read(checkpoint)?;
+        Ok(Self {
+            special: SpecialTokens::default(),
+            model: Model::Json(Box::new(tokenizer)),
+            vocabulary,
+            add_bos,
+            add_eos: false,
+            adds_space_prefix,
         })
     }
 
@@ -117,41 +176,61 @@ impl Tokenizer {
         if options.add_bos {
             ids.extend(self.bos());
         }
+        if let Model::Json(model) = &self.model {
+            model.encode(text, options.parse_special, &mut ids)?;
+            return Ok(ids);
+        }
         let mut rest = text;
+        let mut begins = true;
         while let Some(found) = self.special.find(rest, options.parse_special) {
-            self.encode_plain(&rest[..found.start], &mut ids)?;
+            self.encode_plain(&rest[..found.start], begins, &mut ids)?;
             ids.push(found.id);
             rest = &rest[found.end..];
+            begins = true;
         }
-        self.encode_plain(rest, &mut ids)?;
+        self.encode_plain(rest, begins, &mut ids)?;
         Ok(ids)
     }
 
-    /// Appends the tokens of text without special tokens.
-    fn encode_plain(&self, text: &str, ids: &mut Vec<u32>) -> Result<(), TokenizerError> {
-        if let Some(byte) = text.bytes().find(|byte| self.missing_bytes.contains(byte)) {
-            return Err(TokenizerError::MissingByte { byte });
+    /// Appends the tokens of text without special tokens; `begins` says whether it begins or follows one.
+    fn encode_plain(
+        &self,
+        text: &str,
+        begins: bool,
+        ids: &mut Vec<u32>,
+    ) -> Result<(), TokenizerError> {
+        match &self.model {
+            Model::ByteLevel(model) => model.encode(text, ids),
+            Model::CharacterBpe(model) => model.encode(text, ids),
+            Model::Json(model) => model.encode(text, false, ids),
+            Model::SentencePiece(model) => {
+                model.encode(text, begins, ids);
+                Ok(())
+            }
         }
-        for piece in self.pre.split(text)? {
-            let symbols: String = piece.bytes().map(bytes::to_char).collect();
-            let tokens = self
-                .bpe
-                .tokenize(&symbols)
-                .map_err(TokenizerError::Library)?;
-            ids.extend(tokens.iter().map(|token| token.id));
-        }
-        Ok(())
     }
 
     /// The text of tokens. Bytes that are no UTF-8 become U+FFFD; ids that are not in the vocabulary are left out.
-    /// Control tokens are left out (`skip_special`) or written as their names.
+    /// Control tokens are left out (`skip_special`) or written as their names. A space that the vocabulary puts before
+    /// every text is taken away again.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> String {
         let mut text = Vec::new();
+        let mut begins = self.adds_space_prefix;
         for &id in ids {
-            if self.is_special(id) && !skip_special {
-                text.extend_from_slice(self.token_text(id).as_bytes());
+            if self.is_special(id) {
+                let name = if skip_special {
+                    ""
+                } else {
+                    self.token_text(id)
+                };
+                text.extend_from_slice(name.as_bytes());
+                begins |=
+                    matches!(&self.model, Model::SentencePiece(model) if model.adds_space_prefix());
             } else {
-                text.extend_from_slice(self.token_bytes(id));
+                let bytes = self.token_bytes(id);
+                let own = bytes.strip_prefix(b" ").filter(|_| begins);
+                text.extend_from_slice(own.unwrap_or(bytes));
+                begins = false;
             }
         }
         String::from_utf8_lossy(&text).into_owned()
@@ -171,9 +250,12 @@ impl Tokenizer {
 
     /// The token of that spelling (see [`token_text`](Self::token_text)).
     pub fn id_of(&self, piece: &str) -> Option<u32> {
-        self.special
-            .id_of(piece)
-            .or_else(|| self.bpe.token_to_id(piece))
+        self.special.id_of(piece).or_else(|| match &self.model {
+            Model::ByteLevel(model) => model.id_of(piece),
+            Model::CharacterBpe(model) => model.id_of(piece),
+            Model::SentencePiece(model) => model.id_of(piece),
+            Model::Json(model) => model.id_of(piece),
+        })
     }
 
     /// Number of tokens; ids run from 0 to one less.
@@ -235,6 +317,12 @@ impl Tokenizer {
     pub fn add_bos(&self) -> bool {
         self.add_bos
     }
+
+    /// Whether the file asks for the end-of-text token after every text, as models that compare texts do. A prompt that is
+    /// to be continued must not have it, so [`encode`](Self::encode) does not add it.
+    pub fn add_eos(&self) -> bool {
+        self.add_eos
+    }
 }
 
 fn add_bos(
@@ -248,18 +336,4 @@ fn add_bos(
         return Err(TokenizerError::NoBos { key: KEY });
     }
     Ok(wanted.unwrap_or(default && vocabulary.bos.is_some()))
-}
-
-fn bpe(
-    vocabulary: &Vocabulary,
-    metadata: &Metadata,
-    ignore_merges: bool,
-) -> Result<BPE, TokenizerError> {
-    let merges = metadata.strings("tokenizer.ggml.merges")?;
-    let (ids, merges) = vocabulary.symbols_and_merges(merges)?;
-    BpeBuilder::new()
-        .vocab_and_merges(ids, merges)
-        .ignore_merges(ignore_merges)
-        .build()
-        .map_err(TokenizerError::Library)
 }

@@ -10,7 +10,7 @@ use crate::gguf::GgufError;
 pub enum CheckpointError {
     /// A file of weights cannot be opened.
     #[error(transparent)]
-    Open(#[from] GgufError),
+    Open(Box<GgufError>),
     /// A file cannot be read.
     #[error("cannot read {file}: {source}")]
     Read {
@@ -71,4 +71,10 @@ pub enum CheckpointError {
         /// What it needs.
         bytes: u64,
     },
+}
+
+impl From<GgufError> for CheckpointError {
+    fn from(error: GgufError) -> Self {
+        Self::Open(Box::new(error))
+    }
 }

@@ -277,6 +277,20 @@ impl From<Vec<i32>> for NumberList {
     }
 }
 
+impl From<Vec<f32>> for NumberList {
+    fn from(numbers: Vec<f32>) -> Self {
+        let bytes = numbers
+            .iter()
+            .flat_map(|number| number.to_le_bytes())
+            .collect();
+        Self {
+            element: ValueType::F32,
+            width: size_of::<i32>(),
+            bytes,
+        }
+    }
+}
+
 impl NumberList {
     /// Number of elements.
     pub fn len(&self) -> usize {

@@ -18,10 +18,11 @@ pub(super) fn from_char(character: char) -> Option<u8> {
     }
 }
 
-/// Whether a byte occurs in UTF-8 (RFC 3629, section 4) of characters up to U+3FFFF. Beyond are no letters, only a few
-/// format characters and private use.
+/// Whether a byte occurs in UTF-8 (RFC 3629, section 4) of characters up to U+3FFFF, white space included and control
+/// characters not. Beyond are no letters, only a few format characters and private use.
 pub(super) fn is_common(byte: u8) -> bool {
-    !matches!(byte, 0xc0 | 0xc1 | 0xf1..=0xff)
+    let is_control = byte.is_ascii_control() && !matches!(byte, b'\t' | b'\n' | b'\r');
+    !is_control && !matches!(byte, 0xc0 | 0xc1 | 0xf1..=0xff)
 }
 
 const FIRST_OTHER: u32 = 0x100;
@@ -94,13 +95,14 @@ mod tests {
 
     #[test]
     fn common_bytes_are_those_of_characters_up_to_u_3ffff() {
-        for character in ['\0', 'z', 'é', '日', '🐉', '\u{3ffff}'] {
+        for character in ['\n', 'z', 'é', '日', '🐉', '\u{3ffff}'] {
             assert!(
                 character.to_string().bytes().all(is_common),
                 "{character:?}"
             );
         }
         assert!(!is_common("\u{40000}".as_bytes()[0]));
-        assert_eq!((0..=255).filter(|&byte| is_common(byte)).count(), 239);
+        assert!(!is_common(0) && !is_common(0x7f));
+        assert_eq!((0..=255).filter(|&byte| is_common(byte)).count(), 209);
     }
 }

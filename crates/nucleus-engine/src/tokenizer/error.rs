@@ -1,5 +1,6 @@
 //! Why a tokenizer could not be built or used.
 
+use crate::checkpoint::CheckpointError;
 use crate::gguf::GgufError;
 
 /// Why a tokenizer could not be built, or a text not be encoded.
@@ -8,8 +9,40 @@ pub enum TokenizerError {
     /// A metadata key is missing or of a wrong type.
     #[error(transparent)]
     Metadata(#[from] GgufError),
+    /// A file of the directory cannot be read.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// The directory has no tokenizer.
+    #[error(
+        "the directory has no tokenizer.json; transformers writes it with save_pretrained of a fast tokenizer"
+    )]
+    NoJson,
+    /// The directory's tokenizer is not sound.
+    #[error("tokenizer.json: {problem}")]
+    Json {
+        /// What is wrong.
+        problem: String,
+    },
+    /// The bytes of tokens do not follow from the way the file decodes them.
+    #[error(
+        "tokenizer.json has a decoder of the kinds {found}, which is not supported; ByteLevel, Metaspace and Replace of \"▁\" are"
+    )]
+    Decoder {
+        /// The kinds.
+        found: String,
+    },
+    /// A token's score cannot be compared.
+    #[error("token {id} has the score {score} (tokenizer.ggml.scores); scores must be finite")]
+    Score {
+        /// The token.
+        id: u32,
+        /// The score.
+        score: f32,
+    },
     /// The tokenizer is of another kind.
-    #[error("tokenizer model {name:?} is not supported; it must be \"gpt2\" (byte-level BPE)")]
+    #[error(
+        "tokenizer model {name:?} is not supported; \"gpt2\" (byte-level BPE), \"llama\" (SentencePiece) and \"gemma4\" are"
+    )]
     UnsupportedModel {
         /// `tokenizer.ggml.model`.
         name: String,

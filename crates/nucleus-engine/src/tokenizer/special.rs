@@ -20,20 +20,28 @@ struct Special {
     id: u32,
     /// Found only where special tokens are parsed.
     control: bool,
+    /// White space that follows belongs to it.
+    strips_right: bool,
 }
 
 /// A token in a text, by bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Found {
     pub(super) start: usize,
+    /// Where the text goes on.
     pub(super) end: usize,
     pub(super) id: u32,
 }
 
+/// Phi-3's tokens that do not take the white space after them.
+const KEEPS_SPACE: [&str; 3] = ["<unk>", "<s>", "<|endoftext|>"];
+
 const ROOT: u32 = 0;
 
 impl SpecialTokens {
-    pub(super) fn new(vocabulary: &Vocabulary) -> Self {
+    /// The special tokens of a vocabulary; `strips_right` says whether most take the white space after them, as those of
+    /// Phi-3 do.
+    pub(super) fn new(vocabulary: &Vocabulary, strips_right: bool) -> Self {
         let mut special = Self {
             edges: HashMap::new(),
             tokens: vec![None],
@@ -45,7 +53,13 @@ impl SpecialTokens {
                 TokenKind::UserDefined => false,
                 TokenKind::Normal | TokenKind::Unused | TokenKind::Byte => continue,
             };
-            special.insert(text, Special { id, control });
+            let strips_right = strips_right && !KEEPS_SPACE.contains(&text);
+            let token = Special {
+                id,
+                control,
+                strips_right,
+            };
+            special.insert(text, token);
         }
         special.first_bytes = (0..=255)
             .filter(|&byte| special.edges.contains_key(&(ROOT, byte)))
@@ -70,11 +84,17 @@ impl SpecialTokens {
         let bytes = text.as_bytes();
         let may_begin = |&start: &usize| self.first_bytes.binary_search(&bytes[start]).is_ok();
         (0..bytes.len()).filter(may_begin).find_map(|start| {
-            let (len, id) = self.longest(&bytes[start..], control)?;
+            let (len, token) = self.longest(&bytes[start..], control)?;
+            let after = &bytes[start + len..];
+            let is_space = |byte: &&u8| matches!(byte, b' ' | b'\t'..=b'\r');
+            let stripped = match token.strips_right {
+                true => after.iter().take_while(is_space).count(),
+                false => 0,
+            };
             Some(Found {
                 start,
-                end: start + len,
-                id,
+                end: start + len + stripped,
+                id: token.id,
             })
         })
     }
@@ -88,7 +108,7 @@ impl SpecialTokens {
     }
 
     /// The longest token at the beginning, and its length.
-    fn longest(&self, bytes: &[u8], control: bool) -> Option<(usize, u32)> {
+    fn longest(&self, bytes: &[u8], control: bool) -> Option<(usize, Special)> {
         let (mut node, mut longest) = (ROOT, None);
         for (len, &byte) in (1..).zip(bytes) {
             let Some(&next) = self.edges.get(&(node, byte)) else {
@@ -98,7 +118,7 @@ impl SpecialTokens {
             if let Some(token) =
                 self.tokens[node as usize].filter(|token| control || !token.control)
             {
-                longest = Some((len, token.id));
+                longest = Some((len, token));
             }
         }
         longest

@@ -4,14 +4,35 @@ use std::collections::HashMap;
 
 use tokenizers::models::bpe::{Merges, Vocab};
 
+use super::byte_level::SPACE;
 use super::bytes;
 use super::error::TokenizerError;
 use crate::gguf::{Metadata, StringList};
 
+/// How tokens of text are spelled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Spelling {
+    /// In the byte alphabet.
+    ByteLevel,
+    /// As the text, with `▁` for a space.
+    SentencePiece,
+}
+
+/// The ids with a meaning that files name.
+#[derive(Debug, Default)]
+pub(super) struct Ids {
+    /// Beginning of text.
+    pub(super) bos: Option<u32>,
+    /// End of text.
+    pub(super) eos: Option<u32>,
+    /// Others that end a generation.
+    pub(super) ends: Vec<u32>,
+}
+
 /// What a token is, by GGUF's `tokenizer.ggml.token_type`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TokenKind {
-    /// Text, spelled in the byte alphabet.
+    /// Text, spelled in the byte alphabet or with `▁` for spaces.
     Normal,
     /// Stands for what cannot be encoded.
     Unknown,
@@ -75,7 +96,7 @@ impl TokenBytes {
 
 /// Names of control tokens that end a generation in every vocabulary that has them. GGUF names at most three ids, and
 /// models use more.
-const END_NAMES: [&str; 13] = [
+const END_NAMES: [&str; 14] = [
     "<|eot_id|>",
     "<|eom_id|>",
     "<|im_end|>",
@@ -86,6 +107,7 @@ const END_NAMES: [&str; 13] = [
     "<|end_of_text|>",
     "<end_of_turn>",
     "<end_of_utterance>",
+    "<turn|>",
     "<EOT>",
     "_<EOT>",
     "<｜end▁of▁sentence｜>",
@@ -104,17 +126,37 @@ const TYPES_KEY: &str = "tokenizer.ggml.token_type";
 const MAX_TOKENS: usize = i32::MAX as usize;
 
 impl Vocabulary {
-    pub(super) fn from_gguf(metadata: &Metadata) -> Result<Self, TokenizerError> {
+    pub(super) fn from_gguf(
+        metadata: &Metadata,
+        spelling: Spelling,
+    ) -> Result<Self, TokenizerError> {
         let texts = metadata.strings("tokenizer.ggml.tokens")?.clone();
         let tokens = texts.len();
-        if tokens == 0 || tokens > MAX_TOKENS {
-            return Err(TokenizerError::VocabularySize {
-                count: tokens,
-                limit: MAX_TOKENS,
-            });
-        }
+        check_size(tokens)?;
         check_model_size(metadata, tokens)?;
         let kinds = kinds(metadata, tokens)?;
+        let special_id = |key| special_id(metadata, key, tokens);
+        let mut ids = Ids {
+            bos: special_id("tokenizer.ggml.bos_token_id")?,
+            ..Ids::default()
+        };
+        for key in END_KEYS {
+            ids.ends.extend(special_id(key)?);
+        }
+        ids.eos = special_id(END_KEYS[0])?;
+        Self::new(texts, kinds, spelling, ids)
+    }
+
+    /// A vocabulary of tokens and their kinds. Ids that are not in it are left out.
+    pub(super) fn new(
+        texts: StringList,
+        kinds: Vec<TokenKind>,
+        spelling: Spelling,
+        ids: Ids,
+    ) -> Result<Self, TokenizerError> {
+        let tokens = texts.len();
+        check_size(tokens)?;
+        let is_known = |&id: &u32| (id as usize) < tokens;
         let ends = named_ends(&texts, &kinds);
         let kinds = with_ends_as_control(kinds, &ends);
         let bytes =
@@ -122,24 +164,19 @@ impl Vocabulary {
                 .iter()
                 .zip(&kinds)
                 .fold(TokenBytes::default(), |mut bytes, (text, &kind)| {
-                    bytes.push(&token_bytes(text, kind));
+                    bytes.push(&token_bytes(text, kind, spelling));
                     bytes
                 });
-        let special_id = |key| special_id(metadata, key, tokens);
-        let mut end_of_generation = ends;
-        for key in END_KEYS {
-            end_of_generation.extend(special_id(key)?);
-        }
+        let named = ids.ends.into_iter().chain(ids.eos).filter(is_known);
+        let mut end_of_generation: Vec<u32> = ends.into_iter().chain(named).collect();
         end_of_generation.sort_unstable();
         end_of_generation.dedup();
-        let bos = special_id("tokenizer.ggml.bos_token_id")?;
-        let eos = special_id(END_KEYS[0])?;
         Ok(Self {
             texts,
             kinds,
             bytes,
-            bos,
-            eos,
+            bos: ids.bos.filter(is_known),
+            eos: ids.eos.filter(is_known),
             end_of_generation,
         })
     }
@@ -176,7 +213,6 @@ impl Vocabulary {
         merges: &StringList,
     ) -> Result<(Vocab, Merges), TokenizerError> {
         let (mut symbols, others) = self.ids_by_text()?;
-        check_bytes(&symbols)?;
         let mut pairs = Merges::with_capacity(merges.len());
         let mut merged = String::new();
         for (index, merge) in merges.iter().enumerate() {
@@ -225,6 +261,33 @@ impl Vocabulary {
             }
         }
         Ok((symbols, others))
+    }
+}
+
+fn check_size(tokens: usize) -> Result<(), TokenizerError> {
+    if (1..=MAX_TOKENS).contains(&tokens) {
+        return Ok(());
+    }
+    Err(TokenizerError::VocabularySize {
+        count: tokens,
+        limit: MAX_TOKENS,
+    })
+}
+
+/// The score of each token.
+pub(super) fn scores(metadata: &Metadata, tokens: usize) -> Result<Vec<f32>, TokenizerError> {
+    const KEY: &str = "tokenizer.ggml.scores";
+    let scores: Vec<f32> = metadata.require(KEY)?;
+    if scores.len() != tokens {
+        return Err(TokenizerError::LengthMismatch {
+            key: KEY,
+            count: scores.len(),
+            tokens,
+        });
+    }
+    match (0..).zip(&scores).find(|(_, score)| !score.is_finite()) {
+        Some((id, &score)) => Err(TokenizerError::Score { id, score }),
+        None => Ok(scores),
     }
 }
 
@@ -300,9 +363,12 @@ fn special_id(
 }
 
 /// The bytes of text that a token stands for.
-fn token_bytes(text: &str, kind: TokenKind) -> Vec<u8> {
+fn token_bytes(text: &str, kind: TokenKind, spelling: Spelling) -> Vec<u8> {
     let spelled = || text.as_bytes().to_vec();
     match kind {
+        TokenKind::Normal if spelling == Spelling::SentencePiece => {
+            text.replace(SPACE, " ").into_bytes()
+        }
         TokenKind::Normal => text
             .chars()
             .map(bytes::from_char)
@@ -315,18 +381,9 @@ fn token_bytes(text: &str, kind: TokenKind) -> Vec<u8> {
 }
 
 /// The byte of `<0x2A>`.
-fn parse_byte(text: &str) -> Option<u8> {
+pub(super) fn parse_byte(text: &str) -> Option<u8> {
     let digits = text.strip_prefix("<0x")?.strip_suffix('>')?;
     u8::from_str_radix(digits, 16).ok()
-}
-
-/// Fails unless text can be encoded. Real vocabularies lack bytes that begin characters beyond U+3FFFF; they may.
-fn check_bytes(symbols: &Vocab) -> Result<(), TokenizerError> {
-    let missing = missing_bytes(|symbol| symbols.contains_key(symbol));
-    match missing.into_iter().find(|&byte| bytes::is_common(byte)) {
-        Some(byte) => Err(TokenizerError::MissingByte { byte }),
-        None => Ok(()),
-    }
 }
 
 /// The bytes that are no symbol of their own.

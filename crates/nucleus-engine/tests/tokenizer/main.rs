@@ -1,5 +1,9 @@
 //! The tokenizer: against llama.cpp on the bundled vocabulary, on small vocabularies made by hand, and on unsound ones.
 
+mod chat_templates;
+mod json;
+mod llama_cpp;
+
 use std::collections::HashMap;
 
 use nucleus_engine::gguf::{Metadata, ModelFile, Value};
@@ -410,16 +414,163 @@ fn a_byte_that_only_rare_characters_have_may_be_missing_until_a_text_has_it() {
     );
 }
 
+// SentencePiece.
+
+/// An unknown token, a control token, the bytes, and the given tokens with their scores from id 258 on.
+fn sentencepiece(tokens: &[(&str, f32)]) -> Keys {
+    let bytes = (0..=255).map(|byte: u8| (format!("<0x{byte:02X}>"), 6, 0.0));
+    let text = tokens
+        .iter()
+        .map(|&(text, score)| (text.to_owned(), 1, score));
+    let all: Vec<(String, i32, f32)> = [("<unk>".into(), 2, 0.0), ("<s>".into(), 3, 0.0)]
+        .into_iter()
+        .chain(bytes)
+        .chain(text)
+        .collect();
+    let scores: Vec<f32> = all.iter().map(|&(_, _, score)| score).collect();
+    let kinds: Vec<i32> = all.iter().map(|&(_, kind, _)| kind).collect();
+    let texts = all.iter().map(|(text, _, _)| text).collect();
+    Keys(HashMap::new())
+        .set("tokenizer.ggml.model", Value::String("llama".into()))
+        .set("tokenizer.ggml.tokens", Value::Strings(texts))
+        .set("tokenizer.ggml.token_type", Value::Numbers(kinds.into()))
+        .set("tokenizer.ggml.scores", Value::Numbers(scores.into()))
+        .set("tokenizer.ggml.bos_token_id", Value::U32(1))
+}
+
+fn small_sentencepiece() -> Keys {
+    sentencepiece(&[
+        ("▁", -9.0),
+        ("a", -9.0),
+        ("b", -9.0),
+        ("c", -9.0),
+        ("ab", -2.0),
+        ("bc", -1.0),
+        ("▁a", -3.0),
+        ("▁▁", -1.5),
+    ])
+}
+
+#[test]
+fn the_pair_of_the_highest_score_is_merged_first() {
+    let tokenizer = small_sentencepiece().load().unwrap();
+    let spelled = |text: &str| -> Vec<String> {
+        let ids = tokenizer.encode(text, PLAIN).unwrap();
+        ids.iter()
+            .map(|&id| tokenizer.token_text(id).to_owned())
+            .collect()
+    };
+    assert_eq!(spelled("abc"), ["▁a", "bc"]);
+    assert_eq!(spelled("ab"), ["▁", "ab"]);
+    assert_eq!(spelled("a  b"), ["▁a", "▁▁", "b"]);
+    // Of equal scores the leftmost: of three spaces after the prefix, the first two.
+    assert_eq!(spelled("  b"), ["▁▁", "▁", "b"]);
+    assert!(spelled("").is_empty());
+    assert!(tokenizer.add_bos());
+}
+
+#[test]
+fn characters_without_a_token_become_bytes() {
+    let tokenizer = small_sentencepiece().load().unwrap();
+    let ids = tokenizer.encode("aé", PLAIN).unwrap();
+    let texts: Vec<&str> = ids.iter().map(|&id| tokenizer.token_text(id)).collect();
+    assert_eq!(texts, ["▁a", "<0xC3>", "<0xA9>"]);
+    assert_eq!(tokenizer.decode(&ids, true), "aé");
+    assert_eq!(tokenizer.token_bytes(ids[1]), [0xc3]);
+    assert_eq!(tokenizer.id_of("<0xC3>"), Some(ids[1]));
+}
+
+#[test]
+fn a_space_is_added_where_text_begins_unless_the_file_says_no() {
+    let text = "b<s>b";
+    let encode = |keys: Keys| {
+        let tokenizer = keys.load().unwrap();
+        let ids = tokenizer.encode(text, SPECIAL).unwrap();
+        assert_eq!(tokenizer.decode(&ids, false), text);
+        let texts: Vec<String> = ids
+            .iter()
+            .map(|&id| tokenizer.token_text(id).to_owned())
+            .collect();
+        texts.concat()
+    };
+    assert_eq!(encode(small_sentencepiece()), "▁b<s>▁b");
+    let without = small_sentencepiece().set("tokenizer.ggml.add_space_prefix", Value::Bool(false));
+    assert_eq!(encode(without), "b<s>b");
+}
+
+#[test]
+fn a_control_token_never_comes_from_merged_text() {
+    let tokenizer = sentencepiece(&[
+        ("<", -1.0),
+        ("s", -1.0),
+        ("<s", -1.0),
+        (">", -1.0),
+        ("s>", -1.0),
+    ])
+    .load()
+    .unwrap();
+    assert!(!tokenizer.encode("<s>", PLAIN).unwrap().contains(&1));
+    assert_eq!(tokenizer.encode("<s>", SPECIAL).unwrap(), [1]);
+}
+
+#[test]
+fn unsound_scores_are_refused() {
+    let scores = |scores: Vec<f32>| {
+        small_sentencepiece()
+            .set("tokenizer.ggml.scores", Value::Numbers(scores.into()))
+            .error()
+    };
+    assert_eq!(
+        scores(vec![0.0; 3]),
+        "\"tokenizer.ggml.scores\" has 3 elements, but the vocabulary has 266 tokens"
+    );
+    let mut nan = vec![0.0; 266];
+    nan[7] = f32::NAN;
+    assert_eq!(
+        scores(nan),
+        "token 7 has the score NaN (tokenizer.ggml.scores); scores must be finite"
+    );
+    assert!(
+        small_sentencepiece()
+            .without("tokenizer.ggml.scores")
+            .error()
+            .contains("tokenizer.ggml.scores")
+    );
+}
+
+#[test]
+fn long_texts_are_encoded_by_sentencepiece() {
+    let tokenizer = small_sentencepiece().load().unwrap();
+    for unit in ["a", "ab", " ", "abc ", "é", "🐉"] {
+        let text = unit.repeat(131_072);
+        let ids = tokenizer.encode(&text, PLAIN).unwrap();
+        assert_eq!(tokenizer.decode(&ids, true), text);
+    }
+}
+
+proptest! {
+    #[test]
+    fn decoding_undoes_sentencepiece(text in "[abc é🐉▁\n]{0,40}") {
+        thread_local!(static TOKENIZER: Tokenizer = small_sentencepiece().load().unwrap());
+        TOKENIZER.with(|tokenizer| {
+            let ids = tokenizer.encode(&text, PLAIN).unwrap();
+            // `▁` itself is a space in such vocabularies.
+            prop_assert_eq!(tokenizer.decode(&ids, true), text.replace('▁', " "));
+            Ok(())
+        })?;
+    }
+}
+
 // Unsound vocabularies.
 
 #[test]
 fn other_tokenizers_are_refused_by_name() {
     let error = small()
-        .set("tokenizer.ggml.model", Value::String("llama".into()))
+        .set("tokenizer.ggml.model", Value::String("rwkv".into()))
         .error();
     assert_eq!(
         error,
-        "tokenizer model \"llama\" is not supported; it must be \"gpt2\" (byte-level BPE)"
+        "tokenizer model \"rwkv\" is not supported; \"gpt2\" (byte-level BPE), \"llama\" (SentencePiece) and \"gemma4\" are"
     );
     let error = small()
         .set("tokenizer.ggml.pre", Value::String("new-bpe".into()))
@@ -538,7 +689,13 @@ fn a_byte_without_a_token_is_refused() {
         "tokenizer.ggml.tokens",
         Value::Strings(texts.iter().collect()),
     );
-    let error = error.without("tokenizer.ggml.token_type").error();
+    let error = error
+        .set(
+            "tokenizer.ggml.merges",
+            Value::Strings([""; 0].iter().collect()),
+        )
+        .without("tokenizer.ggml.token_type")
+        .error();
     assert_eq!(
         error,
         "no token stands for the byte 0x20, so text with it cannot be encoded"

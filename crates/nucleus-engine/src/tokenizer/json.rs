@@ -1,0 +1,201 @@
+//! Vocabularies of `tokenizer.json`, through the library that defines the format.
+
+use std::collections::HashMap;
+
+use serde_json::{Map, Value};
+use tokenizers::Tokenizer as Library;
+
+use super::error::TokenizerError;
+use super::pre::check_white_space;
+use super::vocabulary::{Ids, Spelling, TokenKind, Vocabulary};
+use crate::checkpoint::Checkpoint;
+
+/// The library's tokenizer, twice: it looks for control tokens in all texts, or in none.
+#[derive(Debug)]
+pub(super) struct JsonTokenizer {
+    with_special: Library,
+    without_special: Library,
+}
+
+/// What a directory says about its vocabulary.
+pub(super) struct Described {
+    pub(super) tokenizer: JsonTokenizer,
+    pub(super) vocabulary: Vocabulary,
+    pub(super) add_bos: bool,
+    pub(super) adds_space_prefix: bool,
+}
+
+impl JsonTokenizer {
+    /// Appends the tokens of a text.
+    pub(super) fn encode(
+        &self,
+        text: &str,
+        parse_special: bool,
+        ids: &mut Vec<u32>,
+    ) -> Result<(), TokenizerError> {
+        check_white_space(text)?;
+        let library = match parse_special {
+            true => &self.with_special,
+            false => &self.without_special,
+        };
+        let encoding = library
+            .encode_fast(text, false)
+            .map_err(TokenizerError::Library)?;
+        ids.extend_from_slice(encoding.get_ids());
+        Ok(())
+    }
+
+    /// The token of that spelling.
+    pub(super) fn id_of(&self, spelling: &str) -> Option<u32> {
+        self.with_special.token_to_id(spelling)
+    }
+}
+
+/// Reads `tokenizer.json` with what `tokenizer_config.json` and `config.json` add to it.
+pub(super) fn read(checkpoint: &Checkpoint) -> Result<Described, TokenizerError> {
+    const FILE: &str = "tokenizer.json";
+    let text = checkpoint.read_text(FILE)?.ok_or(TokenizerError::NoJson)?;
+    let malformed = |problem: String| TokenizerError::Json { problem };
+    let json: Map<String, Value> =
+        serde_json::from_str(&text).map_err(|error| malformed(error.to_string()))?;
+    let mut library: Library = text
+        .parse()
+        .map_err(|error: tokenizers::Error| malformed(error.to_string()))?;
+    // What the file was last used with must not cut texts short.
+    library.with_padding(None);
+    library
+        .with_truncation(None)
+        .map_err(TokenizerError::Library)?;
+    let (spelling, adds_space_prefix) = spelling(json.get("decoder"))?;
+    let config = checkpoint
+        .read_json("tokenizer_config.json")?
+        .unwrap_or_default();
+    let bos = named(&library, config.get("bos_token"));
+    let ids = Ids {
+        bos: bos.or_else(|| first_special(&library)),
+        eos: named(&library, config.get("eos_token")),
+        ends: ends(checkpoint.config().get("eos_token_id")),
+    };
+    let add_bos = match config.get("add_bos_token").and_then(Value::as_bool) {
+        Some(wanted) => wanted && ids.bos.is_some(),
+        None => first_special(&library).is_some(),
+    };
+    let vocabulary = vocabulary(&library, spelling, ids, checkpoint)?;
+    let mut without_special = library.clone();
+    without_special.set_encode_special_tokens(true);
+    Ok(Described {
+        tokenizer: JsonTokenizer {
+            with_special: library,
+            without_special,
+        },
+        vocabulary,
+        add_bos,
+        adds_space_prefix,
+    })
+}
+
+/// The token whose name a configuration gives, as a string or as an object.
+fn named(library: &Library, token: Option<&Value>) -> Option<u32> {
+    let token = token?;
+    let name = token.as_str().or_else(|| token.get("content")?.as_str())?;
+    library.token_to_id(name)
+}
+
+/// The token that the file's own template puts before every text.
+fn first_special(library: &Library) -> Option<u32> {
+    let added = library.encode_fast("", true).ok()?;
+    added.get_ids().first().copied()
+}
+
+/// A token's id, or a list of them.
+fn ends(ids: Option<&Value>) -> Vec<u32> {
+    let id = |value: &Value| u32::try_from(value.as_u64()?).ok();
+    match ids {
+        Some(Value::Array(ids)) => ids.iter().filter_map(id).collect(),
+        Some(single) => id(single).into_iter().collect(),
+        None => Vec::new(),
+    }
+}
+
+fn vocabulary(
+    library: &Library,
+    spelling: Spelling,
+    ids: Ids,
+    checkpoint: &Checkpoint,
+) -> Result<Vocabulary, TokenizerError> {
+    let by_text: HashMap<String, u32> = library.get_vocab(true);
+    let count = by_text.values().max().map_or(0, |&last| last as usize + 1);
+    // Every id below the last one may be without a token, but not most of them.
+    const MAX_SPARSENESS: usize = 16;
+    if count > by_text.len().saturating_mul(MAX_SPARSENESS) {
+        let problem = format!("its {} tokens have ids up to {}", by_text.len(), count - 1);
+        return Err(TokenizerError::Json { problem });
+    }
+    let size = checkpoint
+        .config()
+        .get("vocab_size")
+        .and_then(Value::as_u64);
+    if let Some(size) = size.filter(|&size| size < count as u64) {
+        return Err(TokenizerError::ModelSize {
+            key: "vocab_size".to_owned(),
+            size: size as u32,
+            tokens: count,
+        });
+    }
+    let mut texts = vec![String::new(); count];
+    let mut kinds = vec![TokenKind::Unused; count];
+    for (text, id) in by_text {
+        let is_byte =
+            spelling == Spelling::SentencePiece && super::vocabulary::parse_byte(&text).is_some();
+        kinds[id as usize] = match is_byte {
+            true => TokenKind::Byte,
+            false => TokenKind::Normal,
+        };
+        texts[id as usize] = text;
+    }
+    for (&id, token) in &library.get_added_tokens_decoder() {
+        kinds[id as usize] = match token.special {
+            true => TokenKind::Control,
+            false => TokenKind::UserDefined,
+        };
+    }
+    Vocabulary::new(texts.iter().collect(), kinds, spelling, ids)
+}
+
+/// How tokens are spelled, and whether the first loses a space, by the file's decoder: an object, or a sequence of them.
+fn spelling(decoder: Option<&Value>) -> Result<(Spelling, bool), TokenizerError> {
+    let steps: Vec<&Value> = match decoder.and_then(|decoder| decoder.get("decoders")) {
+        Some(Value::Array(steps)) => steps.iter().collect(),
+        _ => decoder
+            .into_iter()
+            .filter(|decoder| !decoder.is_null())
+            .collect(),
+    };
+    let kind = |step: &Value| {
+        step.get("type")
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+            .to_owned()
+    };
+    let has = |name: &str| steps.iter().any(|step| kind(step) == name);
+    let is_space = |step: &Value| {
+        kind(step) == "Replace"
+            && step.pointer("/pattern/String").and_then(Value::as_str) == Some("▁")
+    };
+    if has("ByteLevel") {
+        return Ok((Spelling::ByteLevel, false));
+    }
+    if let Some(metaspace) = steps.iter().find(|step| kind(step) == "Metaspace") {
+        let is_never = metaspace.get("prepend_scheme").and_then(Value::as_str) == Some("never");
+        return Ok((Spelling::SentencePiece, !is_never));
+    }
+    if steps.iter().any(|step| is_space(step)) {
+        return Ok((Spelling::SentencePiece, has("Strip")));
+    }
+    let kinds: Vec<String> = steps.iter().map(|step| kind(step)).collect();
+    let found = match kinds.as_slice() {
+        [] => "none".to_owned(),
+        kinds => kinds.join(", "),
+    };
+    Err(TokenizerError::Decoder { found })
+}
