@@ -7,7 +7,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use nucleus_engine::generate::{Engine, GenerationError, SubmitError};
 use nucleus_engine::scheduler::AdmissionError;
-use nucleus_sampling::ParamError;
+use nucleus_sampling::{ParamError, Status};
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -273,7 +273,7 @@ impl ApiError {
             Self::Prompt(_) => about(S::BAD_REQUEST, "invalid_value", Some("prompt")),
             Self::Submit(error) => submit_answer(error),
             Self::Generation(error) => {
-                about(S::INTERNAL_SERVER_ERROR, generation_code(error), None)
+                about(generation_status(error), generation_code(error), None)
             }
             Self::Unauthorized => about(S::UNAUTHORIZED, "invalid_api_key", None),
             Self::ForbiddenHost { .. } => about(S::FORBIDDEN, "forbidden_host", None),
@@ -350,6 +350,17 @@ fn param_code(error: &ParamError) -> &'static str {
     match error {
         ParamError::Unknown { .. } => "unknown_field",
         _ => "invalid_value",
+    }
+}
+
+/// Not a number is what a model gives that is broken. Otherwise the request's own parameters have left nothing to draw from, or
+/// made a logit too large: whether they would depended on the model's logits, so that they could not be refused before.
+fn generation_status(error: &GenerationError) -> StatusCode {
+    match error {
+        GenerationError::Row { status, .. } if *status != Status::Nan => {
+            StatusCode::UNPROCESSABLE_ENTITY
+        }
+        _ => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }
 

@@ -2,7 +2,7 @@
 
 use axum::http::StatusCode;
 use schemars::generate::SchemaSettings;
-use schemars::{JsonSchema, SchemaGenerator};
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 
 use super::endpoint::{Answer, Content, Endpoint, Group};
@@ -115,10 +115,7 @@ fn add_answer(
         Content::Json(schema) => ("application/json", json!({"schema": schema(generator)})),
         Content::Events(schema) => (
             "text/event-stream",
-            json!({
-                "schema": {"type": "string", "description": "Server-sent events; `x-event-data` is what the data of each is."},
-                "x-event-data": schema(generator),
-            }),
+            json!({"schema": event(schema(generator))}),
         ),
         Content::Text(media_type) => (media_type, json!({"schema": {"type": "string"}})),
     };
@@ -129,6 +126,18 @@ fn add_answer(
     let separator = if before.is_empty() { "" } else { "; " };
     response["description"] = format!("{before}{separator}{}", answer.description).into();
     response["content"][media_type] = content;
+}
+
+/// One server-sent event, as programs that read streams have it: its data is text that is JSON, or `[DONE]`.
+fn event(data: Schema) -> Value {
+    json!({
+        "type": "object",
+        "properties": {
+            "event": {"type": "string"},
+            "data": {"type": "string", "contentMediaType": "application/json", "contentSchema": data},
+        },
+        "required": ["data"],
+    })
 }
 
 /// `post_v1_completions` for `POST /v1/completions`.

@@ -14,7 +14,7 @@ pub(crate) mod refusal {
     /// A body that must be JSON of a certain shape.
     pub(crate) const JSON_BODY: &[u16] = &[400, 408, 413, 415];
     /// The engine is asked to generate.
-    pub(crate) const GENERATION: &[u16] = &[429, 500, 503];
+    pub(crate) const GENERATION: &[u16] = &[422, 429, 500, 503];
 }
 
 /// Whose interface an endpoint belongs to.

@@ -470,6 +470,54 @@ async fn c13_a_key_is_needed_everywhere_but_for_health() {
     assert_eq!(rig.send(request).await.transcript().await.text(), " a fox");
 }
 
+/// P3: what is 0 as an f32 is not above 0. P2: what no f64 holds is no number.
+#[tokio::test]
+async fn p2_p3_numbers_that_no_float_holds_are_refused() {
+    let rig = rig();
+    for number in ["5e-324", "1e-60", "0"] {
+        let body = format!(r#"{{"prompt": "{PROMPT}", "repetition_penalty": {number}}}"#);
+        let (status, error) = rig.post_raw("/v1/completions", body).await.error().await;
+        let param = error.param.as_deref();
+        assert_eq!(
+            (status, param),
+            (400, Some("repetition_penalty")),
+            "{number}"
+        );
+        assert!(error.message.contains("(0, 100]"), "{error:?}");
+    }
+    for number in ["1e309", "-1e309", "NaN", "Infinity"] {
+        let body = format!(r#"{{"prompt": "{PROMPT}", "temperature": {number}}}"#);
+        let (status, error) = rig.post_raw("/execute", body).await.error().await;
+        assert_eq!(
+            (status, error.code.as_str()),
+            (400, "invalid_json"),
+            "{number}"
+        );
+    }
+    let body = format!(r#"{{"prompt": "{PROMPT}", "temperature": 1e39}}"#);
+    let (status, error) = rig.post_raw("/execute", body).await.error().await;
+    assert_eq!((status, error.param.as_deref()), (400, Some("temperature")));
+}
+
+/// N2: parameters that leave nothing to draw from are the request's fault, a logit that is not a number the model's.
+#[tokio::test]
+async fn n2_nothing_left_to_draw_is_422_and_a_broken_row_500() {
+    let fox = crate::support::tokens(" fox")[0];
+    let rig = Rig::new(move |index| match index {
+        0 => crate::support::Reply::Token(fox),
+        _ => crate::support::Reply::Nan,
+    });
+    let body = json!({"prompt": PROMPT, "max_tokens": 1, "bad_words": [[fox]]});
+    let (status, error) = rig.post("/v1/completions", &body).await.error().await;
+    assert_eq!(
+        (status, error.code.as_str(), error.kind.as_str()),
+        (422, "nothing_to_draw", "invalid_request_error")
+    );
+    let body = json!({"prompt": PROMPT, "max_tokens": 2});
+    let (status, error) = rig.post("/v1/completions", &body).await.error().await;
+    assert_eq!((status, error.code.as_str()), (500, "nothing_to_draw"));
+}
+
 /// C13: without a key nobody ends the worker, unless the operator lets them.
 #[tokio::test]
 async fn c13_a_shutdown_needs_a_key_or_leave() {
