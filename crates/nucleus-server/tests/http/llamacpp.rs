@@ -329,7 +329,7 @@ async fn r5_1_biases_have_many_forms() {
     }
     let both = json!({"n_predict": 1, "logit_bias": [[fox, false]], "bad_words": [" bear"]});
     let answer = complete(&rig, both).await;
-    assert_eq!(answer.status, 500, "nothing is left to draw");
+    assert_eq!(answer.status, 422, "nothing is left to draw");
 }
 
 /// R5.1: only the fields that are asked for are answered.
