@@ -58,11 +58,11 @@ impl Domain {
         }
     }
 
-    /// Whether the number lies in the range. NaN never does, nor what is an excluded lower end in f32, as which numbers act; an end that is the vocabulary's size must have been put in (see [`Domain::at`]).
+    /// Whether the number lies in the range. NaN never does; an end that is the vocabulary's size must have been put in (see [`Domain::at`]).
     pub fn contains(self, number: f64) -> bool {
         let above = match self.low {
             Bound::Inclusive(low) => low <= number,
-            Bound::Exclusive(low) => low < f64::from(number as f32),
+            Bound::Exclusive(low) => low < number,
             Bound::Vocab => false,
         };
         let below = match self.high {

@@ -470,21 +470,10 @@ async fn c13_a_key_is_needed_everywhere_but_for_health() {
     assert_eq!(rig.send(request).await.transcript().await.text(), " a fox");
 }
 
-/// P3: what is 0 as an f32 is not above 0. P2: what no f64 holds is no number.
+/// P2: what no f64 holds is no number. P3: what no f32 holds is out of range.
 #[tokio::test]
 async fn p2_p3_numbers_that_no_float_holds_are_refused() {
     let rig = rig();
-    for number in ["5e-324", "1e-60", "0"] {
-        let body = format!(r#"{{"prompt": "{PROMPT}", "repetition_penalty": {number}}}"#);
-        let (status, error) = rig.post_raw("/v1/completions", body).await.error().await;
-        let param = error.param.as_deref();
-        assert_eq!(
-            (status, param),
-            (400, Some("repetition_penalty")),
-            "{number}"
-        );
-        assert!(error.message.contains("(0, 100]"), "{error:?}");
-    }
     for number in ["1e309", "-1e309", "NaN", "Infinity"] {
         let body = format!(r#"{{"prompt": "{PROMPT}", "temperature": {number}}}"#);
         let (status, error) = rig.post_raw("/execute", body).await.error().await;
