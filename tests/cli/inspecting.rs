@@ -7,6 +7,11 @@ const MODEL: &str = concat!(
     "/models/little-storyteller/little-storyteller-15m-Q8_0.gguf"
 );
 
+const DIRECTORY: &str = concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/crates/nucleus-engine/testdata/qwen3"
+);
+
 #[test]
 fn json_holds_metadata_tensors_and_memory() {
     let object = run(&["models", "inspect", MODEL, "--json"]).json();
@@ -47,6 +52,34 @@ fn a_model_that_cannot_run_can_be_looked_at() {
     let object = run(&["models", "inspect", &path, "--json"]).json();
     assert_eq!(object["metadata"]["general.architecture"], "mamba");
     assert_eq!(object["supported"], false);
+}
+
+#[test]
+fn a_directory_of_safetensors_files_can_be_looked_at() {
+    let object = run(&["models", "inspect", DIRECTORY, "--json"]).json();
+    assert_eq!(object["format"], "safetensors");
+    assert_eq!(object["gguf_version"], serde_json::Value::Null);
+    assert_eq!(object["metadata"]["model_type"], "qwen3");
+    let norm = object["tensors"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|tensor| tensor["name"] == "model.norm.weight")
+        .unwrap();
+    assert_eq!(
+        (&norm["type"], &norm["bytes"]),
+        (&"BF16".into(), &128.into())
+    );
+    // Keys and values of 2 heads of 32 values in f32, in 2 layers, at 128 positions.
+    assert_eq!(object["memory"]["kv_cache_bytes"], 2 * 2 * 32 * 4 * 2 * 128);
+    let text = run(&["models", "inspect", DIRECTORY]);
+    for word in ["safetensors", "model_type", "self_attn.q_norm.weight", "MB"] {
+        assert!(
+            text.stdout.contains(word),
+            "{word:?} is not in\n{}",
+            text.stdout
+        );
+    }
 }
 
 #[test]
