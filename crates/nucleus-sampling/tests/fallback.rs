@@ -260,7 +260,7 @@ fn masks_that_forbid_much_but_not_most() {
                 prompt: vec![5, 8, 700],
                 output: vec![8, 700],
                 // Three of four, and nothing beyond the last word.
-                mask: masked.then(|| vec![0xEEEE_7777; VOCAB as usize / 32 - 1]),
+                mask: masked.then(|| vec![0xE6EE_3777; VOCAB as usize / 32 - 1]),
                 ..Request::of(params)
             };
             for shape in [Shape::Bell(1.0), Shape::Ties, Shape::Peaked] {
