@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::process::{Child, ChildStderr, Command, Stdio};
+use std::time::Duration;
 
 use crate::support::{nucleus, run};
 use serde_json::Value;
@@ -16,8 +17,24 @@ struct Worker {
 
 impl Worker {
     fn start(flags: &[&str]) -> Self {
-        let arguments = [&["serve", "--port", "0"], flags].concat();
-        let mut child = nucleus(&arguments)
+        Self::run(nucleus(&[&["serve", "--port", "0"], flags].concat()))
+    }
+
+    /// A worker that may have so many files and sockets open at a time.
+    #[cfg(unix)]
+    fn start_with_descriptors(most: u32) -> Self {
+        let worker = nucleus(&[]);
+        let mut shell = Command::new("sh");
+        shell
+            .arg("-c")
+            .arg(format!("ulimit -n {most}; exec \"$0\" serve --port 0"))
+            .arg(worker.get_program())
+            .stdin(Stdio::null());
+        Self::run(shell)
+    }
+
+    fn run(mut command: Command) -> Self {
+        let mut child = command
             .env_remove("NUCLEUS_API_KEY")
             .stderr(Stdio::piped())
             .spawn()
@@ -219,4 +236,48 @@ fn c8_the_worker_ends_when_asked_over_http() {
         worker.child.wait().expect("the worker ends").code(),
         Some(0)
     );
+}
+
+/// C6: without a free descriptor no connection is accepted, but what runs goes on; with one, the next is.
+#[cfg(unix)]
+#[test]
+fn c6_a_worker_without_descriptors_waits_for_one() {
+    const MOST: u32 = 64;
+    let worker = Worker::start_with_descriptors(MOST);
+    let connect = || TcpStream::connect(&worker.address).expect("the system takes connections");
+    let send = |mut stream: &TcpStream, head: &str, body: &str| {
+        let (host, length) = (&worker.address, body.len());
+        write!(
+            stream,
+            "{head} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
+        )
+        .expect("the worker reads, or the system for it");
+    };
+    let read = |mut stream: &TcpStream| {
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).map(|_| answer)
+    };
+
+    let running = connect();
+    send(
+        &running,
+        "POST /execute",
+        r#"{"prompt": "Once upon a time", "max_tokens": 40, "seed": 1}"#,
+    );
+    let idle: Vec<TcpStream> = (0..2 * MOST).map(|_| connect()).collect();
+    let waiting = connect();
+    send(&waiting, "GET /health", "");
+    waiting
+        .set_read_timeout(Some(Duration::from_millis(500)))
+        .expect("a timeout");
+    read(&waiting).expect_err("no descriptor is free");
+    let story = read(&running).expect("the stream goes on");
+    assert!(story.contains("event: end"), "{story}");
+
+    drop(idle);
+    waiting.set_read_timeout(None).expect("no timeout");
+    let answer = read(&waiting).expect("it is accepted at last");
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    let (code, rest) = worker.terminate();
+    assert_eq!(code, Some(0), "{rest}");
 }

@@ -1,5 +1,5 @@
-//! llama.cpp's vocabularies and test vectors, fetched once into the target directory. Without a network, set
-//! `NUCLEUS_OFFLINE`: the tests here then say that they did not run.
+//! llama.cpp's vocabularies and test vectors, fetched once into the target directory (that needs Python's pip and a network). Where they
+//! cannot be had, the tests here say that they did not run, or fail if `NUCLEUS_LLAMA_CPP_VECTORS` is `required`.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -33,10 +33,10 @@ const REFUSED: [(&str, &str); 4] = [
     ("gpt-neox", "no key \"tokenizer.ggml.pre\""),
 ];
 
-/// What is said where there is no network.
+/// What is said where they cannot be fetched.
 pub(crate) const NOT_RUN: &str = "not run: llama.cpp's vocabularies cannot be fetched";
 
-/// The folder of the vocabularies; `None` where there is no network to fetch them from.
+/// The folder of the vocabularies; `None` where they cannot be fetched.
 pub(crate) fn models() -> Option<&'static Path> {
     static MODELS: OnceLock<Option<PathBuf>> = OnceLock::new();
     let fetch = || {
@@ -47,13 +47,15 @@ pub(crate) fn models() -> Option<&'static Path> {
         );
         let status = Command::new(script).arg(&folder).status();
         let fetched = status.is_ok_and(|status| status.success());
-        if !fetched && std::env::var_os("NUCLEUS_OFFLINE").is_some() {
+        let required =
+            std::env::var_os("NUCLEUS_LLAMA_CPP_VECTORS").is_some_and(|value| value == "required");
+        assert!(
+            fetched || !required,
+            "llama.cpp's vocabularies are required and cannot be fetched"
+        );
+        if !fetched {
             return None;
         }
-        assert!(
-            fetched,
-            "llama.cpp's vocabularies cannot be fetched; without a network, set NUCLEUS_OFFLINE"
-        );
         Some(folder)
     };
     MODELS.get_or_init(fetch).as_deref()
