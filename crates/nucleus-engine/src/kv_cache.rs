@@ -173,7 +173,8 @@ impl BlockPool {
 
     /// Notes that a held block is full, and holds the keys and values of `tokens` behind `parent`.
     ///
-    /// Returns what it holds, the parent of the next block. When another block holds the same, that one is found.
+    /// Returns what it holds, the parent of the next block. When another block holds the same, that one is found. What the block
+    /// was recorded with before is forgotten.
     ///
     /// # Panics
     /// If the block is free.
@@ -221,6 +222,32 @@ impl BlockPool {
             prefix.blocks.push(block);
         }
         prefix
+    }
+}
+
+#[cfg(test)]
+impl BlockPool {
+    /// Whether the block can be found by what it holds.
+    pub(crate) fn can_be_found(&self, block: BlockId) -> bool {
+        self.contents.has(block)
+    }
+
+    /// Checks that every block is held, free without contents or free with them, and that contents and blocks agree.
+    pub(crate) fn assert_consistent(&self) {
+        self.contents.assert_consistent();
+        let held = self.references.iter().map(|&holders| holders.min(1));
+        let mut places: Vec<u32> = held.collect();
+        for &block in &self.empty {
+            assert!(!self.contents.has(block), "{block:?} has contents");
+            places[block.index()] += 1;
+        }
+        for (&freed_at, &block) in &self.cached {
+            assert!(self.contents.has(block), "{block:?} has no contents");
+            assert_eq!(self.freed_at[block.index()], freed_at, "{block:?}");
+            places[block.index()] += 1;
+        }
+        let once = places.iter().all(|&places| places == 1);
+        assert!(once, "a block is lost, or held and free: {places:?}");
     }
 }
 

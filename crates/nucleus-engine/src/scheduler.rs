@@ -534,14 +534,18 @@ impl Scheduler {
             let references = self.pool.references(BlockId(block as u32));
             assert_eq!(references, holders, "holders of block {block}");
         }
-        let held = holders.iter().filter(|&&holders| holders > 0).count();
-        assert_eq!(self.pool.used(), held);
+        self.pool.assert_consistent();
     }
 
     fn assert_sound(&self, running: &Running) {
         let covered = running.blocks.len() * self.block_size;
         assert!(running.computed < running.tokens.len(), "{running:?}");
         assert!(running.recorded * self.block_size <= running.computed);
+        let full = running.computed / self.block_size;
+        for &block in running.blocks.iter().skip(full) {
+            let found = self.pool.can_be_found(block);
+            assert!(!found, "{block:?} is yet to be written: {running:?}");
+        }
         let Some(leader) = running.follows else {
             assert!(running.computed <= covered, "{running:?}");
             return;

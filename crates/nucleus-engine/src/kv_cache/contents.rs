@@ -44,15 +44,20 @@ impl Contents {
         self.blocks.get(&content).copied()
     }
 
-    /// Notes that a block holds these tokens behind `parent`. If another one does so already, that one goes on being found.
+    /// Notes that a block holds these tokens behind `parent`, and nothing that it held before. If another one holds them already,
+    /// that one goes on being found.
     pub(super) fn record(
         &mut self,
         parent: Option<ContentId>,
         tokens: &[u32],
         block: BlockId,
     ) -> ContentId {
-        if let Some((known, _)) = self.find(parent, tokens) {
-            return known;
+        let known = self.find(parent, tokens);
+        if known.is_none_or(|(_, holder)| holder != block) {
+            self.forget(block);
+        }
+        if let Some((id, _)) = known {
+            return id;
         }
         let id = ContentId(self.next);
         self.next += 1;
@@ -74,6 +79,22 @@ impl Contents {
     pub(super) fn forget(&mut self, block: BlockId) {
         if let Some(content) = self.of_block.remove(&block) {
             self.blocks.remove(&content);
+        }
+    }
+}
+
+#[cfg(test)]
+impl Contents {
+    /// Checks that each content that can be found is the one of its block, and the other way round.
+    pub(super) fn assert_consistent(&self) {
+        assert_eq!(self.blocks.len(), self.of_block.len());
+        for (content, (_, block)) in &self.blocks {
+            let of_block = self.of_block.get(block);
+            let same = of_block.is_some_and(|of_block| Arc::ptr_eq(of_block, content));
+            assert!(
+                same,
+                "{block:?} is found by {content:?}, it holds {of_block:?}"
+            );
         }
     }
 }

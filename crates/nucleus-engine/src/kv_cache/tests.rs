@@ -1,6 +1,6 @@
 use super::*;
 use proptest::prelude::*;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 fn ids(blocks: &[BlockId]) -> Vec<u32> {
     blocks.iter().map(|block| block.0).collect()
@@ -152,6 +152,51 @@ fn what_is_forgotten_is_not_found_and_its_block_is_free_like_any_other() {
     assert_eq!(ids(&pool.allocate(3).unwrap()), [0, 2, 1]);
 }
 
+/// A second content behind the first would outlive the block's next holder: `share` then revives a block without contents.
+#[test]
+fn a_block_recorded_again_is_found_by_its_last_content_alone() {
+    let mut pool = BlockPool::new(2);
+    let block = pool.allocate(1).unwrap();
+    pool.record(None, &[0], block[0]);
+    pool.record(None, &[1], block[0]);
+    pool.free(&block);
+    assert!(pool.find_prefix(&[0], 1).blocks.is_empty());
+    assert_eq!(pool.find_prefix(&[1], 1).blocks, block);
+    let taken = pool.allocate(2).unwrap();
+    assert_eq!(ids(&taken), [1, 0]);
+    pool.free(&taken);
+    for token in [0, 1] {
+        let found = pool.find_prefix(&[token], 1).blocks;
+        pool.share(&found);
+        assert!(found.is_empty());
+    }
+    pool.assert_consistent();
+}
+
+#[test]
+fn a_block_recorded_again_as_what_another_holds_is_not_found() {
+    let mut pool = BlockPool::new(2);
+    let blocks = pool.allocate(2).unwrap();
+    pool.record(None, &[0], blocks[0]);
+    let known = pool.record(None, &[1], blocks[1]);
+    assert_eq!(pool.record(None, &[1], blocks[0]), known);
+    assert!(pool.find_prefix(&[0], 1).blocks.is_empty());
+    assert_eq!(pool.find_prefix(&[1], 1).blocks, blocks[1..]);
+    pool.free(&blocks);
+    assert_eq!((pool.available(), pool.cached()), (2, 1));
+}
+
+#[test]
+fn a_block_recorded_again_as_the_same_is_found_as_before() {
+    let mut pool = pool_with_a_prefix(2);
+    let prefix = pool.find_prefix(&AB, 2);
+    pool.share(&prefix.blocks);
+    let first = pool.record(None, &AB[..2], prefix.blocks[0]);
+    let last = pool.record(Some(first), &AB[2..], prefix.blocks[1]);
+    assert_eq!(prefix.content, Some(last));
+    assert_eq!(pool.find_prefix(&AB, 2), prefix);
+}
+
 #[test]
 fn tokens_round_up_to_blocks() {
     assert_eq!(
@@ -169,6 +214,8 @@ enum Action {
     Free(usize),
     /// Records the blocks of such a holding as those of a sequence of these tokens, one a block.
     Record(usize, Vec<u32>),
+    /// Forgets what the blocks of such a holding hold.
+    Forget(usize),
     /// Holds what is found of a sequence of these tokens.
     Find(Vec<u32>),
 }
@@ -179,75 +226,134 @@ fn action() -> impl Strategy<Value = Action> {
         any::<usize>().prop_map(Action::Share),
         any::<usize>().prop_map(Action::Free),
         (any::<usize>(), tokens()).prop_map(|(at, tokens)| Action::Record(at, tokens)),
+        any::<usize>().prop_map(Action::Forget),
         tokens().prop_map(Action::Find),
     ]
 }
 
+const MOST_TOKENS: usize = 4;
+
 fn tokens() -> impl Strategy<Value = Vec<u32>> {
-    prop::collection::vec(0_u32..2, 1..5)
+    prop::collection::vec(0_u32..2, 1..=MOST_TOKENS)
 }
 
-fn record(pool: &mut BlockPool, blocks: &[BlockId], tokens: &[u32]) {
-    let mut parent = None;
-    for (token, &block) in tokens.chunks(1).zip(blocks) {
-        parent = Some(pool.record(parent, token, block));
+/// A pool, and what must be true of it.
+struct Checked {
+    pool: BlockPool,
+    holdings: Vec<Vec<BlockId>>,
+    /// All tokens up to the end of each block, as it was recorded last since it was handed out.
+    contents: HashMap<BlockId, Vec<u32>>,
+}
+
+impl Checked {
+    fn new(capacity: usize) -> Self {
+        Self {
+            pool: BlockPool::new(capacity),
+            holdings: Vec::new(),
+            contents: HashMap::new(),
+        }
     }
-}
 
-fn apply(pool: &mut BlockPool, holdings: &mut Vec<Vec<BlockId>>, action: Action) {
-    match action {
-        Action::Allocate(count) => holdings.extend(pool.allocate(count)),
-        Action::Find(tokens) => {
-            let prefix = pool.find_prefix(&tokens, 1);
-            pool.share(&prefix.blocks);
-            holdings.push(prefix.blocks);
+    fn held(&self) -> HashSet<BlockId> {
+        self.holdings.iter().flatten().copied().collect()
+    }
+
+    fn apply(&mut self, action: Action) {
+        match action {
+            Action::Allocate(count) => self.allocate(count),
+            Action::Find(tokens) => {
+                let prefix = self.pool.find_prefix(&tokens, 1);
+                self.pool.share(&prefix.blocks);
+                self.holdings.push(prefix.blocks);
+            }
+            _ if self.holdings.is_empty() => {}
+            Action::Record(at, tokens) => self.record(at % self.holdings.len(), &tokens),
+            Action::Share(at) => {
+                let shared = self.holdings[at % self.holdings.len()].clone();
+                self.pool.share(&shared);
+                self.holdings.push(shared);
+            }
+            Action::Free(at) => {
+                let freed = self.holdings.swap_remove(at % self.holdings.len());
+                self.pool.free(&freed);
+            }
+            Action::Forget(at) => {
+                let forgotten = &self.holdings[at % self.holdings.len()];
+                self.pool.forget(forgotten);
+                forgotten.iter().for_each(|block| {
+                    self.contents.remove(block);
+                });
+            }
         }
-        _ if holdings.is_empty() => {}
-        Action::Record(at, tokens) => {
-            let at = at % holdings.len();
-            record(pool, &holdings[at], &tokens);
+    }
+
+    fn allocate(&mut self, count: usize) {
+        let held = self.held();
+        let Some(blocks) = self.pool.allocate(count) else {
+            return assert!(count > self.pool.capacity() - held.len());
+        };
+        for block in &blocks {
+            assert!(!held.contains(block), "{block:?} was handed out while held");
+            self.contents.remove(block);
         }
-        Action::Share(at) => {
-            let shared = holdings[at % holdings.len()].clone();
-            pool.share(&shared);
-            holdings.push(shared);
+        self.holdings.push(blocks);
+    }
+
+    fn record(&mut self, at: usize, tokens: &[u32]) {
+        let mut parent = None;
+        for (index, &block) in self.holdings[at].iter().enumerate().take(tokens.len()) {
+            parent = Some(self.pool.record(parent, &tokens[index..=index], block));
+            self.contents.insert(block, tokens[..=index].to_vec());
         }
-        Action::Free(at) => {
-            let freed = holdings.swap_remove(at % holdings.len());
-            pool.free(&freed);
+    }
+
+    fn check(&self) {
+        let held = self.held();
+        assert_eq!(self.pool.used(), held.len());
+        assert_eq!(
+            self.pool.available() + self.pool.used(),
+            self.pool.capacity()
+        );
+        for &block in &held {
+            let holders = self.holdings.iter().flatten();
+            let holders = holders.filter(|&&other| other == block).count();
+            assert_eq!(self.pool.references(block) as usize, holders);
+        }
+        self.pool.assert_consistent();
+        self.check_hits();
+    }
+
+    /// Every sequence that could be recorded is found in blocks that hold it, or not at all.
+    fn check_hits(&self) {
+        for bits in 0..1_u32 << MOST_TOKENS {
+            let tokens: Vec<u32> = (0..MOST_TOKENS).map(|bit| bits >> bit & 1).collect();
+            let found = self.pool.find_prefix(&tokens, 1).blocks;
+            for (index, block) in found.iter().enumerate() {
+                let contents = self.contents.get(block).map(Vec::as_slice);
+                assert_eq!(contents, Some(&tokens[..=index]), "{block:?}");
+            }
         }
     }
 }
 
 proptest! {
     #[test]
-    fn no_block_is_leaked_or_handed_out_twice(
+    fn no_block_is_leaked_or_handed_out_twice_or_found_by_what_it_does_not_hold(
         capacity in 0_usize..24,
         actions in prop::collection::vec(action(), 0..80),
     ) {
-        let mut pool = BlockPool::new(capacity);
-        let mut holdings: Vec<Vec<BlockId>> = Vec::new();
+        let mut checked = Checked::new(capacity);
         for action in actions {
-            let held: HashSet<BlockId> = holdings.iter().flatten().copied().collect();
-            let before = holdings.len();
-            let is_new = matches!(action, Action::Allocate(_));
-            apply(&mut pool, &mut holdings, action);
-            for block in holdings[before.min(holdings.len())..].iter().flatten().filter(|_| is_new) {
-                prop_assert!(!held.contains(block), "{block:?} was handed out while held");
-            }
-            let held: HashSet<BlockId> = holdings.iter().flatten().copied().collect();
-            prop_assert_eq!(pool.used(), held.len());
-            prop_assert_eq!(pool.available() + pool.used(), capacity);
-            for &block in &held {
-                let holders = holdings.iter().flatten().filter(|&&other| other == block).count();
-                prop_assert_eq!(pool.references(block) as usize, holders);
-            }
+            checked.apply(action);
+            checked.check();
         }
+        let Checked { mut pool, holdings, .. } = checked;
         for blocks in holdings {
             pool.free(&blocks);
         }
         prop_assert_eq!(pool.available(), capacity);
         let all: HashSet<BlockId> = pool.allocate(capacity).unwrap().into_iter().collect();
         prop_assert_eq!(all.len(), capacity);
+        pool.assert_consistent();
     }
 }
