@@ -119,13 +119,17 @@ impl JsonSchema for EffectiveSampling {
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         let vocab = nucleus_sampling::MAX_VOCAB;
-        let properties: Map<String, Value> = PARAMS
+        let mut properties: Map<String, Value> = PARAMS
             .iter()
             .map(|spec| {
                 let property = schema::sampling_property(spec, Policy::Library, vocab);
                 (spec.name.to_owned(), property)
             })
             .collect();
+        // What a request gives as text is told back as text.
+        let breakers = &mut properties["dry_sequence_breakers"];
+        let texts = list(text(1, usize::MAX), 0, usize::MAX);
+        *breakers = either([texts, breakers.take()]);
         let schema = json!({"type": "object", "properties": properties});
         schema.try_into().expect("an object is a schema")
     }

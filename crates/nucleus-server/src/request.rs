@@ -84,8 +84,9 @@ pub(crate) struct EffectiveParams {
     /// Milliseconds that the request may take.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) max_time_ms: Option<u64>,
-    /// Sequence breakers that were given as text.
+    /// Sequence breakers that were given as text; [`EffectiveSampling`] describes them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(skip)]
     pub(crate) dry_sequence_breakers: Vec<String>,
     #[serde(flatten)]
     #[schemars(with = "EffectiveSampling")]

@@ -19,7 +19,7 @@ use super::generation_settings::Source;
 use super::probability::{Scale, TokenProbability, written};
 use super::timings::TimingsMs;
 use crate::app::AppState;
-use crate::error::ApiError;
+use crate::error::{ApiError, ErrorBody};
 use crate::metrics::Observed;
 use crate::request::{Accepted, EffectiveParams, Settings};
 use crate::sse;
@@ -34,9 +34,31 @@ const NO_SLOT: i32 = -1;
 #[schemars(rename = "LlamaCppAnswer")]
 pub(super) enum Answers {
     /// One prompt, one choice.
-    One(Box<Whole>),
+    One(Answer),
     /// In the order of prompts, then of choices.
-    Several(Vec<Whole>),
+    Several(Vec<Answer>),
+}
+
+/// The answer to one prompt, one choice of it.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(untagged)]
+#[schemars(rename = "LlamaCppChoice")]
+pub(super) enum Answer {
+    Whole(Box<Whole>),
+    /// The fields that `response_fields` names, those that are there, each under its last name.
+    Fields(Map<String, Value>),
+}
+
+/// The data of a stream's event.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(untagged)]
+#[schemars(rename = "LlamaCppData")]
+pub(super) enum Data {
+    Part(Box<Part>),
+    /// The end of a choice.
+    Last(Answer),
+    /// The stream has failed.
+    Error(ErrorBody),
 }
 
 /// A whole answer, or the last part of a stream, which has no text of its own.
@@ -115,13 +137,13 @@ pub(super) async fn respond(
     }
     let mut answers = Vec::new();
     for choice in choices.collect::<Vec<_>>() {
-        answers.push(choice.whole().await?);
+        answers.push(common.select(choice.whole().await?));
     }
-    let answers = match <[Whole; 1]>::try_from(answers) {
-        Ok([only]) => Answers::One(Box::new(only)),
+    let answers = match <[Answer; 1]>::try_from(answers) {
+        Ok([only]) => Answers::One(only),
         Err(several) => Answers::Several(several),
     };
-    Ok((headers, Json(common.select(to_value(&answers)))).into_response())
+    Ok((headers, Json(answers)).into_response())
 }
 
 /// What all choices of a request have in common.
@@ -203,16 +225,16 @@ impl Choice {
     }
 
     /// What the choice says, with what is left of it to say, as data of a stream.
-    async fn data(mut self) -> Option<(Result<Value, ApiError>, Option<Self>)> {
+    async fn data(mut self) -> Option<(Result<Data, ApiError>, Option<Self>)> {
         let common = Arc::clone(&self.common);
         Some(match self.next().await? {
             Ok(Said::Token(token)) => {
                 let part = self.part(token);
-                (Ok(to_value(&part)), Some(self))
+                (Ok(Data::Part(Box::new(part))), Some(self))
             }
             Ok(Said::End(completion)) => {
-                let last = to_value(&self.last(&completion));
-                (Ok(common.select(last)), None)
+                let last = common.select(self.last(&completion));
+                (Ok(Data::Last(last)), None)
             }
             Err(error) => (Err(error), None),
         })
@@ -319,39 +341,35 @@ fn parts(choices: Vec<Choice>, common: Arc<Common>) -> impl Stream<Item = SseEve
     sse::last_on_panic(events, |error| encode(Err(error)))
 }
 
-fn encode(said: Result<Value, ApiError>) -> SseEvent {
-    let data = said.unwrap_or_else(|error| to_value(&error.body()));
-    SseEvent::default().data(data.to_string())
+fn encode(said: Result<Data, ApiError>) -> SseEvent {
+    let data = said.unwrap_or_else(|error| Data::Error(error.body()));
+    SseEvent::default()
+        .json_data(data)
+        .expect("parts are strings and numbers, which JSON can hold")
 }
 
 impl Common {
-    /// An answer, or each of several, with the fields that are wanted of it.
-    fn select(&self, answer: Value) -> Value {
+    /// An answer with the fields that are wanted of it.
+    fn select(&self, whole: Whole) -> Answer {
         let fields = &self.wanted.response_fields;
-        match answer {
-            answer if fields.is_empty() => answer,
-            Value::Array(several) => several
-                .iter()
-                .map(|answer| selected(answer, fields))
-                .collect(),
-            answer => selected(&answer, fields),
+        if fields.is_empty() {
+            return Answer::Whole(Box::new(whole));
         }
+        let whole = serde_json::to_value(whole)
+            .expect("answers are strings and numbers, which JSON can hold");
+        Answer::Fields(selected(&whole, fields))
     }
 }
 
 /// The fields of an object under their last names: `a/b` is the field `b` of the object `a`. What is not there is left out.
-fn selected(object: &Value, fields: &[String]) -> Value {
+fn selected(object: &Value, fields: &[String]) -> Map<String, Value> {
     let pick = |path: &String| {
         let mut names = path.split('/');
         let value = names.try_fold(object, |value, name| value.get(name))?;
         let name = path.rsplit('/').next().unwrap_or(path);
         Some((name.to_owned(), value.clone()))
     };
-    Value::Object(fields.iter().filter_map(pick).collect())
-}
-
-fn to_value(data: &impl Serialize) -> Value {
-    serde_json::to_value(data).expect("answers are strings and numbers, which JSON can hold")
+    fields.iter().filter_map(pick).collect()
 }
 
 #[cfg(test)]
@@ -365,7 +383,7 @@ mod tests {
         let answer = json!({"content": "x", "settings": {"a": 1, "b": {"c": 2}}});
         let fields = ["content", "settings/a", "settings/b/c", "gone", "content/x"];
         assert_eq!(
-            selected(&answer, &fields.map(str::to_owned)),
+            Value::Object(selected(&answer, &fields.map(str::to_owned))),
             json!({"content": "x", "a": 1, "c": 2})
         );
     }

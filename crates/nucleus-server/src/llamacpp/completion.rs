@@ -5,7 +5,7 @@ use axum::response::Response;
 use nucleus_sampling::{LogprobsMode, Policy, Preset, SamplingParams};
 use serde_json::{Map, Value, json};
 
-use super::answer::{self, Answers, Part};
+use super::answer::{self, Answers, Data};
 use super::{bias, prompt};
 use crate::app::AppState;
 use crate::body::JsonObject;
@@ -72,7 +72,7 @@ pub(super) fn endpoints() -> [Endpoint; 2] {
             )
             .takes(schema)
             .answers::<Answers>(200, "The text, or one for each prompt and choice")
-            .streams::<Part>("its parts; the last one has `\"stop\":true` and is as an answer, without text")
+            .streams::<Data>("its parts; the last one has `\"stop\":true` and is as an answer, without text")
             .refuses(&[404])
             .refuses(refusal::GENERATION)
     })

@@ -47,6 +47,16 @@ pub(super) struct Body<C> {
     nucleus: Option<Effective>,
 }
 
+/// The data of a stream's event.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(untagged)]
+#[schemars(rename = "PartOf{C}")]
+pub(super) enum Data<C> {
+    Part(Box<Body<C>>),
+    /// The stream has failed.
+    Error(ErrorBody),
+}
+
 /// What OpenAI has no place for: what the first choice was sampled with.
 #[derive(Debug, Serialize, JsonSchema)]
 struct Effective {
@@ -226,7 +236,7 @@ fn parts<S: Shape>(
             Stage::Over => None,
         }
     });
-    sse::last_on_panic(events, |error| failed(&error.body()))
+    sse::last_on_panic(events, failed::<S>)
 }
 
 impl<S: Shape, C: Stream<Item = (usize, ChoiceEvent)> + Unpin> Parts<S, C> {
@@ -251,7 +261,7 @@ impl<S: Shape, C: Stream<Item = (usize, ChoiceEvent)> + Unpin> Parts<S, C> {
                 self.part(S::closing(index, end.finish))
             }
             // No `[DONE]` comes after it: what ends with one is whole.
-            Some((_, ChoiceEvent::Failed(error))) => (failed(&error.body()), Stage::Over),
+            Some((_, ChoiceEvent::Failed(error))) => (failed::<S>(error), Stage::Over),
             None if self.options.include_usage => {
                 let usage = self.tokens.usage();
                 (self.event(Vec::new(), Some(usage)), Stage::Counted)
@@ -265,24 +275,24 @@ impl<S: Shape, C: Stream<Item = (usize, ChoiceEvent)> + Unpin> Parts<S, C> {
     }
 
     fn event(&mut self, choices: Vec<S::Part>, usage: Option<Usage>) -> SseEvent {
-        encode(&Body {
+        encode(&Data::Part(Box::new(Body {
             head: self.head.clone(),
             choices,
             usage: self.options.include_usage.then_some(usage),
             nucleus: self.effective.take(),
-        })
+        })))
     }
 }
 
-fn failed(error: &ErrorBody) -> SseEvent {
-    encode(error)
+fn failed<S: Shape>(error: ApiError) -> SseEvent {
+    encode(&Data::<S::Part>::Error(error.body()))
 }
 
 fn done() -> SseEvent {
     SseEvent::default().data("[DONE]")
 }
 
-fn encode(data: &impl Serialize) -> SseEvent {
+fn encode<C: Serialize>(data: &Data<C>) -> SseEvent {
     SseEvent::default()
         .json_data(data)
         .expect("parts are strings and numbers, which JSON can hold")

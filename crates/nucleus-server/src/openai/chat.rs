@@ -5,7 +5,7 @@ use axum::response::Response;
 use nucleus_engine::chat_template::Message;
 use serde_json::{Map, Value, json};
 
-use super::answer::Body;
+use super::answer::{Body, Data};
 use super::batch::{self, Batch, MAX_TOP_LOGPROBS, Own};
 use super::shape::{Chat, ChatChoice, ChatPart};
 use crate::app::AppState;
@@ -24,7 +24,7 @@ pub(super) fn endpoint() -> Endpoint {
         .says("Answers a conversation", batch::ANSWERS)
         .takes(schema)
         .answers::<Body<ChatChoice>>(200, "The answers")
-        .streams::<Body<ChatPart>>("their parts, then `[DONE]`")
+        .streams_until_done::<Data<ChatPart>>("their parts, then `[DONE]`")
         .refuses(&[404])
         .refuses(refusal::GENERATION)
 }

@@ -4,7 +4,7 @@ use axum::extract::State;
 use axum::response::Response;
 use serde_json::{Map, Value, json};
 
-use super::answer::Body;
+use super::answer::{Body, Data};
 use super::batch::{self, Batch, MAX_TOP_LOGPROBS, Own};
 use super::shape::{Text, TextChoice};
 use crate::app::AppState;
@@ -29,7 +29,7 @@ pub(super) fn endpoint() -> Endpoint {
         .says("Continues texts", batch::ANSWERS)
         .takes(schema)
         .answers::<Body<TextChoice>>(200, "The texts")
-        .streams::<Body<TextChoice>>("their parts, then `[DONE]`")
+        .streams_until_done::<Data<TextChoice>>("their parts, then `[DONE]`")
         .refuses(&[404])
         .refuses(refusal::GENERATION)
 }

@@ -6,7 +6,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 
 use super::endpoint::{Answer, Content, Endpoint, Group};
-use super::schema::Bounds;
+use super::schema::{Bounds, either};
 use crate::app::AppState;
 use crate::error::ErrorBody;
 use crate::guard;
@@ -115,8 +115,12 @@ fn add_answer(
         Content::Json(schema) => ("application/json", json!({"schema": schema(generator)})),
         Content::Events(schema) => (
             "text/event-stream",
-            json!({"schema": event(schema(generator))}),
+            json!({"schema": event(json_text(schema(generator)))}),
         ),
+        Content::EventsUntilDone(schema) => {
+            let data = either([json_text(schema(generator)), json!({"const": "[DONE]"})]);
+            ("text/event-stream", json!({"schema": event(data)}))
+        }
         Content::Text(media_type) => (media_type, json!({"schema": {"type": "string"}})),
     };
     let response = responses
@@ -128,16 +132,21 @@ fn add_answer(
     response["content"][media_type] = content;
 }
 
-/// One server-sent event, as programs that read streams have it: its data is text that is JSON, or `[DONE]`.
-fn event(data: Schema) -> Value {
+/// One server-sent event, as programs that read streams have it.
+fn event(data: Value) -> Value {
     json!({
         "type": "object",
         "properties": {
             "event": {"type": "string"},
-            "data": {"type": "string", "contentMediaType": "application/json", "contentSchema": data},
+            "data": data,
         },
         "required": ["data"],
     })
+}
+
+/// Text that is JSON of a schema.
+fn json_text(schema: Schema) -> Value {
+    json!({"type": "string", "contentMediaType": "application/json", "contentSchema": schema})
 }
 
 /// `post_v1_completions` for `POST /v1/completions`.

@@ -62,6 +62,8 @@ pub(super) enum Content {
     Json(SchemaOf),
     /// Server-sent events whose data is JSON of a type.
     Events(SchemaOf),
+    /// The same, the last of which may be `[DONE]`.
+    EventsUntilDone(SchemaOf),
     /// Text of a media type.
     Text(&'static str),
 }
@@ -141,6 +143,12 @@ impl Endpoint {
     /// It answers with events whose data is JSON.
     pub(crate) fn streams<T: JsonSchema>(self, description: &'static str) -> Self {
         let content = Content::Events(SchemaGenerator::subschema_for::<T>);
+        self.answer(200, content, description)
+    }
+
+    /// It answers with events whose data is JSON, but for the `[DONE]` that ends them.
+    pub(crate) fn streams_until_done<T: JsonSchema>(self, description: &'static str) -> Self {
+        let content = Content::EventsUntilDone(SchemaGenerator::subschema_for::<T>);
         self.answer(200, content, description)
     }
 

@@ -529,6 +529,41 @@ async fn r5_1_texts_become_tokens_and_back() {
     );
 }
 
+/// However much of a request is unknown, the answer has no more headers than clients take: Python's take 100.
+#[tokio::test]
+async fn warnings_are_as_many_as_clients_can_take() {
+    let unknown = |begin: usize| {
+        let names = (begin..begin + 200).map(|i| (format!("\u{1}{}{i}", "é".repeat(80)), json!(1)));
+        Value::Object(names.collect())
+    };
+    let mut message = unknown(0);
+    message["role"] = "user".into();
+    message["content"] = PROMPT.into();
+    let mut templated = unknown(200);
+    templated["messages"] = json!([message]);
+    let mut streamed = json!({"prompt": PROMPT, "stream": true});
+    streamed["stream_options"] = unknown(0);
+    for (path, body) in [
+        ("/apply-template", &templated),
+        ("/v1/chat/completions", &templated),
+        ("/v1/completions", &streamed),
+    ] {
+        let rig = Rig::new(text(" a fox"));
+        let answer = rig.post(path, body).await;
+        assert_eq!(answer.status, StatusCode::OK, "{path}");
+        let bytes: usize = answer.headers.values().map(|value| value.len()).sum();
+        assert!(
+            (20..40).contains(&answer.headers.len()),
+            "{path}: {}",
+            answer.headers.len()
+        );
+        assert!(bytes < 8000, "{path}: {bytes}");
+        let mut warnings = answer.headers.get_all("x-nucleus-warnings").iter();
+        let last = warnings.next_back().expect("warnings").to_str().unwrap();
+        assert!(last.ends_with("more warnings"), "{path}: {last}");
+    }
+}
+
 /// R5.1: the template's prompt is what a conversation is answered with.
 #[tokio::test]
 async fn r5_1_a_template_is_applied() {

@@ -6,7 +6,8 @@ use std::path::Path;
 use nucleus_server::{ApiKey, ServerConfig};
 use serde_json::{Map, Value, json};
 
-use crate::support::{PROMPT, Rig, RigOptions, forever};
+use crate::support::schema::conforms;
+use crate::support::{Answer, PROMPT, Reply, Rig, RigOptions, forever, text};
 
 /// The names by which an error may call a field: those that mean the same; too many prompts are too many choices.
 const ALIASES: &[(&str, &str)] = &[
@@ -239,6 +240,148 @@ fn outside(value: f64, step: f64) -> Value {
         (value * if value.abs() > 9e15 { 2.0 } else { 1.0 }).into()
     } else {
         (value as i64).into()
+    }
+}
+
+/// The schema of what `POST path` answers with 200 in that media type.
+fn described(document: &Value, path: &str, media_type: &str) -> Value {
+    let answer = &document["paths"][path]["post"]["responses"]["200"];
+    let schema = &answer["content"][media_type]["schema"];
+    assert!(schema.is_object(), "{path}: {media_type}");
+    schema.clone()
+}
+
+/// Asserts that a whole answer, or every event of a stream, is as it is described; gives the answer's text, or
+/// the events' data.
+async fn as_described(document: &Value, path: &str, answer: Answer) -> Vec<String> {
+    assert_eq!(answer.status, 200, "{path}");
+    if answer.headers["content-type"] == "application/json" {
+        let body = answer.json().await;
+        let schema = described(document, path, "application/json");
+        assert!(conforms(document, &schema, &body), "{path}: {body}");
+        return vec![body.to_string()];
+    }
+    let schema = described(document, path, "text/event-stream");
+    let stream = String::from_utf8(answer.bytes().await).expect("a stream is UTF-8");
+    let data: Vec<String> = stream
+        .lines()
+        .filter_map(|line| line.strip_prefix("data: ").map(str::to_owned))
+        .collect();
+    assert!(!data.is_empty(), "{path}: {stream}");
+    for data in &data {
+        let event = json!({"data": data});
+        assert!(conforms(document, &schema, &event), "{path}: {data}");
+    }
+    data
+}
+
+/// Real answers are as they are described: whole, streamed, in parts, with parameters that are told back as they were given.
+#[tokio::test]
+async fn answers_are_as_they_are_described() {
+    let asks = [
+        json!({}),
+        json!({"dry_sequence_breakers": ["\n", "fox"], "seed": 7}),
+        json!({"dry_sequence_breakers": [[5], [7, 8]], "dry_multiplier": 1.0, "stop": ["x"], "stop_token_ids": [9]}),
+        json!({"temperature": 0.5, "top_k": 5, "logit_bias": {"5": -1.5}, "adaptive_target": 0.5, "max_time_ms": 60000}),
+    ];
+    for path in ["/execute", "/v1/completions", "/completion"] {
+        for ask in &asks {
+            for stream in [false, true] {
+                let rig = Rig::new(text(" a fox"));
+                let document = document(&rig).await;
+                let mut ask = ask.clone();
+                ask["prompt"] = PROMPT.into();
+                ask["max_tokens"] = 4.into();
+                if path != "/execute" {
+                    ask["stream"] = stream.into();
+                }
+                let answer = rig.post(path, &ask).await;
+                let data = as_described(&document, path, answer).await;
+                let (last, parts) = data.split_last().expect("an answer");
+                let done = last == "[DONE]";
+                assert_eq!(done, stream && path == "/v1/completions", "{data:?}");
+                if path == "/completion" {
+                    // Without `response_fields` they are all there.
+                    let is = |data: &String, name: &str| {
+                        let schema = &document["components"]["schemas"][name];
+                        let data: Value = serde_json::from_str(data).expect("JSON");
+                        conforms(&document, schema, &data)
+                    };
+                    assert!(is(last, "LlamaCppCompletion"), "{last}");
+                    assert!(
+                        parts.iter().all(|part| is(part, "LlamaCppPart")),
+                        "{parts:?}"
+                    );
+                    assert_eq!(parts.is_empty(), !stream);
+                }
+            }
+        }
+    }
+}
+
+/// A stream that fails ends as it is described.
+#[tokio::test]
+async fn failures_of_streams_are_as_they_are_described() {
+    for path in ["/execute", "/v1/completions", "/completion"] {
+        let rig = Rig::new(|_| Reply::Error);
+        let document = document(&rig).await;
+        let mut ask = json!({"prompt": PROMPT});
+        if path != "/execute" {
+            ask["stream"] = true.into();
+        }
+        let answer = rig.post(path, &ask).await;
+        let data = as_described(&document, path, answer).await;
+        let last: Value = serde_json::from_str(data.last().expect("an event")).expect("JSON");
+        assert!(last["error"].is_object(), "{path}: {last}");
+    }
+}
+
+/// Fields that are picked may be none, and of any kind.
+#[tokio::test]
+async fn picked_fields_are_as_they_are_described() {
+    let paths = [
+        json!(["nothing"]),
+        json!(["generation_settings/stop", "content"]),
+    ];
+    for fields in paths {
+        for (stream, n) in [(false, 1), (false, 2), (true, 1)] {
+            let rig = Rig::new(forever());
+            let document = document(&rig).await;
+            let ask = json!({"prompt": PROMPT, "n_predict": 2, "n": n, "stream": stream, "response_fields": fields});
+            let answer = rig.post("/completion", &ask).await;
+            as_described(&document, "/completion", answer).await;
+        }
+    }
+    let document = document(&Rig::new(forever())).await;
+    let schemas = &document["components"]["schemas"];
+    let whole = &schemas["LlamaCppCompletion"];
+    assert!(
+        !conforms(&document, whole, &json!({})),
+        "a whole answer is bounded"
+    );
+    let answer = described(&document, "/completion", "application/json");
+    assert!(conforms(&document, &answer, &json!({})));
+    assert!(!conforms(&document, &answer, &json!("text")));
+}
+
+/// `[DONE]` is described where it comes, and nowhere else; other text that is no JSON is not.
+#[tokio::test]
+async fn the_end_of_a_stream_is_described() {
+    let document = document(&Rig::new(forever())).await;
+    let endings = [
+        ("/execute", false),
+        ("/completion", false),
+        ("/v1/completions", true),
+        ("/v1/chat/completions", true),
+    ];
+    for (path, done) in endings {
+        let schema = described(&document, path, "text/event-stream");
+        let allows = |data: &str| conforms(&document, &schema, &json!({"data": data}));
+        assert_eq!(allows("[DONE]"), done, "{path}");
+        assert!(
+            !allows("DONE") && !allows("{}") || path == "/completion",
+            "{path}"
+        );
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod model;
 pub(crate) mod net;
+pub(crate) mod schema;
 mod sse;
 
 use std::pin::pin;
