@@ -373,6 +373,7 @@ async fn c8_a_shutdown_over_http_drains() {
     let mut stream = worker
         .execute(&json!({"prompt": PROMPT, "temperature": 0}))
         .await;
+    load_until(&worker, |load| load.running + load.waiting == 1).await;
     for body in [json!({"now": true}), json!([])] {
         let mut client = worker.connect().await;
         client.send(&post("/shutdown", &body)).await;

@@ -355,6 +355,7 @@ async fn health_says_what_runs() {
     let mut stream = rig.post("/execute", &job("a")).await.stream();
     rig.gate.allow(1);
     stream.take(2).await;
+    rig.load_until(|load| load.running == 1).await;
     let health = rig.get("/health").await;
     assert_eq!(health.status, 200);
     let health = health.json().await;
