@@ -153,35 +153,20 @@ mod tests {
         }
         assert!(!settings.contains_key("repetition_penalty"));
         let samplers = settings["samplers"].as_array().unwrap();
-        let theirs = |name: &&Value| {
-            [
-                "penalties",
-                "dry",
-                "top_n_sigma",
-                "top_k",
-                "typ_p",
-                "top_p",
-                "min_p",
-                "xtc",
-                "temperature",
-            ]
-            .contains(&name.as_str().unwrap())
-        };
+        let order = [
+            "penalties",
+            "dry",
+            "top_n_sigma",
+            "top_k",
+            "typ_p",
+            "top_p",
+            "min_p",
+            "xtc",
+            "temperature",
+        ];
+        let theirs = |name: &&Value| order.contains(&name.as_str().unwrap());
         let in_order: Vec<&Value> = samplers.iter().filter(theirs).collect();
-        assert_eq!(
-            json!(in_order),
-            json!([
-                "penalties",
-                "dry",
-                "top_n_sigma",
-                "top_k",
-                "typ_p",
-                "top_p",
-                "min_p",
-                "xtc",
-                "temperature"
-            ])
-        );
+        assert_eq!(json!(in_order), json!(order));
     }
 
     #[test]
