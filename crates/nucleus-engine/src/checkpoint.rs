@@ -146,22 +146,45 @@ impl Checkpoint {
     /// # Errors
     /// When there is no such tensor, there is no memory for it, or the file can no longer be read.
     pub fn read_tensor_bytes(&self, name: &str) -> Result<Vec<u8>, CheckpointError> {
-        let missing = || CheckpointError::MissingTensor {
-            tensor: name.to_owned(),
-        };
-        let tensor = self.find_tensor(name).ok_or_else(missing)?;
-        let file = &self.files[tensor.file];
+        let tensor = self.tensor(name)?;
         let mut bytes = zeros(tensor.bytes).ok_or_else(|| CheckpointError::OutOfMemory {
             tensor: name.to_owned(),
             bytes: tensor.bytes,
         })?;
+        self.read_tensor_at(name, 0, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Copies some of a tensor's bytes, from the one at `offset` on.
+    ///
+    /// # Errors
+    /// When there is no such tensor, or the file can no longer be read.
+    ///
+    /// # Panics
+    /// If the tensor ends before them.
+    pub fn read_tensor_at(
+        &self,
+        name: &str,
+        offset: u64,
+        bytes: &mut [u8],
+    ) -> Result<(), CheckpointError> {
+        let tensor = self.tensor(name)?;
+        let end = offset.saturating_add(bytes.len() as u64);
+        assert!(end <= tensor.bytes, "{name} ends before byte {end}");
+        let file = &self.files[tensor.file];
         file.source
-            .read_at(tensor.offset, &mut bytes)
+            .read_at(tensor.offset + offset, bytes)
             .map_err(|source| CheckpointError::Read {
                 file: file.path.clone(),
                 source,
-            })?;
-        Ok(bytes)
+            })
+    }
+
+    fn tensor(&self, name: &str) -> Result<&CheckpointTensor, CheckpointError> {
+        self.find_tensor(name)
+            .ok_or_else(|| CheckpointError::MissingTensor {
+                tensor: name.to_owned(),
+            })
     }
 
     /// The text of a file of the directory, such as `tokenizer.json`; `None` when there is none.

@@ -135,8 +135,29 @@ impl ModelFile {
     pub fn read_tensor_bytes(&self, name: &str) -> Result<Vec<u8>, GgufError> {
         let info = self.tensor(name)?;
         let mut bytes = buffer(info, info.known_bytes()?)?;
-        self.read_into(info, &mut bytes)?;
+        self.read_into(info, 0, &mut bytes)?;
         Ok(bytes)
+    }
+
+    /// Copies some of a tensor's bytes, from the one at `offset` on.
+    ///
+    /// # Errors
+    ///
+    /// As [`read_tensor_bytes`](Self::read_tensor_bytes).
+    ///
+    /// # Panics
+    ///
+    /// If the tensor ends before them.
+    pub fn read_tensor_at(
+        &self,
+        name: &str,
+        offset: u64,
+        bytes: &mut [u8],
+    ) -> Result<(), GgufError> {
+        let info = self.tensor(name)?;
+        let end = offset.saturating_add(bytes.len() as u64);
+        assert!(end <= info.known_bytes()?, "{name} ends before byte {end}");
+        self.read_into(info, offset, bytes)
     }
 
     /// A tensor, still quantised, on a device.
@@ -153,7 +174,7 @@ impl ModelFile {
         let mut padded = buffer(info, len.saturating_add(BLOCK_ALIGNMENT as u64 - 1))?;
         let start = padded.as_ptr().align_offset(BLOCK_ALIGNMENT);
         let bytes = &mut padded[start..][..len as usize];
-        self.read_into(info, bytes)?;
+        self.read_into(info, 0, bytes)?;
         qtensor_from_ggml(dtype, bytes, info.shape.clone(), device).map_err(|source| {
             GgufError::Load {
                 tensor: info.name.clone(),
@@ -162,13 +183,15 @@ impl ModelFile {
         })
     }
 
-    fn read_into(&self, info: &TensorInfo, bytes: &mut [u8]) -> Result<(), GgufError> {
+    /// Reads from the tensor's byte `from` on.
+    fn read_into(&self, info: &TensorInfo, from: u64, bytes: &mut [u8]) -> Result<(), GgufError> {
+        let offset = info.offset + from;
         self.source
-            .read_at(info.offset, bytes)
+            .read_at(offset, bytes)
             .map_err(|source| GgufError::Read {
                 file: self.name.clone(),
                 tensor: info.name.clone(),
-                offset: info.offset,
+                offset,
                 source,
             })
     }

@@ -1,115 +1,61 @@
 //! A layer of the decoder: grouped-query attention with rotary positions, and a gated feed-forward block, each after a norm
 //! and added to its input; in some architectures what is added is normalised too.
 
-use super::activation::gated;
-use super::attention::{self, Attention, Row};
-use super::cache::{CacheShape, Entry, LayerCache};
+use super::attention::Attention;
 use super::config::Config;
-use super::linear::{Linear, Product, multiply};
-use super::norm::{rms_norm, rms_norm_in_place};
-use super::rope::Rope;
+use super::executor::{AddNormed, Attend, Buffers, Executor, Heads, Load, Product};
 use super::tensors::{Reader, in_layer};
 use crate::error::EngineError;
-use crate::kv_cache::BlockId;
 
-/// A layer's weights and its part of the cache.
-pub(super) struct Layer {
-    attention_norm: Vec<f32>,
-    query: Projection,
-    key: Projection,
-    value: Projection,
-    query_norm: Option<Vec<f32>>,
-    key_norm: Option<Vec<f32>>,
-    attention_output: Projection,
-    attention_post_norm: Option<Vec<f32>>,
-    feed_forward_norm: Vec<f32>,
-    gate: Projection,
-    up: Projection,
-    down: Projection,
-    feed_forward_post_norm: Option<Vec<f32>>,
+/// A layer's weights.
+pub(super) struct Layer<E: Executor> {
+    attention_norm: E::Vector,
+    query: Projection<E>,
+    key: Projection<E>,
+    value: Projection<E>,
+    query_norm: Option<E::Vector>,
+    key_norm: Option<E::Vector>,
+    attention_output: Projection<E>,
+    attention_post_norm: Option<E::Vector>,
+    feed_forward_norm: E::Vector,
+    gate: Projection<E>,
+    up: Projection<E>,
+    down: Projection<E>,
+    feed_forward_post_norm: Option<E::Vector>,
     attention: Attention,
     /// Whether the layer turns by the rotary embedding of layers with a window.
     is_local: bool,
-    cache: LayerCache,
 }
 
 /// A matrix and, in some models, a bias.
-struct Projection {
-    matrix: Linear,
-    bias: Option<Vec<f32>>,
-}
-
-/// A rotary embedding, and how far it turns each row's pairs: `[rows, pairs]` of (cos, sin).
-pub(super) struct Rotation {
-    rope: Rope,
-    rotations: Vec<(f32, f32)>,
-}
-
-impl Rotation {
-    /// No rows yet.
-    pub(super) fn new(rope: Rope) -> Self {
-        Self {
-            rope,
-            rotations: Vec::new(),
-        }
-    }
-
-    /// Computes the rotations of a step's rows.
-    pub(super) fn turn_to(&mut self, rows: &[Row<'_>]) {
-        let positions = rows.iter().map(|row| row.position);
-        self.rope.rotations(positions, &mut self.rotations);
-    }
+struct Projection<E: Executor> {
+    matrix: E::Matrix,
+    bias: Option<E::Vector>,
 }
 
 /// The rotary embeddings of a model.
-pub(super) struct Rotations {
+pub(super) struct Rotations<R> {
     /// Of all layers, or of those without a window.
-    pub(super) global: Rotation,
+    pub(super) global: R,
     /// Of layers with a window, where they have their own.
-    pub(super) local: Option<Rotation>,
+    pub(super) local: Option<R>,
 }
 
-/// Activations of a step, kept from step to step: `[rows, width]` each.
-#[derive(Default)]
-pub(super) struct Buffers {
-    /// The residual stream.
-    pub(super) hidden: Vec<f32>,
-    pub(super) normed: Vec<f32>,
-    pub(super) query: Vec<f32>,
-    pub(super) key: Vec<f32>,
-    pub(super) value: Vec<f32>,
-    pub(super) attended: Vec<f32>,
-    pub(super) gate: Vec<f32>,
-    pub(super) up: Vec<f32>,
-    /// One row for each chunk that wants them.
-    pub(super) logits: Vec<f32>,
+/// What all layers of a step have in common.
+pub(super) struct Step<'a, 'r, E: Executor> {
+    pub(super) executor: &'a mut E,
+    pub(super) config: &'a Config,
+    pub(super) rows: &'a E::Rows<'r>,
+    pub(super) rotations: &'a Rotations<E::Rotation>,
+    pub(super) buffers: &'a mut Buffers<E::Activations>,
 }
 
-impl Buffers {
-    /// Makes room for that many rows; what is in the buffers then has no meaning.
-    pub(super) fn resize(&mut self, config: &Config, rows: usize) {
-        for (buffer, width) in [
-            (&mut self.hidden, config.hidden),
-            (&mut self.normed, config.hidden),
-            (&mut self.query, config.query_width()),
-            (&mut self.key, config.kv_width()),
-            (&mut self.value, config.kv_width()),
-            (&mut self.attended, config.query_width()),
-            (&mut self.gate, config.feed_forward),
-            (&mut self.up, config.feed_forward),
-        ] {
-            buffer.resize(rows * width, 0.0);
-        }
-    }
-}
-
-impl Layer {
+impl<E: Executor> Layer<E> {
     /// Reads a layer's tensors.
-    pub(super) fn read(
-        reader: &mut Reader<'_, '_>,
+    pub(super) fn read<L: Load<Executor = E>>(
+        reader: &mut Reader<'_, '_, L>,
         config: &Config,
         layer: usize,
-        cache_shape: CacheShape,
     ) -> Result<Self, EngineError> {
         let architecture = config.architecture;
         let attention_norm = reader.norm(&in_layer(layer, "attn_norm.weight"))?;
@@ -150,106 +96,141 @@ impl Layer {
             )?,
             attention: config.attention(layer),
             is_local: config.window_of(layer).is_some(),
-            cache: LayerCache::new(cache_shape),
         })
     }
 
-    /// `hidden += attention(norm(hidden))`; the rows' keys and values go into the cache.
-    pub(super) fn attend(
-        &mut self,
-        config: &Config,
-        rotations: &Rotations,
-        rows: &[Row<'_>],
-        buffers: &mut Buffers,
+    /// The norm of the layer's input, which whoever makes the input computes.
+    pub(super) fn input_norm(&self) -> &E::Vector {
+        &self.attention_norm
+    }
+
+    /// Runs the layer: `hidden` becomes what it is after it, and `normed`, the norm of its input, that of its output by
+    /// `next_norm`, if there is one.
+    pub(super) fn run(
+        &self,
+        step: &mut Step<'_, '_, E>,
+        cache: &mut E::Cache,
+        next_norm: Option<&E::Vector>,
     ) -> Result<(), EngineError> {
+        self.attend(step, cache)?;
+        self.feed_forward(step, next_norm)
+    }
+
+    /// `hidden += attention(normed)`; the rows' keys and values go into the cache.
+    fn attend(&self, step: &mut Step<'_, '_, E>, cache: &mut E::Cache) -> Result<(), EngineError> {
+        let Step {
+            executor,
+            config,
+            rows,
+            rotations,
+            buffers,
+        } = step;
         let Buffers {
             hidden,
             normed,
+            added,
             query,
             key,
             value,
             attended,
             ..
-        } = buffers;
-        rms_norm(hidden, &self.attention_norm, config.rms_eps, normed);
-        project(
+        } = &mut **buffers;
+        executor.project(
             normed,
-            [(&self.query, query), (&self.key, key), (&self.value, value)],
+            [
+                self.query.onto(query),
+                self.key.onto(key),
+                self.value.onto(value),
+            ],
         )?;
-        let Rotation { rope, rotations } = match &rotations.local {
-            Some(local) if self.is_local => local,
-            _ => &rotations.global,
+        let heads = Heads {
+            query,
+            key,
+            value,
+            head_dim: config.head_dim,
+            query_norm: self.query_norm.as_ref(),
+            key_norm: self.key_norm.as_ref(),
+            rms_eps: config.rms_eps,
+            rotation: match &rotations.local {
+                Some(local) if self.is_local => local,
+                _ => &rotations.global,
+            },
         };
-        for (states, norm) in [(&mut *query, &self.query_norm), (&mut *key, &self.key_norm)] {
-            if let Some(norm) = norm {
-                rms_norm_in_place(states, norm, config.rms_eps);
-            }
-            rope.rotate(states, config.head_dim, rotations);
-        }
-        self.store(rows, key, value);
-        attention::attend(&self.cache, self.attention, rows, query, attended);
-        project(attended, [(&self.attention_output, normed)])?;
-        add_normed(
+        executor.rotate_and_store(rows, heads, cache)?;
+        let attend = Attend {
+            attention: self.attention,
+            query,
+            output: attended,
+        };
+        executor.attend(rows, cache, attend)?;
+        executor.project(attended, [self.attention_output.onto(added)])?;
+        executor.add_normed(AddNormed {
             hidden,
+            y: added,
+            post_norm: self.attention_post_norm.as_ref(),
+            next_norm: Some(&self.feed_forward_norm),
             normed,
-            self.attention_post_norm.as_deref(),
-            config.rms_eps,
-        );
-        Ok(())
+            rms_eps: config.rms_eps,
+        })
     }
 
-    /// Copies a block of the cache into another.
-    pub(super) fn copy_block(&mut self, from: BlockId, to: BlockId) {
-        self.cache.copy_block(from, to);
-    }
-
-    /// Writes each row's key and value into the cache.
-    fn store(&mut self, rows: &[Row<'_>], keys: &[f32], values: &[f32]) {
-        let width = keys.len() / rows.len();
-        let entries = keys.chunks_exact(width).zip(values.chunks_exact(width));
-        for (row, (keys, values)) in rows.iter().zip(entries) {
-            self.cache
-                .write(row.blocks, row.position, Entry { keys, values });
-        }
-    }
-
-    /// `hidden += down(activation(gate(x))·up(x))` with `x = norm(hidden)`.
-    pub(super) fn feed_forward(
+    /// `hidden += down(activation(gate(x))·up(x))` with `x = normed`.
+    fn feed_forward(
         &self,
-        config: &Config,
-        buffers: &mut Buffers,
+        step: &mut Step<'_, '_, E>,
+        next_norm: Option<&E::Vector>,
     ) -> Result<(), EngineError> {
+        let Step {
+            executor,
+            config,
+            buffers,
+            ..
+        } = step;
         let Buffers {
             hidden,
             normed,
+            added,
             gate,
             up,
             ..
-        } = buffers;
-        rms_norm(hidden, &self.feed_forward_norm, config.rms_eps, normed);
-        project(normed, [(&self.gate, &mut *gate), (&self.up, &mut *up)])?;
-        gated(config.architecture.activation, gate, up);
-        project(gate, [(&self.down, normed)])?;
-        add_normed(
+        } = &mut **buffers;
+        executor.project(normed, [self.gate.onto(gate), self.up.onto(up)])?;
+        executor.gate(config.architecture.activation, gate, up)?;
+        executor.project(gate, [self.down.onto(added)])?;
+        executor.add_normed(AddNormed {
             hidden,
+            y: added,
+            post_norm: self.feed_forward_post_norm.as_ref(),
+            next_norm,
             normed,
-            self.feed_forward_post_norm.as_deref(),
-            config.rms_eps,
-        );
-        Ok(())
+            rms_eps: config.rms_eps,
+        })
     }
 }
 
-impl Projection {
-    fn read(reader: &mut Reader<'_, '_>, layer: usize, name: &str) -> Result<Self, EngineError> {
+impl<E: Executor> Projection<E> {
+    /// The product that goes to `output`.
+    fn onto<'a>(&'a self, output: &'a mut E::Activations) -> Product<'a, E> {
+        Product {
+            matrix: &self.matrix,
+            bias: self.bias.as_ref(),
+            output,
+        }
+    }
+
+    fn read<L: Load<Executor = E>>(
+        reader: &mut Reader<'_, '_, L>,
+        layer: usize,
+        name: &str,
+    ) -> Result<Self, EngineError> {
         Ok(Self {
-            matrix: reader.linear(&in_layer(layer, &format!("{name}.weight")))?,
+            matrix: reader.matrix(&in_layer(layer, &format!("{name}.weight")))?,
             bias: reader.find_vector(&in_layer(layer, &format!("{name}.bias")))?,
         })
     }
 
-    fn read_each<const N: usize>(
-        reader: &mut Reader<'_, '_>,
+    fn read_each<L: Load<Executor = E>, const N: usize>(
+        reader: &mut Reader<'_, '_, L>,
         layer: usize,
         names: [&str; N],
     ) -> Result<[Self; N], EngineError> {
@@ -263,54 +244,13 @@ impl Projection {
     }
 
     /// Projections that are one matrix in the file, one below the other.
-    fn read_fused<const N: usize>(
-        reader: &mut Reader<'_, '_>,
+    fn read_fused<L: Load<Executor = E>, const N: usize>(
+        reader: &mut Reader<'_, '_, L>,
         layer: usize,
         name: &str,
         outputs: [usize; N],
     ) -> Result<[Self; N], EngineError> {
-        let matrices = reader.linears(&in_layer(layer, &format!("{name}.weight")), outputs)?;
+        let matrices = reader.matrices(&in_layer(layer, &format!("{name}.weight")), outputs)?;
         Ok(matrices.map(|matrix| Self { matrix, bias: None }))
     }
-}
-
-/// `output = input · matrixᵀ + bias` for projections of the same input.
-fn project<const N: usize>(
-    input: &[f32],
-    projections: [(&Projection, &mut Vec<f32>); N],
-) -> Result<(), EngineError> {
-    let mut products = Vec::with_capacity(N);
-    let mut biases = Vec::new();
-    for (projection, output) in projections {
-        products.push(Product {
-            matrix: &projection.matrix,
-            output,
-        });
-        biases.push(projection.bias.as_ref());
-    }
-    multiply(input, &mut products)?;
-    for (product, bias) in products.iter_mut().zip(biases) {
-        if let Some(bias) = bias {
-            product
-                .output
-                .chunks_exact_mut(bias.len())
-                .for_each(|row| add(row, bias));
-        }
-    }
-    Ok(())
-}
-
-/// `x += y`.
-fn add(x: &mut [f32], y: &[f32]) {
-    for (x, y) in x.iter_mut().zip(y) {
-        *x += y;
-    }
-}
-
-/// `x += y`, with `y` normalised first where there is a norm for it.
-fn add_normed(x: &mut [f32], y: &mut [f32], norm: Option<&[f32]>, rms_eps: f32) {
-    if let Some(norm) = norm {
-        rms_norm_in_place(y, norm, rms_eps);
-    }
-    add(x, y);
 }

@@ -9,8 +9,10 @@ mod architecture;
 mod attention;
 mod cache;
 mod config;
+mod cpu;
 mod decoder;
 mod error;
+mod executor;
 mod layer;
 mod linear;
 mod norm;
@@ -33,7 +35,7 @@ pub use self::weights::Weights;
 
 use self::cache::CacheShape;
 use self::config::Config;
-use self::decoder::CpuModel;
+use self::cpu::CpuModel;
 
 /// Most positions that the KV cache has room for unless told otherwise.
 const DEFAULT_MAX_KV_TOKENS: usize = 32 * 1024;

@@ -5,14 +5,15 @@
 use std::collections::HashSet;
 
 use candle_core::Device;
-use candle_core::quantized::GgmlDType;
-use rayon::ThreadPool;
+use candle_core::quantized::ggml_file::qtensor_from_ggml;
+use candle_core::quantized::{GgmlDType, QTensor};
 
 use super::config::Config;
 use super::error::ModelError;
-use super::linear::{self, Linear};
+use super::executor::{Load, MatrixOf, VectorOf};
+use super::linear;
 use super::rope::{Factors, RopeConfig};
-use super::weights::{Tensor, Weights, qtensor};
+use super::weights::{Tensor, Weights};
 use crate::error::EngineError;
 
 pub(super) const EMBEDDING: &str = "token_embd.weight";
@@ -287,22 +288,68 @@ pub struct LoadProgress {
     pub total: u64,
 }
 
+/// A matrix in a model's files: some rows of a tensor.
+pub(super) struct MatrixSource<'a> {
+    weights: Weights<'a>,
+    tensor: &'a Tensor<'a>,
+    /// Its type.
+    pub(super) dtype: GgmlDType,
+    /// Outputs and inputs.
+    pub(super) shape: [usize; 2],
+    /// Of its first byte in the tensor.
+    offset: u64,
+}
+
+impl MatrixSource<'_> {
+    /// Its size in the file.
+    pub(super) fn bytes(&self) -> usize {
+        let [outputs, inputs] = self.shape;
+        outputs * inputs / self.dtype.block_size() * self.dtype.type_size()
+    }
+
+    /// Copies its bytes from so many on to `bytes`.
+    pub(super) fn read_at(&self, offset: usize, bytes: &mut [u8]) -> Result<(), EngineError> {
+        let offset = self.offset + offset as u64;
+        self.weights.read_at(self.tensor, offset, bytes)
+    }
+
+    /// A copy of its bytes.
+    pub(super) fn read(&self) -> Result<Vec<u8>, EngineError> {
+        let mut bytes = self.weights.buffer(self.tensor, self.bytes())?;
+        self.read_at(0, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// The library's matrix.
+    pub(super) fn read_qtensor(&self) -> Result<QTensor, EngineError> {
+        // The library reads blocks in place, so the bytes must begin where a block of floats may.
+        const ALIGNMENT: usize = 64;
+        let len = self.bytes();
+        let mut padded = self.weights.buffer(self.tensor, len + ALIGNMENT)?;
+        let start = padded.as_ptr().align_offset(ALIGNMENT);
+        let aligned = &mut padded[start..][..len];
+        self.read_at(0, aligned)?;
+        let shape = self.shape.to_vec();
+        Ok(qtensor_from_ggml(self.dtype, aligned, shape, &Device::Cpu)?)
+    }
+}
+
 /// Reads the tensors of a checked model.
-pub(super) struct Reader<'a, 'b> {
+pub(super) struct Reader<'a, 'b, L> {
     weights: Weights<'a>,
     config: &'a Config,
-    /// Rearrange the weights.
-    threads: &'a ThreadPool,
+    /// Makes of them what is computed with.
+    pub(super) load: L,
     progress: LoadProgress,
     report: Option<&'b mut dyn FnMut(LoadProgress)>,
 }
 
-impl<'a, 'b> Reader<'a, 'b> {
+impl<'a, 'b, L: Load> Reader<'a, 'b, L> {
     /// A reader that reports how far it has come after each tensor.
     pub(super) fn new(
         weights: Weights<'a>,
         config: &'a Config,
-        threads: &'a ThreadPool,
+        load: L,
         report: Option<&'b mut dyn FnMut(LoadProgress)>,
     ) -> Self {
         let total = used(weights, config)
@@ -312,78 +359,62 @@ impl<'a, 'b> Reader<'a, 'b> {
         Self {
             weights,
             config,
-            threads,
+            load,
             progress: LoadProgress { done: 0, total },
             report,
         }
     }
 
     /// A matrix.
-    pub(super) fn linear(&mut self, name: &str) -> Result<Linear, EngineError> {
+    pub(super) fn matrix(&mut self, name: &str) -> Result<MatrixOf<L>, EngineError> {
         let tensor = self.weights.tensor(self.config, name)?;
-        let linear = match (tensor.dtype, tensor.shape) {
-            (Some(dtype), &[outputs, inputs]) if Linear::has_kernel(dtype) => {
-                let data = self.weights.read(&tensor)?;
-                self.threads
-                    .install(|| Linear::from_bytes(dtype, [outputs, inputs], &data))
-            }
-            _ => Linear::from_qtensor(&self.weights.read_qtensor(&tensor)?)?,
+        let &[rows, _] = tensor.shape else {
+            return Err(self.weights.unsupported(&tensor));
         };
-        self.report(&tensor);
-        Ok(linear)
+        let [matrix] = self.matrices(name, [rows])?;
+        Ok(matrix)
     }
 
     /// A matrix, cut into matrices of so many outputs each.
-    pub(super) fn linears<const N: usize>(
+    pub(super) fn matrices<const N: usize>(
         &mut self,
         name: &str,
         outputs: [usize; N],
-    ) -> Result<[Linear; N], EngineError> {
+    ) -> Result<[MatrixOf<L>; N], EngineError> {
         let tensor = self.weights.tensor(self.config, name)?;
         let (Some(dtype), &[rows, inputs]) = (tensor.dtype, tensor.shape) else {
             return Err(self.weights.unsupported(&tensor));
         };
         debug_assert_eq!(outputs.iter().sum::<usize>(), rows);
-        let data = self.weights.read(&tensor)?;
-        let row_bytes = data.len() / rows;
-        let mut rest = data.as_slice();
-        let mut linears = Vec::with_capacity(N);
+        let mut offset = 0;
+        let mut matrices = Vec::with_capacity(N);
         for outputs in outputs {
-            let (part, after) = rest.split_at(outputs * row_bytes);
-            rest = after;
-            linears.push(self.linear_of(dtype, [outputs, inputs], part)?);
+            let source = MatrixSource {
+                weights: self.weights,
+                tensor: &tensor,
+                dtype,
+                shape: [outputs, inputs],
+                offset,
+            };
+            offset += source.bytes() as u64;
+            matrices.push(self.load.matrix(&source)?);
         }
         self.report(&tensor);
-        Ok(linears
+        Ok(matrices
             .try_into()
             .unwrap_or_else(|_| unreachable!("one matrix for each number of outputs")))
     }
 
-    fn linear_of(
-        &self,
-        dtype: GgmlDType,
-        shape: [usize; 2],
-        data: &[u8],
-    ) -> Result<Linear, EngineError> {
-        if Linear::has_kernel(dtype) {
-            return Ok(self
-                .threads
-                .install(|| Linear::from_bytes(dtype, shape, data)));
-        }
-        let tensor = qtensor(dtype, &shape, data)?;
-        Ok(Linear::from_qtensor(&tensor)?)
-    }
-
     /// The output matrix, if the model has one of its own.
-    pub(super) fn find_output(&mut self) -> Result<Option<Linear>, EngineError> {
+    pub(super) fn find_output(&mut self) -> Result<Option<MatrixOf<L>>, EngineError> {
         match self.weights.find(self.config, OUTPUT) {
-            Some(_) => self.linear(OUTPUT).map(Some),
+            Some(_) => self.matrix(OUTPUT).map(Some),
             None => Ok(None),
         }
     }
 
-    /// A vector, dequantised.
-    pub(super) fn vector(&mut self, name: &str) -> Result<Vec<f32>, EngineError> {
+    /// The values of a vector, dequantised.
+    fn values(&mut self, name: &str) -> Result<Vec<f32>, EngineError> {
         let tensor = self.weights.tensor(self.config, name)?;
         let qtensor = self.weights.read_qtensor(&tensor)?;
         let vector = qtensor.dequantize(&Device::Cpu)?.to_vec1()?;
@@ -391,20 +422,25 @@ impl<'a, 'b> Reader<'a, 'b> {
         Ok(vector)
     }
 
-    /// A vector, if the file has it.
-    pub(super) fn find_vector(&mut self, name: &str) -> Result<Option<Vec<f32>>, EngineError> {
+    fn find_values(&mut self, name: &str) -> Result<Option<Vec<f32>>, EngineError> {
         match self.weights.find(self.config, name) {
-            Some(_) => self.vector(name).map(Some),
+            Some(_) => self.values(name).map(Some),
             None => Ok(None),
         }
     }
 
+    /// A vector, if the file has it.
+    pub(super) fn find_vector(&mut self, name: &str) -> Result<Option<VectorOf<L>>, EngineError> {
+        let values = self.find_values(name)?;
+        values.map(|values| self.load.vector(values)).transpose()
+    }
+
     /// The weights of a norm.
-    pub(super) fn norm(&mut self, name: &str) -> Result<Vec<f32>, EngineError> {
-        let mut norm = self.vector(name)?;
+    pub(super) fn norm(&mut self, name: &str) -> Result<VectorOf<L>, EngineError> {
+        let mut norm = self.values(name)?;
         let offset = self.weights.norm_offset(self.config);
         norm.iter_mut().for_each(|weight| *weight += offset);
-        Ok(norm)
+        self.load.vector(norm)
     }
 
     /// The weights of a layer's norm, where the architecture has it.
@@ -413,18 +449,18 @@ impl<'a, 'b> Reader<'a, 'b> {
         has: bool,
         layer: usize,
         name: &str,
-    ) -> Result<Option<Vec<f32>>, EngineError> {
+    ) -> Result<Option<VectorOf<L>>, EngineError> {
         has.then(|| self.norm(&in_layer(layer, name))).transpose()
     }
 
     /// The rotary embedding with the factors that GGUF files keep as tensors.
     pub(super) fn rope(&mut self) -> Result<RopeConfig, EngineError> {
         let rope = self.config.rope.clone();
-        let short = self.find_vector(ROPE_FACTORS_SHORT)?;
+        let short = self.find_values(ROPE_FACTORS_SHORT)?;
         let factors = match (
-            self.find_vector(ROPE_FACTORS)?,
+            self.find_values(ROPE_FACTORS)?,
             short,
-            self.find_vector(ROPE_FACTORS_LONG)?,
+            self.find_values(ROPE_FACTORS_LONG)?,
         ) {
             (Some(factors), None, None) => Factors::Fixed(factors),
             (None, Some(short), Some(long)) => Factors::ByContext { short, long },

@@ -7,7 +7,7 @@ use candle_core::quantized::{GgmlDType, QTensor};
 use super::config::Config;
 use super::error::ModelError;
 use super::tensors::{OUTPUT, checkpoint_name};
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::error::EngineError;
 use crate::gguf::{GgufError, ModelFile, TensorInfo};
 
@@ -140,12 +140,34 @@ impl<'a> Weights<'a> {
         }
     }
 
-    /// A copy of a tensor's bytes.
-    pub(super) fn read(self, tensor: &Tensor<'_>) -> Result<Vec<u8>, EngineError> {
-        Ok(match self {
-            Self::Gguf(file) => file.read_tensor_bytes(tensor.name)?,
-            Self::Safetensors(checkpoint) => checkpoint.read_tensor_bytes(tensor.name)?,
-        })
+    /// Copies a tensor's bytes from so many on to `bytes`.
+    pub(super) fn read_at(
+        self,
+        tensor: &Tensor<'_>,
+        offset: u64,
+        bytes: &mut [u8],
+    ) -> Result<(), EngineError> {
+        match self {
+            Self::Gguf(file) => file.read_tensor_at(tensor.name, offset, bytes)?,
+            Self::Safetensors(checkpoint) => {
+                checkpoint.read_tensor_at(tensor.name, offset, bytes)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Zeros for so many bytes of a tensor, or an error where the allocator would end the process.
+    pub(super) fn buffer(self, tensor: &Tensor<'_>, bytes: usize) -> Result<Vec<u8>, EngineError> {
+        let mut buffer = Vec::new();
+        if buffer.try_reserve_exact(bytes).is_err() {
+            let (tensor, bytes) = (tensor.name.to_owned(), bytes as u64);
+            return Err(match self {
+                Self::Gguf(_) => GgufError::OutOfMemory { tensor, bytes }.into(),
+                Self::Safetensors(_) => CheckpointError::OutOfMemory { tensor, bytes }.into(),
+            });
+        }
+        buffer.resize(bytes, 0);
+        Ok(buffer)
     }
 
     /// A tensor as the library's.

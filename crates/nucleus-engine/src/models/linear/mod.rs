@@ -110,11 +110,6 @@ impl Linear {
         })
     }
 
-    /// Length of an output row.
-    pub(super) fn outputs(&self) -> usize {
-        self.outputs
-    }
-
     /// One row of weights, dequantised into `row`: the embedding of a token.
     pub(super) fn weights_of(&self, output: usize, row: &mut [f32]) -> Result<()> {
         match &self.weights {
