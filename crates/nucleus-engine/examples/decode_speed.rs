@@ -133,7 +133,8 @@ impl<'a> Batch<'a> {
 
 fn likeliest(model: &mut dyn Model, chunks: &[Chunk<'_>]) -> Result<Vec<u32>, EngineError> {
     let mut tokens = Vec::new();
-    let mut tail = |Logits::Host { data, vocab }: Logits<'_>| {
+    let mut tail = |logits: Logits<'_>| {
+        let (data, vocab) = logits.on_host().expect("the model is on the host");
         let argmax = |row: &[f32]| {
             let best = row.iter().fold(f32::NEG_INFINITY, |best, &x| best.max(x));
             row.iter().position(|&x| x == best).unwrap_or_default() as u32

@@ -1,5 +1,8 @@
 //! What a model is to the engine: rows of tokens in, logits out, where they lie.
 
+#[cfg(feature = "cuda")]
+use nucleus_sampling::cuda::{DeviceLogits, DeviceTokens, SharedStream};
+
 use crate::error::EngineError;
 use crate::kv_cache::BlockId;
 
@@ -33,7 +36,7 @@ pub struct ModelSpec {
 /// A run of consecutive tokens of one sequence: a prefill chunk, or one decode token.
 #[derive(Debug, Clone, Copy)]
 pub struct Chunk<'a> {
-    /// The tokens to run; never empty.
+    /// The tokens to run; never empty. [`PENDING`] stands for a token that [`Model::forward_ahead`] takes from the step before.
     pub tokens: &'a [u32],
     /// Position of `tokens[0]` in its sequence; everything before it is in the cache already.
     pub position: usize,
@@ -43,8 +46,22 @@ pub struct Chunk<'a> {
     pub wants_logits: bool,
 }
 
+/// Stands in a chunk for a token that has been drawn and is not known on the host yet. It is no token of any vocabulary.
+pub const PENDING: u32 = u32::MAX;
+
+/// The tokens that the step before has drawn, where they lie.
+#[derive(Debug, Clone, Copy)]
+pub enum DrawnTokens<'a> {
+    /// In host memory.
+    Host(&'a [u32]),
+    /// In a device's memory, written by work that precedes on the model's stream. A row that failed holds [`PENDING`]: the model runs
+    /// any token in its place, and what comes of it is not used.
+    #[cfg(feature = "cuda")]
+    Device(DeviceTokens),
+}
+
 /// Logits of a step, where they lie: one row per chunk that wanted them, in chunk order.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub enum Logits<'a> {
     /// In host memory: `[rows, vocab]`, row-major, contiguous.
     Host {
@@ -53,6 +70,36 @@ pub enum Logits<'a> {
         /// Width of a row.
         vocab: usize,
     },
+    /// In a device's memory, written by work that precedes on the stream of [`Compute::Cuda`]. They stay as they are until the model
+    /// runs again; work that is on the stream by then may read them.
+    #[cfg(feature = "cuda")]
+    Device {
+        /// Address, type, width and distance of the rows.
+        data: DeviceLogits,
+        /// How many there are.
+        rows: usize,
+    },
+}
+
+impl<'a> Logits<'a> {
+    /// The values and the width of a row, if they are in host memory.
+    pub fn on_host(self) -> Option<(&'a [f32], usize)> {
+        match self {
+            Self::Host { data, vocab } => Some((data, vocab)),
+            #[cfg(feature = "cuda")]
+            Self::Device { .. } => None,
+        }
+    }
+}
+
+/// Where a model computes and leaves its logits.
+#[derive(Debug, Clone, Copy)]
+pub enum Compute {
+    /// On the host: [`Logits::Host`].
+    Host,
+    /// On this device and stream: [`Logits::Device`].
+    #[cfg(feature = "cuda")]
+    Cuda(SharedStream),
 }
 
 /// What happens to the logits of a step: sampling, or a test that looks at them.
@@ -109,4 +156,29 @@ pub trait Model: Send {
 
     /// Copies the keys and values of a block into another, in every layer.
     fn copy_block(&mut self, from: BlockId, to: BlockId);
+
+    /// Where it computes. What [`Compute::Cuda`] names lives as long as the model, and does not change.
+    fn compute(&self) -> Compute {
+        Compute::Host
+    }
+
+    /// Whether [`Model::forward_ahead`] works: the model queues its work and does not wait for it.
+    fn runs_ahead(&self) -> bool {
+        false
+    }
+
+    /// [`Model::forward`] before the host knows what the step before has drawn: where `rows[i]` is a number, the only token of chunk `i`
+    /// is [`PENDING`], and is the one of that number among `tokens`.
+    fn forward_ahead(
+        &mut self,
+        chunks: &[Chunk<'_>],
+        rows: &[Option<u32>],
+        tokens: DrawnTokens<'_>,
+        tail: &mut dyn Tail,
+    ) -> Result<(), EngineError> {
+        let _ = (chunks, rows, tokens, tail);
+        Err(EngineError::Unsupported(
+            "this model does not run ahead of its tokens".into(),
+        ))
+    }
 }

@@ -259,7 +259,8 @@ mod tests {
             wants_logits: true,
         };
         let mut row = Vec::new();
-        let mut tail = |Logits::Host { data, .. }: Logits<'_>| {
+        let mut tail = |logits: Logits<'_>| {
+            let (data, _) = logits.on_host().expect("a scripted model is on the host");
             row = data.to_vec();
             Ok(())
         };

@@ -174,7 +174,8 @@ fn forward(model: &mut dyn Model, step: &Step, scripts: &[Vec<u32>]) -> Vec<Vec<
         })
         .collect();
     let mut rows = Vec::new();
-    let mut tail = |Logits::Host { data, vocab }: Logits<'_>| {
+    let mut tail = |logits: Logits<'_>| {
+        let (data, vocab) = logits.on_host().expect("the model is on the host");
         let bits = |row: &[f32]| row.iter().map(|logit| logit.to_bits()).collect();
         rows.extend(data.chunks_exact(vocab).map(bits));
         Ok(())

@@ -38,7 +38,8 @@ struct Best {
 }
 
 impl Tail for Best {
-    fn record(&mut self, Logits::Host { data, .. }: Logits<'_>) -> Result<(), EngineError> {
+    fn record(&mut self, logits: Logits<'_>) -> Result<(), EngineError> {
+        let (data, _) = logits.on_host().expect("the model is on the host");
         let token = (0..data.len())
             .rev()
             .max_by(|&a, &b| data[a].total_cmp(&data[b]))

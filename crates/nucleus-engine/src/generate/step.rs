@@ -208,7 +208,7 @@ impl Worker {
             .collect();
         let mut outcome = Outcome::default();
         let mut tail = |logits: Logits<'_>| {
-            let Logits::Host { data, vocab } = logits;
+            let (data, vocab) = logits.on_host().expect("the model is on the host");
             let mut rows = Vec::new();
             let mut wants_logits = Vec::new();
             for (logits, purpose) in data.chunks_exact(vocab).zip(&purposes) {

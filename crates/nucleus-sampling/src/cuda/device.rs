@@ -20,11 +20,56 @@ pub fn device_count() -> Result<u32, CudaError> {
     Ok(u32::try_from(count).unwrap_or(0))
 }
 
-/// A device and a stream of its own; everything queued on it runs in order.
+fn check_device(device: u32) -> Result<(), CudaError> {
+    let count = device_count()?;
+    if device < count {
+        Ok(())
+    } else {
+        Err(CudaError::Device { device, count })
+    }
+}
+
+/// A stream that somebody else owns, such as that of a model whose logits are sampled.
+#[derive(Clone, Copy, Debug)]
+pub struct SharedStream {
+    device: u32,
+    raw: *mut c_void,
+}
+
+// SAFETY: a CUDA stream may be used from any thread.
+unsafe impl Send for SharedStream {}
+// SAFETY: as above; the value itself never changes.
+unsafe impl Sync for SharedStream {}
+
+impl SharedStream {
+    /// The stream `raw` (a `cudaStream_t`, which a `CUstream` of the device's primary context is too) of a device.
+    ///
+    /// # Safety
+    /// The stream belongs to that device, and lives until everything that was made with this value is dropped.
+    #[must_use]
+    pub const unsafe fn new(device: u32, raw: *mut c_void) -> Self {
+        Self { device, raw }
+    }
+
+    /// The device's number.
+    #[must_use]
+    pub const fn device(&self) -> u32 {
+        self.device
+    }
+
+    /// The stream (a `cudaStream_t`).
+    #[must_use]
+    pub const fn raw(&self) -> *mut c_void {
+        self.raw
+    }
+}
+
+/// A device and a stream; everything queued on it runs in order.
 #[derive(Debug)]
 pub(super) struct Stream {
     device: c_int,
     raw: *mut c_void,
+    owned: bool,
 }
 
 // SAFETY: a CUDA stream may be used from any thread; every method makes its device current first.
@@ -32,13 +77,11 @@ unsafe impl Send for Stream {}
 
 impl Stream {
     pub(super) fn new(device: u32) -> Result<Self, CudaError> {
-        let count = device_count()?;
-        if device >= count {
-            return Err(CudaError::Device { device, count });
-        }
+        check_device(device)?;
         let mut stream = Self {
             device: device as c_int,
             raw: ptr::null_mut(),
+            owned: true,
         };
         stream.make_current()?;
         // SAFETY: the pointer is to a live field.
@@ -47,6 +90,16 @@ impl Stream {
         };
         check("cudaStreamCreateWithFlags", code)?;
         Ok(stream)
+    }
+
+    /// Somebody else's stream.
+    pub(super) fn shared(stream: SharedStream) -> Result<Self, CudaError> {
+        check_device(stream.device)?;
+        Ok(Self {
+            device: stream.device as c_int,
+            raw: stream.raw,
+            owned: false,
+        })
     }
 
     pub(super) fn raw(&self) -> *mut c_void {
@@ -70,7 +123,7 @@ impl Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        if !self.raw.is_null() {
+        if self.owned && !self.raw.is_null() {
             // SAFETY: created by `new`, destroyed once; work still queued is completed by the runtime.
             unsafe { sys::cudaStreamDestroy(self.raw) };
         }

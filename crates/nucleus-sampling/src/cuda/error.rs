@@ -22,11 +22,13 @@ pub enum CudaError {
         /// How many there are.
         count: u32,
     },
-    /// A call of the runtime failed.
+    /// A call of the runtime or the driver failed.
     #[error("{call}: {name}: {message}")]
     Runtime {
         /// The function.
         call: &'static str,
+        /// The error's number.
+        code: i32,
         /// The error's name, such as `cudaErrorMemoryAllocation`.
         name: String,
         /// What it means.
@@ -55,15 +57,39 @@ pub enum CudaError {
 /// The runtime's `cudaErrorInsufficientDriver` and `cudaErrorNoDevice`: there is nothing to run on.
 const NOTHING_TO_RUN_ON: [c_int; 2] = [35, 100];
 
+/// `cudaErrorMemoryAllocation`.
+const OUT_OF_MEMORY: c_int = 2;
+
+/// Errors after which every call of the process fails, as the runtime's documentation of each says ("the process must be terminated"):
+/// ECC and NVLink errors, illegal address, launch timeout, assertion, stack, instruction, alignment, address space, program counter, launch
+/// failure; and a context that is gone.
+const STICKY: [c_int; 13] = [
+    214, 220, 226, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719,
+];
+
 impl CudaError {
-    /// The error of a runtime call that returned `code`.
-    pub(super) fn runtime(call: &'static str, code: c_int) -> Self {
+    /// Whether the device had not the memory; nothing else is wrong then.
+    #[must_use]
+    pub fn is_out_of_memory(&self) -> bool {
+        matches!(self, Self::Runtime { code, .. } if *code == OUT_OF_MEMORY)
+    }
+
+    /// Whether nothing runs on the device any more in this process.
+    #[must_use]
+    pub fn loses_device(&self) -> bool {
+        matches!(self, Self::Runtime { code, .. } if STICKY.contains(code))
+    }
+
+    /// The error of a call of the runtime, or of the driver, whose numbers are the same, that returned `code`.
+    #[must_use]
+    pub fn runtime(call: &'static str, code: i32) -> Self {
         let (name, message) = describe(code);
         if NOTHING_TO_RUN_ON.contains(&code) {
             return Self::NoDevice { reason: message };
         }
         Self::Runtime {
             call,
+            code,
             name,
             message,
         }

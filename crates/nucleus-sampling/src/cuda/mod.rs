@@ -12,7 +12,7 @@ mod sampler;
 mod slots;
 mod sys;
 
-pub use device::device_count;
+pub use device::{SharedStream, device_count};
 pub use error::CudaError;
-pub use sampler::{CudaOptions, CudaSampler, DeviceLogits, Dtype, MAX_ROWS};
+pub use sampler::{CudaOptions, CudaSampler, DeviceLogits, DeviceTokens, Dtype, MAX_ROWS};
 pub use slots::SlotRow;

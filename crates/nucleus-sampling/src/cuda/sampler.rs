@@ -6,7 +6,7 @@ use crate::config::{MAX_VOCAB, Program, SamplingConfig};
 use crate::row::{LogitsRow, Row, SampledToken, Status};
 use crate::state::SamplerState;
 
-use super::device::{Buffer, Stream};
+use super::device::{Buffer, SharedStream, Stream};
 use super::error::CudaError;
 use super::layout::{
     BATCH_EXACT, DeviceToken, STATUS_FULL, STATUS_UNSUPPORTED, STATUS_WORKSPACE, SamplingBatch,
@@ -80,6 +80,63 @@ impl DeviceLogits {
     }
 }
 
+// SAFETY: the address is of memory that belongs to no thread.
+unsafe impl Send for DeviceLogits {}
+// SAFETY: as above; the value itself never changes.
+unsafe impl Sync for DeviceLogits {}
+
+impl DeviceLogits {
+    /// Where the first row begins.
+    #[must_use]
+    pub const fn address(&self) -> *const c_void {
+        self.address
+    }
+
+    /// The type of a logit.
+    #[must_use]
+    pub const fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    /// Logits of a row.
+    #[must_use]
+    pub const fn row_len(&self) -> u32 {
+        self.row_len
+    }
+
+    /// Logits from the beginning of a row to that of the next.
+    #[must_use]
+    pub const fn row_stride(&self) -> u64 {
+        self.row_stride
+    }
+}
+
+/// Token ids in a device's memory, one in so many 32-bit words: what a launch has chosen, before the host knows it.
+#[derive(Clone, Copy, Debug)]
+pub struct DeviceTokens {
+    address: *const u32,
+    stride: u32,
+}
+
+// SAFETY: the address is of memory that belongs to no thread.
+unsafe impl Send for DeviceTokens {}
+// SAFETY: as above; the value itself never changes.
+unsafe impl Sync for DeviceTokens {}
+
+impl DeviceTokens {
+    /// Where the first id is.
+    #[must_use]
+    pub const fn address(&self) -> *const u32 {
+        self.address
+    }
+
+    /// 32-bit words from an id to the next.
+    #[must_use]
+    pub const fn stride(&self) -> u32 {
+        self.stride
+    }
+}
+
 /// How a [`CudaSampler`] works. Nothing of it changes a result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct CudaOptions {
@@ -121,6 +178,22 @@ impl CudaSampler {
     /// [`CudaError::NoDevice`] without a driver or a device, [`CudaError::Device`] if the device does not exist, [`CudaError::Batch`] if the
     /// number of blocks is none of those allowed.
     pub fn new(options: CudaOptions) -> Result<Self, CudaError> {
+        Self::with_stream(options, || Stream::new(options.device))
+    }
+
+    /// A sampler that works on the stream that writes the logits, and on its device: what is sampled need not be waited for.
+    ///
+    /// # Errors
+    /// As [`CudaSampler::new`].
+    pub fn on_stream(options: CudaOptions, stream: SharedStream) -> Result<Self, CudaError> {
+        let device = stream.device();
+        Self::with_stream(CudaOptions { device, ..options }, || Stream::shared(stream))
+    }
+
+    fn with_stream(
+        options: CudaOptions,
+        stream: impl FnOnce() -> Result<Stream, CudaError>,
+    ) -> Result<Self, CudaError> {
         if !matches!(options.cluster, 0 | 1 | 2 | 4 | 8) {
             return Err(CudaError::Batch {
                 field: "cluster",
@@ -141,8 +214,17 @@ impl CudaSampler {
             workspace: Buffer::new(),
             logits: Buffer::new(),
             slots: Slots::new(),
-            stream: Stream::new(options.device)?,
+            stream: stream()?,
         })
+    }
+
+    /// The tokens of the latest launch, row by row; those of rows without one are [`NO_TOKEN`](crate::NO_TOKEN). Work that reads them is
+    /// queued on the sampler's stream before its next launch.
+    pub fn tokens_on_device(&self) -> DeviceTokens {
+        DeviceTokens {
+            address: self.out.address().cast(),
+            stride: (size_of::<DeviceToken>() / size_of::<u32>()) as u32,
+        }
     }
 
     /// The stream on which everything runs (a `cudaStream_t`): work that writes logits has to precede on it, or be done.
