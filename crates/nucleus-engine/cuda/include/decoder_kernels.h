@@ -62,7 +62,7 @@ int nucleus_linear(const float *input, uint32_t rows, const NucleusProduct *prod
 /* `output[row] = scale · matrix[tokens[row]]`: [rows, inputs]. */
 int nucleus_embed(NucleusMatrix matrix, const uint32_t *tokens, uint32_t rows, float scale, float *output, void *stream);
 
-/* ---- norms and activations ---- */
+/* ---- norms and activations: widths are multiples of 4, those of norms at most 16,384 ---- */
 
 /* `output = x / √(mean(x²) + eps) · weight` (Zhang & Sennrich 2019), row by row. `output` may be `x`. */
 int nucleus_rms_norm(const float *x, const float *weight, float eps, uint32_t rows, uint32_t width, float *output, void *stream);
@@ -106,12 +106,14 @@ typedef struct {
   uint32_t rows;
 } NucleusRows;
 
-/* The cache of one layer, in float16: keys and values are [blocks, kv_heads, NUCLEUS_BLOCK_SIZE, head_dim] each. */
+/* The cache of one layer, in float16: keys and values are [blocks, kv_heads] parts of NUCLEUS_BLOCK_SIZE positions each, whose inner order is the
+ * kernels' own (cache_layout.cuh); narrow heads are filled up with zeros. Blocks that were never written may hold any bits. To copy a block of keys or of
+ * values is to copy nucleus_cache_bytes(1, kv_heads, head_dim) bytes. */
 typedef struct {
   void *keys;
   void *values;
   uint32_t kv_heads;
-  uint32_t head_dim; /* 64, 80, 96, 128, 256, or a smaller multiple of 8 */
+  uint32_t head_dim; /* a multiple of 8, at most 256 */
 } NucleusCache;
 
 /* Bytes of the keys (or of the values) of one layer. */
@@ -158,12 +160,12 @@ typedef struct {
   NucleusCache cache;
   const float *query; /* [rows, heads, head_dim] */
   float *output;      /* [rows, heads, head_dim] */
-  uint32_t heads;
+  uint32_t heads; /* 1 to 16 times kv_heads */
   float scale;
   float soft_cap;  /* 0: none */
   uint32_t window; /* 0: none */
-  const NucleusTile *tiles; /* they cover every row once */
-  uint32_t tile_count;
+  const NucleusTile *tiles; /* they cover every row once; a row that decodes is a tile of its own */
+  uint32_t tile_count;      /* as many as rows: every tile is one row */
   uint32_t max_context; /* no row's position is beyond it; it decides the grid, never a result */
   void *workspace;
   size_t workspace_bytes;
