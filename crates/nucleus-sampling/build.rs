@@ -1,32 +1,15 @@
 //! With the feature `cuda`, compiles the kernels of `cuda/kernels` with nvcc and links them with the CUDA runtime, both statically: the binary starts on a
-//! machine without a driver. Without the feature, nothing is compiled.
-//!
-//! * `NUCLEUS_NVCC`: the compiler. Otherwise `$CUDA_HOME/bin/nvcc`, `$CUDA_PATH/bin/nvcc`, then nvcc of `PATH`.
-//! * `NUCLEUS_CUDA_ARCHS`: compute capabilities, such as `90` or `90,120`. Machine code is made for each, and PTX for the largest, which
-//!   later devices compile when they load it. Default: see [`ARCHS`].
+//! machine without a driver. Without the feature, nothing is compiled. What can be set: see `build/nvcc.rs`.
+
+#[path = "build/nvcc.rs"]
+mod nvcc;
 
 use std::env;
-use std::ffi::OsStr;
-use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
-use std::process::Command;
-
-/// Hopper, Blackwell (data centre and consumer).
-const ARCHS: &str = "90,100,120";
-/// The kernels need clusters and the bulk copy engine.
-const OLDEST: u32 = 90;
+use std::path::PathBuf;
 
 fn main() {
-    println!("cargo::rerun-if-changed=cuda");
-    for variable in [
-        "NUCLEUS_NVCC",
-        "NUCLEUS_CUDA_ARCHS",
-        "CUDA_HOME",
-        "CUDA_PATH",
-    ] {
-        println!("cargo::rerun-if-env-changed={variable}");
-    }
-    if env::var_os("CARGO_FEATURE_CUDA").is_some()
+    println!("cargo::rerun-if-changed=build");
+    if nvcc::is_wanted()
         && let Err(error) = build()
     {
         println!("cargo::error={error}");
@@ -34,34 +17,14 @@ fn main() {
 }
 
 fn build() -> Result<(), String> {
-    let nvcc = find_nvcc()?;
-    let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);
-    let archs = env::var("NUCLEUS_CUDA_ARCHS").unwrap_or_else(|_| ARCHS.to_owned());
-    let library = out.join("libnucleus_sampling_kernels.a");
-    let mut command = Command::new(&nvcc);
-    command
-        .args(["-O3", "-std=c++20", "--fmad=false", "-lib"])
+    let units = ["bounded", "sampling", "config_fields"];
+    let compiler = nvcc::compile(&nvcc::Library {
+        name: "nucleus_sampling_kernels",
+        sources: &units.map(|unit| PathBuf::from(format!("cuda/kernels/{unit}.cu"))),
         // Half the machine's threads of compilation would not be used by one translation unit.
-        .args(["-split-compile=0", "-Xcompiler=-fPIC"])
-        .args(targets(&archs)?)
-        .arg("-o")
-        .arg(&library)
-        .args(
-            ["bounded", "sampling", "config_fields"].map(|unit| format!("cuda/kernels/{unit}.cu")),
-        );
-    let output = command
-        .output()
-        .map_err(|error| format!("{} cannot be run: {error}", nvcc.display()))?;
-    if !output.status.success() {
-        return Err(format!(
-            "{} failed:\\n{}",
-            nvcc.display(),
-            String::from_utf8_lossy(&output.stderr).replace('\n', "\\n")
-        ));
-    }
-    println!("cargo::rustc-link-search=native={}", out.display());
-    println!("cargo::rustc-link-lib=static=nucleus_sampling_kernels");
-    for directory in runtime_directories(&nvcc) {
+        flags: &["--fmad=false", "-split-compile=0"],
+    })?;
+    for directory in nvcc::runtime_directories(&compiler) {
         println!("cargo::rustc-link-search=native={}", directory.display());
     }
     println!("cargo::rustc-link-lib=static=cudart_static");
@@ -72,78 +35,4 @@ fn build() -> Result<(), String> {
         }
     }
     Ok(())
-}
-
-fn find_nvcc() -> Result<PathBuf, String> {
-    if let Some(path) = env::var_os("NUCLEUS_NVCC") {
-        let path = PathBuf::from(path);
-        return if path.is_file() {
-            Ok(path)
-        } else {
-            Err(format!(
-                "NUCLEUS_NVCC is {}, which is no file",
-                path.display()
-            ))
-        };
-    }
-    let homes = ["CUDA_HOME", "CUDA_PATH"]
-        .into_iter()
-        .filter_map(env::var_os)
-        .map(|home| Path::new(&home).join("bin"));
-    let paths = env::var_os("PATH").unwrap_or_default();
-    homes
-        .chain(env::split_paths(&paths))
-        .map(|directory| directory.join("nvcc"))
-        .find(|path| path.is_file())
-        .ok_or_else(|| {
-            "the feature `cuda` needs NVIDIA's compiler, nvcc 12.8 or newer, and none was found. Install the CUDA toolkit and set CUDA_HOME, or run \
-             `just cuda-toolkit`, which fetches the compiler alone and prints what to set; or set NUCLEUS_NVCC to the compiler."
-                .to_owned()
-        })
-}
-
-/// nvcc's flags for a list of compute capabilities.
-fn targets(archs: &str) -> Result<Vec<String>, String> {
-    let mut numbers = Vec::new();
-    for part in archs.split([',', ';', ' ']).filter(|part| !part.is_empty()) {
-        let number: u32 = part.trim_start_matches("sm_").parse().map_err(|_| {
-            format!("NUCLEUS_CUDA_ARCHS: {part} is no compute capability such as 90")
-        })?;
-        if number < OLDEST {
-            return Err(format!(
-                "NUCLEUS_CUDA_ARCHS: {number} is below {OLDEST}, the oldest that is supported"
-            ));
-        }
-        numbers.push(number);
-    }
-    let Some(last) = numbers.iter().max() else {
-        return Err("NUCLEUS_CUDA_ARCHS is empty".to_owned());
-    };
-    let mut flags: Vec<String> = numbers
-        .iter()
-        .map(|number| format!("-gencode=arch=compute_{number},code=sm_{number}"))
-        .collect();
-    let mut ptx = String::new();
-    let _ = write!(ptx, "-gencode=arch=compute_{last},code=compute_{last}");
-    flags.push(ptx);
-    Ok(flags)
-}
-
-/// Where `libcudart_static.a` lies: beside the compiler, in the layouts of the toolkit and of the Python wheels.
-fn runtime_directories(nvcc: &Path) -> Vec<PathBuf> {
-    let nvcc = nvcc.canonicalize().unwrap_or_else(|_| nvcc.to_path_buf());
-    let Some(home) = nvcc.parent().and_then(Path::parent) else {
-        return Vec::new();
-    };
-    [
-        "lib64",
-        "lib",
-        "targets/x86_64-linux/lib",
-        "targets/sbsa-linux/lib",
-        "lib/x64",
-    ]
-    .into_iter()
-    .map(|part| home.join(part))
-    .filter(|directory| directory.is_dir() && directory.file_name() != Some(OsStr::new("")))
-    .collect()
 }
