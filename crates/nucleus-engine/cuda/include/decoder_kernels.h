@@ -52,10 +52,11 @@ size_t nucleus_matrix_bytes(uint32_t type, uint32_t outputs, uint32_t inputs);
 /* Rearranges a matrix from the bytes of a model file. */
 int nucleus_pack_matrix(uint32_t type, uint32_t outputs, uint32_t inputs, const void *file_bytes, void *held, void *stream);
 
-/* Bytes of workspace that products of up to `rows` rows and `outputs` outputs in all may need. */
-size_t nucleus_linear_workspace(uint32_t rows, uint64_t outputs);
+/* Bytes of workspace that products of `rows` rows of `inputs` values may need; never fewer for more of either. */
+size_t nucleus_linear_workspace(uint32_t rows, uint32_t inputs);
 
-/* Products of one input `[rows, inputs]` with up to four matrices. */
+/* Products of one input `[rows, inputs]` with one to four matrices of that many inputs, whatever their types. No output may overlap the input or
+ * another output. What the workspace holds before does not matter; who shares it must be of the same stream. */
 int nucleus_linear(const float *input, uint32_t rows, const NucleusProduct *products, uint32_t count, void *workspace, size_t workspace_bytes,
                    void *stream);
 
