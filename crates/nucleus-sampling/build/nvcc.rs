@@ -61,6 +61,12 @@ pub(crate) fn compile(library: &Library<'_>) -> Result<PathBuf, String> {
             String::from_utf8_lossy(&output.stderr).replace('\n', "\\n")
         ));
     }
+    let numbers = numbers(&archs)?;
+    let numbers: Vec<String> = numbers.iter().map(u32::to_string).collect();
+    println!(
+        "cargo::rustc-env=NUCLEUS_CUDA_ARCHS_BUILT={}",
+        numbers.join(",")
+    );
     println!("cargo::rustc-link-search=native={}", out.display());
     println!("cargo::rustc-link-lib=static={}", library.name);
     Ok(nvcc)
@@ -94,8 +100,8 @@ fn find_nvcc() -> Result<PathBuf, String> {
         })
 }
 
-/// nvcc's flags for a list of compute capabilities.
-fn targets(archs: &str) -> Result<Vec<String>, String> {
+/// The compute capabilities of a list; at least one.
+fn numbers(archs: &str) -> Result<Vec<u32>, String> {
     let mut numbers = Vec::new();
     for part in archs.split([',', ';', ' ']).filter(|part| !part.is_empty()) {
         let number: u32 = part.trim_start_matches("sm_").parse().map_err(|_| {
@@ -108,9 +114,16 @@ fn targets(archs: &str) -> Result<Vec<String>, String> {
         }
         numbers.push(number);
     }
-    let Some(last) = numbers.iter().max() else {
+    if numbers.is_empty() {
         return Err("NUCLEUS_CUDA_ARCHS is empty".to_owned());
-    };
+    }
+    Ok(numbers)
+}
+
+/// nvcc's flags for a list of compute capabilities.
+fn targets(archs: &str) -> Result<Vec<String>, String> {
+    let numbers = numbers(archs)?;
+    let last = numbers.iter().max().expect("such a list is not empty");
     let mut flags: Vec<String> = numbers
         .iter()
         .map(|number| format!("-gencode=arch=compute_{number},code=sm_{number}"))

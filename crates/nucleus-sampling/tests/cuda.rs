@@ -12,7 +12,10 @@ mod draws;
 mod parity;
 
 use half::{bf16, f16};
-use nucleus_sampling::cuda::{CudaError, CudaOptions, CudaSampler, SlotRow, device_count};
+use nucleus_sampling::cuda::{
+    CudaError, CudaOptions, CudaSampler, MAX_QUEUED, PlacedRow, SlotRow, device_count, device_info,
+    device_memory, driver_version, runtime_version,
+};
 use nucleus_sampling::{
     CompiledParams, CpuSampler, LogitsRow, Logprobs, LogprobsMode, Row, SampledToken, Sampler,
     SamplerState, SamplingParams, Status, TokenLogprob, Trace, VocabInfo,
@@ -553,6 +556,139 @@ fn a_slot_goes_on_as_the_state_does() {
             _ => {}
         }
     }
+}
+
+/// Two draws queued before the first is collected, over rows of logits that lie on the device, some read by several slots and some by none;
+/// 16-bit rows among them. The tokens are the host's, in the order of the rows, and those of the latest draw lie on the device.
+#[test]
+#[ignore = "needs a GPU"]
+fn draws_are_collected_one_behind() {
+    let vocab = 1000;
+    let params = remembering(vocab);
+    let count = params.len();
+    let mut host = CpuSampler::new();
+    // Logits lie in another sampler's memory: any sampler on the stream reads them.
+    let mut device = CudaSampler::new(CudaOptions::default()).expect("a CUDA device");
+    device.reserve_slots(count as u32, 128).expect("memory");
+    let mut states: Vec<SamplerState> = params
+        .iter()
+        .map(|params| SamplerState::new(params, &[5, 6, 7, 5, 6]))
+        .collect();
+    for (slot, state) in (0..).zip(&states) {
+        device.restore_slot(slot, state).expect("the slot is there");
+    }
+    let mut queued: std::collections::VecDeque<Vec<SampledToken>> = Default::default();
+    let expect = |drawn: &[Result<SampledToken, CudaError>], expected: &[SampledToken]| {
+        let drawn: Vec<_> = drawn
+            .iter()
+            .map(|token| bits(token.as_ref().expect("a token")))
+            .collect();
+        let expected: Vec<_> = expected.iter().map(bits).collect();
+        assert_eq!(drawn, expected);
+    };
+    let mut drawn = Vec::new();
+    for step in 0..40_u64 {
+        let logits: Vec<Vec<f32>> = (0..5)
+            .map(|row| RowSpec::plain(Shape::Bell(2.0), 5 * step + row).make(vocab))
+            .collect();
+        let rows: Vec<LogitsRow<'_>> = logits.iter().map(|row| LogitsRow::F32(row)).collect();
+        let lying = device
+            .place_rows(&rows)
+            .expect("memory")
+            .expect("there are rows");
+        // 0, 2, 2, 2, 3, 4, 4 ... : row 1 is nobody's.
+        let places: Vec<u32> = (0..count as u32)
+            .map(|slot| [0, 2, 2, 2, 3, 4][slot.min(5) as usize])
+            .collect();
+        let placed: Vec<PlacedRow<'_>> = (0..)
+            .zip(&params)
+            .zip(&places)
+            .map(|((slot, params), &logits_row)| PlacedRow {
+                logits_row,
+                row: SlotRow::new(slot, params),
+            })
+            .collect();
+        device
+            .queue_slots(&lying, &placed)
+            .expect("the launches succeed");
+        let expected: Vec<SampledToken> = (0..count)
+            .map(|slot| {
+                let row = Row::new(rows[places[slot] as usize], &params[slot], &states[slot]);
+                let token = host.sample(&row);
+                states[slot].commit(&token);
+                token
+            })
+            .collect();
+        queued.push_back(expected);
+        if queued.len() == MAX_QUEUED {
+            let refused = device.queue_slots(&lying, &placed);
+            assert!(matches!(
+                refused,
+                Err(CudaError::Batch {
+                    field: "queued draws",
+                    ..
+                })
+            ));
+            device.collect(&mut drawn).expect("the device is well");
+            expect(&drawn, &queued.pop_front().expect("it is queued"));
+        }
+        let mut copied = Vec::new();
+        device
+            .read_row(&lying, 3, &mut copied)
+            .expect("the row is there");
+        assert_eq!(copied, logits[3]);
+    }
+    device.collect(&mut drawn).expect("the device is well");
+    expect(&drawn, &queued.pop_front().expect("it is queued"));
+    device.collect(&mut drawn).expect("nothing is queued");
+    assert!(drawn.is_empty());
+}
+
+/// A row without a token does not grow its slot, and the others go on.
+#[test]
+#[ignore = "needs a GPU"]
+fn a_row_without_a_token_leaves_its_slot() {
+    let params = compile(SamplingParams::default(), 10);
+    let mut device = CudaSampler::new(CudaOptions::default()).expect("a CUDA device");
+    device.reserve_slots(2, 16).expect("memory");
+    let mut state = SamplerState::new(&params, &[1, 2, 3]);
+    for slot in 0..2 {
+        device
+            .restore_slot(slot, &state)
+            .expect("the slot is there");
+    }
+    let (good, bad) = ([0.0; 10], [f32::NAN; 10]);
+    let rows = [0, 1].map(|slot| SlotRow::new(slot, &params));
+    let mut tokens = Vec::new();
+    for logits in [[&good, &bad], [&good, &good]] {
+        let logits = logits.map(|row| LogitsRow::F32(row));
+        device
+            .sample_slots_from_host(&logits, &rows, &mut tokens)
+            .expect("the launch succeeds");
+    }
+    // Slot 1 draws its first token now.
+    let first = CpuSampler::new().sample(&Row::new(LogitsRow::F32(&good), &params, &state));
+    assert_eq!(bits(&tokens[1]), bits(&first));
+    state.commit(&first);
+    device
+        .fork_slot(1, 0, &state)
+        .expect("it has as many tokens as the state");
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn a_device_says_what_it_is() {
+    let info = device_info(0).expect("a device");
+    let memory = device_memory(0).expect("a device");
+    assert!(!info.name.is_empty() && info.multiprocessors > 0 && info.compute_capability.0 >= 9);
+    assert!(memory.free_bytes <= memory.total_bytes && memory.total_bytes <= info.total_bytes);
+    assert!(
+        driver_version()
+            .expect("the runtime answers")
+            .expect("a driver")
+            >= runtime_version().expect("it too")
+    );
+    println!("{info:?} {memory:?}");
 }
 
 #[test]

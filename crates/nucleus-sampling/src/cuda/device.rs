@@ -20,7 +20,16 @@ pub fn device_count() -> Result<u32, CudaError> {
     Ok(u32::try_from(count).unwrap_or(0))
 }
 
-fn check_device(device: u32) -> Result<(), CudaError> {
+/// Directs this thread's calls to a device.
+pub(super) fn make_current(device: u32) -> Result<(), CudaError> {
+    check_device(device)?;
+    // SAFETY: takes a number.
+    let code = unsafe { sys::cudaSetDevice(device as c_int) };
+    check("cudaSetDevice", code)
+}
+
+/// Refuses a device that does not exist.
+pub(super) fn check_device(device: u32) -> Result<(), CudaError> {
     let count = device_count()?;
     if device < count {
         Ok(())
@@ -169,11 +178,6 @@ impl<T: Plain> Buffer<T> {
         Ok(())
     }
 
-    /// Queues a copy of `values` to the beginning of the memory and waits until they are read.
-    pub(super) fn write(&mut self, values: &[T], stream: &Stream) -> Result<(), CudaError> {
-        self.write_at(0, values, values.len(), stream)
-    }
-
     /// Queues a copy of `values` to the place of value `at`, in memory for `capacity` values.
     pub(super) fn write_at(
         &mut self,
@@ -245,6 +249,32 @@ impl<T: Plain> Buffer<T> {
     }
 }
 
+/// Waits for everything queued and copies `count` values at an address of the device to `values`.
+///
+/// # Safety
+/// There are that many values of the type at the address, on the stream's device.
+pub(super) unsafe fn read_from<T: AnyBits + Default>(
+    address: *const c_void,
+    count: usize,
+    values: &mut Vec<T>,
+    stream: &Stream,
+) -> Result<(), CudaError> {
+    values.clear();
+    values.resize(count, T::default());
+    // SAFETY: both ranges hold `count` values, and every pattern of bytes is one (`AnyBits`); the stream is waited for before the borrow ends.
+    let code = unsafe {
+        sys::cudaMemcpyAsync(
+            values.as_mut_ptr().cast(),
+            address,
+            count * size_of::<T>(),
+            sys::DEVICE_TO_HOST,
+            stream.raw(),
+        )
+    };
+    check("cudaMemcpyAsync", code)?;
+    stream.synchronize()
+}
+
 impl<T: AnyBits + Default> Buffer<T> {
     /// Waits for everything queued and copies the first `count` values to `values`.
     pub(super) fn read(
@@ -257,20 +287,8 @@ impl<T: AnyBits + Default> Buffer<T> {
             count <= self.capacity,
             "the memory was reserved for fewer values"
         );
-        values.clear();
-        values.resize(count, T::default());
-        // SAFETY: both ranges hold `count` values, and every pattern of bytes is one (`AnyBits`); the stream is waited for before the borrow ends.
-        let code = unsafe {
-            sys::cudaMemcpyAsync(
-                values.as_mut_ptr().cast(),
-                self.pointer,
-                count * size_of::<T>(),
-                sys::DEVICE_TO_HOST,
-                stream.raw(),
-            )
-        };
-        check("cudaMemcpyAsync", code)?;
-        stream.synchronize()
+        // SAFETY: the memory holds at least `count` values, checked above.
+        unsafe { read_from(self.pointer, count, values, stream) }
     }
 }
 

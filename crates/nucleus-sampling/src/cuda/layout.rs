@@ -155,6 +155,20 @@ pub(super) const STATUS_UNSUPPORTED: u32 = 5;
 /// A device's status beyond [`Status`](crate::Status): the choice could not be appended to a full slot.
 pub(super) const STATUS_FULL: u32 = 6;
 
+/// What the runtime knows of a device (`cuda/kernels/device.cu`).
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub(super) struct DeviceDescription {
+    pub(super) total_bytes: u64,
+    pub(super) major: u32,
+    pub(super) minor: u32,
+    pub(super) multiprocessors: u32,
+    pub(super) name_bytes: u32,
+    pub(super) name: [u8; 256],
+}
+
+const _: () = assert!(size_of::<DeviceDescription>() == 280);
+
 /// [`SampledToken`] as the device writes it: the status is a number that has to be looked at first.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 #[repr(C)]
@@ -175,6 +189,14 @@ unsafe impl Plain for half::f16 {}
 unsafe impl Plain for half::bf16 {}
 // SAFETY: primitive.
 unsafe impl Plain for f32 {}
+// SAFETY: every byte is one.
+unsafe impl AnyBits for u8 {}
+// SAFETY: every pattern of bits is a number or a NaN.
+unsafe impl AnyBits for f32 {}
+// SAFETY: as above.
+unsafe impl AnyBits for half::f16 {}
+// SAFETY: as above.
+unsafe impl AnyBits for half::bf16 {}
 
 /// The values' bytes.
 pub(super) fn bytes_of<T: Plain>(values: &[T]) -> &[u8] {

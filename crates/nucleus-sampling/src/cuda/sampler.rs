@@ -1,141 +1,29 @@
 //! The sampler on a device.
 
+use std::collections::HashSet;
 use std::ffi::c_void;
 
-use crate::config::{MAX_VOCAB, Program, SamplingConfig};
+use half::{bf16, f16};
+
+use crate::config::MAX_VOCAB;
 use crate::row::{LogitsRow, Row, SampledToken, Status};
 use crate::state::SamplerState;
 
-use super::device::{Buffer, SharedStream, Stream};
+use super::device::{Buffer, SharedStream, Stream, read_from};
 use super::error::CudaError;
 use super::layout::{
     BATCH_EXACT, DeviceToken, STATUS_FULL, STATUS_UNSUPPORTED, STATUS_WORKSPACE, SamplingBatch,
     SamplingRow, bytes_of,
 };
+use super::logits::{DeviceLogits, DeviceTokens, Dtype};
 use super::pack::{Packed, Work};
+use super::queue::{Launch, MAX_QUEUED, PlacedRow, Queue, launches};
 use super::slots::{SlotRow, Slots};
 use super::sys;
+use super::upload::Upload;
 
 /// The most rows of one launch.
 pub const MAX_ROWS: usize = 1024;
-
-/// The type of logits on a device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[repr(u32)]
-pub enum Dtype {
-    /// 32-bit floating point.
-    F32 = 0,
-    /// IEEE half precision.
-    F16 = 1,
-    /// bfloat16.
-    Bf16 = 2,
-}
-
-impl Dtype {
-    /// Bytes of one logit.
-    pub const fn size(self) -> usize {
-        match self {
-            Self::F32 => 4,
-            Self::F16 | Self::Bf16 => 2,
-        }
-    }
-
-    fn of(row: &LogitsRow<'_>) -> Self {
-        match row {
-            LogitsRow::F32(_) => Self::F32,
-            LogitsRow::F16(_) => Self::F16,
-            LogitsRow::Bf16(_) => Self::Bf16,
-        }
-    }
-}
-
-/// Rows of logits in a device's memory: row `i` is the `row_len` logits from element `i * row_stride` on.
-#[derive(Clone, Copy, Debug)]
-pub struct DeviceLogits {
-    address: *const c_void,
-    dtype: Dtype,
-    row_len: u32,
-    row_stride: u64,
-}
-
-impl DeviceLogits {
-    /// Logits at an address of the device's memory, such as a tensor library gives it.
-    ///
-    /// # Safety
-    /// As long as this value is used, the memory holds every row that is sampled from, on the device of the sampler, written by work that
-    /// is done or that precedes on the sampler's stream.
-    #[must_use]
-    pub const unsafe fn new(
-        address: *const c_void,
-        dtype: Dtype,
-        row_len: u32,
-        row_stride: u64,
-    ) -> Self {
-        Self {
-            address,
-            dtype,
-            row_len,
-            row_stride,
-        }
-    }
-}
-
-// SAFETY: the address is of memory that belongs to no thread.
-unsafe impl Send for DeviceLogits {}
-// SAFETY: as above; the value itself never changes.
-unsafe impl Sync for DeviceLogits {}
-
-impl DeviceLogits {
-    /// Where the first row begins.
-    #[must_use]
-    pub const fn address(&self) -> *const c_void {
-        self.address
-    }
-
-    /// The type of a logit.
-    #[must_use]
-    pub const fn dtype(&self) -> Dtype {
-        self.dtype
-    }
-
-    /// Logits of a row.
-    #[must_use]
-    pub const fn row_len(&self) -> u32 {
-        self.row_len
-    }
-
-    /// Logits from the beginning of a row to that of the next.
-    #[must_use]
-    pub const fn row_stride(&self) -> u64 {
-        self.row_stride
-    }
-}
-
-/// Token ids in a device's memory, one in so many 32-bit words: what a launch has chosen, before the host knows it.
-#[derive(Clone, Copy, Debug)]
-pub struct DeviceTokens {
-    address: *const u32,
-    stride: u32,
-}
-
-// SAFETY: the address is of memory that belongs to no thread.
-unsafe impl Send for DeviceTokens {}
-// SAFETY: as above; the value itself never changes.
-unsafe impl Sync for DeviceTokens {}
-
-impl DeviceTokens {
-    /// Where the first id is.
-    #[must_use]
-    pub const fn address(&self) -> *const u32 {
-        self.address
-    }
-
-    /// 32-bit words from an id to the next.
-    #[must_use]
-    pub const fn stride(&self) -> u32 {
-        self.stride
-    }
-}
 
 /// How a [`CudaSampler`] works. Nothing of it changes a result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -158,12 +46,9 @@ pub struct CudaSampler {
     options: CudaOptions,
     packed: Packed,
     tokens: Vec<DeviceToken>,
-    rows: Buffer<SamplingRow>,
-    configs: Buffer<SamplingConfig>,
-    programs: Buffer<Program>,
-    arena: Buffer<u32>,
-    masks: Buffer<u32>,
+    upload: Upload,
     out: Buffer<DeviceToken>,
+    queue: Queue,
     workspace: Buffer<u8>,
     logits: Buffer<u8>,
     slots: Slots,
@@ -205,12 +90,9 @@ impl CudaSampler {
             options,
             packed: Packed::default(),
             tokens: Vec::new(),
-            rows: Buffer::new(),
-            configs: Buffer::new(),
-            programs: Buffer::new(),
-            arena: Buffer::new(),
-            masks: Buffer::new(),
+            upload: Upload::new(),
             out: Buffer::new(),
+            queue: Queue::default(),
             workspace: Buffer::new(),
             logits: Buffer::new(),
             slots: Slots::new(),
@@ -221,10 +103,7 @@ impl CudaSampler {
     /// The tokens of the latest launch, row by row; those of rows without one are [`NO_TOKEN`](crate::NO_TOKEN). Work that reads them is
     /// queued on the sampler's stream before its next launch.
     pub fn tokens_on_device(&self) -> DeviceTokens {
-        DeviceTokens {
-            address: self.out.address().cast(),
-            stride: (size_of::<DeviceToken>() / size_of::<u32>()) as u32,
-        }
+        DeviceTokens::of(self.out.address())
     }
 
     /// The stream on which everything runs (a `cudaStream_t`): work that writes logits has to precede on it, or be done.
@@ -308,7 +187,8 @@ impl CudaSampler {
     /// As [`CudaSampler::sample_on_device`], for sequences whose history is on the device. A row that commits appends its token there.
     ///
     /// # Errors
-    /// As [`CudaSampler::sample_on_device`], and [`CudaError::Batch`] if a slot is free, is full, or commits twice in one batch.
+    /// As [`CudaSampler::sample_on_device`], and [`CudaError::Batch`] if a slot is free, is full, or commits twice in one batch, or if
+    /// draws are queued that have not been collected.
     pub fn sample_slots(
         &mut self,
         logits: &DeviceLogits,
@@ -316,43 +196,137 @@ impl CudaSampler {
         out: &mut Vec<SampledToken>,
     ) -> Result<(), CudaError> {
         out.clear();
+        if rows.is_empty() {
+            return Ok(());
+        }
+        within("queued draws", self.queue.len() as u64, 0, 0)?;
+        let placed: Vec<PlacedRow<'_>> = (0..)
+            .zip(rows)
+            .map(|(logits_row, &row)| PlacedRow { logits_row, row })
+            .collect();
+        self.queue_slots(logits, &placed)?;
+        let mut drawn = Vec::with_capacity(rows.len());
+        self.collect(&mut drawn)?;
+        for token in drawn {
+            out.push(token?);
+        }
+        Ok(())
+    }
+
+    /// Queues the choice of a token for each row and does not wait for it: [`CudaSampler::collect`] does. Rows may read the same row of
+    /// logits, or leave some out; those that read neighbouring ones are one launch.
+    ///
+    /// # Errors
+    /// As [`CudaSampler::sample_slots`], and [`CudaError::Batch`] without rows, or if [`MAX_QUEUED`] draws have not been collected; nothing
+    /// is queued then, and after a lack of memory neither. After other errors of the runtime nothing is known of the slots.
+    pub fn queue_slots(
+        &mut self,
+        logits: &DeviceLogits,
+        rows: &[PlacedRow<'_>],
+    ) -> Result<(), CudaError> {
+        within(
+            "queued draws",
+            self.queue.len() as u64,
+            0,
+            MAX_QUEUED as u64 - 1,
+        )?;
+        self.check_size(logits, rows.len())?;
         let mut works = Vec::with_capacity(rows.len());
-        for (index, row) in rows.iter().enumerate() {
+        let mut commits = HashSet::with_capacity(rows.len());
+        for PlacedRow { row, .. } in rows {
             if row.commit {
                 self.slots.check_room(row.slot)?;
-                let twice = rows[..index]
-                    .iter()
-                    .any(|other| other.commit && other.slot == row.slot);
+                let twice = !commits.insert(row.slot);
                 within("commits to one slot", 1 + u64::from(twice), 0, 1)?;
             }
             works.push(Work::of_slot(row, self.slots.len(row.slot)?));
         }
         self.stream.make_current()?;
         self.packed.fill(works.into_iter());
-        self.run(logits, out)?;
-        for (row, token) in rows.iter().zip(out.iter()) {
-            if row.commit && token.status == Status::Ok {
-                self.slots.grew(row.slot);
+        let launches = launches(rows.iter().map(|row| row.logits_row));
+        let pinned = self.queue.reserve(rows.len())?;
+        self.launch(logits, &launches)?;
+        self.queue.read(pinned, &self.out, &self.stream)?;
+        let grown =
+            |placed: &PlacedRow<'_>| placed.row.commit.then(|| self.slots.grew(placed.row.slot));
+        let grown = rows.iter().map(grown).collect();
+        self.queue.push(pinned, grown);
+        Ok(())
+    }
+
+    /// Waits for the oldest draw that is queued, and tells its tokens row by row; `out` is cleared first, and stays empty if none is. A row
+    /// that the kernel cannot serve is [`CudaError::Unsupported`], and its slot is as it was; the others are not concerned.
+    ///
+    /// # Errors
+    /// [`CudaError::Runtime`] if the device fails.
+    pub fn collect(
+        &mut self,
+        out: &mut Vec<Result<SampledToken, CudaError>>,
+    ) -> Result<(), CudaError> {
+        out.clear();
+        self.stream.make_current()?;
+        let Some((tokens, grown)) = self.queue.wait()? else {
+            return Ok(());
+        };
+        for (row, (&token, grown)) in tokens.iter().zip(grown).enumerate() {
+            let token = sampled(row, token);
+            if let (Some(grown), false) = (
+                grown,
+                matches!(&token, Ok(token) if token.status == Status::Ok),
+            ) {
+                self.slots.did_not_grow(grown);
             }
+            out.push(token);
         }
         Ok(())
     }
 
-    /// Samples the packed rows.
+    /// Copies one row of logits to the host, widened to `f32`, after everything that is queued.
+    ///
+    /// # Errors
+    /// [`CudaError::Runtime`] if the device fails.
+    pub fn read_row(
+        &mut self,
+        logits: &DeviceLogits,
+        row: u32,
+        out: &mut Vec<f32>,
+    ) -> Result<(), CudaError> {
+        self.stream.make_current()?;
+        let (row, len) = (logits.starting_at(row, true), logits.row_len() as usize);
+        out.clear();
+        match logits.dtype() {
+            // SAFETY: the caller of `DeviceLogits::new` vouches for the row and its type.
+            Dtype::F32 => unsafe { read_from(row.address(), len, out, &self.stream) },
+            Dtype::F16 => {
+                let mut values: Vec<f16> = Vec::new();
+                // SAFETY: as above.
+                unsafe { read_from(row.address(), len, &mut values, &self.stream) }?;
+                out.extend(values.into_iter().map(f16::to_f32));
+                Ok(())
+            }
+            Dtype::Bf16 => {
+                let mut values: Vec<bf16> = Vec::new();
+                // SAFETY: as above.
+                unsafe { read_from(row.address(), len, &mut values, &self.stream) }?;
+                out.extend(values.into_iter().map(bf16::to_f32));
+                Ok(())
+            }
+        }
+    }
+
+    fn check_size(&self, logits: &DeviceLogits, rows: usize) -> Result<(), CudaError> {
+        within("rows", rows as u64, 1, MAX_ROWS as u64)?;
+        within("row_len", logits.row_len().into(), 1, MAX_VOCAB.into())
+    }
+
+    /// Samples the packed rows, and waits.
     fn run(&mut self, logits: &DeviceLogits, out: &mut Vec<SampledToken>) -> Result<(), CudaError> {
         let rows = self.packed.rows.len();
         if rows == 0 {
             return Ok(());
         }
-        within("rows", rows as u64, 1, MAX_ROWS as u64)?;
-        within(
-            "row_len",
-            u64::from(logits.row_len),
-            1,
-            u64::from(MAX_VOCAB),
-        )?;
-        self.upload()?;
-        self.launch(logits)?;
+        self.check_size(logits, rows)?;
+        self.launch(logits, &[Launch::all(rows as u32)])?;
         self.out.read(rows, &mut self.tokens, &self.stream)?;
         for (row, token) in self.tokens.iter().enumerate() {
             out.push(sampled(row, *token)?);
@@ -371,7 +345,7 @@ impl CudaSampler {
     ) -> Result<(), CudaError> {
         out.clear();
         let all: Vec<LogitsRow<'_>> = rows.iter().map(|row| row.logits).collect();
-        let Some(logits) = self.copy_logits(&all)? else {
+        let Some(logits) = self.place_rows(&all)? else {
             return Ok(());
         };
         self.sample_on_device(&logits, rows, out)
@@ -390,14 +364,21 @@ impl CudaSampler {
         out.clear();
         let count = rows.len() as u64;
         within("logits", logits.len() as u64, count, count)?;
-        let Some(logits) = self.copy_logits(logits)? else {
+        let Some(logits) = self.place_rows(logits)? else {
             return Ok(());
         };
         self.sample_slots(&logits, rows, out)
     }
 
-    /// Copies rows of logits to this sampler's memory; `None` without rows.
-    fn copy_logits(&mut self, rows: &[LogitsRow<'_>]) -> Result<Option<DeviceLogits>, CudaError> {
+    /// Copies rows of logits, of one type and one length, to this sampler's memory, where they stay until the next such copy; `None`
+    /// without rows. For logits that are computed on the host.
+    ///
+    /// # Errors
+    /// [`CudaError::Batch`] for rows of several types or lengths, or too long; [`CudaError::Runtime`] if the device fails.
+    pub fn place_rows(
+        &mut self,
+        rows: &[LogitsRow<'_>],
+    ) -> Result<Option<DeviceLogits>, CudaError> {
         let Some(first) = rows.first() else {
             return Ok(None);
         };
@@ -459,52 +440,64 @@ impl CudaSampler {
         }
     }
 
-    fn upload(&mut self) -> Result<(), CudaError> {
-        let (packed, stream) = (&self.packed, &self.stream);
-        self.rows.write(&packed.rows, stream)?;
-        self.configs.write(&packed.configs, stream)?;
-        self.programs.write(&packed.programs, stream)?;
-        self.arena.write(&packed.arena, stream)?;
-        self.masks.write(&packed.masks, stream)
+    /// Copies the packed rows to the device and queues their launches.
+    fn launch(&mut self, logits: &DeviceLogits, launches: &[Launch]) -> Result<(), CudaError> {
+        let packed = &self.packed;
+        let count = packed.rows.len() as u32;
+        self.out.reserve(count as usize)?;
+        // SAFETY: takes numbers.
+        let workspace_bytes = unsafe { sys::sampling_workspace_size(count, packed.max_edited) };
+        self.workspace.reserve(workspace_bytes)?;
+        let [rows, configs, programs, arena, masks] = self.upload.send(
+            [
+                bytes_of(&packed.rows),
+                bytes_of(&packed.configs),
+                bytes_of(&packed.programs),
+                bytes_of(&packed.arena),
+                bytes_of(&packed.masks),
+            ],
+            &self.stream,
+        )?;
+        for launch in launches {
+            let from = logits.starting_at(launch.logits_row, launch.repeated);
+            let first = launch.first as usize;
+            let batch = SamplingBatch {
+                struct_size: size_of::<SamplingBatch>() as u32,
+                dtype: logits.dtype() as u32,
+                rows: launch.rows,
+                row_len: logits.row_len(),
+                row_stride: from.row_stride(),
+                logits: from.address(),
+                row: rows.cast::<SamplingRow>().wrapping_add(first),
+                configs: configs.cast(),
+                programs: programs.cast(),
+                arena: arena.cast(),
+                masks: masks.cast(),
+                mask_stride: packed.mask_words as u64,
+                mask_words: packed.mask_words as u32,
+                cluster: self.options.cluster,
+                out: self.out.address().wrapping_add(first).cast(),
+                max_edited: packed.max_edited,
+                flags: if self.options.exact_path {
+                    BATCH_EXACT
+                } else {
+                    packed.bounded_flag()
+                },
+                slots: self.slots.states.address(),
+                slot_tokens: self.slots.tokens.address(),
+            };
+            self.launch_one(&batch, workspace_bytes)?;
+        }
+        Ok(())
     }
 
-    fn launch(&mut self, logits: &DeviceLogits) -> Result<(), CudaError> {
-        let rows = self.packed.rows.len() as u32;
-        self.out.reserve(rows as usize)?;
-        // SAFETY: takes numbers.
-        let workspace_bytes = unsafe { sys::sampling_workspace_size(rows, self.packed.max_edited) };
-        self.workspace.reserve(workspace_bytes)?;
-        let batch = SamplingBatch {
-            struct_size: size_of::<SamplingBatch>() as u32,
-            dtype: logits.dtype as u32,
-            rows,
-            row_len: logits.row_len,
-            row_stride: logits.row_stride,
-            logits: logits.address,
-            row: self.rows.address(),
-            configs: self.configs.address(),
-            programs: self.programs.address(),
-            arena: self.arena.address(),
-            masks: self.masks.address(),
-            mask_stride: self.packed.mask_words as u64,
-            mask_words: self.packed.mask_words as u32,
-            cluster: self.options.cluster,
-            out: self.out.address().cast(),
-            max_edited: self.packed.max_edited,
-            flags: if self.options.exact_path {
-                BATCH_EXACT
-            } else {
-                self.packed.bounded_flag()
-            },
-            slots: self.slots.states.address(),
-            slot_tokens: self.slots.tokens.address(),
-        };
-        // SAFETY: every address is of memory that this sampler owns and has filled for `rows` rows, or is the caller's word for `logits`
-        // (`DeviceLogits::new`); lists lie within the arena (`Packed`); the workspace has the size that was asked for; work on the stream is
-        // in order, so nothing is overwritten before it is read.
+    fn launch_one(&self, batch: &SamplingBatch, workspace_bytes: usize) -> Result<(), CudaError> {
+        // SAFETY: every address is of memory that this sampler owns and has filled for the rows of the launch, or is the caller's word for
+        // `logits` (`DeviceLogits::new`); lists lie within the arena (`Packed`); the workspace has the size that was asked for; work on the
+        // stream is in order, so nothing is overwritten before it is read.
         let code = unsafe {
             sys::launch_advanced_sample_batch(
-                &raw const batch,
+                batch,
                 self.workspace.address().cast(),
                 workspace_bytes,
                 self.stream.raw(),

@@ -39,13 +39,22 @@ impl<'a> SlotRow<'a> {
     }
 }
 
+/// A slot that a queued row commits to, for the sequence that it has then.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Grown {
+    slot: usize,
+    given: u64,
+}
+
 /// The slots of a sampler.
 #[derive(Debug)]
 pub(super) struct Slots {
     /// Tokens of each slot.
     capacity: u32,
-    /// The length of each slot's history; `None`: the slot is free.
+    /// The length of each slot's history, no less than it is; `None`: the slot is free.
     lens: Vec<Option<u32>>,
+    /// How often each slot was given to a sequence.
+    given: Vec<u64>,
     pub(super) states: Buffer<SamplingSlot>,
     pub(super) tokens: Buffer<u32>,
 }
@@ -55,6 +64,7 @@ impl Slots {
         Self {
             capacity: 0,
             lens: Vec::new(),
+            given: Vec::new(),
             states: Buffer::new(),
             tokens: Buffer::new(),
         }
@@ -65,6 +75,7 @@ impl Slots {
         self.states.reserve(count as usize)?;
         self.tokens.reserve(count as usize * capacity as usize)?;
         self.lens = vec![None; count as usize];
+        self.given = vec![0; count as usize];
         self.capacity = capacity;
         Ok(())
     }
@@ -104,10 +115,25 @@ impl Slots {
         })
     }
 
-    /// Follows a commit of the device.
-    pub(super) fn grew(&mut self, slot: u32) {
-        if let Some(Some(len)) = self.lens.get_mut(slot as usize) {
+    /// Follows a commit that is queued.
+    pub(super) fn grew(&mut self, slot: u32) -> Grown {
+        let slot = slot as usize;
+        if let Some(Some(len)) = self.lens.get_mut(slot) {
             *len += 1;
+        }
+        Grown {
+            slot,
+            given: self.given[slot],
+        }
+    }
+
+    /// A commit that was queued did not come about: there was no token.
+    pub(super) fn did_not_grow(&mut self, Grown { slot, given }: Grown) {
+        if let (Some(Some(len)), true) = (
+            self.lens.get_mut(slot),
+            self.given.get(slot) == Some(&given),
+        ) {
+            *len -= 1;
         }
     }
 
@@ -162,6 +188,7 @@ impl Slots {
         self.states
             .write_at(slot as usize, &[described], count, stream)?;
         self.lens[slot as usize] = Some(len as u32);
+        self.given[slot as usize] += 1;
         Ok(())
     }
 

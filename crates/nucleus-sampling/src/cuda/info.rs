@@ -1,0 +1,148 @@
+//! What can be known of the driver, the devices and this build without running anything on them.
+
+use std::ffi::c_int;
+use std::fmt;
+
+use super::device::{check_device, make_current};
+use super::error::{CudaError, check};
+use super::layout::DeviceDescription;
+use super::sys;
+
+/// A version of CUDA.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct CudaVersion {
+    /// 13 of 13.0.
+    pub major: u32,
+    /// 0 of 13.0.
+    pub minor: u32,
+}
+
+impl CudaVersion {
+    /// A version as the runtime writes it: 13000 is 13.0.
+    const fn of(number: c_int) -> Self {
+        let number = number.unsigned_abs();
+        Self {
+            major: number / 1000,
+            minor: number % 1000 / 10,
+        }
+    }
+}
+
+impl fmt::Display for CudaVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.major, self.minor)
+    }
+}
+
+/// A device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceInfo {
+    /// Its name, such as `NVIDIA H200`.
+    pub name: String,
+    /// Its compute capability, such as (9, 0).
+    pub compute_capability: (u32, u32),
+    /// Its multiprocessors.
+    pub multiprocessors: u32,
+    /// Bytes of its memory.
+    pub total_bytes: u64,
+}
+
+/// A device's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceMemory {
+    /// Bytes that nobody has allocated, in this process or another.
+    pub free_bytes: u64,
+    /// All bytes that can be.
+    pub total_bytes: u64,
+}
+
+/// The newest version of CUDA that the driver knows; `None` without a driver.
+///
+/// # Errors
+/// [`CudaError::Runtime`] if the runtime cannot be asked.
+pub fn driver_version() -> Result<Option<CudaVersion>, CudaError> {
+    let mut version: c_int = 0;
+    // SAFETY: the pointer is to a live integer.
+    let code = unsafe { sys::cudaDriverGetVersion(&raw mut version) };
+    check("cudaDriverGetVersion", code)?;
+    Ok((version != 0).then(|| CudaVersion::of(version)))
+}
+
+/// The version of CUDA that this build was made with.
+///
+/// # Errors
+/// [`CudaError::Runtime`] if the runtime cannot be asked.
+pub fn runtime_version() -> Result<CudaVersion, CudaError> {
+    let mut version: c_int = 0;
+    // SAFETY: the pointer is to a live integer.
+    let code = unsafe { sys::cudaRuntimeGetVersion(&raw mut version) };
+    check("cudaRuntimeGetVersion", code)?;
+    Ok(CudaVersion::of(version))
+}
+
+/// The compute capabilities that this build has machine code for, as nvcc writes them: 90 is 9.0. Newer devices compile the
+/// highest one's intermediate code.
+pub fn compiled_archs() -> impl Iterator<Item = u32> {
+    env!("NUCLEUS_CUDA_ARCHS_BUILT")
+        .split(',')
+        .filter_map(|number| number.parse().ok())
+}
+
+/// What a device is.
+///
+/// # Errors
+/// [`CudaError::NoDevice`] without a driver or a device, [`CudaError::Device`] if the device does not exist.
+pub fn device_info(device: u32) -> Result<DeviceInfo, CudaError> {
+    check_device(device)?;
+    let mut description = DeviceDescription {
+        total_bytes: 0,
+        major: 0,
+        minor: 0,
+        multiprocessors: 0,
+        name_bytes: 0,
+        name: [0; 256],
+    };
+    // SAFETY: the pointer is to a live description, which the function fills.
+    let code = unsafe { sys::sampling_describe_device(device as c_int, &raw mut description) };
+    check("cudaGetDeviceProperties", code)?;
+    let name = &description.name[..description.name_bytes as usize];
+    Ok(DeviceInfo {
+        name: String::from_utf8_lossy(name).into_owned(),
+        compute_capability: (description.major, description.minor),
+        multiprocessors: description.multiprocessors,
+        total_bytes: description.total_bytes,
+    })
+}
+
+/// How much of a device's memory is free. Makes the device ready for use, which takes memory of it, if it was not before.
+///
+/// # Errors
+/// As [`device_info`], and [`CudaError::Runtime`] if the device fails.
+pub fn device_memory(device: u32) -> Result<DeviceMemory, CudaError> {
+    make_current(device)?;
+    let (mut free, mut total) = (0, 0);
+    // SAFETY: the pointers are to live integers.
+    let code = unsafe { sys::cudaMemGetInfo(&raw mut free, &raw mut total) };
+    check("cudaMemGetInfo", code)?;
+    Ok(DeviceMemory {
+        free_bytes: free as u64,
+        total_bytes: total as u64,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_read_as_people_write_them() {
+        assert_eq!(CudaVersion::of(13_000).to_string(), "13.0");
+        assert_eq!(CudaVersion::of(12_080).to_string(), "12.8");
+        assert!(runtime_version().is_ok_and(|version| version.major >= 12));
+    }
+
+    #[test]
+    fn a_build_has_code_for_something() {
+        assert!(compiled_archs().all(|arch| arch >= 75) && compiled_archs().count() > 0);
+    }
+}
