@@ -1,50 +1,98 @@
 // Causal attention of grouped queries over the paged cache.
-#include "cache_layout.cuh"
-#include "vectors.cuh"
+//
+// Tiles of few rows, such as those that decode, are taken by blocks of one warp; tiles of a prompt by blocks of several, which share what they read. Both compute
+// with the same code, so a row's result does not show which of them it was.
+#include <algorithm>
+
+#include "attention_kernel.cuh"
 
 namespace nucleus {
 namespace {
 
-constexpr uint32_t MAX_HEAD_DIM = 256;
+constexpr uint32_t MAX_GROUP = 16;
 
-// One query head of one row by one warp: 32 positions at a time, a lane each for the scores, then all lanes for the values.
-__global__ void __launch_bounds__(WARP) attend(const __grid_constant__ NucleusAttention call) {
-  __shared__ float query[MAX_HEAD_DIM], weights[WARP];
-  const NucleusCache &cache = call.cache;
-  const uint32_t head = blockIdx.x % call.heads, row = blockIdx.x / call.heads, lane = threadIdx.x;
-  const uint32_t kv_head = head / (call.heads / cache.kv_heads), width = cache.head_dim, stored = stored_width(width);
-  const uint32_t position = call.rows.positions[row];
-  const uint32_t *table = call.rows.block_tables + uint64_t(call.rows.sequences[row]) * call.rows.blocks_per_table;
-  const uint32_t start = call.window && position >= call.window ? position - call.window + 1 : 0;
-  const uint64_t place = (uint64_t(row) * call.heads + head) * width;
-  for (uint32_t d = lane; d < width; d += WARP) query[d] = call.query[place + d];
-  float max = -INFINITY, sum = 0.0f, output[MAX_HEAD_DIM / WARP] = {};
-  for (uint32_t first = start; first <= position; first += WARP) {
-    const uint32_t own = first + lane;
-    __syncwarp();
-    float score = -INFINITY;
-    if (own <= position) {
-      const __half *keys = static_cast<const __half *>(cache.keys) + head_block(table[own / BLOCK], cache.kv_heads, kv_head, stored);
-      float dot = 0.0f;
-      for (uint32_t d = 0; d < width; ++d) dot = fmaf(query[d], __half2float(keys[key_place(own % BLOCK, d)]), dot);
-      score = call.scale * dot;
-      if (call.soft_cap != 0.0f) score = call.soft_cap * tanhf(score / call.soft_cap);
-    }
-    float largest = score;
-    for (uint32_t distance = WARP / 2; distance > 0; distance /= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, distance));
-    const float next = fmaxf(max, largest), kept = expf(max - next);
-    weights[lane] = own <= position ? expf(score - next) : 0.0f;
-    sum = sum * kept + warp_sum(weights[lane]);
-    max = next;
-    __syncwarp();
-    for (float &x : output) x *= kept;
-    for (uint32_t i = 0; i < WARP && first + i <= position; ++i) {
-      const uint32_t at = first + i;
-      const __half *values = static_cast<const __half *>(cache.values) + head_block(table[at / BLOCK], cache.kv_heads, kv_head, stored);
-      for (uint32_t d = lane, j = 0; d < width; d += WARP, ++j) output[j] = fmaf(weights[i], __half2float(values[value_place(at % BLOCK, d)]), output[j]);
-    }
+// Warps of a block for tiles of a prompt: the totals of wide heads fill shared memory sooner.
+constexpr uint32_t prompt_warps(uint32_t width) { return width <= 128 ? 8 : 4; }
+
+// Stages such that three blocks of one warp fit in a multiprocessor, two for the widest heads.
+constexpr uint32_t decode_stages(uint32_t width) { return width == 80 ? 6 : width == 96 ? 5 : 4; }
+
+template <uint32_t WIDTH>
+using DecodeShape = AttentionShape<WIDTH, 1, decode_stages(WIDTH)>;
+template <uint32_t WIDTH>
+using PromptShape = AttentionShape<WIDTH, prompt_warps(WIDTH), 4>;
+
+// Blocks that are worth having: some for each place on the largest machine, so that unequal contexts even out; more only begin and end.
+constexpr uint32_t DECODE_BLOCKS = 16384, PROMPT_BLOCKS = 132;
+// Workspace that is worth asking for; where it is too small for the results of splits, blocks take whole contexts.
+constexpr size_t MAX_WORKSPACE = size_t(128) << 20;
+
+// Calls `f(width)` with the stored width as a constant.
+template <class F>
+int with_width(uint32_t head_dim, F f) {
+  switch (stored_width(head_dim)) {
+    case 16: return f(std::integral_constant<uint32_t, 16>());
+    case 32: return f(std::integral_constant<uint32_t, 32>());
+    case 64: return f(std::integral_constant<uint32_t, 64>());
+    case 80: return f(std::integral_constant<uint32_t, 80>());
+    case 96: return f(std::integral_constant<uint32_t, 96>());
+    case 128: return f(std::integral_constant<uint32_t, 128>());
+    case 256: return f(std::integral_constant<uint32_t, 256>());
+    default: return cudaErrorInvalidValue;
   }
-  for (uint32_t d = lane, j = 0; d < width; d += WARP, ++j) call.output[place + d] = output[j] / sum;
+}
+
+// Most splits that a tile of so many positions meets.
+uint32_t most_splits(uint32_t window, uint32_t tile_positions, uint32_t max_context) {
+  const uint32_t all = split_of(max_context) + 1;
+  if (window == 0) return all;
+  return static_cast<uint32_t>(std::min<uint64_t>(all, (uint64_t(window) + tile_positions) / SHORT_SPLIT + 2));
+}
+
+// Bytes of a row's results of one split.
+constexpr size_t partial_bytes(uint32_t width) { return width * sizeof(float) + sizeof(Softmax); }
+
+// Shares a call out to at least so many blocks, if its contexts have so many splits and the workspace has room for their results.
+AttentionPlan plan_of(const NucleusAttention &call, uint32_t blocks, uint32_t tile_rows, uint32_t width) {
+  const uint64_t pairs = uint64_t(call.tile_count) * call.cache.kv_heads;
+  const uint32_t splits = most_splits(call.window, tile_rows, call.max_context);
+  AttentionPlan plan = {};
+  plan.parts = static_cast<uint32_t>(std::min<uint64_t>(splits, std::max<uint64_t>(1, blocks / pairs)));
+  const uint64_t results = pairs * splits * tile_rows;
+  if (plan.parts > 1 && results * partial_bytes(width) <= call.workspace_bytes) {
+    float *outputs = static_cast<float *>(call.workspace);
+    plan.partials = {outputs, reinterpret_cast<Softmax *>(outputs + results * width), splits, tile_rows};
+  } else {
+    plan.parts = 1;
+  }
+  return plan;
+}
+
+template <class Shape>
+int attend_tiles(const NucleusAttention &call, const AttentionPlan &plan, void *stream) {
+  constexpr size_t bytes = sizeof(typename Shape::Shared);
+  if (cudaError_t error = cudaFuncSetAttribute(attend<Shape>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes)) return error;
+  const uint64_t pairs = uint64_t(call.tile_count) * call.cache.kv_heads;
+  const Grid grid{dim3(static_cast<uint32_t>(pairs * plan.parts)), Shape::THREADS, bytes};
+  if (int error = launch(attend<Shape>, grid, stream, call, plan)) return error;
+  if (plan.parts == 1) return cudaSuccess;
+  return launch(combine<Shape::WIDTH>, Grid{dim3(static_cast<uint32_t>(pairs * plan.partials.rows)), Shape::WIDTH}, stream, call, plan);
+}
+
+template <uint32_t WIDTH>
+int attend_call(const NucleusAttention &call, void *stream) {
+  using Decode = DecodeShape<WIDTH>;
+  using Prompt = PromptShape<WIDTH>;
+  const uint32_t group = call.heads / call.cache.kv_heads;
+  const bool only_single_rows = call.tile_count == call.rows.rows;
+  AttentionPlan decode = plan_of(call, DECODE_BLOCKS, only_single_rows ? group : Decode::ROWS, WIDTH);
+  decode.most_rows = Decode::ROWS;
+  int error = attend_tiles<Decode>(call, decode, stream);
+  if (error || only_single_rows) return error;
+  AttentionPlan prompt = plan_of(call, PROMPT_BLOCKS, Prompt::ROWS, WIDTH);
+  prompt.fewest_rows = Decode::ROWS + 1;
+  prompt.most_rows = Prompt::ROWS;
+  return attend_tiles<Prompt>(call, prompt, stream);
 }
 
 }  // namespace
@@ -52,12 +100,19 @@ __global__ void __launch_bounds__(WARP) attend(const __grid_constant__ NucleusAt
 
 using namespace nucleus;
 
-uint32_t nucleus_attention_tile_rows(uint32_t heads_per_kv_head, uint32_t) { return 128 / heads_per_kv_head; }
+uint32_t nucleus_attention_tile_rows(uint32_t heads_per_kv_head, uint32_t head_dim) {
+  if (heads_per_kv_head == 0 || heads_per_kv_head > MAX_GROUP) return 0;
+  return prompt_warps(stored_width(head_dim)) * ROWS_A_WARP / heads_per_kv_head;
+}
 
-size_t nucleus_attention_workspace(uint32_t, uint32_t, uint32_t, uint32_t) { return 0; }
+size_t nucleus_attention_workspace(uint32_t rows, uint32_t heads, uint32_t head_dim, uint32_t max_context) {
+  const uint64_t results = uint64_t(rows) * heads * (split_of(max_context) + 1);
+  return std::min(MAX_WORKSPACE, results * partial_bytes(stored_width(head_dim)));
+}
 
 int nucleus_attention(const NucleusAttention *call, void *stream) {
-  const uint32_t heads = call->heads, kv_heads = call->cache.kv_heads;
-  if (kv_heads == 0 || heads % kv_heads != 0 || stored_width(call->cache.head_dim) == 0) return cudaErrorInvalidValue;
-  return launch(attend, Grid{dim3(call->rows.rows * heads), WARP}, stream, *call);
+  const uint32_t heads = call->heads, kv_heads = call->cache.kv_heads, head_dim = call->cache.head_dim;
+  if (kv_heads == 0 || heads % kv_heads != 0 || heads / kv_heads > MAX_GROUP || head_dim % 8 != 0) return cudaErrorInvalidValue;
+  if (call->tile_count == 0) return cudaSuccess;
+  return with_width(head_dim, [&](auto width) { return attend_call<width>(*call, stream); });
 }

@@ -1,0 +1,292 @@
+// The attention of one tile's rows to one key head.
+#pragma once
+
+#include "attention_plan.cuh"
+#include "attention_rows.cuh"
+
+namespace nucleus {
+
+// The steps of a block: of the splits first_split + part, first_split + part + parts …, those that some row attends to.
+template <class Shape>
+struct Steps {
+  const TileContext &context;
+  uint32_t parts, split, step, end;
+
+  __device__ Steps(const TileContext &context, uint32_t part, uint32_t parts) : context(context), parts(parts), split(context.first_split() + part) { enter(); }
+
+  __device__ bool done() const { return split > context.last_split(); }
+  __device__ uint32_t position() const { return step * Shape::POSITIONS; }
+  __device__ bool is_last_of_split() const { return step + 1 == end; }
+
+  __device__ void advance() {
+    if (++step < end) return;
+    split += parts;
+    enter();
+  }
+
+ private:
+  __device__ void enter() {
+    step = max(context.first, split_begin(split)) / Shape::POSITIONS;
+    end = div_ceil(min(context.last + 1, split_begin(split + 1)), Shape::POSITIONS);
+  }
+};
+
+// Fills the ring with the keys and values of a block's steps. By one warp.
+template <class Shape>
+class Producer {
+ public:
+  __device__ Producer(const NucleusAttention &call, const TileContext &context, uint32_t kv_head, const Steps<Shape> &steps)
+      : cache_(call.cache),
+        kv_head_(kv_head),
+        steps_(steps),
+        blocks_{context.first / BLOCK, context.last / BLOCK},
+        table_(call.rows.block_tables + uint64_t(call.rows.sequences[context.tile.first_row]) * call.rows.blocks_per_table) {}
+
+  __device__ bool done() const { return steps_.done(); }
+
+  // Queues the copies of the next step, once its stage is empty.
+  __device__ __forceinline__ void produce(typename Shape::Shared &shared) {
+    const uint32_t first_block = steps_.position() / BLOCK;
+    read_ids(first_block / WARP);
+    steps_.advance();
+    if (!done()) look_ahead(steps_.position() / BLOCK / WARP);
+    shared.ring.wait_empty(cursor_);
+    fill(first_block, cursor_.stage, shared);
+    cursor_.advance();
+  }
+
+ private:
+  static constexpr uint32_t NONE = 0xFFFFFFFFu;
+
+  // Queues the copies of a step's blocks; two lanes a block: one for the keys, one for the values.
+  __device__ __forceinline__ void fill(uint32_t first_block, uint32_t stage, typename Shape::Shared &shared) const {
+    const uint32_t begin = max(first_block, blocks_.first), end = min(first_block + Shape::BLOCKS - 1, blocks_.last) + 1;
+    const uint32_t lane = threadIdx.x % WARP, block = first_block + lane / 2, id = __shfl_sync(~0u, ids_, block % WARP);
+    Barrier &full = shared.ring.full[stage];
+    if (lane == 0) full.arrive_expecting((end - begin) * 2 * Shape::HEAD_BLOCK_BYTES);
+    __syncwarp();
+    if (block < begin || block >= end) return;
+    void *to = lane % 2 == 0 ? shared.keys[stage][block - first_block] : shared.values[stage][block - first_block];
+    const void *from = lane % 2 == 0 ? cache_.keys : cache_.values;
+    full.copy(to, static_cast<const __half *>(from) + head_block(id, cache_.kv_heads, kv_head_, Shape::WIDTH), Shape::HEAD_BLOCK_BYTES);
+  }
+
+  // Ids of blocks are held by windows of 32, one a lane, and read a step early.
+  __device__ __forceinline__ void read_ids(uint32_t window) {
+    if (window == window_) return;
+    ids_ = window == next_window_ ? next_ids_ : ids_of(window);
+    window_ = window;
+  }
+
+  __device__ __forceinline__ void look_ahead(uint32_t window) {
+    if (window == window_ || window == next_window_) return;
+    next_ids_ = ids_of(window);
+    next_window_ = window;
+  }
+
+  __device__ __forceinline__ uint32_t ids_of(uint32_t window) const {
+    const uint32_t block = window * WARP + threadIdx.x % WARP;
+    return blocks_.contains(block) ? table_[block] : 0;
+  }
+
+  const NucleusCache &cache_;
+  uint32_t kv_head_;
+  Steps<Shape> steps_;
+  Cursor<Shape::STAGES> cursor_;
+  Span blocks_;
+  const uint32_t *table_;
+  uint32_t window_ = NONE, ids_ = 0, next_window_ = NONE, next_ids_ = 0;
+};
+
+// Which rows of the tile are a lane's: two of its warp's sixteen.
+struct LaneRows {
+  uint32_t indices[2];  // among the tile's rows, a token's query heads side by side
+  bool exist[2];
+  uint64_t places[2];  // in [rows, heads, head_dim]
+  const float *queries[2];  // null for rows that do not exist
+  Span spans[2];
+
+  __device__ LaneRows(const NucleusAttention &call, const TileContext &context, uint32_t kv_head, uint32_t first_row) {
+#pragma unroll
+    for (uint32_t i = 0; i < 2; ++i) {
+      indices[i] = first_row + threadIdx.x % WARP / 4 + 8 * i;
+      exist[i] = indices[i] < context.rows();
+      const uint64_t row = context.tile.first_row + indices[i] / context.group, head = kv_head * context.group + indices[i] % context.group;
+      places[i] = (row * call.heads + head) * call.cache.head_dim;
+      queries[i] = exist[i] ? call.query + places[i] : nullptr;
+      spans[i] = span_of(min(context.first_position + indices[i] / context.group, context.last), call.window);
+    }
+  }
+};
+
+// What of the positions a warp's rows attend to; a warp that has no rows attends to nothing.
+struct WarpSpans {
+  bool any;
+  Span of_first, of_last;  // of the warp's first and last token
+
+  __device__ WarpSpans(const NucleusAttention &call, const TileContext &context, uint32_t first_row) : any(first_row < context.rows()) {
+    const uint32_t first = context.first_position + first_row / context.group;
+    const uint32_t last = context.first_position + (min(first_row + ROWS_A_WARP, context.rows()) - 1) / context.group;
+    of_first = span_of(first, call.window);
+    of_last = span_of(last, call.window);
+  }
+
+  __device__ __forceinline__ bool meets(uint32_t begin, uint32_t end) const { return any && begin <= of_last.last && end > of_first.first; }
+  // Whether every row attends to all of them.
+  __device__ __forceinline__ bool cover(uint32_t begin, uint32_t end) const { return of_last.first <= begin && end <= of_first.last + 1; }
+};
+
+// Where a warp's results go: to the output, once all its splits are added, or, split by split, to where the combining kernel finds them.
+template <class Shape>
+class Results {
+ public:
+  __device__ Results(const NucleusAttention &call, const LaneRows &lane_rows) : call_(call), lane_rows_(lane_rows) {}
+
+  // Adds a split's results to the totals. The total of the last split is the output.
+  __device__ __forceinline__ void add(Rows<Shape> &rows, bool is_last, typename Shape::Shared &shared) {
+    Weights weights[2];
+#pragma unroll
+    for (uint32_t i = 0; i < 2; ++i) weights[i] = add_split(totals_[i], rows.softmax[i]);
+#pragma unroll
+    for (uint32_t column = 0; column < Shape::COLUMNS; ++column) {
+      float *sums = rows.outputs[column].values;
+      float4 total = any_ ? shared.totals[column][threadIdx.x] : float4{0.0f, 0.0f, 0.0f, 0.0f};
+      total = {weights[0].add(total.x, sums[0]), weights[0].add(total.y, sums[1]), weights[1].add(total.z, sums[2]), weights[1].add(total.w, sums[3])};
+      if (is_last) {
+        sums[0] = total.x, sums[1] = total.y, sums[2] = total.z, sums[3] = total.w;
+      } else {
+        shared.totals[column][threadIdx.x] = total;
+      }
+    }
+    any_ = true;
+    if (is_last) write(rows);
+  }
+
+  // Leaves a split's results.
+  __device__ __forceinline__ void leave(const Rows<Shape> &rows, const Partials &partials, uint32_t tile_and_head, uint32_t split) const {
+#pragma unroll
+    for (uint32_t i = 0; i < 2; ++i) {
+      if (!lane_rows_.exist[i]) continue;
+      const uint64_t place = partials.place(tile_and_head, split, lane_rows_.indices[i]);
+      if (threadIdx.x % 4 == 0) partials.softmax[place] = rows.softmax[i];
+      float *output = partials.outputs + place * Shape::WIDTH;
+#pragma unroll
+      for (uint32_t column = 0; column < Shape::COLUMNS; ++column) {
+        const float *sums = rows.outputs[column].values + 2 * i;
+        *reinterpret_cast<float2 *>(output + dimension(column)) = {sums[0], sums[1]};
+      }
+    }
+  }
+
+ private:
+  // The first of a lane's two dimensions in a column of outputs.
+  static __device__ __forceinline__ uint32_t dimension(uint32_t column) { return 8 * column + 2 * (threadIdx.x % 4); }
+
+  __device__ __forceinline__ void write(const Rows<Shape> &rows) const {
+#pragma unroll
+    for (uint32_t i = 0; i < 2; ++i) {
+      if (!lane_rows_.exist[i]) continue;
+      const float inverse = __frcp_rn(totals_[i].sum);
+#pragma unroll
+      for (uint32_t column = 0; column < Shape::COLUMNS; ++column) {
+        if (dimension(column) >= call_.cache.head_dim) break;
+        const float *sums = rows.outputs[column].values + 2 * i;
+        *reinterpret_cast<float2 *>(call_.output + lane_rows_.places[i] + dimension(column)) = {attended(sums[0], inverse), attended(sums[1], inverse)};
+      }
+    }
+  }
+
+  const NucleusAttention &call_;
+  const LaneRows &lane_rows_;
+  Softmax totals_[2];
+  bool any_ = false;
+};
+
+// Sixteen of a tile's rows, by one warp. `between_steps` is called before each.
+template <class Shape, class F>
+__device__ __forceinline__ void attend_rows(const NucleusAttention &call, const AttentionPlan &plan, const TileContext &context, uint32_t tile_and_head,
+                                            Steps<Shape> steps, typename Shape::Shared &shared, F between_steps) {
+  const uint32_t kv_head = tile_and_head % call.cache.kv_heads, first_row = threadIdx.x / WARP * ROWS_A_WARP;
+  const LaneRows lane_rows(call, context, kv_head, first_row);
+  const WarpSpans warp_spans(call, context, first_row);
+  Queries<Shape> queries;
+  float query_scales[2];
+  queries.load(lane_rows.queries, call.cache.head_dim, shared, query_scales);
+  Rows<Shape> rows(lane_rows.spans, Exponent(call, query_scales));
+  Results<Shape> results(call, lane_rows);
+  for (Cursor<Shape::STAGES> cursor; !steps.done(); cursor.advance()) {
+    const uint32_t begin = steps.position(), end = begin + Shape::POSITIONS, split = steps.split;
+    between_steps();
+    shared.ring.wait_full(cursor);
+    if (warp_spans.meets(begin, end)) rows.step(queries, shared, cursor.stage, begin, !warp_spans.cover(begin, end));
+    shared.ring.leave(cursor);
+    const bool ends_split = steps.is_last_of_split();
+    steps.advance();
+    if (!ends_split) continue;
+    rows.finish();
+    if (context.is_shared(plan)) {
+      results.leave(rows, plan.partials, tile_and_head, split - context.first_split());
+    } else {
+      results.add(rows, steps.done(), shared);
+    }
+    rows.begin();
+  }
+}
+
+// A block takes a tile, a key head and a part of the splits.
+template <class Shape>
+__global__ void __launch_bounds__(Shape::THREADS, 1) attend(const __grid_constant__ NucleusAttention call, const __grid_constant__ AttentionPlan plan) {
+  extern __shared__ __align__(128) unsigned char shared_bytes[];
+  auto &shared = *reinterpret_cast<typename Shape::Shared *>(shared_bytes);
+  const uint32_t part = blockIdx.x % plan.parts, tile_and_head = blockIdx.x / plan.parts;
+  const TileContext context(call, tile_and_head / call.cache.kv_heads);
+  const Steps<Shape> steps(context, part, plan.parts);
+  if (!context.belongs_to(plan) || steps.done()) return;
+  shared.ring.init();
+  Producer<Shape> producer(call, context, tile_and_head % call.cache.kv_heads, steps);
+  const auto produce = [&] {
+    if (!producer.done()) producer.produce(shared);
+  };
+  if constexpr (Shape::PRODUCER_COMPUTES) {
+    // The stage of the step before is refilled at the start of each step, so one stage less is filled in advance.
+    const bool produces = threadIdx.x < WARP;
+    for (uint32_t i = 0; produces && i + 1 < Shape::STAGES; ++i) produce();
+    attend_rows<Shape>(call, plan, context, tile_and_head, steps, shared, [&] { if (produces) produce(); });
+  } else if (threadIdx.x >= Shape::COMPUTING) {
+    while (!producer.done()) producer.produce(shared);
+  } else {
+    attend_rows<Shape>(call, plan, context, tile_and_head, steps, shared, [] {});
+  }
+}
+
+// Adds the results of splits: a block takes one row of one query head, a thread one dimension.
+template <uint32_t WIDTH>
+__global__ void __launch_bounds__(WIDTH) combine(const __grid_constant__ NucleusAttention call, const __grid_constant__ AttentionPlan plan) {
+  constexpr uint32_t READ_AHEAD = 8;
+  const Partials &partials = plan.partials;
+  const uint32_t row = blockIdx.x % partials.rows, tile_and_head = blockIdx.x / partials.rows, kv_head = tile_and_head % call.cache.kv_heads;
+  const TileContext context(call, tile_and_head / call.cache.kv_heads);
+  if (row >= context.rows() || !context.belongs_to(plan) || !context.is_shared(plan)) return;
+  const uint32_t splits = context.last_split() - context.first_split() + 1, d = threadIdx.x;
+  Softmax total;
+  float output = 0.0f;
+  for (uint32_t first = 0; first < splits; first += READ_AHEAD) {
+    Softmax softmax[READ_AHEAD];
+    float outputs[READ_AHEAD];
+#pragma unroll
+    for (uint32_t i = 0; i < READ_AHEAD; ++i) {
+      const uint64_t place = partials.place(tile_and_head, min(first + i, splits - 1), row);
+      softmax[i] = partials.softmax[place];
+      outputs[i] = partials.outputs[place * WIDTH + d];
+    }
+#pragma unroll
+    for (uint32_t i = 0; i < READ_AHEAD; ++i) {
+      if (first + i < splits) output = add_split(total, softmax[i]).add(output, outputs[i]);
+    }
+  }
+  if (d >= call.cache.head_dim) return;
+  const uint64_t query_row = context.tile.first_row + row / context.group, head = kv_head * context.group + row % context.group;
+  call.output[(query_row * call.heads + head) * call.cache.head_dim + d] = attended(output, __frcp_rn(total.sum));
+}
+
+}  // namespace nucleus
