@@ -30,14 +30,11 @@ struct Exponent {
     for (uint32_t i = 0; i < 2; ++i) {
       const float scale = call.scale * query_scales[i];
       factor[i] = cap != 0.0f ? 1.0f : scale * LOG2_E;
-      inner[i] = cap != 0.0f ? scale / call.soft_cap * (2.0f * LOG2_E) : 0.0f;
+      inner[i] = cap != 0.0f ? scale / call.soft_cap : 0.0f;
     }
   }
 
-  // cap · tanh(x / cap) as cap · (1 - 2 / (e^(2x / cap) + 1)): exact to a few units in the last place of the cap.
-  __device__ __forceinline__ float capped(float product, uint32_t row) const {
-    return cap * (1.0f - __fdividef(2.0f, exp2_approximate(product * inner[row]) + 1.0f));
-  }
+  __device__ __forceinline__ float capped(float product, uint32_t row) const { return cap * tanhf(product * inner[row]); }
 };
 
 template <class Shape>
