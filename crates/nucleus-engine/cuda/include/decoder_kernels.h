@@ -117,7 +117,7 @@ typedef struct {
   uint32_t head_dim; /* a multiple of 8, at most 256 */
 } NucleusCache;
 
-/* Bytes of the keys (or of the values) of one layer. */
+/* Bytes of the keys (or of the values) of one layer; 0 for a head_dim that attention does not support. */
 size_t nucleus_cache_bytes(uint32_t blocks, uint32_t kv_heads, uint32_t head_dim);
 
 /* (cos, sin) times `magnitude` of the angle positions[row] · frequencies[pair], computed in float64: [rows, pairs, 2]. */

@@ -110,7 +110,7 @@ __global__ void __launch_bounds__(THREADS) rotate_store(const __grid_constant__ 
 using namespace nucleus;
 
 size_t nucleus_cache_bytes(uint32_t blocks, uint32_t kv_heads, uint32_t head_dim) {
-  return head_block(blocks, kv_heads, 0, stored_width(head_dim)) * sizeof(__half);
+  return head_dim % 8 == 0 ? head_block(blocks, kv_heads, 0, stored_width(head_dim)) * sizeof(__half) : 0;
 }
 
 int nucleus_rotations(const uint32_t *positions, uint32_t rows, const double *frequencies, uint32_t pairs, double magnitude, float *rotations_of_rows,
