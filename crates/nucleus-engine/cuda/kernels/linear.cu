@@ -1,6 +1,7 @@
 // Products with matrices of weights: what decoder_kernels.h declares of them.
 #include "linear/pack.cuh"
 #include "linear/simple.cuh"
+#include "linear/stream.cuh"
 
 namespace nucleus::linear {
 namespace {
@@ -42,6 +43,15 @@ Call next_call(const NucleusProduct *products, uint32_t count, uint32_t rows, ui
   }
   for (; taken <= MAX_PRODUCTS; ++taken) call.first_panels[taken] = panels;
   return call;
+}
+
+// Few rows take no workspace; which kernel is taken never changes a result.
+template <class W>
+cudaError_t launch_products(const Call &call, const float *x, void *workspace, cudaStream_t stream) {
+  Device device;
+  if (cudaError_t status = Device::current(device)) return status;
+  if (streams<W>(call.rows, call.inputs, device)) return launch_streaming<W>(call, x, device, stream);
+  return launch_simple<W>(call, x, workspace, stream);
 }
 
 bool is_valid(const NucleusProduct *products, uint32_t count) {

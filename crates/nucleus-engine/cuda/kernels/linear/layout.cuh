@@ -1,7 +1,7 @@
 // Where the values of a product lie: weights in panels of chunks, sums in sections.
 //
-// A *panel* is 16 outputs. Its weights lie in *chunks*: all that belongs to some consecutive inputs, quants and scales, in one run of bytes (128
-// or 256 inputs, as the type says). A chunk is made of *steps* of 32 inputs, which are two products of the tensor cores: within a step, product m
+// A *panel* is 16 outputs. Its weights lie in *chunks*: all that belongs to some consecutive inputs, quants and scales, in one run of bytes (64,
+// 128 or 256 inputs, as the type says). A chunk is made of *steps* of 32 inputs, which are two products of the tensor cores: within a step, product m
 // takes inputs 16m … 16m + 15, and lane (g, t) = (lane / 4, lane % 4) holds inputs 16m + 4t … + 3 of outputs g and g + 8. So a scale of 16 or of
 // 32 inputs belongs to whole products, and a lane's weights of a step are one run of bytes.
 //

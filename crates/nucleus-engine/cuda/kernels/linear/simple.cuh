@@ -56,7 +56,7 @@ __global__ void __launch_bounds__(128) multiply_simply(Call call, SplitRows spli
 }
 
 template <class W>
-cudaError_t launch_products(const Call &call, const float *x, void *workspace, cudaStream_t stream) {
+cudaError_t launch_simple(const Call &call, const float *x, void *workspace, cudaStream_t stream) {
   SplitRows split(call.inputs, workspace);
   split_rows<typename W::Number><<<div_up(call.rows, ROW_TILE) * ROW_TILE, 256, 0, stream>>>(x, call.rows, split);
   dim3 grid(div_up(call.panels(), 4), div_up(call.rows, 4));

@@ -31,7 +31,7 @@ NUCLEUS_BOTH void both_values(uint32_t pair, float (&values)[2]) {
 
 template <uint32_t TYPE_, class Number_>
 struct Float16Bits {
-  static constexpr uint32_t TYPE = TYPE_, BLOCK = 1, BLOCK_BYTES = 2, STEPS = 4, CHUNK_BYTES = STEPS * 1024;
+  static constexpr uint32_t TYPE = TYPE_, BLOCK = 1, BLOCK_BYTES = 2, STEPS = 2, CHUNK_BYTES = STEPS * 1024;
   using Number = Number_;
   using Fragment = linear::Fragment<1, 0, false>;
 
@@ -65,7 +65,7 @@ using BF16 = Float16Bits<NUCLEUS_BF16, Bfloat>;
 
 // A weight is two numbers of bfloat16, which hold 16 of its 24 bits.
 struct F32 {
-  static constexpr uint32_t TYPE = NUCLEUS_F32, BLOCK = 1, BLOCK_BYTES = 4, STEPS = 4, CHUNK_BYTES = STEPS * 2048;
+  static constexpr uint32_t TYPE = NUCLEUS_F32, BLOCK = 1, BLOCK_BYTES = 4, STEPS = 2, CHUNK_BYTES = STEPS * 2048;
   using Number = Bfloat;
   using Fragment = linear::Fragment<2, 0, false>;
 
