@@ -1,7 +1,7 @@
 // Products with matrices of weights: what decoder_kernels.h declares of them.
 #include "linear/pack.cuh"
-#include "linear/simple.cuh"
 #include "linear/stream.cuh"
+#include "linear/tile.cuh"
 
 namespace nucleus::linear {
 namespace {
@@ -51,7 +51,7 @@ cudaError_t launch_products(const Call &call, const float *x, void *workspace, c
   Device device;
   if (cudaError_t status = Device::current(device)) return status;
   if (streams<W>(call.rows, call.inputs, device)) return launch_streaming<W>(call, x, device, stream);
-  return launch_simple<W>(call, x, workspace, stream);
+  return launch_tiles<W>(call, x, workspace, device, stream);
 }
 
 bool is_valid(const NucleusProduct *products, uint32_t count) {
@@ -81,7 +81,9 @@ extern "C" int nucleus_pack_matrix(uint32_t type, uint32_t outputs, uint32_t inp
   });
 }
 
-extern "C" size_t nucleus_linear_workspace(uint32_t rows, uint32_t inputs) { return div_up(rows, ROW_TILE) * SplitRows(inputs).tile_bytes(); }
+extern "C" size_t nucleus_linear_workspace(uint32_t rows, uint32_t inputs) {
+  return split_row_count(rows) / ROW_TILE * SplitRows(inputs).tile_bytes();
+}
 
 extern "C" int nucleus_linear(const float *input, uint32_t rows, const NucleusProduct *products, uint32_t count, void *workspace, size_t workspace_bytes,
                               void *stream) {

@@ -8,19 +8,17 @@ namespace nucleus::linear {
 // Some rows' activations. Of each step and row there are 128 bytes: its first parts, then what they left, each as four units of 16 bytes, one for
 // each lane of four: the two parts are neighbouring columns of the product.
 struct Activations {
-  uint8_t *fragments;  // [steps, rows, 2, 4] units
-  float *scales;       // [sections, rows]
-  float *sums;         // [steps, rows]: of a step's activations
-  uint32_t rows;
-
   static constexpr uint32_t ROW_BYTES = 128;
 
-  NUCLEUS_BOTH size_t step_bytes() const { return size_t{rows} * ROW_BYTES; }
+  uint8_t *fragments;  // [steps, rows, 2, 4] units; a step begins `step_bytes` behind the one before
+  float *sums;         // [steps, rows]: of a step's activations; a step's begin `sums_stride` floats behind those of the one before
+  float *scales;       // [sections, rows]
+  uint32_t rows, step_bytes, sums_stride;
 
   // The columns of rows 4n … 4n + 3.
   __device__ __forceinline__ Operand load(uint32_t step, uint32_t n, uint32_t lane) const {
     if (n * 4 + lane / 8 >= rows) return make_uint4(0, 0, 0, 0);
-    return *reinterpret_cast<const uint4 *>(fragments + step * step_bytes() + n * 512 + lane * 16);
+    return *reinterpret_cast<const uint4 *>(fragments + size_t{step} * step_bytes + n * 512 + lane * 16);
   }
 };
 
@@ -76,10 +74,10 @@ __device__ __forceinline__ void split_section(const float *row, uint32_t inputs,
     sum = __fadd_rn(sum, __shfl_xor_sync(~0u, sum, 1));
     sum = __fadd_rn(sum, __shfl_xor_sync(~0u, sum, 2));
     if (unit >= units) continue;
-    uint8_t *at = to.fragments + step * to.step_bytes() + to_row * Activations::ROW_BYTES + unit % 4 * 16;
+    uint8_t *at = to.fragments + size_t{step} * to.step_bytes + to_row * Activations::ROW_BYTES + unit % 4 * 16;
     for (uint32_t part = 0; part < 2; ++part)
       *reinterpret_cast<uint4 *>(at + part * 64) = make_uint4(parts[part][0], parts[part][1], parts[part][2], parts[part][3]);
-    if (unit % 4 == 0) to.sums[step * to.rows + to_row] = sum;
+    if (unit % 4 == 0) to.sums[size_t{step} * to.sums_stride + to_row] = sum;
   }
 }
 

@@ -27,11 +27,13 @@ struct Panel {
   uint64_t stride;
   uint32_t first, outputs;
 
-  __device__ __forceinline__ void store(uint32_t row, uint32_t output, float value) const {
-    if (first + output >= outputs) return;
-    if (bias) value = __fadd_rn(value, bias[first + output]);
-    this->output[row * stride + first + output] = value;
+  // Adds a section's share to what those before it made of an output.
+  __device__ __forceinline__ void add(uint32_t row, uint32_t index, float share, bool is_first, bool is_last) const {
+    if (first + index >= outputs) return;
+    float *to = output + row * stride + first + index, total = __fadd_rn(is_first ? 0.0f : *to, share);
+    *to = is_last && bias ? __fadd_rn(total, bias[first + index]) : total;
   }
+  __device__ __forceinline__ void store(uint32_t row, uint32_t index, float total) const { add(row, index, total, true, true); }
 };
 
 template <class W>

@@ -10,6 +10,7 @@
 
 #include "bulk.cuh"
 #include "call.cuh"
+#include "device.cuh"
 
 namespace nucleus::linear {
 
@@ -78,8 +79,12 @@ __global__ void __launch_bounds__(StreamPolicy::THREADS, 1) multiply_streaming(c
 
   uint8_t *ring = shared + layout.ring_at() + warp * layout.stages * W::CHUNK_BYTES;
   Barrier *barriers = reinterpret_cast<Barrier *>(shared + layout.barriers_at()) + warp * layout.stages;
-  const Activations activations{shared + layout.fragments_at(), reinterpret_cast<float *>(shared + layout.scales_at()),
-                                reinterpret_cast<float *>(shared + layout.sums_at()), rows};
+  const Activations activations{shared + layout.fragments_at(),
+                                reinterpret_cast<float *>(shared + layout.sums_at()),
+                                reinterpret_cast<float *>(shared + layout.scales_at()),
+                                rows,
+                                rows * Activations::ROW_BYTES,
+                                rows};
   float *const shares = reinterpret_cast<float *>(shared + layout.shares_at());
 
   // The weights are on their way before the activations are looked at.
@@ -149,17 +154,6 @@ __global__ void __launch_bounds__(StreamPolicy::THREADS, 1) multiply_streaming(c
   }
   cluster.sync();  // nobody leaves while its shares are read
 }
-
-// What a device has room for.
-struct Device {
-  int index = 0, processors = 0, shared_bytes = 0;
-
-  static cudaError_t current(Device &device) {
-    if (cudaError_t status = cudaGetDevice(&device.index)) return status;
-    if (cudaError_t status = cudaDeviceGetAttribute(&device.processors, cudaDevAttrMultiProcessorCount, device.index)) return status;
-    return cudaDeviceGetAttribute(&device.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device.index);
-  }
-};
 
 // Whether a block has room for the rows' activations.
 template <class W>
