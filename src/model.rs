@@ -190,6 +190,7 @@ fn read_tensors(
             kv_tokens: kv_tokens(source, options)?,
             threads: options.threads,
             progress: Some(&mut report),
+            ..LoadOptions::default()
         },
     )?;
     if let Some(bar) = &bar {

@@ -14,6 +14,7 @@
 //! | [`stop`] | stop strings, matched on text across token borders |
 //! | [`breakers`] | DRY's sequence breakers: a text to the token sequences that write it |
 //! | [`model`], [`models`] | what a model is to the engine; the decoders |
+//! | `cuda` | a CUDA device: memory, a stream, graphs, kernels (feature `cuda`) |
 //! | [`kv_cache`] | which blocks of the cache belong to which sequence (no tensors) |
 //! | [`scheduler`], [`sequence`] | which sequences run in a step (no tensors) |
 //! | [`generate`] | the loop, and the [`generate::Engine`] handle that requests go through |
@@ -23,6 +24,9 @@
 pub mod breakers;
 pub mod chat_template;
 pub mod checkpoint;
+#[cfg(feature = "cuda")]
+#[cfg_attr(docsrs, doc(cfg(feature = "cuda")))]
+pub mod cuda;
 pub mod detokenizer;
 pub mod error;
 pub mod generate;

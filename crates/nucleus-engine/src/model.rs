@@ -92,6 +92,30 @@ impl<'a> Logits<'a> {
     }
 }
 
+impl Logits<'_> {
+    /// A copy of the values in host memory, `[rows, vocab]`, and the width of a row. `compute` is the model's; a device is waited for.
+    ///
+    /// # Errors
+    /// When a device fails.
+    ///
+    /// # Panics
+    /// If the logits lie on a device and the model is said to compute on the host.
+    pub fn to_host(self, compute: Compute) -> Result<(Vec<f32>, usize), EngineError> {
+        match (self, compute) {
+            (Self::Host { data, vocab }, _) => Ok((data.to_vec(), vocab)),
+            #[cfg(feature = "cuda")]
+            (Self::Device { data, rows }, Compute::Cuda(stream)) => {
+                let values = crate::cuda::rows_to_host(stream, &data, rows)?;
+                Ok((values, data.row_len() as usize))
+            }
+            #[cfg(feature = "cuda")]
+            (Self::Device { .. }, Compute::Host) => {
+                panic!("logits lie on a device, but the model computes on the host")
+            }
+        }
+    }
+}
+
 /// Where a model computes and leaves its logits.
 #[derive(Debug, Clone, Copy)]
 pub enum Compute {
@@ -121,10 +145,12 @@ pub struct KvLayout {
     pub block_size: usize,
     /// Blocks in the pool.
     pub blocks: usize,
+    /// Bytes of one number of a key or a value: 4 in `f32`, 2 in `f16`.
+    pub value_bytes: usize,
 }
 
 impl KvLayout {
-    /// Bytes of the whole cache for a model of that shape: a key and a value, in `f32`, of every head at every position.
+    /// Bytes of the whole cache for a model of that shape: a key and a value of every head at every position.
     pub fn bytes(&self, spec: &ModelSpec) -> u64 {
         [
             self.blocks,
@@ -133,11 +159,24 @@ impl KvLayout {
             spec.kv_heads,
             spec.head_dim,
             2,
-            size_of::<f32>(),
+            self.value_bytes,
         ]
         .into_iter()
         .fold(1, |product, factor| product.saturating_mul(factor as u64))
     }
+}
+
+/// Where the time of some steps went on a device, in seconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct StepTimes {
+    /// How many there were.
+    pub steps: usize,
+    /// Matrix products.
+    pub products: f64,
+    /// Attention.
+    pub attention: f64,
+    /// Norms, rotation, activation, embedding.
+    pub pointwise: f64,
 }
 
 /// A decoder with its own paged KV cache.
@@ -180,5 +219,11 @@ pub trait Model: Send {
         Err(EngineError::Unsupported(
             "this model does not run ahead of its tokens".into(),
         ))
+    }
+
+    /// Where the time of the steps since the last call went, if the model was loaded to tell
+    /// ([`LoadOptions::profile`](crate::models::LoadOptions)). Waits for the last of them.
+    fn step_times(&mut self) -> Option<StepTimes> {
+        None
     }
 }

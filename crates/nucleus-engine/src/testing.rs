@@ -241,6 +241,7 @@ mod tests {
         let layout = KvLayout {
             block_size: 2,
             blocks: 4,
+            value_bytes: 4,
         };
         ScriptedModel::new(8, 8, layout)
     }

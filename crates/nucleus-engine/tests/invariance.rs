@@ -43,11 +43,12 @@ const BLOCKS: usize = 7;
 /// Tokens of a finished sequence.
 const LENGTH: usize = 50;
 
-fn model(dtype: GgmlDType) -> Box<dyn Model> {
+fn model(dtype: GgmlDType, device: models::Device) -> Box<dyn Model> {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("tiny.gguf");
     write(dtype, &mut BufWriter::new(File::create(&path).unwrap()));
     let options = LoadOptions {
+        device,
         kv_tokens: NonZeroUsize::new(16 * BLOCKS),
         threads: NonZeroUsize::new(2),
         ..LoadOptions::default()
@@ -174,8 +175,9 @@ fn forward(model: &mut dyn Model, step: &Step, scripts: &[Vec<u32>]) -> Vec<Vec<
         })
         .collect();
     let mut rows = Vec::new();
+    let compute = model.compute();
     let mut tail = |logits: Logits<'_>| {
-        let (data, vocab) = logits.on_host().expect("the model is on the host");
+        let (data, vocab) = logits.to_host(compute)?;
         let bits = |row: &[f32]| row.iter().map(|logit| logit.to_bits()).collect();
         rows.extend(data.chunks_exact(vocab).map(bits));
         Ok(())
@@ -186,6 +188,17 @@ fn forward(model: &mut dyn Model, step: &Step, scripts: &[Vec<u32>]) -> Vec<Vec<
 
 #[test]
 fn every_type_gives_the_same_bits_through_the_scheduler_as_alone() {
+    every_type_gives_the_same_bits(models::Device::Cpu);
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+#[ignore = "needs a GPU"]
+fn every_type_gives_the_same_bits_through_the_scheduler_as_alone_on_a_gpu() {
+    every_type_gives_the_same_bits(models::Device::Cuda(0));
+}
+
+fn every_type_gives_the_same_bits(device: models::Device) {
     let token = |i: usize, story: usize| ((31 * i + 17 * story * i * i) % VOCAB_SIZE) as u32;
     // Two of the same 20 tokens, one that parts from them after 32, and one of its own.
     let parts = |story: usize, own: usize| -> Vec<u32> {
@@ -196,7 +209,7 @@ fn every_type_gives_the_same_bits_through_the_scheduler_as_alone() {
     let scripts = [parts(1, 20), parts(2, 20), parts(3, 32), parts(4, 0)];
     let prompts = [20, 20, 34, 25];
     for dtype in TYPES {
-        let mut model = model(dtype);
+        let mut model = model(dtype, device);
         let alone: Vec<Rows> = (0..scripts.len())
             .map(|index| {
                 let one = &scripts[index..=index];
@@ -206,7 +219,8 @@ fn every_type_gives_the_same_bits_through_the_scheduler_as_alone() {
             })
             .collect();
         // candle's products wait for each other in a loop, which takes long on a busy machine.
-        let has_kernel = matches!(dtype, GgmlDType::F32 | GgmlDType::Q8_0 | GgmlDType::Q4K);
+        let has_kernel = device != models::Device::Cpu
+            || matches!(dtype, GgmlDType::F32 | GgmlDType::Q8_0 | GgmlDType::Q4K);
         for step_tokens in [7, 64].into_iter().take(if has_kernel { 2 } else { 1 }) {
             let (together, counters) = run(&mut *model, &prompts, &scripts, step_tokens);
             for (index, (rows, alone)) in together.iter().zip(&alone).enumerate() {

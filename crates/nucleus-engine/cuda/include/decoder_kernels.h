@@ -63,6 +63,10 @@ int nucleus_linear(const float *input, uint32_t rows, const NucleusProduct *prod
 /* `output[row] = scale · matrix[tokens[row]]`: [rows, inputs]. */
 int nucleus_embed(NucleusMatrix matrix, const uint32_t *tokens, uint32_t rows, float scale, float *output, void *stream);
 
+/* `tokens[row] = drawn[drawn_rows[row] * drawn_stride]`, where drawn_rows[row] is not UINT32_MAX; 0 where what was drawn is not below vocab_size. */
+int nucleus_take_tokens(uint32_t *tokens, const uint32_t *drawn_rows, uint32_t rows, const uint32_t *drawn, uint32_t drawn_stride, uint32_t vocab_size,
+                        void *stream);
+
 /* ---- norms and activations: widths are multiples of 4, those of norms at most 16,384 ---- */
 
 /* `output = x / √(mean(x²) + eps) · weight` (Zhang & Sennrich 2019), row by row. `output` may be `x`. */

@@ -228,6 +228,7 @@ impl Episode {
         let layout = KvLayout {
             block_size: 1 + random.below(5),
             blocks: 8 + random.below(60),
+            value_bytes: 4,
         };
         let running = 1 + random.below(6);
         let options = EngineOptions {

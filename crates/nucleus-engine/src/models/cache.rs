@@ -23,6 +23,7 @@ impl CacheShape {
         KvLayout {
             block_size: BLOCK_SIZE,
             blocks: self.blocks,
+            value_bytes: size_of::<f32>(),
         }
     }
 

@@ -353,11 +353,13 @@ impl Executor for Cpu {
 
     fn copy_block(
         &mut self,
-        cache: &mut LayerCache,
+        caches: &mut [LayerCache],
         from: BlockId,
         to: BlockId,
     ) -> Result<(), EngineError> {
-        cache.copy_block(from, to);
+        caches
+            .iter_mut()
+            .for_each(|cache| cache.copy_block(from, to));
         Ok(())
     }
 }

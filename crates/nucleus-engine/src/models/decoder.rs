@@ -135,8 +135,7 @@ impl<E: Executor> Decoder<E> {
         from: BlockId,
         to: BlockId,
     ) -> Result<(), EngineError> {
-        let mut caches = self.caches.iter_mut();
-        caches.try_for_each(|cache| executor.copy_block(cache, from, to))
+        executor.copy_block(&mut self.caches, from, to)
     }
 }
 

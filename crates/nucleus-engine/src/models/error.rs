@@ -78,6 +78,31 @@ pub enum ModelError {
         /// Positions asked for.
         tokens: usize,
     },
+    /// A device has not enough memory for the model.
+    #[error(transparent)]
+    DeviceMemory(Box<DeviceShortage>),
+    /// The kernels of a device do not take the model's shape.
+    #[error("the CUDA kernels cannot compute {what}; the CPU can")]
+    DeviceShape {
+        /// What they do not take, and what they do.
+        what: String,
+    },
+    /// The program was built without CUDA.
+    #[error("device is {device}, but this program was built without the feature `cuda`")]
+    NoCuda {
+        /// The device asked for.
+        device: String,
+    },
+    /// A step is larger than there is memory for.
+    #[error("a step has {value} {what}, but there is memory for {most}")]
+    StepSize {
+        /// What there are too many of.
+        what: &'static str,
+        /// How many.
+        value: usize,
+        /// How many there may be.
+        most: usize,
+    },
     /// The threads cannot be started.
     #[error("cannot start {threads} threads: {reason}")]
     Threads {
@@ -115,12 +140,35 @@ impl ModelError {
     }
 }
 
+/// What a device has not enough memory for.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{device} has {free} of memory free, of which {budget} may be used; the model would take {needed}: {parts}; {help}"
+)]
+pub struct DeviceShortage {
+    /// The device's name.
+    pub device: String,
+    /// Memory that nothing uses.
+    pub free: String,
+    /// What of it the model may take.
+    pub budget: String,
+    /// What the model would take.
+    pub needed: String,
+    /// What for.
+    pub parts: String,
+    /// What would help.
+    pub help: String,
+}
+
 /// What is wrong with a chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ChunkProblem {
     /// It has no tokens.
     #[error("it has no tokens")]
     Empty,
+    /// A token that was drawn by the step before is to be its only one, and is not.
+    #[error("it takes a token from the step before, but has others")]
+    NotPending,
     /// A token is not in the vocabulary.
     #[error("token {token} is not in the vocabulary of {vocab_size}")]
     Token {

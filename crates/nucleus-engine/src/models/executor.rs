@@ -103,10 +103,10 @@ pub(super) trait Executor: Sized {
     /// `x = cap · tanh(x / cap)`.
     fn soft_cap(&mut self, x: &mut Self::Activations, cap: f32) -> Result<(), EngineError>;
 
-    /// Copies the keys and values of a block of a layer into another.
+    /// Copies the keys and values of a block into another, in every layer.
     fn copy_block(
         &mut self,
-        cache: &mut Self::Cache,
+        caches: &mut [Self::Cache],
         from: BlockId,
         to: BlockId,
     ) -> Result<(), EngineError>;

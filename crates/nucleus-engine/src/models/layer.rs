@@ -60,8 +60,7 @@ impl<E: Executor> Layer<E> {
         let architecture = config.architecture;
         let attention_norm = reader.norm(&in_layer(layer, "attn_norm.weight"))?;
         let [query, key, value] = if architecture.fused {
-            let widths = [config.query_width(), config.kv_width(), config.kv_width()];
-            Projection::read_fused(reader, layer, "attn_qkv", widths)?
+            Projection::read_fused(reader, layer, "attn_qkv", config.qkv_widths())?
         } else {
             Projection::read_each(reader, layer, ["attn_q", "attn_k", "attn_v"])?
         };
@@ -72,7 +71,7 @@ impl<E: Executor> Layer<E> {
             reader.norm_if(architecture.post_norms, layer, "post_attention_norm.weight")?;
         let feed_forward_norm = reader.norm(&in_layer(layer, "ffn_norm.weight"))?;
         let [gate, up] = if architecture.fused {
-            Projection::read_fused(reader, layer, "ffn_up", [config.feed_forward; 2])?
+            Projection::read_fused(reader, layer, "ffn_up", config.gate_up_widths())?
         } else {
             Projection::read_each(reader, layer, ["ffn_gate", "ffn_up"])?
         };

@@ -10,7 +10,10 @@ mod attention;
 mod cache;
 mod config;
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod decoder;
+mod device;
 mod error;
 mod executor;
 mod layer;
@@ -29,7 +32,10 @@ use crate::kv_cache::blocks_for;
 use crate::model::{Model, ModelSpec};
 
 pub use self::cache::BLOCK_SIZE;
-pub use self::error::{ChunkProblem, ModelError};
+#[cfg(feature = "cuda")]
+pub use self::cuda::{Converted, DevicePlan};
+pub use self::device::{Device, DeviceParseError};
+pub use self::error::{ChunkProblem, DeviceShortage, ModelError};
 pub use self::tensors::LoadProgress;
 pub use self::weights::Weights;
 
@@ -43,11 +49,21 @@ const DEFAULT_MAX_KV_TOKENS: usize = 32 * 1024;
 /// How to load a model.
 #[derive(Default)]
 pub struct LoadOptions<'a> {
-    /// Positions that the KV cache should hold, of all sequences together, rounded up to whole blocks. By default one full
-    /// context, at most 32,768.
+    /// Where the model computes. By default the CPU.
+    pub device: Device,
+    /// Positions that the KV cache should hold, of all sequences together, rounded up to whole blocks. By default, on the CPU, one
+    /// full context, at most 32,768; on a GPU, what nine tenths of its free memory leave, at most a full context for each sequence.
     pub kv_tokens: Option<NonZeroUsize>,
-    /// Threads that compute. By default as many as the system lets this process use.
+    /// Threads that compute, on the CPU. By default as many as the system lets this process use.
     pub threads: Option<NonZeroUsize>,
+    /// Most rows of a step, on a GPU, where memory for them is allocated once. By default 2,048.
+    pub step_rows: Option<NonZeroUsize>,
+    /// Most sequences of a step, on a GPU. By default 256.
+    pub sequences: Option<NonZeroUsize>,
+    /// On a GPU, queue every kernel of a step by itself instead of replaying CUDA graphs. Results are the same.
+    pub eager: bool,
+    /// On a GPU, measure where the time goes ([`Model::step_times`]); steps are queued kernel by kernel then.
+    pub profile: bool,
     /// Called after each tensor.
     pub progress: Option<&'a mut dyn FnMut(LoadProgress)>,
 }
@@ -63,18 +79,45 @@ pub struct Memory {
     pub context_length: usize,
 }
 
-/// Loads a model for the CPU.
+/// Loads a model.
 ///
 /// # Errors
 /// When there is no decoder for the architecture, the metadata does not describe such a model, the tensors are not those
-/// that the metadata asks for, or there is not enough memory.
+/// that the metadata asks for, or there is not enough memory; and when there is no such device, or its kernels do not take the
+/// model's shape.
 pub fn load<'a>(
     weights: impl Into<Weights<'a>>,
     options: LoadOptions<'_>,
 ) -> Result<Box<dyn Model>, EngineError> {
     let weights = weights.into();
     let checked = Checked::new(weights)?;
-    Ok(Box::new(CpuModel::load(weights, checked, options)?))
+    match options.device {
+        Device::Cpu => Ok(Box::new(CpuModel::load(weights, checked, options)?)),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => {
+            let model = cuda::CudaModel::load(weights, checked, device, options)?;
+            Ok(Box::new(model))
+        }
+        #[cfg(not(feature = "cuda"))]
+        device => Err(ModelError::NoCuda {
+            device: device.to_string(),
+        }
+        .into()),
+    }
+}
+
+/// What [`load`] would take of the memory of a CUDA device.
+///
+/// # Errors
+/// As [`load`], as far as the headers show.
+#[cfg(feature = "cuda")]
+pub fn device_plan<'a>(
+    weights: impl Into<Weights<'a>>,
+    device: u32,
+    options: &LoadOptions<'_>,
+) -> Result<DevicePlan, EngineError> {
+    let weights = weights.into();
+    cuda::plan(weights, &Checked::new(weights)?, device, options)
 }
 
 /// The memory that a model will need; the files are checked as far as their headers go.

@@ -162,6 +162,24 @@ impl Rope {
         }
     }
 
+    /// The angle of each pair from one position to the next, in radians.
+    #[cfg(feature = "cuda")]
+    pub(super) fn frequencies(&self) -> &[f64] {
+        &self.frequencies
+    }
+
+    /// What rotated values are multiplied by.
+    #[cfg(feature = "cuda")]
+    pub(super) fn magnitude(&self) -> f64 {
+        self.magnitude
+    }
+
+    /// Which values turn together.
+    #[cfg(feature = "cuda")]
+    pub(super) fn pairs(&self) -> Pairs {
+        self.pairs
+    }
+
     /// Rotates every head of each row, `[rows, heads, head_dim]`, by the row's rotations; what follows the rotated values
     /// of a head stays as it is.
     pub(super) fn rotate(&self, states: &mut [f32], head_dim: usize, rotations: &[(f32, f32)]) {

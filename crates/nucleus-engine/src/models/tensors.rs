@@ -252,6 +252,43 @@ pub(super) fn held_bytes(weights: Weights<'_>, config: &Config) -> u64 {
     used(weights, config).into_iter().map(held).sum()
 }
 
+/// What is made of a tensor when it is loaded.
+#[cfg(feature = "cuda")]
+pub(super) enum Part {
+    /// A matrix of that type, outputs and inputs.
+    Matrix(GgmlDType, [usize; 2]),
+    /// A vector of that length.
+    Vector(usize),
+}
+
+/// What is made of the tensors of a checked model when they are loaded; rotary factors stay on the host.
+#[cfg(feature = "cuda")]
+pub(super) fn parts(weights: Weights<'_>, config: &Config) -> Vec<Part> {
+    let mut parts = Vec::new();
+    for expected in expected(config, 0) {
+        let Some(tensor) = weights.find(config, &expected.name) else {
+            continue;
+        };
+        let fused = config.architecture.fused;
+        match (tensor.shape, tensor.dtype) {
+            (&[_, inputs], Some(dtype)) if fused && expected.name.ends_with("attn_qkv.weight") => {
+                let widths = config.qkv_widths().into_iter();
+                parts.extend(widths.map(|outputs| Part::Matrix(dtype, [outputs, inputs])));
+            }
+            (&[_, inputs], Some(dtype)) if fused && expected.name.ends_with("ffn_up.weight") => {
+                let widths = config.gate_up_widths().into_iter();
+                parts.extend(widths.map(|outputs| Part::Matrix(dtype, [outputs, inputs])));
+            }
+            (&[outputs, inputs], Some(dtype)) => {
+                parts.push(Part::Matrix(dtype, [outputs, inputs]));
+            }
+            (&[len], _) if !expected.name.starts_with("rope_") => parts.push(Part::Vector(len)),
+            _ => {}
+        }
+    }
+    parts
+}
+
 /// Number of weights of a checked model.
 pub(super) fn parameters(weights: Weights<'_>, config: &Config) -> u64 {
     let tensors = used(weights, config);
@@ -305,6 +342,19 @@ impl MatrixSource<'_> {
     pub(super) fn bytes(&self) -> usize {
         let [outputs, inputs] = self.shape;
         outputs * inputs / self.dtype.block_size() * self.dtype.type_size()
+    }
+
+    /// Some of its outputs.
+    #[cfg(feature = "cuda")]
+    pub(super) fn outputs(&self, outputs: std::ops::Range<usize>) -> Self {
+        let [_, inputs] = self.shape;
+        let mut part = Self {
+            shape: [outputs.start, inputs],
+            ..*self
+        };
+        part.offset += part.bytes() as u64;
+        part.shape = [outputs.len(), inputs];
+        part
     }
 
     /// Copies its bytes from so many on to `bytes`.

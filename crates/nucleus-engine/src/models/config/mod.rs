@@ -79,6 +79,16 @@ impl Config {
         self.kv_heads * self.head_dim
     }
 
+    /// Widths of queries, keys and values, in the order in which a fused matrix has them.
+    pub(super) fn qkv_widths(&self) -> [usize; 3] {
+        [self.query_width(), self.kv_width(), self.kv_width()]
+    }
+
+    /// Widths of gate and up, in the order in which a fused matrix has them.
+    pub(super) fn gate_up_widths(&self) -> [usize; 2] {
+        [self.feed_forward; 2]
+    }
+
     /// The window of a layer.
     pub(super) fn window_of(&self, layer: usize) -> Option<usize> {
         let window = self.window.as_ref()?;

@@ -115,6 +115,7 @@ impl ScriptedModel {
         let layout = KvLayout {
             block_size: 16,
             blocks: 64 * 64,
+            value_bytes: 4,
         };
         Self {
             spec,
