@@ -13,14 +13,15 @@ constexpr uint32_t MAX_GROUP = 16;
 
 // Warps of a block for tiles of a prompt: the totals of wide heads fill shared memory sooner.
 constexpr uint32_t prompt_warps(uint32_t width) { return width <= 128 ? 8 : 4; }
+constexpr uint32_t PROMPT_TILES = 2;
 
 // Stages such that three blocks of one warp fit in a multiprocessor, two for the widest heads.
 constexpr uint32_t decode_stages(uint32_t width) { return width == 80 ? 6 : width == 96 ? 5 : 4; }
 
+template <uint32_t WIDTH, uint32_t TILES>
+using DecodeShape = AttentionShape<WIDTH, TILES, 1, decode_stages(WIDTH)>;
 template <uint32_t WIDTH>
-using DecodeShape = AttentionShape<WIDTH, 1, decode_stages(WIDTH)>;
-template <uint32_t WIDTH>
-using PromptShape = AttentionShape<WIDTH, prompt_warps(WIDTH), 4>;
+using PromptShape = AttentionShape<WIDTH, PROMPT_TILES, prompt_warps(WIDTH), 4>;
 
 // Blocks that are worth having: some for each place on the largest machine, so that unequal contexts even out; more only begin and end.
 constexpr uint32_t DECODE_BLOCKS = 16384, PROMPT_BLOCKS = 132;
@@ -79,17 +80,16 @@ int attend_tiles(const NucleusAttention &call, const AttentionPlan &plan, void *
   return launch(combine<Shape::WIDTH>, Grid{dim3(static_cast<uint32_t>(pairs * plan.partials.rows)), Shape::WIDTH}, stream, call, plan);
 }
 
-template <uint32_t WIDTH>
+// Tiles of at most Decode::ROWS rows by one kernel, and the others, where there can be some, by another.
+template <class Decode, class Prompt>
 int attend_call(const NucleusAttention &call, void *stream) {
-  using Decode = DecodeShape<WIDTH>;
-  using Prompt = PromptShape<WIDTH>;
   const uint32_t group = call.heads / call.cache.kv_heads;
   const bool only_single_rows = call.tile_count == call.rows.rows;
-  AttentionPlan decode = plan_of(call, DECODE_BLOCKS, only_single_rows ? group : Decode::ROWS, WIDTH);
+  AttentionPlan decode = plan_of(call, DECODE_BLOCKS, only_single_rows ? group : Decode::ROWS, Decode::WIDTH);
   decode.most_rows = Decode::ROWS;
   int error = attend_tiles<Decode>(call, decode, stream);
   if (error || only_single_rows) return error;
-  AttentionPlan prompt = plan_of(call, PROMPT_BLOCKS, Prompt::ROWS, WIDTH);
+  AttentionPlan prompt = plan_of(call, PROMPT_BLOCKS, Prompt::ROWS, Prompt::WIDTH);
   prompt.fewest_rows = Decode::ROWS + 1;
   prompt.most_rows = Prompt::ROWS;
   return attend_tiles<Prompt>(call, prompt, stream);
@@ -102,7 +102,7 @@ using namespace nucleus;
 
 uint32_t nucleus_attention_tile_rows(uint32_t heads_per_kv_head, uint32_t head_dim) {
   if (heads_per_kv_head == 0 || heads_per_kv_head > MAX_GROUP) return 0;
-  return prompt_warps(stored_width(head_dim)) * ROWS_A_WARP / heads_per_kv_head;
+  return prompt_warps(stored_width(head_dim)) * PROMPT_TILES * TILE / heads_per_kv_head;
 }
 
 size_t nucleus_attention_workspace(uint32_t rows, uint32_t heads, uint32_t head_dim, uint32_t max_context) {
@@ -114,5 +114,8 @@ int nucleus_attention(const NucleusAttention *call, void *stream) {
   const uint32_t heads = call->heads, kv_heads = call->cache.kv_heads, head_dim = call->cache.head_dim;
   if (kv_heads == 0 || heads % kv_heads != 0 || heads / kv_heads > MAX_GROUP || head_dim % 8 != 0) return cudaErrorInvalidValue;
   if (call->tile_count == 0) return cudaSuccess;
-  return with_width(head_dim, [&](auto width) { return attend_call<width>(*call, stream); });
+  return with_width(head_dim, [&](auto width) {
+    if (heads / kv_heads <= TILE) return attend_call<DecodeShape<width, 1>, PromptShape<width>>(*call, stream);
+    return attend_call<DecodeShape<width, 2>, PromptShape<width>>(*call, stream);
+  });
 }

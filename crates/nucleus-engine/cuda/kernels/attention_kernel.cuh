@@ -98,24 +98,16 @@ class Producer {
   uint32_t window_ = NONE, ids_ = 0, next_window_ = NONE, next_ids_ = 0;
 };
 
-// Which rows of the tile are a lane's: two of its warp's sixteen.
-struct LaneRows {
-  uint32_t indices[2];  // among the tile's rows, a token's query heads side by side
-  bool exist[2];
-  uint64_t places[2];  // in [rows, heads, head_dim]
-  const float *queries[2];  // null for rows that do not exist
-  Span spans[2];
+// A row of the tile: a token's query heads side by side.
+struct RowPlace {
+  bool exists;
+  Span span;
+  uint64_t place;  // in [rows, heads, head_dim]
 
-  __device__ LaneRows(const NucleusAttention &call, const TileContext &context, uint32_t kv_head, uint32_t first_row) {
-#pragma unroll
-    for (uint32_t i = 0; i < 2; ++i) {
-      indices[i] = first_row + threadIdx.x % WARP / 4 + 8 * i;
-      exist[i] = indices[i] < context.rows();
-      const uint64_t row = context.tile.first_row + indices[i] / context.group, head = kv_head * context.group + indices[i] % context.group;
-      places[i] = (row * call.heads + head) * call.cache.head_dim;
-      queries[i] = exist[i] ? call.query + places[i] : nullptr;
-      spans[i] = span_of(min(context.first_position + indices[i] / context.group, context.last), call.window);
-    }
+  __device__ RowPlace(const NucleusAttention &call, const TileContext &context, uint32_t kv_head, uint32_t index)
+      : exists(index < context.rows()), span(span_of(min(context.first_position + index / context.group, context.last), call.window)) {
+    const uint64_t row = context.tile.first_row + index / context.group, head = kv_head * context.group + index % context.group;
+    place = (row * call.heads + head) * call.cache.head_dim;
   }
 };
 
@@ -124,9 +116,9 @@ struct WarpSpans {
   bool any;
   Span of_first, of_last;  // of the warp's first and last token
 
-  __device__ WarpSpans(const NucleusAttention &call, const TileContext &context, uint32_t first_row) : any(first_row < context.rows()) {
+  __device__ WarpSpans(const NucleusAttention &call, const TileContext &context, uint32_t first_row, uint32_t rows) : any(first_row < context.rows()) {
     const uint32_t first = context.first_position + first_row / context.group;
-    const uint32_t last = context.first_position + (min(first_row + ROWS_A_WARP, context.rows()) - 1) / context.group;
+    const uint32_t last = context.first_position + (min(first_row + rows, context.rows()) - 1) / context.group;
     of_first = span_of(first, call.window);
     of_last = span_of(last, call.window);
   }
@@ -140,22 +132,26 @@ struct WarpSpans {
 template <class Shape>
 class Results {
  public:
-  __device__ Results(const NucleusAttention &call, const LaneRows &lane_rows) : call_(call), lane_rows_(lane_rows) {}
+  __device__ Results(const NucleusAttention &call, const TileContext &context, uint32_t tile_and_head, uint32_t first_row)
+      : call_(call), context_(context), tile_and_head_(tile_and_head), first_row_(first_row) {}
 
   // Adds a split's results to the totals. The total of the last split is the output.
   __device__ __forceinline__ void add(Rows<Shape> &rows, bool is_last, typename Shape::Shared &shared) {
-    Weights weights[2];
 #pragma unroll
-    for (uint32_t i = 0; i < 2; ++i) weights[i] = add_split(totals_[i], rows.softmax[i]);
+    for (uint32_t tile = 0; tile < Shape::TILES; ++tile) {
+      Weights weights[2];
 #pragma unroll
-    for (uint32_t column = 0; column < Shape::COLUMNS; ++column) {
-      float *sums = rows.outputs[column].values;
-      float4 total = any_ ? shared.totals[column][threadIdx.x] : float4{0.0f, 0.0f, 0.0f, 0.0f};
-      total = {weights[0].add(total.x, sums[0]), weights[0].add(total.y, sums[1]), weights[1].add(total.z, sums[2]), weights[1].add(total.w, sums[3])};
-      if (is_last) {
-        sums[0] = total.x, sums[1] = total.y, sums[2] = total.z, sums[3] = total.w;
-      } else {
-        shared.totals[column][threadIdx.x] = total;
+      for (uint32_t column = 0; column < 2; ++column) weights[column] = add_split(totals_[tile][column], rows.softmax[tile][column]);
+#pragma unroll
+      for (uint32_t piece = 0; piece < Shape::PIECES; ++piece) {
+        float *sums = rows.outputs[piece][tile].values;
+        float4 total = any_ ? shared.totals[piece][tile][threadIdx.x] : float4{0.0f, 0.0f, 0.0f, 0.0f};
+        total = {weights[0].add(total.x, sums[0]), weights[1].add(total.y, sums[1]), weights[0].add(total.z, sums[2]), weights[1].add(total.w, sums[3])};
+        if (is_last) {
+          sums[0] = total.x, sums[1] = total.y, sums[2] = total.z, sums[3] = total.w;
+        } else {
+          shared.totals[piece][tile][threadIdx.x] = total;
+        }
       }
     }
     any_ = true;
@@ -163,57 +159,74 @@ class Results {
   }
 
   // Leaves a split's results.
-  __device__ __forceinline__ void leave(const Rows<Shape> &rows, const Partials &partials, uint32_t tile_and_head, uint32_t split) const {
-#pragma unroll
-    for (uint32_t i = 0; i < 2; ++i) {
-      if (!lane_rows_.exist[i]) continue;
-      const uint64_t place = partials.place(tile_and_head, split, lane_rows_.indices[i]);
-      if (threadIdx.x % 4 == 0) partials.softmax[place] = rows.softmax[i];
-      float *output = partials.outputs + place * Shape::WIDTH;
-#pragma unroll
-      for (uint32_t column = 0; column < Shape::COLUMNS; ++column) {
-        const float *sums = rows.outputs[column].values + 2 * i;
-        *reinterpret_cast<float2 *>(output + dimension(column)) = {sums[0], sums[1]};
-      }
-    }
+  __device__ __forceinline__ void leave(const Rows<Shape> &rows, const Partials &partials, uint32_t split) const {
+    each_row(rows, [&](uint32_t index, uint32_t tile, uint32_t column) {
+      const uint64_t place = partials.place(tile_and_head_, split, index);
+      if (threadIdx.x % WARP < 4) partials.softmax[place] = rows.softmax[tile][column];
+      store(rows, tile, column, partials.outputs + place * Shape::WIDTH, Shape::WIDTH, [](float sum) { return sum; });
+    });
   }
 
  private:
-  // The first of a lane's two dimensions in a column of outputs.
-  static __device__ __forceinline__ uint32_t dimension(uint32_t column) { return 8 * column + 2 * (threadIdx.x % 4); }
-
   __device__ __forceinline__ void write(const Rows<Shape> &rows) const {
+    each_row(rows, [&](uint32_t index, uint32_t tile, uint32_t column) {
+      const float inverse = __frcp_rn(totals_[tile][column].sum);
+      const RowPlace row(call_, context_, tile_and_head_ % call_.cache.kv_heads, index);
+      store(rows, tile, column, call_.output + row.place, call_.cache.head_dim, [&](float sum) { return attended(sum, inverse); });
+    });
+  }
+
+  // Calls `f(index, tile, column)` for the lane's rows that exist.
+  template <class F>
+  __device__ __forceinline__ void each_row(const Rows<Shape> &rows, F f) const {
 #pragma unroll
-    for (uint32_t i = 0; i < 2; ++i) {
-      if (!lane_rows_.exist[i]) continue;
-      const float inverse = __frcp_rn(totals_[i].sum);
+    for (uint32_t i = 0; i < 2 * Shape::TILES; ++i) {
+      const uint32_t index = first_row_ + i / 2 * TILE + threadIdx.x % 4 * 2 + i % 2;
+      if (index < context_.rows()) f(index, i / 2, i % 2);
+    }
+  }
+
+  // Stores the lane's dimensions of a row below `width`.
+  template <class F>
+  static __device__ __forceinline__ void store(const Rows<Shape> &rows, uint32_t tile, uint32_t column, float *row, uint32_t width, F f) {
+    const uint32_t g = threadIdx.x % WARP / 4;
 #pragma unroll
-      for (uint32_t column = 0; column < Shape::COLUMNS; ++column) {
-        if (dimension(column) >= call_.cache.head_dim) break;
-        const float *sums = rows.outputs[column].values + 2 * i;
-        *reinterpret_cast<float2 *>(call_.output + lane_rows_.places[i] + dimension(column)) = {attended(sums[0], inverse), attended(sums[1], inverse)};
-      }
+    for (uint32_t i = 0; i < 2 * Shape::PIECES; ++i) {
+      const uint32_t d = i * 8 + g;
+      if (d < width) row[d] = f(rows.outputs[i / 2][tile].values[i % 2 * 2 + column]);
     }
   }
 
   const NucleusAttention &call_;
-  const LaneRows &lane_rows_;
-  Softmax totals_[2];
+  const TileContext &context_;
+  uint32_t tile_and_head_, first_row_;
+  Softmax totals_[Shape::TILES][2];
   bool any_ = false;
 };
 
-// Sixteen of a tile's rows, by one warp. `between_steps` is called before each.
+// A warp's rows of a tile. `between_steps` is called before each step.
 template <class Shape, class F>
 __device__ __forceinline__ void attend_rows(const NucleusAttention &call, const AttentionPlan &plan, const TileContext &context, uint32_t tile_and_head,
                                             Steps<Shape> steps, typename Shape::Shared &shared, F between_steps) {
-  const uint32_t kv_head = tile_and_head % call.cache.kv_heads, first_row = threadIdx.x / WARP * ROWS_A_WARP;
-  const LaneRows lane_rows(call, context, kv_head, first_row);
-  const WarpSpans warp_spans(call, context, first_row);
+  const uint32_t kv_head = tile_and_head % call.cache.kv_heads, first_row = threadIdx.x / WARP * Shape::WARP_ROWS;
   Queries<Shape> queries;
-  float query_scales[2];
-  queries.load(lane_rows.queries, call.cache.head_dim, shared, query_scales);
-  Rows<Shape> rows(lane_rows.spans, Exponent(call, query_scales));
-  Results<Shape> results(call, lane_rows);
+  Span spans[Shape::TILES][2];
+  Exponent exponents[Shape::TILES][2];
+#pragma unroll
+  for (uint32_t tile = 0; tile < Shape::TILES; ++tile) {
+    const uint32_t tile_row = first_row + tile * TILE;
+    const RowPlace query(call, context, kv_head, tile_row + threadIdx.x % WARP / 4);
+    const float scale = queries.load(tile, query.exists ? call.query + query.place : nullptr, call.cache.head_dim, shared);
+#pragma unroll
+    for (uint32_t column = 0; column < 2; ++column) {
+      const uint32_t row = threadIdx.x % 4 * 2 + column;
+      spans[tile][column] = RowPlace(call, context, kv_head, tile_row + row).span;
+      exponents[tile][column] = Exponent(call, __shfl_sync(~0u, scale, row * 4));
+    }
+  }
+  Rows<Shape> rows(spans, exponents, call.soft_cap != 0.0f);
+  Results<Shape> results(call, context, tile_and_head, first_row);
+  const WarpSpans warp_spans(call, context, first_row, Shape::WARP_ROWS);
   for (Cursor<Shape::STAGES> cursor; !steps.done(); cursor.advance()) {
     const uint32_t begin = steps.position(), end = begin + Shape::POSITIONS, split = steps.split;
     between_steps();
@@ -225,7 +238,7 @@ __device__ __forceinline__ void attend_rows(const NucleusAttention &call, const 
     if (!ends_split) continue;
     rows.finish();
     if (context.is_shared(plan)) {
-      results.leave(rows, plan.partials, tile_and_head, split - context.first_split());
+      results.leave(rows, plan.partials, split - context.first_split());
     } else {
       results.add(rows, steps.done(), shared);
     }
@@ -285,8 +298,7 @@ __global__ void __launch_bounds__(WIDTH) combine(const __grid_constant__ Nucleus
     }
   }
   if (d >= call.cache.head_dim) return;
-  const uint64_t query_row = context.tile.first_row + row / context.group, head = kv_head * context.group + row % context.group;
-  call.output[(query_row * call.heads + head) * call.cache.head_dim + d] = attended(output, __frcp_rn(total.sum));
+  call.output[RowPlace(call, context, kv_head, row).place + d] = attended(output, __frcp_rn(total.sum));
 }
 
 }  // namespace nucleus

@@ -60,14 +60,6 @@ struct HeadRow {
   __device__ float4 rotated_vector(uint32_t d) const { return {rotated(d), rotated(d + 1), rotated(d + 2), rotated(d + 3)}; }
 };
 
-// Four neighbours as float16.
-struct Half4 {
-  __half values[4];
-
-  __device__ explicit Half4(float4 x) : values{stored_half(x.x), stored_half(x.y), stored_half(x.z), stored_half(x.w)} {}
-  __device__ uint2 bits() const { return *reinterpret_cast<const uint2 *>(values); }
-};
-
 // Every warp takes one head of one row: the heads of queries, then of keys, then of values.
 __global__ void __launch_bounds__(THREADS) rotate_store(const __grid_constant__ NucleusRotateStore call) {
   __shared__ __align__(16) float heads_of_warps[WARPS][MAX_HEAD_DIM];
@@ -92,15 +84,10 @@ __global__ void __launch_bounds__(THREADS) rotate_store(const __grid_constant__ 
   states.load((is_key ? call.key : call.value) + from, is_key ? call.key_norm : nullptr);
   for (uint32_t d = 4 * lane; d < stored; d += 4 * WARP) {
     const float4 zeros = {0.0f, 0.0f, 0.0f, 0.0f};
-    if (is_key) {
-      __half *place = static_cast<__half *>(cache.keys) + to + key_place(slot, d);
-      *reinterpret_cast<uint2 *>(place) = Half4(d < width ? states.rotated_vector(d) : zeros).bits();
-    } else {
-      __half *values = static_cast<__half *>(cache.values) + to;
-      const Half4 four(d < width ? states.vector(d) : zeros);
-#pragma unroll
-      for (uint32_t i = 0; i < 4; ++i) values[value_place(slot, d + i)] = four.values[i];
-    }
+    const float4 x = d >= width ? zeros : is_key ? states.rotated_vector(d) : states.vector(d);
+    const __half2 front = {stored_half(x.x), stored_half(x.y)}, back = {stored_half(x.z), stored_half(x.w)};
+    __half *place = static_cast<__half *>(is_key ? cache.keys : cache.values) + to + place_in_block(slot, d);
+    *reinterpret_cast<uint2 *>(place) = {*reinterpret_cast<const uint32_t *>(&front), *reinterpret_cast<const uint32_t *>(&back)};
   }
 }
 

@@ -5,9 +5,8 @@
 #include "../kernels/cache_layout.cuh"
 #include "testing.cuh"
 
-using nucleus::key_place;
+using nucleus::place_in_block;
 using nucleus::stored_width;
-using nucleus::value_place;
 
 namespace {
 
@@ -213,7 +212,7 @@ void test_store(const StoreCase &c) {
       const size_t start = nucleus::head_block(block, c.kv_heads, head, stored);
       const std::vector<double> k = states(key, row, c.kv_heads, head, key_norm);
       for (uint32_t d = 0; d < stored; ++d, ++written) {
-        const float in_keys = number(held_keys[start + key_place(slot, d)]), in_values = number(held_values[start + value_place(slot, d)]);
+        const float in_keys = number(held_keys[start + place_in_block(slot, d)]), in_values = number(held_values[start + place_in_block(slot, d)]);
         if (d >= c.head_dim) {
           padding_right &= in_keys == 0.0f && in_values == 0.0f;
           continue;
@@ -253,7 +252,7 @@ void test_store(const StoreCase &c) {
   // Row 2 is position 30 of sequence 1.
   for (uint32_t head = 0; head < c.kv_heads; ++head) {
     for (uint32_t d = 0; d < stored; ++d) {
-      const size_t place = nucleus::head_block(table[blocks_per_table + 1], c.kv_heads, head, stored) + key_place(14, d);
+      const size_t place = nucleus::head_block(table[blocks_per_table + 1], c.kv_heads, head, stored) + place_in_block(14, d);
       same &= alone[place] == held_keys[place];
     }
   }
