@@ -13,7 +13,7 @@ use nucleus_engine::generate::{
     Engine, EngineOptions, EngineThread, Generation, Request, SubmitError,
 };
 use nucleus_engine::gguf::{ModelFile, Value};
-use nucleus_engine::model::Model;
+use nucleus_engine::model::{KvType, Model};
 use nucleus_engine::model_source::ModelSource;
 use nucleus_engine::models::{self, LoadOptions, LoadProgress};
 use nucleus_engine::tokenizer::{EncodeOptions, Tokenizer};
@@ -57,6 +57,8 @@ pub(crate) struct ModelOptions {
     pub(crate) threads: Option<NonZeroUsize>,
     /// Positions that the KV cache holds; `None` is `kv_contexts` full contexts, at most [`MAX_DEFAULT_KV_TOKENS`].
     pub(crate) kv_tokens: Option<NonZeroUsize>,
+    /// What keys and values are held in.
+    pub(crate) kv_type: KvType,
     /// How many full contexts that is.
     pub(crate) kv_contexts: usize,
     /// Bounds of the engine.
@@ -189,6 +191,7 @@ fn read_tensors(
         LoadOptions {
             kv_tokens: kv_tokens(source, options)?,
             threads: options.threads,
+            kv_type: options.kv_type,
             progress: Some(&mut report),
             ..LoadOptions::default()
         },

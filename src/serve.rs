@@ -105,6 +105,7 @@ fn options(settings: &Settings) -> anyhow::Result<ModelOptions> {
         choice: args::model_choice(settings.model.as_deref())?,
         threads: Some(threads),
         kv_tokens: settings.kv_tokens.and_then(NonZeroUsize::new),
+        kv_type: settings.kv_type,
         kv_contexts: KV_CONTEXTS,
         engine: settings.engine,
     })

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Arg, ArgAction, ArgMatches, value_parser};
 use nucleus_engine::generate::EngineOptions;
+use nucleus_engine::model::KvType;
 
 use crate::model::{ModelChoice, ModelOptions};
 use crate::terminal::Notes;
@@ -49,6 +50,7 @@ pub(crate) fn model_options(matches: &ArgMatches) -> anyhow::Result<ModelOptions
     let choice = model_choice(matches.get_one::<String>("model").map(String::as_str))?;
     Ok(ModelOptions {
         kv_tokens: None,
+        kv_type: KvType::default(),
         kv_contexts: 1,
         engine: EngineOptions::default(),
         choice,

@@ -11,6 +11,7 @@ use std::path::Path;
 use anyhow::Context;
 use clap::{Arg, ArgAction, ArgMatches};
 use nucleus_engine::generate::EngineOptions;
+use nucleus_engine::model::KvType;
 use nucleus_server::ServerConfig;
 use toml::Table;
 
@@ -33,6 +34,8 @@ pub(super) struct Settings {
     pub(super) threads: Option<usize>,
     /// Tokens that the KV cache holds; absent: some full contexts.
     pub(super) kv_tokens: Option<usize>,
+    /// What keys and values are held in.
+    pub(super) kv_type: KvType,
 }
 
 impl Default for Settings {
@@ -44,6 +47,7 @@ impl Default for Settings {
             device: "auto".into(),
             threads: None,
             kv_tokens: None,
+            kv_type: KvType::default(),
         }
     }
 }

@@ -138,6 +138,26 @@ impl<F: FnMut(Logits<'_>) -> Result<(), EngineError>> Tail for F {
     }
 }
 
+/// How the numbers of keys and values are held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum KvType {
+    /// Rounded to half precision: half the memory, and half the time to read it. Finite numbers beyond ±65,504 become that.
+    #[default]
+    F16,
+    /// As they are computed.
+    F32,
+}
+
+impl KvType {
+    /// Bytes of a number.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::F16 => 2,
+            Self::F32 => 4,
+        }
+    }
+}
+
 /// The paged cache a model owns: `blocks` blocks of `block_size` positions each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KvLayout {

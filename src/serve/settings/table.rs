@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use nucleus_engine::model::KvType;
 use nucleus_server::ApiKey;
 
 use super::setting::{Kind, Setting};
@@ -38,6 +39,15 @@ macro_rules! seconds {
             set: |it, value| it.$($field).+ = value,
         }
     };
+}
+
+const KV_TYPES: [KvType; 2] = [KvType::F16, KvType::F32];
+
+fn name_of(kv_type: KvType) -> &'static str {
+    match kv_type {
+        KvType::F16 => "f16",
+        KvType::F32 => "f32",
+    }
 }
 
 /// Every setting, in the order of the help page.
@@ -125,6 +135,20 @@ pub(super) const SETTINGS: &[Setting] = &[
         key: "kv_tokens",
         kind: optional_count!(u32::MAX as u64, kv_tokens),
         help: "Tokens that the KV cache holds, of all requests together; unless given, eight full contexts, at most 32768",
+    },
+    Setting {
+        key: "kv_type",
+        kind: Kind::Text {
+            expected: "f16 or f32",
+            get: |it| Some(name_of(it.kv_type).to_owned()),
+            set: |it, value| {
+                let kv_type = KV_TYPES
+                    .into_iter()
+                    .find(|&kv_type| name_of(kv_type) == value);
+                kv_type.map(|kv_type| it.kv_type = kv_type).is_some()
+            },
+        },
+        help: "What the KV cache holds keys and values in: f16, rounded, or f32, in twice the memory",
     },
     Setting {
         key: "max_running",

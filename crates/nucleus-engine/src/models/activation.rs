@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::architecture::Activation;
-use super::simd::{self, Kernel, exp, tanh};
+use super::simd::{self, Kernel, Simd, exp, tanh};
 
 /// Values a thread takes at a time: few enough to share out a long prompt, enough to be worth a hand-over.
 const VALUES_PER_TASK: usize = 16 * 1024;
@@ -26,12 +26,10 @@ struct GatedSilu<'a> {
 }
 
 impl Kernel for GatedSilu<'_> {
-    type Output = ();
-
     #[inline(always)]
-    fn run<const FMA: bool>(self) {
+    fn run<S: Simd>(self, simd: S) {
         for (gate, &up) in self.gate.iter_mut().zip(self.up) {
-            *gate = *gate / (1.0 + exp::<FMA>(-*gate)) * up;
+            *gate = *gate / (1.0 + exp(simd, -*gate)) * up;
         }
     }
 }
@@ -43,16 +41,14 @@ struct GatedGelu<'a> {
 }
 
 impl Kernel for GatedGelu<'_> {
-    type Output = ();
-
     #[inline(always)]
-    fn run<const FMA: bool>(self) {
+    fn run<S: Simd>(self, simd: S) {
         /// √(2/π).
         const ROOT: f32 = std::f32::consts::FRAC_2_SQRT_PI * std::f32::consts::FRAC_1_SQRT_2;
         for (gate, &up) in self.gate.iter_mut().zip(self.up) {
             let x = *gate;
             let inner = ROOT * (x + 0.044_715 * x * x * x);
-            *gate = 0.5 * x * (1.0 + tanh::<FMA>(inner)) * up;
+            *gate = 0.5 * x * (1.0 + tanh(simd, inner)) * up;
         }
     }
 }

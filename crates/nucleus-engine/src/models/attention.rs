@@ -5,9 +5,9 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::cache::{BLOCK_SIZE, HeadBlock, LayerCache};
+use super::cache::{BLOCK_SIZE, HeadBlock, LayerCache, Number};
 use super::linear::prefetch;
-use super::simd::{self, Kernel, add_scaled, exp, soft_cap};
+use super::simd::{self, Kernel, Simd, add_scaled, exp, soft_cap};
 use crate::kv_cache::BlockId;
 
 /// One query row: a token at its position, in its sequence.
@@ -37,24 +37,28 @@ pub(super) struct Attention {
 ///
 /// A row's result depends on its query and on the keys and values of its positions in their order, and on nothing
 /// else: not on the other rows, on where the blocks lie, or on the number of threads.
-pub(super) fn attend(
-    cache: &LayerCache,
+pub(super) fn attend<N: Number>(
+    cache: &LayerCache<N>,
     attention: Attention,
     rows: &[Row<'_>],
     queries: &[f32],
     output: &mut [f32],
 ) {
     let kv_heads = cache.shape().kv_heads;
-    let group_len = queries.len() / rows.len() / kv_heads;
-    let task = |(item, (queries, output)): (usize, (&[f32], &mut [f32]))| {
+    let heads_per_task = heads_per_task(rows.len(), kv_heads);
+    let tasks_per_row = kv_heads / heads_per_task;
+    let width = queries.len() / rows.len() / tasks_per_row;
+    let task = |(index, (queries, output)): (usize, (&[f32], &mut [f32]))| {
+        let first_head = index % tasks_per_row * heads_per_task;
         let keys = Keys {
             cache,
             attention,
-            row: rows[item / kv_heads],
-            kv_head: item % kv_heads,
+            row: rows[index / tasks_per_row],
+            first_head,
+            heads: heads_per_task,
         };
         SCORES.with_borrow_mut(|scores| {
-            simd::run(AttendGroup {
+            simd::run(AttendHeads {
                 keys,
                 queries,
                 output,
@@ -63,9 +67,9 @@ pub(super) fn attend(
         });
     };
     queries
-        .par_chunks(group_len)
-        .zip(output.par_chunks_mut(group_len))
-        .with_min_len(groups_per_job(attention, rows))
+        .par_chunks(width)
+        .zip(output.par_chunks_mut(width))
+        .with_min_len(KEYS_PER_JOB.div_ceil(keys_per_row(attention, rows) * heads_per_task))
         .enumerate()
         .for_each(task);
 }
@@ -78,13 +82,23 @@ thread_local! {
 /// Keys that a job should read at least, so that handing it to a thread is worth it.
 const KEYS_PER_JOB: usize = 256;
 
-/// Groups of query heads that one job takes.
-fn groups_per_job(attention: Attention, rows: &[Row<'_>]) -> usize {
-    let keys: usize = rows
+/// Tasks a thread should have at least, where there are as many heads, so that fast threads can take over from slow ones.
+const TASKS_PER_THREAD: usize = 4;
+
+/// Key heads of a row that one task takes: they lie side by side in a block, and are read best together.
+fn heads_per_task(rows: usize, kv_heads: usize) -> usize {
+    let tasks = rayon::current_num_threads() * TASKS_PER_THREAD;
+    let enough =
+        |&heads: &usize| kv_heads.is_multiple_of(heads) && rows * kv_heads / heads >= tasks;
+    (1..=kv_heads).rev().find(enough).unwrap_or(1)
+}
+
+/// Positions that a row attends to on average, at least 1.
+fn keys_per_row(attention: Attention, rows: &[Row<'_>]) -> usize {
+    let positions = rows
         .iter()
-        .map(|row| attention.positions(row.position).len())
-        .sum();
-    (KEYS_PER_JOB * rows.len()).div_ceil(keys)
+        .map(|row| attention.positions(row.position).len());
+    positions.sum::<usize>() / rows.len()
 }
 
 impl Attention {
@@ -98,16 +112,23 @@ impl Attention {
     }
 }
 
-/// The cached keys and values of one head that a row attends to.
+/// The cached keys and values of some heads that a row attends to.
 #[derive(Clone, Copy)]
-struct Keys<'a> {
-    cache: &'a LayerCache,
+struct Keys<'a, N> {
+    cache: &'a LayerCache<N>,
     attention: Attention,
     row: Row<'a>,
-    kv_head: usize,
+    first_head: usize,
+    heads: usize,
 }
 
-impl<'a> Keys<'a> {
+/// What the processor reads from memory at once.
+const LINE_BYTES: usize = 64;
+
+/// Head blocks between the one that is read and the one that is asked for.
+const PREFETCH_DISTANCE: usize = 2;
+
+impl<'a, N: Number> Keys<'a, N> {
     /// Positions that the row attends to.
     fn positions(&self) -> Range<usize> {
         self.attention.positions(self.row.position)
@@ -126,201 +147,219 @@ impl<'a> Keys<'a> {
         start - first..end - first
     }
 
-    /// The block after one, or, after the last, the first: what will be read next. Blocks lie apart, and the processor, which
-    /// foresees only what follows in memory, has to be told.
+    /// The parts of the blocks, head by head in block by block, each with one that will be read soon: blocks lie apart, and the
+    /// processor, which foresees only what follows in memory, has to be told. After the last come the first, again.
     #[inline(always)]
-    fn block_after(&self, index: usize) -> HeadBlock<'a> {
+    fn head_blocks(self) -> impl Iterator<Item = Part<'a, N>> {
         let blocks = self.blocks();
-        let next = index + 1;
-        self.block(if next < blocks.end {
-            next
-        } else {
-            blocks.start
+        let count = blocks.len() * self.heads;
+        let part = move |index: usize| {
+            let block = self.row.blocks[blocks.start + index / self.heads];
+            let head = self.first_head + index % self.heads;
+            self.cache.head_block(block, head)
+        };
+        (0..count).map(move |index| Part {
+            block: index / self.heads,
+            head: index % self.heads,
+            now: part(index),
+            soon: part((index + PREFETCH_DISTANCE) % count),
         })
-    }
-
-    /// A block by its place in the sequence.
-    #[inline(always)]
-    fn block(&self, index: usize) -> HeadBlock<'a> {
-        self.cache.head_block(self.row.blocks[index], self.kv_head)
     }
 }
 
-/// The query heads of a row that share a key head; `queries` and `output` are `[heads, head_dim]`.
-struct AttendGroup<'a> {
-    keys: Keys<'a>,
+/// One head's part of one block.
+struct Part<'a, N> {
+    /// The block, counted from the first that is read.
+    block: usize,
+    /// The head, counted from the first.
+    head: usize,
+    now: HeadBlock<'a, N>,
+    soon: HeadBlock<'a, N>,
+}
+
+/// Some key heads of a row, and the query heads that share them; `queries` and `output` are `[heads, head_dim]`.
+struct AttendHeads<'a, N> {
+    keys: Keys<'a, N>,
     queries: &'a [f32],
     output: &'a mut [f32],
     scores: &'a mut Vec<[f32; BLOCK_SIZE]>,
 }
 
-impl Kernel for AttendGroup<'_> {
-    type Output = ();
-
-    /// Takes the heads by fours, as many as fit into the vector registers, and what is left by two and one.
+impl<N: Number> Kernel for AttendHeads<'_, N> {
     #[inline(always)]
-    fn run<const FMA: bool>(mut self) {
-        let head_dim = self.keys.cache.shape().head_dim;
-        let heads = self.queries.len() / head_dim;
-        let mut head = 0;
-        while head + 4 <= heads {
-            self.attend::<FMA, 4>(head);
-            head += 4;
+    fn run<S: Simd>(self, simd: S) {
+        let Self {
+            keys,
+            queries,
+            output,
+            scores,
+        } = self;
+        let head_dim = keys.cache.shape().head_dim;
+        let group = queries.len() / head_dim / keys.heads;
+        let (blocks, slots) = (keys.blocks().len(), keys.slots());
+        scores.clear();
+        scores.resize(keys.heads * group * blocks, [0.0; BLOCK_SIZE]);
+        for part in keys.head_blocks() {
+            let score = Score {
+                scale: keys.attention.scale,
+                queries: &queries[part.head * group * head_dim..][..group * head_dim],
+                scores: &mut scores[part.head * group * blocks..][..group * blocks],
+                blocks,
+                part,
+            };
+            by_fours(simd, group, score);
         }
-        if head + 2 <= heads {
-            self.attend::<FMA, 2>(head);
-            head += 2;
+        for scores in scores.chunks_exact_mut(blocks) {
+            let scores = &mut scores.as_flattened_mut()[slots.clone()];
+            if let Some(cap) = keys.attention.soft_cap {
+                soft_cap(simd, scores, cap);
+            }
+            softmax(simd, scores);
         }
-        if head < heads {
-            self.attend::<FMA, 1>(head);
+        output.fill(0.0);
+        for part in keys.head_blocks() {
+            let first = part.block * BLOCK_SIZE;
+            let gather = Gather {
+                slots: slots.start.saturating_sub(first)..(slots.end - first).min(BLOCK_SIZE),
+                weights: &scores[part.head * group * blocks..][..group * blocks],
+                output: &mut output[part.head * group * head_dim..][..group * head_dim],
+                blocks,
+                head_dim,
+                part,
+            };
+            by_fours(simd, group, gather);
         }
     }
 }
 
-impl AttendGroup<'_> {
-    #[inline(always)]
-    fn attend<const FMA: bool, const HEADS: usize>(&mut self, first_head: usize) {
-        let head_dim = self.keys.cache.shape().head_dim;
-        let heads = first_head * head_dim..(first_head + HEADS) * head_dim;
-        let (queries, output) = (&self.queries[heads.clone()], &mut self.output[heads]);
-        let (blocks, slots) = (self.keys.blocks().len(), self.keys.slots());
-        self.scores.clear();
-        self.scores.resize(HEADS * blocks, [0.0; BLOCK_SIZE]);
-        score::<FMA, HEADS>(self.keys, queries, self.scores);
-        for scores in self.scores.chunks_exact_mut(blocks) {
-            let scores = &mut scores.as_flattened_mut()[slots.clone()];
-            if let Some(cap) = self.keys.attention.soft_cap {
-                soft_cap::<FMA>(scores, cap);
-            }
-            softmax::<FMA>(scores);
-        }
-        gather::<FMA, HEADS>(self.keys, self.scores, output);
+/// Work on one head's part of a block for the query heads that share it.
+trait ForHeads {
+    /// Does it for `HEADS` heads from `first` on.
+    fn run<S: Simd, const HEADS: usize>(&mut self, simd: S, first: usize);
+}
+
+/// Takes the heads by fours, as many as fit into the vector registers, and what is left by two and one.
+#[inline(always)]
+fn by_fours<S: Simd>(simd: S, heads: usize, mut work: impl ForHeads) {
+    let mut head = 0;
+    while head + 4 <= heads {
+        work.run::<S, 4>(simd, head);
+        head += 4;
+    }
+    if head + 2 <= heads {
+        work.run::<S, 2>(simd, head);
+        head += 2;
+    }
+    if head < heads {
+        work.run::<S, 1>(simd, head);
     }
 }
 
 /// `scores[head][slot] = scale·q·k`; before the first position and beyond the last, of whatever the cache holds.
-#[inline(always)]
-fn score<const FMA: bool, const HEADS: usize>(
-    keys: Keys<'_>,
-    queries: &[f32],
-    scores: &mut [[f32; BLOCK_SIZE]],
-) {
-    let head_dim = keys.cache.shape().head_dim;
-    let scale = keys.attention.scale;
-    let queries: [&[f32]; HEADS] =
-        std::array::from_fn(|head| &queries[head * head_dim..(head + 1) * head_dim]);
-    let blocks = keys.blocks();
-    for (index, block) in blocks.clone().enumerate() {
+struct Score<'a, N> {
+    part: Part<'a, N>,
+    scale: f32,
+    /// `[heads, head_dim]`
+    queries: &'a [f32],
+    /// `[heads, blocks]`
+    scores: &'a mut [[f32; BLOCK_SIZE]],
+    blocks: usize,
+}
+
+impl<N: Number> ForHeads for Score<'_, N> {
+    #[inline(always)]
+    fn run<S: Simd, const HEADS: usize>(&mut self, simd: S, first: usize) {
+        let keys = self.part.now.keys;
+        let queries: [&[f32]; HEADS] =
+            std::array::from_fn(|head| &self.queries[(first + head) * keys.len()..][..keys.len()]);
         let mut sums = [[0.0; BLOCK_SIZE]; HEADS];
-        let next = keys.block_after(block).keys;
-        for (i, keys) in keys.block(block).keys.iter().enumerate() {
-            prefetch(&next[i]);
+        for (i, (keys, soon)) in keys.iter().zip(self.part.soon.keys).enumerate() {
+            if i.is_multiple_of(LINE_BYTES / size_of_val(soon)) {
+                prefetch(soon);
+            }
+            let keys = N::values(simd, keys);
             for head in 0..HEADS {
-                add_scaled::<FMA, BLOCK_SIZE>(&mut sums[head], queries[head][i], keys);
+                add_scaled(simd, &mut sums[head], queries[head][i], &keys);
             }
         }
         for (head, sums) in sums.iter().enumerate() {
-            scores[head * blocks.len() + index] = sums.map(|sum| sum * scale);
+            let at = (first + head) * self.blocks + self.part.block;
+            self.scores[at] = sums.map(|sum| sum * self.scale);
         }
     }
 }
 
-/// Values that are gathered side by side: two vector registers.
+/// Values that are gathered side by side: a vector register.
 const COLUMNS: usize = 16;
 
-/// `output[head] = Σ weights[head][slot]·v`, in the order of the positions.
-#[inline(always)]
-fn gather<const FMA: bool, const HEADS: usize>(
-    keys: Keys<'_>,
-    weights: &[[f32; BLOCK_SIZE]],
-    output: &mut [f32],
-) {
-    let head_dim = keys.cache.shape().head_dim;
-    let (blocks, slots) = (keys.blocks(), keys.slots());
-    output.fill(0.0);
-    for (index, block) in blocks.clone().enumerate() {
-        let first = slots.start.saturating_sub(index * BLOCK_SIZE);
-        let end = (slots.end - index * BLOCK_SIZE).min(BLOCK_SIZE);
-        let values = &keys.block(block).values[first * head_dim..end * head_dim];
-        let weights: [&[f32]; HEADS] =
-            std::array::from_fn(|head| &weights[head * blocks.len() + index][first..end]);
+/// `output[head] += Σ weights[head][slot]·v`, in the order of the positions.
+struct Gather<'a, N> {
+    part: Part<'a, N>,
+    /// The block's positions that are attended to.
+    slots: Range<usize>,
+    /// `[heads, blocks]`
+    weights: &'a [[f32; BLOCK_SIZE]],
+    blocks: usize,
+    /// `[heads, head_dim]`
+    output: &'a mut [f32],
+    head_dim: usize,
+}
+
+impl<N: Number> ForHeads for Gather<'_, N> {
+    #[inline(always)]
+    fn run<S: Simd, const HEADS: usize>(&mut self, simd: S, first: usize) {
+        let head_dim = self.head_dim;
+        let slots = self.slots.start * head_dim..self.slots.end * head_dim;
+        let values = self.part.now.values[slots].chunks_exact(head_dim);
+        let weights: [&[f32]; HEADS] = std::array::from_fn(|head| {
+            let weights = &self.weights[(first + head) * self.blocks + self.part.block];
+            &weights[self.slots.clone()]
+        });
+        let output = &mut self.output[first * head_dim..(first + HEADS) * head_dim];
         let whole = head_dim - head_dim % COLUMNS;
-        let next = keys.block_after(block).values;
         for column in (0..whole).step_by(COLUMNS) {
-            next[column..]
-                .iter()
-                .step_by(head_dim)
-                .for_each(prefetch::<f32>);
-            add_columns::<FMA, HEADS, COLUMNS>(
-                weights,
-                Columns {
-                    values,
-                    head_dim,
-                    column,
-                },
-                output,
-            );
+            if column.is_multiple_of(LINE_BYTES / size_of::<N>()) {
+                let soon = self.part.soon.values[column..].iter().step_by(head_dim);
+                soon.for_each(prefetch);
+            }
+            let mut sums = [[0.0; COLUMNS]; HEADS];
+            for (head, sums) in sums.iter_mut().enumerate() {
+                sums.copy_from_slice(&output[head * head_dim + column..][..COLUMNS]);
+            }
+            for (slot, values) in values.clone().enumerate() {
+                let Some(values) = values[column..].first_chunk() else {
+                    continue;
+                };
+                let values = N::values(simd, values);
+                for head in 0..HEADS {
+                    add_scaled(simd, &mut sums[head], weights[head][slot], &values);
+                }
+            }
+            for (head, sums) in sums.iter().enumerate() {
+                output[head * head_dim + column..][..COLUMNS].copy_from_slice(sums);
+            }
         }
         for column in whole..head_dim {
-            add_columns::<FMA, HEADS, 1>(
-                weights,
-                Columns {
-                    values,
-                    head_dim,
-                    column,
-                },
-                output,
-            );
+            for (slot, values) in values.clone().enumerate() {
+                let value = values[column].value();
+                for head in 0..HEADS {
+                    let sum = &mut output[head * head_dim + column];
+                    *sum = simd.multiply_add(weights[head][slot], value, *sum);
+                }
+            }
         }
-    }
-}
-
-/// Some columns of a block's values.
-struct Columns<'a> {
-    /// `[positions, head_dim]`
-    values: &'a [f32],
-    head_dim: usize,
-    column: usize,
-}
-
-/// Adds the weighted values of some columns of a block to those columns of the output.
-#[inline(always)]
-fn add_columns<const FMA: bool, const HEADS: usize, const WIDTH: usize>(
-    weights: [&[f32]; HEADS],
-    columns: Columns<'_>,
-    output: &mut [f32],
-) {
-    let Columns {
-        values,
-        head_dim,
-        column,
-    } = columns;
-    let mut sums = [[0.0; WIDTH]; HEADS];
-    for (head, sums) in sums.iter_mut().enumerate() {
-        sums.copy_from_slice(&output[head * head_dim + column..][..WIDTH]);
-    }
-    for (slot, values) in values.chunks_exact(head_dim).enumerate() {
-        let Some(values) = values[column..].first_chunk::<WIDTH>() else {
-            continue;
-        };
-        for head in 0..HEADS {
-            add_scaled::<FMA, WIDTH>(&mut sums[head], weights[head][slot], values);
-        }
-    }
-    for (head, sums) in sums.iter().enumerate() {
-        output[head * head_dim + column..][..WIDTH].copy_from_slice(sums);
     }
 }
 
 /// Turns scores into weights that sum to 1, in place: `e^(s - max) / Σ e^(s - max)`.
 #[inline(always)]
-fn softmax<const FMA: bool>(scores: &mut [f32]) {
+fn softmax<S: Simd>(simd: S, scores: &mut [f32]) {
     let max = scores.iter().fold(
         f32::NEG_INFINITY,
         |max, &score| if score > max { score } else { max },
     );
     for score in scores.iter_mut() {
-        *score = exp::<FMA>(*score - max);
+        *score = exp(simd, *score - max);
     }
     let scale = 1.0 / simd::sum(scores);
     for score in scores.iter_mut() {
@@ -331,19 +370,23 @@ fn softmax<const FMA: bool>(scores: &mut [f32]) {
 #[cfg(test)]
 mod tests {
     use super::super::cache::{CacheShape, Entry};
+    use super::super::simd::{half, to_half};
     use super::*;
+    use crate::model::KvType;
+    use half::f16;
     use proptest::prelude::*;
 
-    fn cache(kv_heads: usize, head_dim: usize, blocks: usize) -> LayerCache {
+    fn cache(kv_heads: usize, head_dim: usize, blocks: usize) -> LayerCache<f32> {
         LayerCache::new(CacheShape {
             blocks,
             kv_heads,
             head_dim,
+            kv_type: KvType::F32,
         })
     }
 
     /// As most models attend.
-    fn plain(cache: &LayerCache) -> Attention {
+    fn plain(cache: &LayerCache<f32>) -> Attention {
         Attention {
             scale: 1.0 / (cache.shape().head_dim as f32).sqrt(),
             soft_cap: None,
@@ -351,13 +394,13 @@ mod tests {
         }
     }
 
-    fn attention(cache: &LayerCache, row: Row<'_>, queries: &[f32]) -> Vec<f32> {
+    fn attention(cache: &LayerCache<f32>, row: Row<'_>, queries: &[f32]) -> Vec<f32> {
         attention_by(plain(cache), cache, row, queries)
     }
 
     fn attention_by(
         attention: Attention,
-        cache: &LayerCache,
+        cache: &LayerCache<f32>,
         row: Row<'_>,
         queries: &[f32],
     ) -> Vec<f32> {
@@ -417,12 +460,11 @@ mod tests {
                 values: &[4.0, 0.0, 0.0, -4.0],
             },
         );
-        let keys = [0.0, 2.0 * 3.0_f32.ln(), 0.0, 0.0];
         cache.write(
             FIRST,
             1,
             Entry {
-                keys: &keys,
+                keys: &[0.0, 2.0, 0.0, 0.0],
                 values: &[8.0, 0.0, 0.0, -8.0],
             },
         );
@@ -432,7 +474,7 @@ mod tests {
                 blocks: FIRST,
                 position: 1,
             },
-            &[5.0, 1.0, 5.0, 5.0],
+            &[5.0, 3.0_f32.ln(), 5.0, 5.0],
         );
         assert_close(&output, &[7.0, 0.0, 0.0, -7.0], 1e-5);
     }
@@ -463,7 +505,7 @@ mod tests {
     }
 
     /// Equal keys, and values that count the positions; what a window leaves out is no number.
-    fn counting(positions: usize, window: usize) -> (LayerCache, Vec<BlockId>) {
+    fn counting(positions: usize, window: usize) -> (LayerCache<f32>, Vec<BlockId>) {
         let blocks: Vec<BlockId> = (0..positions.div_ceil(BLOCK_SIZE) as u32)
             .map(BlockId)
             .collect();
@@ -696,15 +738,22 @@ mod tests {
                 prop::collection::vec(prop::collection::vec(-2.0_f32..2.0, width), positions)
             };
             let kv_width = kv_heads * head_dim;
-            (rows(kv_width * group), rows(kv_width), rows(kv_width)).prop_map(
-                move |(queries, keys, values)| Case {
+            let halves = || {
+                rows(kv_width).prop_map(|mut rows| {
+                    let values = rows.iter_mut().flatten();
+                    values.for_each(|value| *value = half(to_half(*value)));
+                    rows
+                })
+            };
+            (rows(kv_width * group), halves(), halves()).prop_map(move |(queries, keys, values)| {
+                Case {
                     kv_heads,
                     head_dim,
                     queries,
                     keys,
                     values,
-                },
-            )
+                }
+            })
         })
     }
 
@@ -727,13 +776,21 @@ mod tests {
                 blocks.reverse();
             }
             let mut cache = cache(*kv_heads, *head_dim, blocks.len());
+            let shape = CacheShape { kv_type: KvType::F16, ..cache.shape() };
+            let mut halves = LayerCache::<f16>::new(shape);
             for position in 0..keys.len() {
-                cache.write(&blocks, position, Entry { keys: &keys[position], values: &values[position] });
+                let entry = Entry { keys: &keys[position], values: &values[position] };
+                cache.write(&blocks, position, entry);
+                halves.write(&blocks, position, entry);
             }
             let rows: Vec<Row<'_>> = (0..keys.len()).map(|position| Row { blocks: &blocks, position }).collect();
             let width = queries[0].len();
             let mut together = vec![0.0; keys.len() * width];
             attend(&cache, attention, &rows, &queries.concat(), &mut together);
+            // All keys and values are halves.
+            let mut of_halves = vec![0.0; keys.len() * width];
+            attend(&halves, attention, &rows, &queries.concat(), &mut of_halves);
+            prop_assert_eq!(&of_halves, &together);
             let reference = Reference { keys, values, head_dim: *head_dim, attention };
             for (position, together) in together.chunks_exact(width).enumerate() {
                 let alone = attention_by(attention, &cache, rows[position], &queries[position]);

@@ -1,13 +1,9 @@
 //! The decoder on the CPU: every operation runs when it is asked for, on the threads of the pool that it is asked from.
 
-use std::thread::available_parallelism;
-
-use rayon::{ThreadPool, ThreadPoolBuilder};
-
 use super::activation::gated;
 use super::architecture::Activation;
 use super::attention::{self, Row};
-use super::cache::{BLOCK_SIZE, CacheShape, Entry, LayerCache};
+use super::cache::{AnyLayerCache, BLOCK_SIZE, CacheShape, Entry};
 use super::decoder::{Decoder, check};
 use super::error::ModelError;
 use super::executor::{AddNormed, Attend, Executor, Heads, Load, Product, Rows, Width};
@@ -16,6 +12,7 @@ use super::norm::{rms_norm, rms_norm_in_place};
 use super::rope::Rope;
 use super::simd::{self, SoftCap};
 use super::tensors::{MatrixSource, Reader};
+use super::threads::Threads;
 use super::weights::Weights;
 use super::{Checked, DEFAULT_MAX_KV_TOKENS, LoadOptions, cache_shape};
 use crate::error::EngineError;
@@ -27,7 +24,9 @@ pub(super) struct CpuModel {
     spec: ModelSpec,
     cache_shape: CacheShape,
     decoder: Decoder<Cpu>,
-    threads: ThreadPool,
+    threads: Threads,
+    /// Whether some matrices are multiplied by candle, on threads of its own.
+    has_candle_threads: bool,
 }
 
 impl CpuModel {
@@ -42,20 +41,26 @@ impl CpuModel {
             config.context_length.min(DEFAULT_MAX_KV_TOKENS),
             usize::from,
         );
-        let cache_shape = cache_shape(&config, tokens);
+        let cache_shape = CacheShape {
+            kv_type: options.kv_type,
+            ..cache_shape(&config, tokens)
+        };
         reserve(cache_shape, config.layers)?;
-        let threads = start_threads(options.threads.map(usize::from))?;
+        let threads = Threads::start(options.threads.map(usize::from))?;
         let load = CpuLoad {
             threads: &threads,
             cache_shape,
+            has_candle_threads: false,
         };
         let mut reader = Reader::new(weights, &config, load, options.progress);
         let decoder = Decoder::read(&mut reader, &config, spec.vocab_size, cache_shape.blocks)?;
+        let has_candle_threads = reader.load.has_candle_threads;
         Ok(Self {
             spec,
             cache_shape,
             decoder,
             threads,
+            has_candle_threads,
         })
     }
 }
@@ -71,18 +76,6 @@ fn reserve(shape: CacheShape, layers: usize) -> Result<(), ModelError> {
     Vec::<u8>::new()
         .try_reserve_exact(bytes)
         .map_err(|_| no_memory())
-}
-
-fn start_threads(threads: Option<usize>) -> Result<ThreadPool, ModelError> {
-    let threads = threads.unwrap_or_else(|| available_parallelism().map_or(1, usize::from));
-    ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .thread_name(|index| format!("nucleus-model-{index}"))
-        .build()
-        .map_err(|error| ModelError::Threads {
-            threads,
-            reason: error.to_string(),
-        })
 }
 
 impl Model for CpuModel {
@@ -104,7 +97,13 @@ impl Model for CpuModel {
                 .map_err(|problem| ModelError::Chunk { index, problem })?;
         }
         let (decoder, rows) = (&mut self.decoder, CpuRows::new(chunks));
-        self.threads.install(|| decoder.step(&mut Cpu, &rows))?;
+        let step = || decoder.step(&mut Cpu, &rows);
+        if self.has_candle_threads {
+            // Ours would take the cores from them.
+            self.threads.install(step)?;
+        } else {
+            self.threads.install_awake(step)?;
+        }
         let data = self.decoder.logits();
         if data.is_empty() {
             Ok(())
@@ -122,8 +121,9 @@ impl Model for CpuModel {
 /// Turns a file's tensors into panels.
 struct CpuLoad<'a> {
     /// Rearrange the weights.
-    threads: &'a ThreadPool,
+    threads: &'a Threads,
     cache_shape: CacheShape,
+    has_candle_threads: bool,
 }
 
 impl Load for CpuLoad<'_> {
@@ -131,6 +131,7 @@ impl Load for CpuLoad<'_> {
 
     fn matrix(&mut self, source: &MatrixSource<'_>) -> Result<Linear, EngineError> {
         if !Linear::has_kernel(source.dtype) {
+            self.has_candle_threads = true;
             return Ok(Linear::from_qtensor(&source.read_qtensor()?)?);
         }
         let data = source.read()?;
@@ -154,8 +155,8 @@ impl Load for CpuLoad<'_> {
         Ok(Vec::new())
     }
 
-    fn caches(&mut self, layers: usize) -> Result<Vec<LayerCache>, EngineError> {
-        let cache = || LayerCache::new(self.cache_shape);
+    fn caches(&mut self, layers: usize) -> Result<Vec<AnyLayerCache>, EngineError> {
+        let cache = || AnyLayerCache::new(self.cache_shape);
         Ok(std::iter::repeat_with(cache).take(layers).collect())
     }
 }
@@ -208,7 +209,7 @@ impl Executor for Cpu {
     type Vector = Vec<f32>;
     type Activations = Vec<f32>;
     type Rotation = Rotation;
-    type Cache = LayerCache;
+    type Cache = AnyLayerCache;
     type Rows<'a> = CpuRows<'a>;
 
     fn reshape(
@@ -277,7 +278,7 @@ impl Executor for Cpu {
         &mut self,
         rows: &CpuRows<'_>,
         heads: Heads<'_, Self>,
-        cache: &mut LayerCache,
+        cache: &mut AnyLayerCache,
     ) -> Result<(), EngineError> {
         let Heads {
             query, key, value, ..
@@ -300,7 +301,7 @@ impl Executor for Cpu {
     fn attend(
         &mut self,
         rows: &CpuRows<'_>,
-        cache: &LayerCache,
+        cache: &AnyLayerCache,
         attend: Attend<'_, Self>,
     ) -> Result<(), EngineError> {
         let Attend {
@@ -308,7 +309,11 @@ impl Executor for Cpu {
             query,
             output,
         } = attend;
-        attention::attend(cache, attention, &rows.rows, query, output);
+        let rows = &rows.rows;
+        match cache {
+            AnyLayerCache::F16(cache) => attention::attend(cache, attention, rows, query, output),
+            AnyLayerCache::F32(cache) => attention::attend(cache, attention, rows, query, output),
+        }
         Ok(())
     }
 
@@ -353,7 +358,7 @@ impl Executor for Cpu {
 
     fn copy_block(
         &mut self,
-        caches: &mut [LayerCache],
+        caches: &mut [AnyLayerCache],
         from: BlockId,
         to: BlockId,
     ) -> Result<(), EngineError> {

@@ -93,6 +93,12 @@ pub enum ModelError {
         /// The device asked for.
         device: String,
     },
+    /// A GPU's kernels read keys and values in half precision.
+    #[error("the KV cache is to hold f32, but on {device} it holds f16 only")]
+    KvType {
+        /// The device asked for.
+        device: String,
+    },
     /// A step is larger than there is memory for.
     #[error("a step has {value} {what}, but there is memory for {most}")]
     StepSize {

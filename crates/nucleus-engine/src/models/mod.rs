@@ -19,9 +19,11 @@ mod executor;
 mod layer;
 mod linear;
 mod norm;
+mod pages;
 mod rope;
 mod simd;
 mod tensors;
+mod threads;
 mod weights;
 
 use std::num::NonZeroUsize;
@@ -29,7 +31,7 @@ use std::path::Path;
 
 use crate::error::EngineError;
 use crate::kv_cache::blocks_for;
-use crate::model::{Model, ModelSpec};
+use crate::model::{KvType, Model, ModelSpec};
 
 pub use self::cache::BLOCK_SIZE;
 #[cfg(feature = "cuda")]
@@ -56,6 +58,8 @@ pub struct LoadOptions<'a> {
     pub kv_tokens: Option<NonZeroUsize>,
     /// Threads that compute, on the CPU. By default as many as the system lets this process use.
     pub threads: Option<NonZeroUsize>,
+    /// What keys and values are held in; on a GPU always half precision.
+    pub kv_type: KvType,
     /// Most rows of a step, on a GPU, where memory for them is allocated once. By default 2,048.
     pub step_rows: Option<NonZeroUsize>,
     /// Most sequences of a step, on a GPU. By default 256.
@@ -93,6 +97,11 @@ pub fn load<'a>(
     let checked = Checked::new(weights)?;
     match options.device {
         Device::Cpu => Ok(Box::new(CpuModel::load(weights, checked, options)?)),
+        #[cfg(feature = "cuda")]
+        device @ Device::Cuda(_) if options.kv_type == KvType::F32 => Err(ModelError::KvType {
+            device: device.to_string(),
+        }
+        .into()),
         #[cfg(feature = "cuda")]
         Device::Cuda(device) => {
             let model = cuda::CudaModel::load(weights, checked, device, options)?;
@@ -189,5 +198,6 @@ fn cache_shape(config: &Config, tokens: usize) -> CacheShape {
         blocks: blocks_for(tokens, BLOCK_SIZE),
         kv_heads: config.kv_heads,
         head_dim: config.head_dim,
+        kv_type: KvType::default(),
     }
 }

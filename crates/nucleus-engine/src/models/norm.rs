@@ -1,6 +1,6 @@
 //! Root-mean-square normalisation.
 
-use super::simd::{self, Kernel, dot};
+use super::simd::{self, Kernel, Simd, dot};
 
 /// Normalises each row of `input` to root-mean-square 1 and scales it: `y = x / √(mean(x²) + eps) · weight`
 /// (Zhang and Sennrich 2019, "Root Mean Square Layer Normalization").
@@ -29,17 +29,15 @@ struct RmsNorm<'a> {
 }
 
 impl Kernel for RmsNorm<'_> {
-    type Output = ();
-
     #[inline(always)]
-    fn run<const FMA: bool>(self) {
+    fn run<S: Simd>(self, simd: S) {
         let width = self.weight.len();
         for (x, y) in self
             .input
             .chunks_exact(width)
             .zip(self.output.chunks_exact_mut(width))
         {
-            let scale = scale::<FMA>(x, self.eps);
+            let scale = scale(simd, x, self.eps);
             for ((y, &x), &weight) in y.iter_mut().zip(x).zip(self.weight) {
                 *y = x * scale * weight;
             }
@@ -54,12 +52,10 @@ struct RmsNormInPlace<'a> {
 }
 
 impl Kernel for RmsNormInPlace<'_> {
-    type Output = ();
-
     #[inline(always)]
-    fn run<const FMA: bool>(self) {
+    fn run<S: Simd>(self, simd: S) {
         for row in self.rows.chunks_exact_mut(self.weight.len()) {
-            let scale = scale::<FMA>(row, self.eps);
+            let scale = scale(simd, row, self.eps);
             for (x, &weight) in row.iter_mut().zip(self.weight) {
                 *x = *x * scale * weight;
             }
@@ -69,8 +65,8 @@ impl Kernel for RmsNormInPlace<'_> {
 
 /// What makes the root-mean-square of a row 1.
 #[inline(always)]
-fn scale<const FMA: bool>(row: &[f32], eps: f32) -> f32 {
-    let mean = dot::<FMA>(row, row) / row.len() as f32;
+fn scale<S: Simd>(simd: S, row: &[f32], eps: f32) -> f32 {
+    let mean = dot(simd, row, row) / row.len() as f32;
     1.0 / (mean + eps).sqrt()
 }
 

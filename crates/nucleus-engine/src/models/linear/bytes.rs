@@ -8,17 +8,16 @@
 use half::f16;
 use rayon::prelude::*;
 
-use super::PANEL;
 use super::lanes::{self, Lanes, LanesKernel, QUADS};
+use super::tiles::{Columns, Tile, TileProducts, passes};
+use super::{PANEL, take};
+use crate::models::pages::Pages;
+use crate::models::simd::half;
 
 /// Inputs whose weights lie together.
 const GROUP: usize = 32;
 /// Groups under one outer scale of a K type.
 const K_GROUPS: usize = 8;
-/// Rows of activations that share a pass over a panel, as many as fit into 32 vector registers.
-const TILE: usize = 8;
-/// Rows of activations that stay in the first-level cache while the panels pass by.
-const ROWS_PER_PASS: usize = 32;
 
 /// How the weights are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,17 +75,17 @@ pub(super) struct BytePanels {
     /// Groups in a row.
     groups: usize,
     /// `[panels, groups]`
-    low: Vec<Low>,
+    low: Pages<Low>,
     /// `[panels, groups]` for Q6_K, else empty.
-    high: Vec<High>,
+    high: Pages<High>,
     /// d, as halves: `[panels, blocks]`.
-    scales: Vec<[u16; PANEL]>,
+    scales: Pages<[u16; PANEL]>,
     /// dmin, as halves: `[panels, blocks]` for Q4_K, else empty.
-    min_scales: Vec<[u16; PANEL]>,
+    min_scales: Pages<[u16; PANEL]>,
     /// s: `[panels, groups, 1 or 2]` for the K types, else empty.
-    inner_scales: Vec<[i8; PANEL]>,
+    inner_scales: Pages<[i8; PANEL]>,
     /// m: `[panels, groups]` for Q4_K, else empty.
-    mins: Vec<[u8; PANEL]>,
+    mins: Pages<[u8; PANEL]>,
 }
 
 /// A block of one output, read from a file.
@@ -240,12 +239,12 @@ impl BytePanels {
         let mut this = Self {
             format,
             groups,
-            low: vec![[[0; QUADS]; 4]; panels * groups],
-            high: vec![[[0; QUADS]; 2]; panels * high],
-            scales: vec![[0; PANEL]; panels * blocks],
-            min_scales: vec![[0; PANEL]; panels * min_blocks],
-            inner_scales: vec![[0; PANEL]; panels * inner],
-            mins: vec![[0; PANEL]; panels * min_groups],
+            low: Pages::zeroed(panels * groups),
+            high: Pages::zeroed(panels * high),
+            scales: Pages::zeroed(panels * blocks),
+            min_scales: Pages::zeroed(panels * min_blocks),
+            inner_scales: Pages::zeroed(panels * inner),
+            mins: Pages::zeroed(panels * min_groups),
         };
         // Chunks of length 0 are none; an empty part gives each panel an empty slice.
         let mut rest = PanelMut {
@@ -287,7 +286,6 @@ impl BytePanels {
     /// One row of weights, dequantised.
     pub(super) fn weights_of(&self, output: usize, row: &mut [f32]) {
         let (panel, lane) = (output / PANEL, output % PANEL);
-        let half = |bits: u16| f16::from_bits(bits).to_f32();
         for (group, row) in row.as_chunks_mut::<GROUP>().0.iter_mut().enumerate() {
             let at = panel * self.groups + group;
             let block = at / self.format.groups();
@@ -322,48 +320,65 @@ impl BytePanels {
     ) {
         lanes::run(Multiply {
             panels: self,
-            first_panel,
             activations,
-            output,
+            columns: Columns {
+                first_panel,
+                output,
+            },
         });
     }
 }
 
-/// Splits the first `count` off a slice.
-fn take<'a, T>(rest: &mut &'a mut [T], count: usize) -> &'a mut [T] {
-    rest.split_off_mut(..count)
-        .expect("there are as many as were made")
-}
-
 /// Rows of activations, rounded to bytes.
 pub(super) struct ByteActivations {
-    /// Groups in a row.
-    groups: usize,
     /// Groups under one scale.
     scale_groups: usize,
-    /// Four neighbouring values, the first in the lowest byte: `[rows, groups]`.
+    /// Four neighbouring values, the first in the lowest byte: `[passes, groups, rows]`.
     quads: Vec<[i32; GROUP / 4]>,
-    /// Sums of sixteen values: `[rows, groups]`.
+    /// Sums of sixteen values: `[passes, groups, rows]`.
     sums: Vec<[i32; 2]>,
-    /// `[rows, groups / scale_groups]`
+    /// `[passes, groups / scale_groups, rows]`
     scales: Vec<f32>,
 }
+
+/// Groups that a thread rounds at a time.
+const GROUPS_PER_TASK: usize = 512;
 
 impl ByteActivations {
     /// Quantises rows of `inputs` values: `scale = max|x| / 127` over `block` of them, `q = round(x / scale)`.
     pub(super) fn new(input: &[f32], inputs: usize, block: usize) -> Self {
-        let groups = input.len() / GROUP;
+        let (count, scale_groups) = (input.len() / GROUP, block / GROUP);
         let mut activations = Self {
-            groups: inputs / GROUP,
-            scale_groups: block / GROUP,
-            quads: vec![[0; GROUP / 4]; groups],
-            sums: vec![[0; 2]; groups],
-            scales: vec![0.0; input.len() / block],
+            scale_groups,
+            quads: vec![[0; GROUP / 4]; count],
+            sums: vec![[0; 2]; count],
+            scales: vec![0.0; count / scale_groups],
         };
-        lanes::run(Quantize {
-            input,
-            activations: &mut activations,
-        });
+        let mut quads = activations.quads.as_mut_slice();
+        let mut sums = activations.sums.as_mut_slice();
+        let mut scales = activations.scales.as_mut_slice();
+        for pass in passes(input.len() / inputs) {
+            let rows = pass.len();
+            let input = &input[pass.start * inputs..pass.end * inputs];
+            let groups = rows * inputs / GROUP;
+            let quads = take(&mut quads, groups).par_chunks_mut(rows * scale_groups);
+            let sums = take(&mut sums, groups).par_chunks_mut(rows * scale_groups);
+            let scales = take(&mut scales, groups / scale_groups).par_chunks_mut(rows);
+            quads
+                .zip(sums)
+                .zip(scales)
+                .with_min_len(GROUPS_PER_TASK.div_ceil(rows * scale_groups))
+                .enumerate()
+                .for_each(|(index, ((quads, sums), scales))| {
+                    lanes::run(Quantize {
+                        input: &input[index * block..],
+                        inputs,
+                        quads,
+                        sums,
+                        scales,
+                    });
+                });
+        }
         activations
     }
 
@@ -371,65 +386,46 @@ impl ByteActivations {
     pub(super) fn block(&self) -> usize {
         self.scale_groups * GROUP
     }
-
-    #[inline(always)]
-    fn row(&self, index: usize) -> Row<'_> {
-        let groups = index * self.groups..(index + 1) * self.groups;
-        let scales = groups.start / self.scale_groups..groups.end / self.scale_groups;
-        Row {
-            quads: &self.quads[groups.clone()],
-            sums: &self.sums[groups],
-            scales: &self.scales[scales],
-        }
-    }
 }
 
-/// A row of activations.
-#[derive(Clone, Copy)]
-struct Row<'a> {
-    quads: &'a [[i32; GROUP / 4]],
-    sums: &'a [[i32; 2]],
-    scales: &'a [f32],
-}
-
+/// The values under one scale of each row of a pass.
 struct Quantize<'a> {
+    /// From the first row's on.
     input: &'a [f32],
-    activations: &'a mut ByteActivations,
+    inputs: usize,
+    /// `[groups, rows]`
+    quads: &'a mut [[i32; GROUP / 4]],
+    /// `[groups, rows]`
+    sums: &'a mut [[i32; 2]],
+    scales: &'a mut [f32],
 }
 
 impl LanesKernel for Quantize<'_> {
     #[inline(always)]
     fn run<L: Lanes>(self, _: L) {
-        let ByteActivations {
-            scale_groups,
-            quads,
-            sums,
-            scales,
-            ..
-        } = self.activations;
-        let blocks = self.input.chunks_exact(*scale_groups * GROUP);
-        let quads = quads.chunks_exact_mut(*scale_groups);
-        let sums = sums.chunks_exact_mut(*scale_groups);
-        for (((values, quads), sums), scale) in blocks.zip(quads).zip(sums).zip(scales) {
+        let rows = self.scales.len();
+        let block = self.quads.len() / rows * GROUP;
+        for (row, scale) in self.scales.iter_mut().enumerate() {
+            let values = &self.input[row * self.inputs..][..block];
             // Without the sign bit, the bits of a float are in the order of its values, with NaN above infinity.
             let magnitude = |max: u32, value: &f32| max.max(value.abs().to_bits());
             let max = f32::from_bits(values.iter().fold(0, magnitude));
             let exact = max / 127.0;
             let inverse = if max > 0.0 { 1.0 / exact } else { 0.0 };
             // Q4_0's activations are blocks of Q8_0, whose scale is a half.
-            *scale = if *scale_groups == 1 {
+            *scale = if block == GROUP {
                 f16::from_f32(exact).to_f32()
             } else {
                 exact
             };
-            let groups = values.as_chunks::<GROUP>().0;
-            for ((values, quads), sums) in groups.iter().zip(quads).zip(sums) {
+            for (group, values) in values.as_chunks::<GROUP>().0.iter().enumerate() {
+                let at = group * rows + row;
                 let rounded = values.map(|value| round(value * inverse));
-                for (quad, values) in quads.iter_mut().zip(rounded.as_chunks::<4>().0) {
+                for (quad, values) in self.quads[at].iter_mut().zip(rounded.as_chunks::<4>().0) {
                     *quad = i32::from_le_bytes(values.map(|value| value as u8));
                 }
                 let halves = rounded.as_chunks::<16>().0;
-                for (sum, values) in sums.iter_mut().zip(halves) {
+                for (sum, values) in self.sums[at].iter_mut().zip(halves) {
                     *sum = values.iter().sum();
                 }
             }
@@ -445,74 +441,57 @@ fn round(value: f32) -> i32 {
 
 struct Multiply<'a, 'b> {
     panels: &'a BytePanels,
-    first_panel: usize,
     activations: &'a ByteActivations,
-    output: &'a mut [&'b mut [f32]],
+    columns: Columns<'a, 'b>,
 }
 
 impl LanesKernel for Multiply<'_, '_> {
-    /// Walks the rows in passes, the panels in each pass, and tiles of rows in each panel.
     #[inline(always)]
-    fn run<L: Lanes>(mut self, lanes: L) {
-        let rows = self.output.len();
-        let panels = self
-            .output
-            .first()
-            .map_or(0, |row| row.len().div_ceil(PANEL));
-        for start in (0..rows).step_by(ROWS_PER_PASS) {
-            let end = rows.min(start + ROWS_PER_PASS);
-            for panel in 0..panels {
-                let mut row = start;
-                while row + TILE <= end {
-                    self.tile::<L, TILE>(lanes, panel, row);
-                    row += TILE;
-                }
-                while row + 4 <= end {
-                    self.tile::<L, 4>(lanes, panel, row);
-                    row += 4;
-                }
-                for row in row..end {
-                    self.tile::<L, 1>(lanes, panel, row);
-                }
-            }
-        }
+    fn run<L: Lanes>(self, lanes: L) {
+        let operands = (self.panels, self.activations);
+        self.columns.fill(lanes, &operands);
     }
 }
 
-impl Multiply<'_, '_> {
-    /// `ROWS` rows of activations with one panel.
+impl TileProducts for (&BytePanels, &ByteActivations) {
     #[inline(always)]
-    fn tile<L: Lanes, const ROWS: usize>(&mut self, lanes: L, panel: usize, first_row: usize) {
-        let rows: [Row<'_>; ROWS] =
-            std::array::from_fn(|row| self.activations.row(first_row + row));
-        let index = self.first_panel + panel;
-        let tile = Tile {
+    fn tile<L: Lanes, const ROWS: usize>(
+        &self,
+        lanes: L,
+        panel: usize,
+        tile: Tile,
+    ) -> [[f32; PANEL]; ROWS] {
+        let (panels, activations) = *self;
+        let blocks = panels.groups / activations.scale_groups;
+        let product = Product {
             lanes,
-            panels: self.panels,
-            panel: index,
-            rows: &rows,
+            panels,
+            panel,
+            tile,
+            quads: tile.pass(&activations.quads, panels.groups),
+            sums: tile.pass(&activations.sums, panels.groups),
+            scales: tile.pass(&activations.scales, blocks),
         };
-        let totals = match self.panels.format {
-            Format::Q4_0 => tile.q4_0(),
-            Format::Q4K => tile.q4_k(),
-            Format::Q6K => tile.q6_k(),
-        };
-        for (row, totals) in totals.iter().enumerate() {
-            let columns = &mut self.output[first_row + row][panel * PANEL..];
-            let width = columns.len().min(PANEL);
-            columns[..width].copy_from_slice(&totals[..width]);
+        match panels.format {
+            Format::Q4_0 => product.q4_0(),
+            Format::Q4K => product.q4_k(),
+            Format::Q6K => product.q6_k(),
         }
     }
 }
 
-struct Tile<'a, L, const ROWS: usize> {
+/// A panel and a tile of rows, with what their pass has.
+struct Product<'a, L, const ROWS: usize> {
     lanes: L,
     panels: &'a BytePanels,
     panel: usize,
-    rows: &'a [Row<'a>; ROWS],
+    tile: Tile,
+    quads: &'a [[i32; GROUP / 4]],
+    sums: &'a [[i32; 2]],
+    scales: &'a [f32],
 }
 
-impl<L: Lanes, const ROWS: usize> Tile<'_, L, ROWS> {
+impl<L: Lanes, const ROWS: usize> Product<'_, L, ROWS> {
     /// A panel's part of something of which each has `count`.
     #[inline(always)]
     fn part<'b, T>(&self, all: &'b [T], count: usize) -> &'b [T] {
@@ -532,11 +511,11 @@ impl<L: Lanes, const ROWS: usize> Tile<'_, L, ROWS> {
     /// Adds the products of a group's lower halves, and of its upper halves, of weights of four bits.
     #[inline(always)]
     fn add_nibbles(&self, sums: &mut [L::Sums; ROWS], low: &Low, group: usize) {
+        let quads: &[_; ROWS] = self.tile.at(self.quads, group);
         for (j, bytes) in low.iter().enumerate() {
             let bytes = self.lanes.load(bytes);
             let (first, second) = (self.lanes.low(bytes), self.lanes.high(bytes));
-            for (sums, row) in sums.iter_mut().zip(self.rows) {
-                let quads = &row.quads[group];
+            for (sums, quads) in sums.iter_mut().zip(quads) {
                 *sums = self.lanes.add(*sums, first, quads[j]);
                 *sums = self.lanes.add(*sums, second, quads[j + 4]);
             }
@@ -550,16 +529,16 @@ impl<L: Lanes, const ROWS: usize> Tile<'_, L, ROWS> {
         let scales = self.part(&self.panels.scales, groups);
         let mut totals = [[0.0; PANEL]; ROWS];
         for (group, (low, d)) in low.iter().zip(scales).enumerate() {
-            let mut sums = [self.lanes.splat(0); ROWS];
-            for (sums, row) in sums.iter_mut().zip(self.rows) {
-                let [a, b] = row.sums[group];
-                *sums = self.lanes.splat(-8 * (a + b));
-            }
+            let mut sums = self
+                .tile
+                .at(self.sums, group)
+                .map(|[a, b]| self.lanes.splat(-8 * (a + b)));
             self.add_nibbles(&mut sums, low, group);
             let d = self.lanes.halves(d);
+            let scales: &[_; ROWS] = self.tile.at(self.scales, group);
             for row in 0..ROWS {
                 let sums = self.lanes.numbers(sums[row]);
-                self.scale(&mut totals[row], &sums, &d, self.rows[row].scales[group]);
+                self.scale(&mut totals[row], &sums, &d, scales[row]);
             }
         }
         totals
@@ -590,18 +569,18 @@ impl<L: Lanes, const ROWS: usize> Tile<'_, L, ROWS> {
                 }
             }
             let (d, dmin) = (self.lanes.halves(d), self.lanes.halves(dmin));
+            let scales: &[_; ROWS] = self.tile.at(self.scales, block);
             for row in 0..ROWS {
-                let scale = self.rows[row].scales[block];
-                self.scale(&mut totals[row], &scaled[row], &d, scale);
+                self.scale(&mut totals[row], &scaled[row], &d, scales[row]);
                 let mut below = [0; PANEL];
-                let groups = first..first + K_GROUPS;
-                let sums = &self.rows[row].sums[groups.clone()];
-                for (mins, [a, b]) in mins[groups].iter().zip(sums) {
+                for (group, mins) in (first..).zip(&mins[first..first + K_GROUPS]) {
+                    let sums: &[_; ROWS] = self.tile.at(self.sums, group);
+                    let [a, b] = sums[row];
                     for lane in 0..PANEL {
                         below[lane] -= i32::from(mins[lane]) * (a + b);
                     }
                 }
-                self.scale(&mut totals[row], &below, &dmin, scale);
+                self.scale(&mut totals[row], &below, &dmin, scales[row]);
             }
         }
         totals
@@ -635,13 +614,15 @@ impl<L: Lanes, const ROWS: usize> Tile<'_, L, ROWS> {
                         self.lanes.join::<3>(nibbles(3), bits),
                     ];
                     let inner = &inner[2 * group + half];
-                    for (scaled, row) in scaled.iter_mut().zip(self.rows) {
-                        let Row { quads, sums, .. } = row;
-                        let mut products = self.lanes.splat(-32 * sums[group][half]);
+                    let quads: &[_; ROWS] = self.tile.at(self.quads, group);
+                    let sums: &[_; ROWS] = self.tile.at(self.sums, group);
+                    for row in 0..ROWS {
+                        let mut products = self.lanes.splat(-32 * sums[row][half]);
                         for (j, &weights) in weights.iter().enumerate() {
-                            let quad = quads[group][4 * half + j];
+                            let quad = quads[row][4 * half + j];
                             products = self.lanes.add(products, weights, quad);
                         }
+                        let scaled = &mut scaled[row];
                         let products = self.lanes.numbers(products);
                         for lane in 0..PANEL {
                             scaled[lane] += i32::from(inner[lane]) * products[lane];
@@ -650,9 +631,9 @@ impl<L: Lanes, const ROWS: usize> Tile<'_, L, ROWS> {
                 }
             }
             let d = self.lanes.halves(d);
+            let scales: &[_; ROWS] = self.tile.at(self.scales, block);
             for row in 0..ROWS {
-                let scale = self.rows[row].scales[block];
-                self.scale(&mut totals[row], &scaled[row], &d, scale);
+                self.scale(&mut totals[row], &scaled[row], &d, scales[row]);
             }
         }
         totals

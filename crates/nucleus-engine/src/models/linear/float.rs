@@ -1,10 +1,12 @@
 //! F32, F16 and BF16 weights, multiplied with f32 activations as they are.
 
+use bytemuck::Pod;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::PANEL;
-use crate::models::simd::{self, Kernel, multiply_add};
+use crate::models::pages::Pages;
+use crate::models::simd::{self, Kernel, Portable, Simd};
 
 /// Sums that each output is split into, by the input's index modulo this: a sum has to wait for its last addition, so
 /// two take turns.
@@ -19,59 +21,59 @@ pub(super) struct FloatPanels {
 }
 
 enum FloatWeights {
-    F32(Vec<[f32; PANEL]>),
-    F16(Vec<[F16; PANEL]>),
-    Bf16(Vec<[Bf16; PANEL]>),
+    F32(Pages<[f32; PANEL]>),
+    /// As bits.
+    F16(Pages<[u16; PANEL]>),
+    /// As bits.
+    Bf16(Pages<[u16; PANEL]>),
 }
 
-/// A weight as it is held.
-trait Weight: Copy + Sync {
-    /// Its value.
-    fn value(self) -> f32;
+/// A type of weights.
+trait Weight {
+    /// A weight as it is held.
+    type Bits: Copy + Sync;
+
+    /// The values of one input's weights.
+    fn values<S: Simd>(simd: S, weights: &[Self::Bits; PANEL]) -> [f32; PANEL];
 }
 
 impl Weight for f32 {
+    type Bits = f32;
+
     #[inline(always)]
-    fn value(self) -> f32 {
-        self
+    fn values<S: Simd>(_: S, weights: &[f32; PANEL]) -> [f32; PANEL] {
+        *weights
     }
 }
 
-/// The bits of a finite half-precision number.
-#[derive(Clone, Copy)]
-struct F16(u16);
+impl Weight for f16 {
+    type Bits = u16;
 
-impl Weight for F16 {
-    /// Moves exponent and mantissa to where f32 has them and corrects the exponent's bias by a product with
-    /// 2^(127 - 15), which is right for subnormal numbers too, and needs no instruction for halves.
     #[inline(always)]
-    fn value(self) -> f32 {
-        const BIAS: f32 = f32::from_bits((127 + 127 - 15) << 23);
-        let magnitude = f32::from_bits(u32::from(self.0 & 0x7fff) << 13) * BIAS;
-        f32::from_bits(magnitude.to_bits() | u32::from(self.0 & 0x8000) << 16)
+    fn values<S: Simd>(simd: S, weights: &[u16; PANEL]) -> [f32; PANEL] {
+        simd.halves(weights)
     }
 }
 
-/// The bits of a number in bfloat16: the upper half of an f32.
-#[derive(Clone, Copy)]
-struct Bf16(u16);
+impl Weight for bf16 {
+    type Bits = u16;
 
-impl Weight for Bf16 {
+    /// They are the upper half of an f32.
     #[inline(always)]
-    fn value(self) -> f32 {
-        f32::from_bits(u32::from(self.0) << 16)
+    fn values<S: Simd>(_: S, weights: &[u16; PANEL]) -> [f32; PANEL] {
+        weights.map(|bits| f32::from_bits(u32::from(bits) << 16))
     }
 }
 
 /// Rearranges the rows of a matrix into panels.
-fn panels<const BYTES: usize, W: Copy + Send>(
+fn panels<const BYTES: usize, W: Pod + Send>(
     data: &[u8],
     inputs: usize,
     read: impl Fn([u8; BYTES]) -> W + Sync,
-) -> Vec<[W; PANEL]> {
+) -> Pages<[W; PANEL]> {
     let row_bytes = inputs * BYTES;
     let count = data.len().div_ceil(row_bytes * PANEL);
-    let mut panels = vec![[read([0; BYTES]); PANEL]; count * inputs];
+    let mut panels = Pages::<[W; PANEL]>::zeroed(count * inputs);
     data.par_chunks(row_bytes * PANEL)
         .zip(panels.par_chunks_mut(inputs))
         .for_each(|(rows, panel)| {
@@ -95,72 +97,69 @@ impl FloatPanels {
 
     /// Rearranges an F16 tensor `[outputs, inputs]`.
     pub(super) fn f16(data: &[u8], inputs: usize) -> Self {
-        let read = |bytes| F16(f16::from_le_bytes(bytes).to_bits());
         Self {
             inputs,
-            weights: FloatWeights::F16(panels(data, inputs, read)),
+            weights: FloatWeights::F16(panels(data, inputs, u16::from_le_bytes)),
         }
     }
 
     /// Rearranges a BF16 tensor `[outputs, inputs]`.
     pub(super) fn bf16(data: &[u8], inputs: usize) -> Self {
-        let read = |bytes| Bf16(bf16::from_le_bytes(bytes).to_bits());
         Self {
             inputs,
-            weights: FloatWeights::Bf16(panels(data, inputs, read)),
+            weights: FloatWeights::Bf16(panels(data, inputs, u16::from_le_bytes)),
         }
     }
 
     /// One row of weights.
     pub(super) fn weights_of(&self, output: usize, row: &mut [f32]) {
         match &self.weights {
-            FloatWeights::F32(weights) => self.copy_row(weights, output, row),
-            FloatWeights::F16(weights) => self.copy_row(weights, output, row),
-            FloatWeights::Bf16(weights) => self.copy_row(weights, output, row),
+            FloatWeights::F32(weights) => self.copy_row::<f32>(weights, output, row),
+            FloatWeights::F16(weights) => self.copy_row::<f16>(weights, output, row),
+            FloatWeights::Bf16(weights) => self.copy_row::<bf16>(weights, output, row),
         }
     }
 
-    fn copy_row<W: Weight>(&self, weights: &[[W; PANEL]], output: usize, row: &mut [f32]) {
+    fn copy_row<W: Weight>(&self, weights: &[[W::Bits; PANEL]], output: usize, row: &mut [f32]) {
         let panel = &weights[output / PANEL * self.inputs..];
         for (value, lanes) in row.iter_mut().zip(panel) {
-            *value = lanes[output % PANEL].value();
+            *value = W::values(Portable, lanes)[output % PANEL];
         }
     }
 
     /// Multiplies all rows of activations with the panels from `first_panel` on, as many as `output` has columns for.
     pub(super) fn multiply(&self, first_panel: usize, input: &[f32], output: &mut [&mut [f32]]) {
-        let inputs = self.inputs;
         match &self.weights {
             FloatWeights::F32(weights) => {
-                simd::run(Multiply {
-                    weights: &weights[first_panel * inputs..],
-                    inputs,
-                    input,
-                    output,
-                });
+                self.multiply_with::<f32>(weights, first_panel, input, output);
             }
             FloatWeights::F16(weights) => {
-                simd::run(Multiply {
-                    weights: &weights[first_panel * inputs..],
-                    inputs,
-                    input,
-                    output,
-                });
+                self.multiply_with::<f16>(weights, first_panel, input, output);
             }
             FloatWeights::Bf16(weights) => {
-                simd::run(Multiply {
-                    weights: &weights[first_panel * inputs..],
-                    inputs,
-                    input,
-                    output,
-                });
+                self.multiply_with::<bf16>(weights, first_panel, input, output);
             }
         }
     }
+
+    fn multiply_with<W: Weight>(
+        &self,
+        weights: &[[W::Bits; PANEL]],
+        first_panel: usize,
+        input: &[f32],
+        output: &mut [&mut [f32]],
+    ) {
+        simd::run(Multiply::<W> {
+            weights: &weights[first_panel * self.inputs..],
+            inputs: self.inputs,
+            input,
+            output,
+        });
+    }
 }
 
-struct Multiply<'a, 'b, W> {
-    weights: &'a [[W; PANEL]],
+struct Multiply<'a, 'b, W: Weight> {
+    weights: &'a [[W::Bits; PANEL]],
     inputs: usize,
     /// `[rows, inputs]`
     input: &'a [f32],
@@ -168,10 +167,8 @@ struct Multiply<'a, 'b, W> {
 }
 
 impl<W: Weight> Kernel for Multiply<'_, '_, W> {
-    type Output = ();
-
     #[inline(always)]
-    fn run<const FMA: bool>(mut self) {
+    fn run<S: Simd>(mut self, simd: S) {
         let rows = self.output.len();
         let panels = self
             .output
@@ -180,11 +177,11 @@ impl<W: Weight> Kernel for Multiply<'_, '_, W> {
         for panel in 0..panels {
             let mut row = 0;
             while row + TILE <= rows {
-                self.tile::<FMA, TILE>(panel, row);
+                self.tile::<S, TILE>(simd, panel, row);
                 row += TILE;
             }
             for row in row..rows {
-                self.tile::<FMA, 1>(panel, row);
+                self.tile::<S, 1>(simd, panel, row);
             }
         }
     }
@@ -193,7 +190,7 @@ impl<W: Weight> Kernel for Multiply<'_, '_, W> {
 impl<W: Weight> Multiply<'_, '_, W> {
     /// `ROWS` rows of activations with one panel.
     #[inline(always)]
-    fn tile<const FMA: bool, const ROWS: usize>(&mut self, panel: usize, first_row: usize) {
+    fn tile<S: Simd, const ROWS: usize>(&mut self, simd: S, panel: usize, first_row: usize) {
         let inputs = self.inputs;
         let (weights, last_weights) =
             self.weights[panel * inputs..(panel + 1) * inputs].as_chunks::<PHASES>();
@@ -205,7 +202,8 @@ impl<W: Weight> Multiply<'_, '_, W> {
         for (step, weights) in weights.iter().enumerate() {
             let values: [_; ROWS] = std::array::from_fn(|row| &rows[row].0[step]);
             for (phase, weights) in weights.iter().enumerate() {
-                add_products::<FMA, W, ROWS>(
+                add_products::<S, W, ROWS>(
+                    simd,
                     &mut sums,
                     phase,
                     weights,
@@ -215,7 +213,7 @@ impl<W: Weight> Multiply<'_, '_, W> {
         }
         for (phase, weights) in last_weights.iter().enumerate() {
             let values: [_; ROWS] = std::array::from_fn(|row| rows[row].1[phase]);
-            add_products::<FMA, W, ROWS>(&mut sums, phase, weights, values);
+            add_products::<S, W, ROWS>(simd, &mut sums, phase, weights, values);
         }
         for (row, [a, b]) in sums.iter().enumerate() {
             let totals: [f32; PANEL] = std::array::from_fn(|lane| a[lane] + b[lane]);
@@ -228,17 +226,18 @@ impl<W: Weight> Multiply<'_, '_, W> {
 
 /// `sums[row][phase][lane] += weights[lane]·values[row]`.
 #[inline(always)]
-fn add_products<const FMA: bool, W: Weight, const ROWS: usize>(
+fn add_products<S: Simd, W: Weight, const ROWS: usize>(
+    simd: S,
     sums: &mut [[[f32; PANEL]; PHASES]; ROWS],
     phase: usize,
-    weights: &[W; PANEL],
+    weights: &[W::Bits; PANEL],
     values: [f32; ROWS],
 ) {
-    let weights = weights.map(Weight::value);
+    let weights = W::values(simd, weights);
     for row in 0..ROWS {
         for lane in 0..PANEL {
             sums[row][phase][lane] =
-                multiply_add::<FMA>(weights[lane], values[row], sums[row][phase][lane]);
+                simd.multiply_add(weights[lane], values[row], sums[row][phase][lane]);
         }
     }
 }
@@ -279,20 +278,6 @@ mod tests {
             .flat_map(|value| (1..=17).map(move |output| value * output as f32))
             .collect();
         assert_eq!(output, expected);
-    }
-
-    #[test]
-    fn every_finite_f16_has_its_value() {
-        for bits in 0..=u16::MAX {
-            let half = f16::from_bits(bits);
-            if half.is_finite() {
-                assert_eq!(
-                    F16(bits).value().to_bits(),
-                    half.to_f32().to_bits(),
-                    "{half}"
-                );
-            }
-        }
     }
 
     #[test]

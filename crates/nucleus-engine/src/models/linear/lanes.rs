@@ -5,19 +5,20 @@
 //! the view of its vectors as arrays.
 #![cfg_attr(target_arch = "x86_64", allow(unsafe_code))]
 
-use half::f16;
-
 #[cfg(target_arch = "x86_64")]
 pub(in crate::models) use self::x86::Vnni;
 use super::PANEL;
+use crate::models::simd::{Portable, Simd};
 
 /// Four weights of each output.
 pub(super) const QUADS: usize = 4 * PANEL;
 
 /// What the kernels are written in.
-pub(super) trait Lanes: Copy {
+pub(super) trait Lanes: Simd {
     /// A weight of four bits, six or eight for each of four inputs of each output.
     type Bytes: Copy;
+    /// A weight of eight bits, widened to sixteen, for each of two inputs of each output.
+    type Words: Copy;
     /// A whole number for each output.
     type Sums: Copy;
 
@@ -42,11 +43,14 @@ pub(super) trait Lanes: Copy {
     /// `sums[output] += Σ weights[output][i]·quad[i]`, of weights from 0 to 63 and four signed bytes.
     fn add(self, sums: Self::Sums, weights: Self::Bytes, quad: i32) -> Self::Sums;
 
-    /// Values of halves.
-    fn halves(self, bits: &[u16; PANEL]) -> [f32; PANEL];
+    /// Widens weights.
+    fn widen(self, weights: &[i8; 2 * PANEL]) -> Self::Words;
 
-    /// `a·b + c`.
-    fn multiply_add(self, a: f32, b: f32, c: f32) -> f32;
+    /// `sums[output] += weights[output][0]·low + weights[output][1]·high`, for a pair of 16-bit numbers `[high, low]`.
+    fn add_pair(self, sums: Self::Sums, weights: Self::Words, pair: i32) -> Self::Sums;
+
+    /// Whether there are 32 vector registers of 16 numbers.
+    const WIDE: bool = false;
 }
 
 /// Code that runs with any lanes. `run` must be `#[inline(always)]`, and so must what it calls in its inner loops.
@@ -77,12 +81,9 @@ pub(in crate::models) use self::x86::prefetch;
 #[inline(always)]
 pub(in crate::models) fn prefetch<T>(_: &T) {}
 
-/// Any processor.
-#[derive(Clone, Copy)]
-pub(super) struct Portable;
-
 impl Lanes for Portable {
     type Bytes = [u8; QUADS];
+    type Words = [i8; 2 * PANEL];
     type Sums = [i32; PANEL];
 
     #[inline(always)]
@@ -125,13 +126,17 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
-    fn halves(self, bits: &[u16; PANEL]) -> [f32; PANEL] {
-        bits.map(|bits| f16::from_bits(bits).to_f32())
+    fn widen(self, weights: &[i8; 2 * PANEL]) -> Self::Words {
+        *weights
     }
 
     #[inline(always)]
-    fn multiply_add(self, a: f32, b: f32, c: f32) -> f32 {
-        crate::models::simd::multiply_add::<{ cfg!(target_arch = "aarch64") }>(a, b, c)
+    fn add_pair(self, sums: Self::Sums, weights: Self::Words, pair: i32) -> Self::Sums {
+        let (low, high) = (i32::from(pair as i16), pair >> 16);
+        std::array::from_fn(|lane| {
+            let [first, second] = [2 * lane, 2 * lane + 1].map(|i| i32::from(weights[i]));
+            sums[lane] + first * low + second * high
+        })
     }
 }
 
@@ -142,7 +147,8 @@ mod x86 {
     use pulp::NullaryFnOnce;
     use pulp::x86::V3;
 
-    use super::{Lanes, LanesKernel, PANEL, Portable, QUADS};
+    use super::{Lanes, LanesKernel, PANEL, QUADS};
+    use crate::models::simd::{Simd, saturate};
 
     /// A kernel and its lanes. A closure would do, but need not be inlined, and what is not inlined has no instructions.
     pub(super) struct With<K, L>(pub(super) K, pub(super) L);
@@ -158,6 +164,7 @@ mod x86 {
 
     impl Lanes for V3 {
         type Bytes = [__m256i; 2];
+        type Words = [__m256i; 2];
         type Sums = [__m256i; 2];
 
         #[inline(always)]
@@ -214,13 +221,18 @@ mod x86 {
         }
 
         #[inline(always)]
-        fn halves(self, bits: &[u16; PANEL]) -> [f32; PANEL] {
-            Portable.halves(bits)
+        fn widen(self, weights: &[i8; 2 * PANEL]) -> Self::Words {
+            let halves: [__m128i; 2] = pulp::cast(*weights);
+            halves.map(|weights| self.avx2._mm256_cvtepi8_epi16(weights))
         }
 
         #[inline(always)]
-        fn multiply_add(self, a: f32, b: f32, c: f32) -> f32 {
-            a.mul_add(b, c)
+        fn add_pair(self, sums: Self::Sums, weights: Self::Words, pair: i32) -> Self::Sums {
+            let pair = self.avx._mm256_set1_epi32(pair);
+            std::array::from_fn(|half| {
+                let products = self.avx2._mm256_madd_epi16(weights[half], pair);
+                self.avx2._mm256_add_epi32(sums[half], products)
+            })
         }
     }
 
@@ -252,23 +264,6 @@ mod x86 {
             // SAFETY: a `Vnni` is made only where these instructions were detected.
             unsafe { with_features(function) }
         }
-
-        /// `sums[output] += weights[2·output]·low + weights[2·output + 1]·high`, for a pair of 16-bit numbers.
-        #[inline(always)]
-        pub(in crate::models) fn add_pair(
-            self,
-            sums: [i32; PANEL],
-            weights: &[i8; 2 * PANEL],
-            pair: i32,
-        ) -> [i32; PANEL] {
-            let sums = vector(sums);
-            // SAFETY: plain bytes of the same size.
-            let weights: __m256i = unsafe { std::mem::transmute::<[i8; 2 * PANEL], _>(*weights) };
-            // SAFETY: a `Vnni` is made only where these instructions were detected.
-            let weights = unsafe { _mm512_cvtepi8_epi16(weights) };
-            // SAFETY: as above.
-            numbers(unsafe { _mm512_dpwssd_epi32(sums, weights, self.splat(pair)) })
-        }
     }
 
     /// Asks for a value to be brought into the first-level cache.
@@ -290,8 +285,38 @@ mod x86 {
         unsafe { std::mem::transmute(vector) }
     }
 
+    impl Simd for Vnni {
+        #[inline(always)]
+        fn multiply_add(self, a: f32, b: f32, c: f32) -> f32 {
+            a.mul_add(b, c)
+        }
+
+        #[inline(always)]
+        fn halves(self, bits: &[u16; PANEL]) -> [f32; PANEL] {
+            // SAFETY: plain bytes of the same size.
+            let bits: __m256i = unsafe { std::mem::transmute::<[u16; PANEL], _>(*bits) };
+            // SAFETY: a `Vnni` is made only where these instructions were detected.
+            let values = unsafe { _mm512_cvtph_ps(bits) };
+            // SAFETY: plain bytes of the same size.
+            unsafe { std::mem::transmute(values) }
+        }
+
+        #[inline(always)]
+        fn to_halves(self, values: &[f32; PANEL]) -> [u16; PANEL] {
+            // SAFETY: plain bytes of the same size.
+            let values: __m512 = unsafe { std::mem::transmute(values.map(saturate)) };
+            // SAFETY: a `Vnni` is made only where these instructions were detected.
+            let bits = unsafe { _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(values) };
+            // SAFETY: plain bytes of the same size.
+            unsafe { std::mem::transmute(bits) }
+        }
+    }
+
     impl Lanes for Vnni {
+        const WIDE: bool = true;
+
         type Bytes = __m512i;
+        type Words = __m512i;
         type Sums = __m512i;
 
         #[inline(always)]
@@ -347,18 +372,17 @@ mod x86 {
         }
 
         #[inline(always)]
-        fn halves(self, bits: &[u16; PANEL]) -> [f32; PANEL] {
+        fn widen(self, weights: &[i8; 2 * PANEL]) -> Self::Words {
             // SAFETY: plain bytes of the same size.
-            let bits: __m256i = unsafe { std::mem::transmute::<[u16; PANEL], _>(*bits) };
+            let weights: __m256i = unsafe { std::mem::transmute::<[i8; 2 * PANEL], _>(*weights) };
             // SAFETY: a `Vnni` is made only where these instructions were detected.
-            let values = unsafe { _mm512_cvtph_ps(bits) };
-            // SAFETY: plain bytes of the same size.
-            unsafe { std::mem::transmute(values) }
+            unsafe { _mm512_cvtepi8_epi16(weights) }
         }
 
         #[inline(always)]
-        fn multiply_add(self, a: f32, b: f32, c: f32) -> f32 {
-            a.mul_add(b, c)
+        fn add_pair(self, sums: Self::Sums, weights: Self::Words, pair: i32) -> Self::Sums {
+            // SAFETY: a `Vnni` is made only where these instructions were detected.
+            unsafe { _mm512_dpwssd_epi32(sums, weights, self.splat(pair)) }
         }
     }
 }
@@ -375,6 +399,7 @@ mod tests {
         bits: &[u8; QUADS],
         quad: i32,
     ) -> Vec<[i32; PANEL]> {
+        let all = bytes;
         let (bytes, bits) = (lanes.load(bytes), lanes.load(bits));
         let low = lanes.low(bytes);
         let weights = [
@@ -386,9 +411,10 @@ mod tests {
             lanes.join::<3>(low, bits),
         ];
         let sums = lanes.splat(-7);
-        weights
-            .map(|weights| lanes.numbers(lanes.add(sums, weights, quad)))
-            .to_vec()
+        let quads = weights.map(|weights| lanes.numbers(lanes.add(sums, weights, quad)));
+        let words: &[i8; 2 * PANEL] = &std::array::from_fn(|i| all[i].cast_signed());
+        let pairs = lanes.add_pair(sums, lanes.widen(words), quad);
+        [quads.as_slice(), &[lanes.numbers(pairs)]].concat()
     }
 
     #[test]
@@ -399,9 +425,10 @@ mod tests {
         bits[1] = 0b01_00_11_10;
         let quad = i32::from_le_bytes([1, 0xff, 0, 127]);
         let sums = everything(Portable, &bytes, &bits, quad);
-        // 1·1 - 15, and 2·1 - 0; then with 2, 3, 0 and 1 as upper bits of the second weight
+        // 1·1 - 15, and 2·1 - 0; then with 2, 3, 0 and 1 as upper bits of the second weight; last the pair 0xff01 and 0x7f00
+        let words = 0x21 * -255 + 0x0f * 0x7f00;
         let first: Vec<i32> = sums.iter().map(|sums| sums[0] + 7).collect();
-        assert_eq!(first, [-14, 2, -14 - 32, -14 - 48, -14, -14 - 16]);
+        assert_eq!(first, [-14, 2, -14 - 32, -14 - 48, -14, -14 - 16, words]);
         assert_eq!((sums[0][15] + 7, sums[1][15] + 7), (0, 15 * 127));
     }
 
@@ -420,18 +447,6 @@ mod tests {
             }
             if let Some(vnni) = Vnni::detect() {
                 prop_assert_eq!(&everything(vnni, &bytes, &bits, quad), &expected);
-            }
-        }
-
-        #[test]
-        fn halves_have_their_values(bits in prop::collection::vec(any::<u16>(), PANEL)) {
-            let bits: [u16; PANEL] = bits.try_into().unwrap();
-            if let Some(vnni) = Vnni::detect() {
-                let values = vnni.halves(&bits);
-                for (value, bits) in values.into_iter().zip(bits) {
-                    let expected = f16::from_bits(bits).to_f32();
-                    prop_assert!(value == expected || value.is_nan() && expected.is_nan());
-                }
             }
         }
     }

@@ -12,6 +12,7 @@ mod bytes;
 mod float;
 mod lanes;
 mod q8;
+mod tiles;
 
 use candle_core::quantized::{GgmlDType, QTensor, QuantizedType};
 use candle_core::{CpuStorage, Result};
@@ -46,9 +47,9 @@ pub(super) fn held_bytes(dtype: GgmlDType, shape: [usize; 2]) -> u64 {
     let [outputs, inputs] = shape.map(|dim| dim as u64);
     let padded = outputs.next_multiple_of(PANEL as u64) * inputs;
     match dtype {
-        // one byte a weight, and an f32 scale a block
-        GgmlDType::Q8_0 => padded + padded / q8::BLOCK as u64 * size_of::<f32>() as u64,
-        GgmlDType::F32 | GgmlDType::F16 | GgmlDType::BF16 => padded * dtype.type_size() as u64,
+        GgmlDType::F32 | GgmlDType::F16 | GgmlDType::BF16 | GgmlDType::Q8_0 => {
+            padded / dtype.block_size() as u64 * dtype.type_size() as u64
+        }
         _ if let Some(format) = byte_format(dtype) => {
             padded / format.activation_block() as u64 * format.held_bytes() as u64
         }
@@ -190,7 +191,7 @@ impl Quantized {
                 Weights::Q8(_) => {
                     quantized
                         .words
-                        .get_or_insert_with(|| Q8Activations::new(input));
+                        .get_or_insert_with(|| Q8Activations::new(input, matrix.inputs));
                 }
                 Weights::Bytes(panels) => {
                     let block = panels.activation_block();
@@ -223,7 +224,7 @@ impl Quantized {
 const PRODUCTS_PER_TASK: usize = 64 * 1024;
 
 /// Tasks a thread should have at most, so that fast threads can take over from slow ones.
-const TASKS_PER_THREAD: usize = 8;
+const TASKS_PER_THREAD: usize = 32;
 
 /// Panels of a task: enough to be worth a hand-over, few enough to share the matrix out.
 fn panels_per_task(products_per_output: usize, outputs: usize) -> usize {
@@ -245,6 +246,12 @@ fn split_columns(values: &mut [f32], row_len: usize, width: usize) -> Vec<Vec<&m
         }
     }
     pieces
+}
+
+/// Splits the first `count` off a slice.
+fn take<'a, T>(rest: &mut &'a mut [T], count: usize) -> &'a mut [T] {
+    rest.split_off_mut(..count)
+        .expect("there are as many as were made")
 }
 
 /// What a task multiplies.
@@ -445,7 +452,7 @@ mod tests {
         let bytes = |dtype| held_bytes(dtype, [OUTPUTS, INPUTS]);
         assert_eq!(bytes(GgmlDType::F32), 80 * 512 * 4);
         assert_eq!(bytes(GgmlDType::F16), 80 * 512 * 2);
-        assert_eq!(bytes(GgmlDType::Q8_0), 80 * 512 / 32 * 36);
+        assert_eq!(bytes(GgmlDType::Q8_0), 80 * 512 / 32 * 34);
         assert_eq!(bytes(GgmlDType::Q5K), 77 * 512 / 256 * 176);
         if cfg!(target_arch = "x86_64") {
             assert_eq!(bytes(GgmlDType::Q4_0), 80 * 512 / 32 * 18);
