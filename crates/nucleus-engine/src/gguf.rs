@@ -70,6 +70,21 @@ impl ModelFile {
         Self::read(Source::Static(bytes), name.into())
     }
 
+    /// Reads the header of a file that is nowhere: `fill(offset, bytes)` computes its bytes from an offset on. Speed can be measured with
+    /// it on models that nobody has to store.
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](Self::open).
+    pub fn computed(
+        size: u64,
+        fill: impl Fn(u64, &mut [u8]) + Send + Sync + 'static,
+        name: impl Into<String>,
+    ) -> Result<Self, GgufError> {
+        let fill = Box::new(fill);
+        Self::read(Source::Computed { size, fill }, name.into())
+    }
+
     fn read(source: Source, name: String) -> Result<Self, GgufError> {
         if source.size() == 0 {
             return Err(GgufError::Empty { file: name });
@@ -158,6 +173,15 @@ impl ModelFile {
         let end = offset.saturating_add(bytes.len() as u64);
         assert!(end <= info.known_bytes()?, "{name} ends before byte {end}");
         self.read_into(info, offset, bytes)
+    }
+
+    /// Copies bytes of the file from an offset on.
+    ///
+    /// # Errors
+    ///
+    /// When the file ends before them, or can no longer be read.
+    pub fn read_at(&self, offset: u64, bytes: &mut [u8]) -> std::io::Result<()> {
+        self.source.read_at(offset, bytes)
     }
 
     /// A tensor, still quantised, on a device.

@@ -279,6 +279,17 @@ fn a_file_on_disk_and_an_embedded_one_read_alike() {
         embedded.read_tensor_bytes("row").unwrap()
     );
     assert_eq!(disk.size(), embedded.size());
+    let bytes = sample();
+    let size = bytes.len() as u64;
+    let fill = move |offset: u64, to: &mut [u8]| {
+        to.copy_from_slice(&bytes[offset as usize..offset as usize + to.len()]);
+    };
+    let computed = ModelFile::computed(size, fill, "computed").unwrap();
+    assert_eq!(computed.tensors(), embedded.tensors());
+    let mut part = [0; 5];
+    computed.read_tensor_at("row", 3, &mut part).unwrap();
+    assert_eq!(part, embedded.read_tensor_bytes("row").unwrap()[3..8]);
+    assert!(computed.read_at(size - 2, &mut part).is_err());
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! A device, a stream of it, and events.
 
-use std::ffi::{CStr, c_int, c_void};
+use std::ffi::{c_int, c_void};
 use std::ptr;
 use std::sync::Arc;
 
@@ -16,55 +16,6 @@ pub(crate) fn check(call: &'static str, code: c_int) -> Result<(), CudaError> {
     }
 }
 
-/// What a device is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DeviceInfo {
-    /// Its name, such as `NVIDIA H200`.
-    pub name: String,
-    /// Its compute capability: (9, 0) is Hopper.
-    pub capability: (u32, u32),
-    /// Streaming multiprocessors.
-    pub multiprocessors: u32,
-    /// Memory in all, in bytes.
-    pub total_bytes: u64,
-    /// Memory that nothing uses now, in bytes.
-    pub free_bytes: u64,
-    /// The newest CUDA that the driver can run, as (major, minor).
-    pub driver: (u32, u32),
-    /// The CUDA runtime in this program, as (major, minor).
-    pub runtime: (u32, u32),
-}
-
-impl DeviceInfo {
-    /// Asks a device; this makes a context on it, which takes some of its memory.
-    ///
-    /// # Errors
-    /// [`CudaError::NoDevice`] without a driver or a device, [`CudaError::Device`] if there is no such device.
-    pub fn of(device: u32) -> Result<Self, CudaError> {
-        select(device)?;
-        let number = device as c_int;
-        let (free_bytes, total_bytes) = memory()?;
-        Ok(Self {
-            name: name(number)?,
-            capability: (
-                attribute(number, sys::CAPABILITY_MAJOR)?,
-                attribute(number, sys::CAPABILITY_MINOR)?,
-            ),
-            multiprocessors: attribute(number, sys::MULTIPROCESSORS)?,
-            total_bytes,
-            free_bytes,
-            // SAFETY: the function writes to the pointer it is given.
-            driver: version("cudaDriverGetVersion", |at| unsafe {
-                sys::cudaDriverGetVersion(at)
-            })?,
-            // SAFETY: as above.
-            runtime: version("cudaRuntimeGetVersion", |at| unsafe {
-                sys::cudaRuntimeGetVersion(at)
-            })?,
-        })
-    }
-}
-
 /// Directs this thread's calls to a device that exists.
 fn select(device: u32) -> Result<(), CudaError> {
     let count = device_count()?;
@@ -72,46 +23,6 @@ fn select(device: u32) -> Result<(), CudaError> {
         return Err(CudaError::Device { device, count });
     }
     check("cudaSetDevice", sys::cudaSetDevice(device as c_int))
-}
-
-/// Bytes that are free, and all, of this thread's device.
-fn memory() -> Result<(u64, u64), CudaError> {
-    let (mut free, mut total) = (0, 0);
-    // SAFETY: both pointers are to live integers.
-    let code = unsafe { sys::cudaMemGetInfo(&raw mut free, &raw mut total) };
-    check("cudaMemGetInfo", code)?;
-    Ok((free as u64, total as u64))
-}
-
-fn name(device: c_int) -> Result<String, CudaError> {
-    let mut properties = [0; sys::PROPERTIES_BYTES];
-    // SAFETY: the array is larger than the struct that the function fills, and as aligned as its first field, the name, has to be; the
-    // function copies bytes.
-    let code = unsafe { sys::cudaGetDeviceProperties(properties.as_mut_ptr(), device) };
-    check("cudaGetDeviceProperties", code)?;
-    properties[sys::NAME_BYTES - 1] = 0;
-    // SAFETY: the name ends with a zero byte, the last of its bytes at the latest.
-    let name = unsafe { CStr::from_ptr(properties.as_ptr()) };
-    Ok(name.to_string_lossy().into_owned())
-}
-
-fn attribute(device: c_int, attribute: c_int) -> Result<u32, CudaError> {
-    let mut value = 0;
-    // SAFETY: the pointer is to a live integer.
-    let code = unsafe { sys::cudaDeviceGetAttribute(&raw mut value, attribute, device) };
-    check("cudaDeviceGetAttribute", code)?;
-    Ok(value as u32)
-}
-
-/// A version as the runtime writes it: 13,000 is 13.0.
-fn version(
-    call: &'static str,
-    ask: impl FnOnce(*mut c_int) -> c_int,
-) -> Result<(u32, u32), CudaError> {
-    let mut number = 0;
-    check(call, ask(&raw mut number))?;
-    let number = number as u32;
-    Ok((number / 1000, number % 1000 / 10))
 }
 
 /// A stream of a device; everything queued on it runs in order.

@@ -14,7 +14,7 @@ mod kernels;
 mod memory;
 mod sys;
 
-pub use device::{DeviceInfo, rows_to_host};
+pub use device::rows_to_host;
 pub(crate) use device::{Event, Stream};
 pub(crate) use graph::Graph;
 pub(crate) use kernels::{

@@ -1,6 +1,6 @@
 //! The C functions: the kernels' (`cuda/include/decoder_kernels.h`) and those of the CUDA runtime that a decoder needs. No logic.
 
-use std::ffi::{c_char, c_int, c_void};
+use std::ffi::{c_int, c_void};
 
 /// `cudaMemcpyHostToDevice`.
 pub(super) const HOST_TO_DEVICE: c_int = 1;
@@ -14,17 +14,6 @@ pub(super) const STREAM_NON_BLOCKING: u32 = 1;
 pub(super) const EVENT_DISABLE_TIMING: u32 = 2;
 /// `cudaStreamCaptureModeThreadLocal`: other threads may allocate meanwhile.
 pub(super) const CAPTURE_THREAD_LOCAL: c_int = 1;
-/// `cudaDevAttrMultiProcessorCount`.
-pub(super) const MULTIPROCESSORS: c_int = 16;
-/// `cudaDevAttrComputeCapabilityMajor`.
-pub(super) const CAPABILITY_MAJOR: c_int = 75;
-/// `cudaDevAttrComputeCapabilityMinor`.
-pub(super) const CAPABILITY_MINOR: c_int = 76;
-/// Bytes of a device's name, at the beginning of `cudaDeviceProp`.
-pub(super) const NAME_BYTES: usize = 256;
-/// More than the bytes of `cudaDeviceProp` in any version.
-pub(super) const PROPERTIES_BYTES: usize = 4096;
-
 /// A matrix of weights as the device holds it.
 #[derive(Clone, Copy)]
 #[repr(C)]
@@ -210,15 +199,6 @@ unsafe extern "C" {
     ) -> c_int;
 
     pub(super) safe fn cudaSetDevice(device: c_int) -> c_int;
-    pub(super) fn cudaGetDeviceProperties(properties: *mut c_char, device: c_int) -> c_int;
-    pub(super) fn cudaDeviceGetAttribute(
-        value: *mut c_int,
-        attribute: c_int,
-        device: c_int,
-    ) -> c_int;
-    pub(super) fn cudaDriverGetVersion(version: *mut c_int) -> c_int;
-    pub(super) fn cudaRuntimeGetVersion(version: *mut c_int) -> c_int;
-    pub(super) fn cudaMemGetInfo(free: *mut usize, total: *mut usize) -> c_int;
     pub(super) fn cudaMalloc(pointer: *mut *mut c_void, bytes: usize) -> c_int;
     pub(super) fn cudaFree(pointer: *mut c_void) -> c_int;
     pub(super) fn cudaMallocHost(pointer: *mut *mut c_void, bytes: usize) -> c_int;

@@ -1,5 +1,6 @@
 //! Where a model file's bytes come from.
 
+use std::fmt;
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
 use std::path::Path;
@@ -7,11 +8,27 @@ use std::sync::{Mutex, PoisonError};
 
 use super::error::GgufError;
 
-/// A file on disk, or bytes in the program.
-#[derive(Debug)]
+/// A file on disk, or bytes in the program, or bytes that are computed.
 pub(crate) enum Source {
     Disk { file: Mutex<File>, size: u64 },
     Static(&'static [u8]),
+    Computed { size: u64, fill: Fill },
+}
+
+/// Fills a slice with the bytes from an offset on.
+pub(super) type Fill = Box<dyn Fn(u64, &mut [u8]) + Send + Sync>;
+
+impl fmt::Debug for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (name, size) = match self {
+            Self::Disk { size, .. } => ("Disk", *size),
+            Self::Static(bytes) => ("Static", bytes.len() as u64),
+            Self::Computed { size, .. } => ("Computed", *size),
+        };
+        f.debug_struct(name)
+            .field("size", &size)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Source {
@@ -41,6 +58,7 @@ impl Source {
         match self {
             Self::Disk { size, .. } => *size,
             Self::Static(bytes) => bytes.len() as u64,
+            Self::Computed { size, .. } => *size,
         }
     }
 
@@ -76,6 +94,11 @@ impl Source {
                     .ok()
                     .and_then(|start| all.get(start..));
                 rest.unwrap_or_default().read(bytes)
+            }
+            Self::Computed { size, fill } => {
+                let len = size.saturating_sub(offset).min(bytes.len() as u64) as usize;
+                fill(offset, &mut bytes[..len]);
+                Ok(len)
             }
         }
     }

@@ -66,8 +66,6 @@ pub struct LoadOptions<'a> {
     pub sequences: Option<NonZeroUsize>,
     /// On a GPU, queue every kernel of a step by itself instead of replaying CUDA graphs. Results are the same.
     pub eager: bool,
-    /// On a GPU, measure where the time goes ([`Model::step_times`]); steps are queued kernel by kernel then.
-    pub profile: bool,
     /// Called after each tensor.
     pub progress: Option<&'a mut dyn FnMut(LoadProgress)>,
 }

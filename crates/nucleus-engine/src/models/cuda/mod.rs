@@ -14,7 +14,7 @@ mod step;
 use std::sync::Arc;
 
 use candle_core::quantized::GgmlDType;
-use nucleus_sampling::cuda::CudaError;
+use nucleus_sampling::cuda::{DeviceTokens, device_info, device_memory};
 
 use super::cache::BLOCK_SIZE;
 use super::decoder::{Decoder, check};
@@ -22,7 +22,7 @@ use super::error::{ChunkProblem, ModelError};
 use super::tensors::Reader;
 use super::weights::Weights;
 use super::{Checked, LoadOptions};
-use crate::cuda::{self, DeviceInfo, Kind, Memory, Slice, Stream, Uploader};
+use crate::cuda::{self, Kind, Memory, Slice, Stream, Uploader};
 use crate::error::EngineError;
 use crate::kv_cache::BlockId;
 use crate::model::{
@@ -83,13 +83,10 @@ pub(super) fn plan(
     device: u32,
     options: &LoadOptions<'_>,
 ) -> Result<DevicePlan, EngineError> {
-    let info = DeviceInfo::of(device)?;
-    Ok(DevicePlan::new(
-        weights,
-        checked,
-        &CudaOptions::new(options),
-        &info,
-    )?)
+    let info = device_info(device)?;
+    let device = (&info, device_memory(device)?);
+    let options = CudaOptions::new(options);
+    Ok(DevicePlan::new(weights, checked, &options, device)?)
 }
 
 /// A loaded model with its cache, on a device.
@@ -147,13 +144,13 @@ impl CudaModel {
                 pads: !options.eager,
             },
             described: Described::default(),
-            graphs: (!options.eager && !options.profile).then(Graphs::default),
+            graphs: (!options.eager).then(Graphs::default),
             decoder,
             executor: Cuda {
                 stream: Arc::clone(&stream),
                 workspace,
                 cache: cache.expect("the decoder has a cache"),
-                profile: options.profile.then(Profile::default),
+                profile: None,
             },
             uploader: Uploader::new(&stream, STEPS_AHEAD, words.len() * size_of::<u32>())?,
             words,
@@ -191,16 +188,16 @@ impl CudaModel {
             )?;
         }
         let (decoder, executor) = (&mut self.decoder, &mut self.executor);
+        if let Some(profile) = &mut executor.profile {
+            profile.start(&self.stream)?;
+            decoder.step(executor, &rows)?;
+            return Ok(self.described.wanted);
+        }
         match &mut self.graphs {
-            Some(graphs) if self.described.decodes && step::bucket(chunks.len()).is_some() => {
+            Some(graphs) if self.described.is_padded => {
                 graphs.run(&self.stream, shape, || decoder.step(executor, &rows))?;
             }
-            _ => {
-                if let Some(profile) = &mut executor.profile {
-                    profile.start(&self.stream)?;
-                }
-                decoder.step(executor, &rows)?;
-            }
+            _ => decoder.step(executor, &rows)?,
         }
         Ok(self.described.wanted)
     }
@@ -230,7 +227,7 @@ impl CudaModel {
         shape: Shape,
         rows: &[Option<u32>],
         tokens: DrawnTokens<'_>,
-    ) -> Option<nucleus_sampling::cuda::DeviceTokens> {
+    ) -> Option<DeviceTokens> {
         let layout = shape.layout();
         let last_rows = self.described.last_rows.iter();
         for (&row, &drawn) in last_rows.zip(rows) {
@@ -333,11 +330,11 @@ impl Model for CudaModel {
         self.hand_over(rows, tail)
     }
 
-    fn step_times(&mut self) -> Option<StepTimes> {
-        let profile = self.executor.profile.as_mut()?;
-        let times: Result<StepTimes, CudaError> = profile.take();
-        times
-            .inspect_err(|error| tracing::warn!("no times: {error}"))
-            .ok()
+    fn profile(&mut self, on: bool) -> Result<StepTimes, EngineError> {
+        let profile = on.then(Profile::default);
+        match std::mem::replace(&mut self.executor.profile, profile) {
+            Some(profile) => Ok(profile.finish()?),
+            None => Ok(StepTimes::default()),
+        }
     }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use candle_core::quantized::GgmlDType;
+use nucleus_sampling::cuda::{DeviceInfo, DeviceMemory};
 
 use super::super::Checked;
 use super::super::cache::BLOCK_SIZE;
@@ -15,7 +16,7 @@ use super::super::weights::Weights;
 use super::step::{Shape, bucket, most_words};
 use super::{CudaOptions, held_kind};
 use crate::cuda::{
-    Arena, DeviceInfo, Kind, attention_workspace, cache_block_bytes, linear_workspace, matrix_bytes,
+    Arena, Kind, attention_workspace, cache_block_bytes, linear_workspace, matrix_bytes,
 };
 use crate::kv_cache::blocks_for;
 
@@ -83,7 +84,7 @@ impl DevicePlan {
         weights: Weights<'_>,
         checked: &Checked,
         options: &CudaOptions,
-        device: &DeviceInfo,
+        device: (&DeviceInfo, DeviceMemory),
     ) -> Result<Self, ModelError> {
         let Checked { config, spec } = checked;
         check_shape(config)?;
@@ -93,9 +94,9 @@ impl DevicePlan {
         let step_rows = options.step_rows.max(decoding);
         let logit_rows = step_rows.min(MOST_LOGIT_ROWS.max(decoding));
         let mut plan = Self {
-            device: device.name.clone(),
-            free_bytes: device.free_bytes,
-            total_bytes: device.total_bytes,
+            device: device.0.name.clone(),
+            free_bytes: device.1.free_bytes,
+            total_bytes: device.1.total_bytes,
             weights_bytes: weights_bytes(&parts)?,
             converted: converted(&parts),
             activations_bytes: 0,
@@ -383,4 +384,105 @@ fn converted(parts: &[Part]) -> Vec<Converted> {
         }
     }
     by_type.into_values().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gguf::ModelFile;
+
+    const GIB: u64 = 1 << 30;
+
+    fn plan(name: &str, free_bytes: u64, options: CudaOptions) -> Result<DevicePlan, ModelError> {
+        let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata");
+        let file = ModelFile::open(format!("{directory}/{name}.gguf")).unwrap();
+        let weights = Weights::Gguf(&file);
+        let info = DeviceInfo {
+            name: "a device".to_owned(),
+            compute_capability: (9, 0),
+            multiprocessors: 132,
+            total_bytes: 2 * free_bytes,
+        };
+        let memory = DeviceMemory {
+            free_bytes,
+            total_bytes: 2 * free_bytes,
+        };
+        let checked = Checked::new(weights).unwrap();
+        DevicePlan::new(weights, &checked, &options, (&info, memory))
+    }
+
+    const OPTIONS: CudaOptions = CudaOptions {
+        kv_tokens: None,
+        step_rows: 512,
+        sequences: 4,
+    };
+
+    #[test]
+    fn a_cache_is_as_large_as_all_sequences_or_the_memory_allow() {
+        let all = plan("tiny-q8_0", GIB, OPTIONS).unwrap();
+        let file = "tiny-q8_0";
+        let asked = CudaOptions {
+            kv_tokens: Some(100),
+            ..OPTIONS
+        };
+        assert_eq!(plan(file, GIB, asked).unwrap().kv_blocks, 7);
+        // One block beside those of the sequences.
+        let block_bytes = all.kv_bytes / (all.kv_blocks as u64 + 1);
+        assert_eq!(all.kv_bytes % block_bytes, 0);
+        let fixed = all.fixed_bytes();
+        let free = |blocks: u64| ((fixed + blocks * block_bytes) as f64 / SHARE) as u64 + 2;
+        let half = plan(file, free(40), OPTIONS).unwrap();
+        assert!(half.bytes() <= half.budget());
+        if half.kv_blocks < all.kv_blocks {
+            assert_eq!(half.kv_blocks, 39);
+        }
+    }
+
+    #[test]
+    fn a_shortage_names_the_parts_and_what_would_fit() {
+        let asked = |kv_tokens| CudaOptions {
+            kv_tokens: Some(kv_tokens),
+            ..OPTIONS
+        };
+        let error = plan("tiny-q8_0", GIB, asked(1 << 40))
+            .unwrap_err()
+            .to_string();
+        for part in [
+            "a device has 1.00 GiB of memory free, of which 921.6 MiB may be used",
+            "weights ",
+            "KV cache ",
+            "activations ",
+            "workspace ",
+            "tokens would fit",
+        ] {
+            assert!(error.contains(part), "{part:?} is not in {error}");
+        }
+        let error = plan("tiny-q8_0", 1 << 16, asked(256))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("a GPU with more memory would help"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn weights_are_counted_as_they_are_held() {
+        // Q4_1 is held as F16, two bytes a weight; the norms of the model are F32.
+        let plan_of = |name| plan(name, GIB, OPTIONS).unwrap();
+        assert!(plan_of("tiny-q8_0").converted.is_empty());
+        let converted = plan_of("phi3-q4_1");
+        assert_eq!(converted.converted.len(), 1, "{converted}");
+        assert_eq!(converted.converted[0].from, "Q4_1");
+        let text = converted.to_string();
+        assert!(
+            text.contains("matrices of Q4_1, computed with as F16"),
+            "{text}"
+        );
+        // Two bytes of every weight, in matrices and in fused ones' parts, and at most a tile of outputs beside a matrix.
+        let held = converted.converted[0].bytes;
+        assert!(held <= converted.weights_bytes && held > converted.weights_bytes / 2);
+        let blocks = converted.weights_bytes / 256;
+        assert_eq!(converted.weights_bytes, blocks * 256);
+    }
 }

@@ -42,10 +42,10 @@ impl Profile {
         self.mark(stream)
     }
 
-    /// The times of the steps since the last call.
-    pub(super) fn take(&mut self) -> Result<StepTimes, CudaError> {
+    /// The times of all steps.
+    pub(super) fn finish(mut self) -> Result<StepTimes, CudaError> {
         self.collect()?;
-        Ok(std::mem::take(&mut self.times))
+        Ok(self.times)
     }
 
     fn mark(&mut self, stream: &Stream) -> Result<(), CudaError> {

@@ -113,18 +113,19 @@ pub(super) struct Described {
     /// For each chunk, its last row.
     pub(super) last_rows: Vec<usize>,
     pub(super) wanted: usize,
-    /// Whether every chunk is one token whose logits are wanted: such steps are alike.
-    pub(super) decodes: bool,
+    /// Whether it was filled up: every chunk is one token whose logits are wanted, and such steps are alike.
+    pub(super) is_padded: bool,
 }
 
 impl Described {
     /// Describes a step.
     pub(super) fn fill(&mut self, chunks: &[Chunk<'_>], how: Describe) -> Shape {
-        self.decodes = chunks
+        let decodes = chunks
             .iter()
             .all(|chunk| chunk.tokens.len() == 1 && chunk.wants_logits);
         self.wanted = chunks.iter().filter(|chunk| chunk.wants_logits).count();
-        let padded = bucket(chunks.len()).filter(|_| self.decodes && how.pads);
+        let padded = bucket(chunks.len()).filter(|_| decodes && how.pads);
+        self.is_padded = padded.is_some();
         let shape = match padded {
             Some(rows) => decode_shape(chunks, rows),
             None => shape(chunks, how.tile_rows),
@@ -145,7 +146,7 @@ impl Described {
         let mut before: Option<&Chunk<'_>> = None;
         for chunk in chunks {
             // A bucket's rows have a table each.
-            let shares = padded.is_none() && before.is_some_and(|b| same_blocks(b, chunk));
+            let shares = !self.is_padded && before.is_some_and(|b| same_blocks(b, chunk));
             if !shares {
                 lists.add_table(shape.blocks_per_table, chunk.blocks);
             }
@@ -309,7 +310,7 @@ mod tests {
         // The first two chunks are of one sequence; 21 positions take two blocks.
         assert_eq!([shape.tables, shape.blocks_per_table], [2, 2]);
         assert_eq!(shape.max_context, 256);
-        assert_eq!((described.wanted, described.decodes), (2, false));
+        assert_eq!((described.wanted, described.is_padded), (2, false));
         assert_eq!(described.last_rows, [5, 6, 7]);
         let layout = shape.layout();
         assert_eq!(list(&described, &layout.tokens), [1, 2, 3, 4, 5, 6, 8, 9]);
@@ -333,7 +334,7 @@ mod tests {
         let chunks = [chunk(&[1], 300, &a), chunk(&[2], 0, &b), chunk(&[3], 1, &c)];
         let mut described = Described::default();
         let shape = described.fill(&chunks, HOW);
-        assert!(described.decodes);
+        assert!(described.is_padded);
         assert_eq!(described.wanted, 3);
         let rows = 4;
         let expected = Shape {

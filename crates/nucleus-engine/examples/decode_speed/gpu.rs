@@ -1,0 +1,286 @@
+//! On a GPU: tokens are drawn on the device, which goes on with them; the host learns of them a step later.
+
+use std::error::Error;
+use std::time::Instant;
+
+use nucleus_engine::kv_cache::{BlockId, blocks_for};
+use nucleus_engine::model::{Chunk, Compute, DrawnTokens, Logits, Model, PENDING, StepTimes};
+use nucleus_engine::models::BLOCK_SIZE;
+use nucleus_sampling::cuda::{CudaOptions, CudaSampler, DeviceLogits, PlacedRow, SlotRow};
+use nucleus_sampling::{CompiledParams, SamplerState, SamplingParams, VocabInfo};
+use serde_json::{Value, json};
+
+use super::{Options, median, prompt};
+
+/// Steps before those that are timed: the first of a shape runs kernel by kernel, the second is captured.
+const WARMUP: usize = 4;
+/// Steps whose parts are timed.
+const PROFILED: usize = 8;
+/// Draws that are timed.
+const DRAWS: usize = 32;
+
+/// Sequences that decode together.
+struct Batch<'a> {
+    model: &'a mut dyn Model,
+    sampler: CudaSampler,
+    params: CompiledParams,
+    /// The blocks of each sequence.
+    blocks: Vec<Vec<BlockId>>,
+    position: usize,
+    logits: Option<DeviceLogits>,
+    queued: usize,
+    drawn: Vec<Result<nucleus_sampling::SampledToken, nucleus_sampling::cuda::CudaError>>,
+}
+
+/// Tokens that are read are those the step before has drawn, or one for each sequence.
+enum Source {
+    Drawn,
+    Known,
+}
+
+impl Batch<'_> {
+    fn step(&mut self, sequences: usize, source: &Source) -> Result<(), Box<dyn Error>> {
+        let tokens: Vec<u32> = (0..sequences as u32)
+            .map(|sequence| match source {
+                Source::Known => 101 * sequence % self.model.spec().vocab_size as u32,
+                Source::Drawn => PENDING,
+            })
+            .collect();
+        let chunks: Vec<Chunk<'_>> = tokens
+            .iter()
+            .zip(&self.blocks)
+            .map(|(token, blocks)| Chunk {
+                tokens: std::slice::from_ref(token),
+                position: self.position,
+                blocks,
+                wants_logits: true,
+            })
+            .collect();
+        let rows = placed(&self.params, sequences, true);
+        let (sampler, kept) = (&mut self.sampler, &mut self.logits);
+        let before = DrawnTokens::Device(sampler.tokens_on_device());
+        let mut tail = |logits: Logits<'_>| {
+            if let Logits::Device { data, .. } = logits {
+                *kept = Some(data);
+                sampler.queue_slots(&data, &rows)?;
+            }
+            Ok(())
+        };
+        match source {
+            Source::Known => self.model.forward(&chunks, &mut tail)?,
+            Source::Drawn => {
+                let drawn: Vec<Option<u32>> = (0..sequences as u32).map(Some).collect();
+                self.model
+                    .forward_ahead(&chunks, &drawn, before, &mut tail)?;
+            }
+        }
+        self.position += 1;
+        self.queued += 1;
+        if self.queued > 1 {
+            self.collect()?;
+        }
+        Ok(())
+    }
+
+    fn collect(&mut self) -> Result<(), Box<dyn Error>> {
+        self.sampler.collect(&mut self.drawn)?;
+        for token in self.drawn.drain(..) {
+            token?;
+        }
+        self.queued -= 1;
+        Ok(())
+    }
+
+    /// Waits for everything.
+    fn finish(&mut self) -> Result<(), Box<dyn Error>> {
+        while self.queued > 0 {
+            self.collect()?;
+        }
+        Ok(())
+    }
+
+    /// Seconds a step, and of them those in which the host worked.
+    fn time(&mut self, sequences: usize, steps: usize) -> Result<[f64; 2], Box<dyn Error>> {
+        self.finish()?;
+        let start = Instant::now();
+        let mut busy = 0.0;
+        for _ in 0..steps {
+            let start = Instant::now();
+            let waits = self.queued > 0;
+            self.step(sequences, &Source::Drawn)?;
+            // A step that collects waits for the device.
+            if !waits {
+                busy += start.elapsed().as_secs_f64();
+            }
+        }
+        self.finish()?;
+        Ok([start.elapsed().as_secs_f64() / steps as f64, busy])
+    }
+
+    /// Seconds that drawing takes beside the model, a draw behind the other.
+    fn time_draws(&mut self, sequences: usize) -> Result<f64, Box<dyn Error>> {
+        self.finish()?;
+        let logits = self.logits.ok_or("no step has run")?;
+        let rows = placed(&self.params, sequences, false);
+        let start = Instant::now();
+        for index in 0..DRAWS {
+            self.sampler.queue_slots(&logits, &rows)?;
+            // At most two are queued.
+            if index > 0 {
+                self.sampler.collect(&mut self.drawn)?;
+            }
+        }
+        self.sampler.collect(&mut self.drawn)?;
+        self.drawn.clear();
+        Ok(start.elapsed().as_secs_f64() / DRAWS as f64)
+    }
+}
+
+fn placed(params: &CompiledParams, sequences: usize, commit: bool) -> Vec<PlacedRow<'_>> {
+    (0..sequences as u32)
+        .map(|slot| PlacedRow {
+            logits_row: slot,
+            row: SlotRow {
+                commit,
+                ..SlotRow::new(slot, params)
+            },
+        })
+        .collect()
+}
+
+/// Computes a prompt in the first sequence's blocks; seconds.
+fn prefill(
+    model: &mut dyn Model,
+    blocks: &[BlockId],
+    tokens: &[u32],
+    step_tokens: usize,
+) -> Result<f64, Box<dyn Error>> {
+    let compute = model.compute();
+    let start = Instant::now();
+    for (index, piece) in tokens.chunks(step_tokens).enumerate() {
+        let position = index * step_tokens;
+        let chunk = Chunk {
+            tokens: piece,
+            position,
+            blocks,
+            wants_logits: position + piece.len() == tokens.len(),
+        };
+        model.forward(&[chunk], &mut |logits: Logits<'_>| {
+            logits.to_host(compute).map(|_| ())
+        })?;
+    }
+    Ok(start.elapsed().as_secs_f64())
+}
+
+/// All batches of a context.
+pub(crate) fn measure(
+    model: &mut dyn Model,
+    context: usize,
+    options: &Options,
+) -> Result<Vec<Value>, Box<dyn Error>> {
+    let spec = model.spec().clone();
+    let most_steps = (WARMUP + options.steps * options.repeats + PROFILED) * options.batches.len();
+    let each = blocks_for(
+        context + WARMUP + options.steps * options.repeats + PROFILED,
+        BLOCK_SIZE,
+    );
+    let fitting = model.kv_layout().blocks / each;
+    let batches = options.batches.iter().copied();
+    let sequences = batches
+        .clone()
+        .filter(|&batch| batch <= fitting)
+        .max()
+        .unwrap_or(0);
+    let blocks = |sequence: usize| {
+        let first = (sequence * each) as u32;
+        (first..first + each as u32).map(BlockId).collect()
+    };
+    let blocks: Vec<Vec<BlockId>> = (0..sequences.max(1)).map(blocks).collect();
+    let tokens = prompt(context, spec.vocab_size);
+    let mut prefills = Vec::new();
+    for _ in 0..options.repeats {
+        let seconds = prefill(model, &blocks[0], &tokens, options.step_tokens)?;
+        prefills.push(context as f64 / seconds);
+    }
+    for others in &blocks[1..] {
+        let used = blocks_for(context, BLOCK_SIZE);
+        for (&from, &to) in blocks[0][..used].iter().zip(others) {
+            model.copy_block(from, to);
+        }
+    }
+    let Compute::Cuda(stream) = model.compute() else {
+        return Err("the model is not on a device".into());
+    };
+    let mut sampler = CudaSampler::on_stream(CudaOptions::default(), stream)?;
+    let vocab = VocabInfo::new(spec.vocab_size as u32);
+    let greedy = SamplingParams {
+        temperature: Some(0.0),
+        ..SamplingParams::default()
+    };
+    let params = greedy.validate(&vocab)?;
+    sampler.reserve_slots(sequences.max(1) as u32, most_steps as u32 + 1)?;
+    for slot in 0..sequences as u32 {
+        sampler.restore_slot(slot, &SamplerState::new(&params, &[0]))?;
+    }
+    let mut batch = Batch {
+        model,
+        sampler,
+        params,
+        blocks,
+        position: context,
+        logits: None,
+        queued: 0,
+        drawn: Vec::new(),
+    };
+    let mut rows = Vec::new();
+    for sequences in batches {
+        let mut row = json!({ "context": context, "batch": sequences });
+        if sequences > fitting {
+            row["skipped"] = json!(format!("the cache holds {fitting} such sequences"));
+        } else {
+            decode(&mut batch, context, sequences, options, &mut row)?;
+        }
+        row["prefill_tokens_per_s"] = json!(median(&mut prefills).round());
+        rows.push(row);
+    }
+    Ok(rows)
+}
+
+fn decode(
+    batch: &mut Batch<'_>,
+    context: usize,
+    sequences: usize,
+    options: &Options,
+    row: &mut Value,
+) -> Result<(), Box<dyn Error>> {
+    batch.position = context;
+    batch.step(sequences, &Source::Known)?;
+    batch.time(sequences, WARMUP - 1)?;
+    let mut seconds = Vec::new();
+    let mut host = Vec::new();
+    for _ in 0..options.repeats {
+        let [each, first] = batch.time(sequences, options.steps)?;
+        seconds.push(each);
+        host.push(first);
+    }
+    let draw = batch.time_draws(sequences)?;
+    batch.model.profile(true)?;
+    batch.time(sequences, PROFILED)?;
+    let StepTimes {
+        steps,
+        products,
+        attention,
+        pointwise,
+    } = batch.model.profile(false)?;
+    let step = median(&mut seconds);
+    let microseconds = |seconds: f64| json!((seconds * 1e7).round() / 10.0);
+    let part = |seconds: f64| microseconds(seconds / steps as f64);
+    row["decode_tokens_per_s"] = json!((sequences as f64 / step).round());
+    row["step_us"] = microseconds(step);
+    row["products_us"] = part(products);
+    row["attention_us"] = part(attention);
+    row["other_kernels_us"] = part(pointwise);
+    row["draw_us"] = microseconds(draw);
+    row["host_us"] = microseconds(median(&mut host));
+    Ok(())
+}
