@@ -151,6 +151,12 @@ pub(crate) fn load(options: &ModelOptions, notes: Notes) -> anyhow::Result<Loade
     let recommended = options.choice.recommended(&source)?;
     let (tokenizer, chat_template) = read_text_side(&source).with_context(|| source.name())?;
     let tokenizer = tokenizer.with_end_of_generation(&recommended.end_ids);
+    if tokenizer.add_eos() {
+        notes.say("note: the model's files ask for an end-of-text token after every text; prompts go without, since they are to be continued");
+    }
+    if source.weights().has_images() {
+        notes.say("note: the model can read images, which this program cannot; only its text model is loaded");
+    }
     let model = read_tensors(&source, options, notes).with_context(|| source.name())?;
     let (engine, thread) = Engine::start(model, Arc::new(tokenizer), options.engine);
     Ok(Loaded {

@@ -147,6 +147,7 @@ impl Tokenizer {
             tokenizer,
             vocabulary,
             add_bos,
+            add_eos,
             adds_space_prefix,
         } = json::read(checkpoint)?;
         Ok(Self {
@@ -154,7 +155,7 @@ impl Tokenizer {
             model: Model::Json(Box::new(tokenizer)),
             vocabulary,
             add_bos,
-            add_eos: false,
+            add_eos,
             adds_space_prefix,
         })
     }

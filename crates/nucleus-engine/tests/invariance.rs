@@ -11,29 +11,13 @@ use std::num::NonZeroUsize;
 use candle_core::quantized::gguf_file::{self, Value};
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{DType, Device, Tensor};
-use nucleus_engine::gguf::ModelFile;
+use nucleus_engine::gguf::{ModelFile, TensorType};
 use nucleus_engine::kv_cache::BlockPool;
 use nucleus_engine::model::{Chunk, Logits, Model};
 use nucleus_engine::models::{self, LoadOptions};
 use nucleus_engine::scheduler::{
     Arrival, Scheduled, Scheduler, SchedulerCounters, SchedulerLimits, SequenceId, Step,
 };
-
-const TYPES: [GgmlDType; 13] = [
-    GgmlDType::F32,
-    GgmlDType::F16,
-    GgmlDType::BF16,
-    GgmlDType::Q4_0,
-    GgmlDType::Q4_1,
-    GgmlDType::Q5_0,
-    GgmlDType::Q5_1,
-    GgmlDType::Q8_0,
-    GgmlDType::Q2K,
-    GgmlDType::Q3K,
-    GgmlDType::Q4K,
-    GgmlDType::Q5K,
-    GgmlDType::Q6K,
-];
 
 const HIDDEN: usize = 256;
 const VOCAB_SIZE: usize = 80;
@@ -208,7 +192,8 @@ fn every_type_gives_the_same_bits(device: models::Device) {
     };
     let scripts = [parts(1, 20), parts(2, 20), parts(3, 32), parts(4, 0)];
     let prompts = [20, 20, 34, 25];
-    for dtype in TYPES {
+    let types = TensorType::supported().filter_map(TensorType::candle_type);
+    for dtype in types {
         let mut model = model(dtype, device);
         let alone: Vec<Rows> = (0..scripts.len())
             .map(|index| {

@@ -51,6 +51,12 @@ impl TensorType {
         self.candle_type().is_some()
     }
 
+    /// Every type that tensors can be loaded of.
+    pub fn supported() -> impl Iterator<Item = Self> {
+        let supported = KNOWN.iter().filter(|known| known.candle.is_some());
+        supported.map(|known| Self(known.number))
+    }
+
     fn known(self) -> Option<&'static Known> {
         KNOWN.iter().find(|known| known.number == self.0)
     }

@@ -68,7 +68,7 @@ impl<'a> Weights<'a> {
             // A copy of the embedding that some files have.
             Self::Safetensors(_) if name == OUTPUT && config.tied == Some(true) => None,
             Self::Safetensors(checkpoint) => {
-                let tensor = checkpoint.find_tensor(&checkpoint_name(config, name))?;
+                let tensor = checkpoint.find_tensor(&name_in(checkpoint, config, name))?;
                 Some(Tensor {
                     name: &tensor.name,
                     shape: &tensor.shape,
@@ -85,7 +85,7 @@ impl<'a> Weights<'a> {
         self.find(config, name).ok_or_else(|| {
             let tensor = match self {
                 Self::Gguf(_) => name.to_owned(),
-                Self::Safetensors(_) => checkpoint_name(config, name),
+                Self::Safetensors(checkpoint) => name_in(checkpoint, config, name),
             };
             GgufError::MissingTensor { tensor }.into()
         })
@@ -107,15 +107,34 @@ impl<'a> Weights<'a> {
         }
     }
 
-    /// Whether a tensor holds nothing that a model could do without: a copy of the embedding, or frequencies that follow
-    /// from the configuration, which old versions of transformers saved.
+    /// Whether the model can do without a tensor: a copy of the embedding, frequencies that follow from the configuration,
+    /// which old versions of transformers saved, or what reads images in a model of text and images.
     pub(super) fn ignores(self, name: &str) -> bool {
         match self {
             Self::Gguf(_) => false,
             Self::Safetensors(_) => {
-                name == "lm_head.weight" || name.ends_with(".rotary_emb.inv_freq")
+                name.ends_with("lm_head.weight")
+                    || name.ends_with(".rotary_emb.inv_freq")
+                    || self.reads_images(name)
             }
         }
+    }
+
+    /// Whether a tensor belongs to the part that reads images, which is not loaded.
+    fn reads_images(self, name: &str) -> bool {
+        const PARTS: [&str; 2] = ["vision_tower.", "multi_modal_projector."];
+        let name = name.strip_prefix("model.").unwrap_or(name);
+        match self {
+            Self::Gguf(_) => false,
+            Self::Safetensors(checkpoint) => {
+                has_text_part(checkpoint) && PARTS.iter().any(|part| name.starts_with(part))
+            }
+        }
+    }
+
+    /// Whether the files have a part that reads images, which is not loaded.
+    pub fn has_images(self) -> bool {
+        self.names().into_iter().any(|name| self.reads_images(name))
     }
 
     /// What is to be added to the weights of norms.
@@ -183,6 +202,26 @@ impl<'a> Weights<'a> {
                 )
             }
         }
+    }
+}
+
+/// Whether the text model is a part of one of text and images.
+fn has_text_part(checkpoint: &Checkpoint) -> bool {
+    checkpoint.config().contains_key("text_config")
+}
+
+/// What a tensor, by its name in GGUF files, is called in a directory. In a model of text and images the name says that it belongs to
+/// the text model, in one of two ways.
+fn name_in(checkpoint: &Checkpoint, config: &Config, name: &str) -> String {
+    let plain = checkpoint_name(config, name);
+    if !has_text_part(checkpoint) {
+        return plain;
+    }
+    let inner = plain.replacen("model.", "model.language_model.", 1);
+    let outer = format!("language_model.{plain}");
+    match checkpoint.find_tensor(&inner) {
+        Some(_) => inner,
+        None => outer,
     }
 }
 

@@ -22,6 +22,7 @@ pub(super) struct Described {
     pub(super) tokenizer: JsonTokenizer,
     pub(super) vocabulary: Vocabulary,
     pub(super) add_bos: bool,
+    pub(super) add_eos: bool,
     pub(super) adds_space_prefix: bool,
 }
 
@@ -90,6 +91,7 @@ pub(super) fn read(checkpoint: &Checkpoint) -> Result<Described, TokenizerError>
         },
         vocabulary,
         add_bos,
+        add_eos: config.get("add_eos_token").and_then(Value::as_bool) == Some(true),
         adds_space_prefix,
     })
 }
@@ -131,10 +133,12 @@ fn vocabulary(
         let problem = format!("its {} tokens have ids up to {}", by_text.len(), count - 1);
         return Err(TokenizerError::Json { problem });
     }
-    let size = checkpoint
-        .config()
-        .get("vocab_size")
-        .and_then(Value::as_u64);
+    let config = checkpoint.config();
+    let size = match config.get("text_config") {
+        Some(text) => text.get("vocab_size"),
+        None => config.get("vocab_size"),
+    };
+    let size = size.and_then(Value::as_u64);
     if let Some(size) = size.filter(|&size| size < count as u64) {
         return Err(TokenizerError::ModelSize {
             key: "vocab_size".to_owned(),

@@ -14,6 +14,15 @@ use super::{
 
 /// Base of the rotary frequencies of Gemma 3's layers without a window, where a file does not say.
 const GEMMA3_GLOBAL_BASE: f32 = 1_000_000.0;
+/// What transformers takes for a text model of Gemma 3 that does not say; the first one's own configuration says little.
+const GEMMA3_TEXT: [(&str, usize); 6] = [
+    ("num_attention_heads", 8),
+    ("num_key_value_heads", 4),
+    ("head_dim", 256),
+    ("query_pre_attn_scalar", 256),
+    ("max_position_embeddings", 131_072),
+    ("sliding_window", 4096),
+];
 /// Added to the mean of squares, where a file does not say.
 const RMS_EPS: f32 = 1e-6;
 
@@ -24,7 +33,12 @@ impl Config {
     /// A key that is missing, of another type, out of range, in contradiction to another, or of a feature that the
     /// decoder does not have.
     pub(in super::super) fn from_json(config: &Map<String, Value>) -> Result<Self, ModelError> {
-        let fields = Fields::new(Cow::Borrowed("config.json"), config);
+        let text = text_part(config);
+        let (name, config) = match &text {
+            Some(text) => ("\"text_config\" of config.json", text),
+            None => ("config.json", config),
+        };
+        let fields = Fields::new(Cow::Borrowed(name), config);
         let model_type = fields.text("model_type")?;
         let model_type = model_type.ok_or_else(|| fields.missing("model_type"))?;
         let architecture = Architecture::by_model_type(model_type)
@@ -40,6 +54,25 @@ impl Config {
         }
         .config()
     }
+}
+
+/// The configuration of the text model in one of text and images, whose sizes are those of [`GEMMA3_TEXT`] where it does not say;
+/// `None` if there is none.
+fn text_part(config: &Map<String, Value>) -> Option<Map<String, Value>> {
+    if config.get("model_type")?.as_str()? != "gemma3" {
+        return None;
+    }
+    let given = config.get("text_config")?.as_object()?;
+    let mut text = Map::new();
+    for (key, value) in GEMMA3_TEXT {
+        text.insert(key.to_owned(), value.into());
+    }
+    text.insert("model_type".to_owned(), "gemma3_text".into());
+    text.extend(given.clone());
+    if let Some(quantization) = config.get("quantization_config") {
+        text.insert("quantization_config".to_owned(), quantization.clone());
+    }
+    Some(text)
 }
 
 struct Reader<'a> {
@@ -289,6 +322,8 @@ impl RopeReader<'_> {
                     ..rope
                 })
             }
+            // Frequencies change with sequences beyond the context length, which none grows to here.
+            "dynamic" => factor().map(|_| rope),
             // Phi-3's first files call LongRoPE "su".
             "longrope" | "su" => self.long(rope),
             "yarn" => {
@@ -306,7 +341,7 @@ impl RopeReader<'_> {
             }
             other => {
                 let place = self.given.unwrap_or(&self.reader.fields).place("rope_type");
-                let supported = "default, linear, llama3, longrope and yarn are";
+                let supported = "default, linear, dynamic, llama3, longrope and yarn are";
                 Err(unsupported(place, other, supported))
             }
         }
@@ -467,6 +502,50 @@ mod tests {
     }
 
     #[test]
+    fn a_dynamic_rope_is_as_it_is_within_the_context() {
+        let plain = read(json!({"model_type": "llama"})).unwrap();
+        let scaling = json!({"rope_type": "dynamic", "factor": 2.0});
+        let dynamic = read(json!({"model_type": "llama", "rope_scaling": scaling})).unwrap();
+        assert_eq!(dynamic.rope, plain.rope);
+        assert_eq!(dynamic.context_length, 4096);
+        let error = error(json!({"model_type": "llama", "rope_scaling": {"type": "dynamic"}}));
+        assert!(error.contains("no \"factor\""), "{error}");
+    }
+
+    #[test]
+    fn the_text_model_of_gemma_3_has_its_usual_sizes() {
+        // As Gemma 3 4B says it.
+        let config = json!({
+            "model_type": "gemma3", "vision_config": {"hidden_size": 1152}, "mm_tokens_per_image": 256,
+            "text_config": {
+                "model_type": "gemma3_text", "hidden_size": 2560, "intermediate_size": 10_240, "num_hidden_layers": 34,
+                "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window": 1024,
+            },
+        });
+        let mut config = config.as_object().unwrap().clone();
+        let text = Config::from_json(&config).unwrap();
+        assert_eq!(text.architecture.name, "gemma3");
+        assert_eq!((text.layers, text.hidden), (34, 2560));
+        assert_eq!((text.heads, text.kv_heads, text.head_dim), (8, 4, 256));
+        assert_eq!(
+            (text.context_length, text.attention_scale),
+            (131_072, 1.0 / 16.0)
+        );
+        let window = text.window.unwrap();
+        assert_eq!(window.positions, 1024);
+        assert_eq!(window.sliding[..6], [true, true, true, true, true, false]);
+        assert_eq!((text.rope.scale, text.rope.base), (8.0, GEMMA3_GLOBAL_BASE));
+        assert_eq!(text.local_rope.unwrap().base, GEMMA3_LOCAL_BASE);
+
+        config.insert("quantization_config".into(), json!({"bits": 4}));
+        let error = Config::from_json(&config).unwrap_err().to_string();
+        assert!(error.contains("which is not supported"), "{error}");
+        config.remove("text_config");
+        let error = Config::from_json(&config).unwrap_err().to_string();
+        assert!(error.contains("gemma3"), "{error}");
+    }
+
+    #[test]
     fn rope_is_written_in_two_ways() {
         let llama3 = json!({
             "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64,
@@ -572,8 +651,8 @@ mod tests {
             ),
             (
                 "rope_scaling",
-                json!({"rope_type": "dynamic"}),
-                "dynamic, which is not supported",
+                json!({"rope_type": "spiral"}),
+                "spiral, which is not supported",
             ),
             (
                 "num_key_value_heads",

@@ -289,23 +289,13 @@ impl Task<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gguf::TensorType;
     use candle_core::{Device, Tensor};
 
-    const TYPES: [GgmlDType; 13] = [
-        GgmlDType::F32,
-        GgmlDType::F16,
-        GgmlDType::BF16,
-        GgmlDType::Q4_0,
-        GgmlDType::Q4_1,
-        GgmlDType::Q5_0,
-        GgmlDType::Q5_1,
-        GgmlDType::Q8_0,
-        GgmlDType::Q2K,
-        GgmlDType::Q3K,
-        GgmlDType::Q4K,
-        GgmlDType::Q5K,
-        GgmlDType::Q6K,
-    ];
+    fn types() -> impl Iterator<Item = GgmlDType> {
+        TensorType::supported().filter_map(TensorType::candle_type)
+    }
+
     const INPUTS: usize = 512;
     /// Not a multiple of any kernel's width.
     const OUTPUTS: usize = 77;
@@ -346,7 +336,7 @@ mod tests {
     #[test]
     fn every_type_multiplies_with_its_dequantised_weights() {
         let input = noise(ROWS * INPUTS, 3);
-        for dtype in TYPES {
+        for dtype in types() {
             let tensor = tensor(dtype);
             let weights: Vec<f32> = tensor
                 .dequantize(&Device::Cpu)
@@ -384,7 +374,7 @@ mod tests {
     #[test]
     fn every_type_gives_a_row_the_same_bits_in_any_batch() {
         let input = noise(ROWS * INPUTS, 5);
-        for dtype in TYPES {
+        for dtype in types() {
             let matrix = Linear::from_qtensor(&tensor(dtype)).unwrap();
             let together = product(&matrix, &input);
             for rows in [1, 2, 3, 4, 5, 16, 31, 32, 33] {
@@ -404,7 +394,7 @@ mod tests {
 
     #[test]
     fn weights_of_an_output_are_its_dequantised_row() {
-        for dtype in TYPES {
+        for dtype in types() {
             let tensor = tensor(dtype);
             let weights: Vec<Vec<f32>> =
                 tensor.dequantize(&Device::Cpu).unwrap().to_vec2().unwrap();
