@@ -59,13 +59,38 @@ NUCLEUS_BOTH uint32_t half2_fma(uint32_t pair, float factor, float term) {
 #endif
 }
 
-// Bytes `first` and `first + 1` as numbers 1024 + byte of float16.
+// (word & mask) | rest, in one instruction: the compiler makes two of it when both are constants.
+NUCLEUS_BOTH uint32_t masked_or(uint32_t word, uint32_t mask, uint32_t rest) {
+#ifdef __CUDA_ARCH__
+  uint32_t result;
+  asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(result) : "r"(word), "r"(mask), "r"(rest));
+  return result;
+#else
+  return (word & mask) | rest;
+#endif
+}
+
+// 1024 in both halves, in whose last bits a whole number below 1024 can be put.
+constexpr uint32_t HALVES_1024 = 0x64006400;
+
+// Bytes FIRST and FIRST + 1 as numbers 1024 + byte of float16.
 template <uint32_t FIRST>
 NUCLEUS_BOTH uint32_t bytes_above_1024(uint32_t word) {
 #ifdef __CUDA_ARCH__
-  return __byte_perm(word, 0x64646464, FIRST == 0 ? 0x4140 : 0x4342);
+  return __byte_perm(word, HALVES_1024, FIRST == 0 ? 0x5150 : 0x5352);
 #else
-  return (word >> 8 * FIRST & 0xff) | (word >> 8 * (FIRST + 1) & 0xff) << 16 | 0x64006400;
+  return (word >> 8 * FIRST & 0xff) | (word >> 8 * (FIRST + 1) & 0xff) << 16 | HALVES_1024;
+#endif
+}
+
+// factor · (byte `index` - zero), exactly, where the factor has 11 bits: 32768 + byte is a float32 with the byte in the middle.
+template <uint32_t INDEX>
+NUCLEUS_BOTH float scaled_byte(uint32_t word, float factor, float zero) {
+#ifdef __CUDA_ARCH__
+  float above = __uint_as_float(__byte_perm(word, 0x47000000, 0x7404 | INDEX << 4));
+  return __fmaf_rn(factor, above, -factor * (32768 + zero));
+#else
+  return factor * (static_cast<float>(word >> 8 * INDEX & 0xff) - zero);
 #endif
 }
 

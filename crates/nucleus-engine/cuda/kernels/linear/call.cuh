@@ -27,13 +27,9 @@ struct Panel {
   uint64_t stride;
   uint32_t first, outputs;
 
-  // Adds a section's share to what those before it made of an output.
-  __device__ __forceinline__ void add(uint32_t row, uint32_t index, float share, bool is_first, bool is_last) const {
-    if (first + index >= outputs) return;
-    float *to = output + row * stride + first + index, total = __fadd_rn(is_first ? 0.0f : *to, share);
-    *to = is_last && bias ? __fadd_rn(total, bias[first + index]) : total;
+  __device__ __forceinline__ void store(uint32_t row, uint32_t index, float total) const {
+    if (first + index < outputs) output[row * stride + first + index] = bias ? __fadd_rn(total, bias[first + index]) : total;
   }
-  __device__ __forceinline__ void store(uint32_t row, uint32_t index, float total) const { add(row, index, total, true, true); }
 };
 
 template <class W>

@@ -1,188 +1,292 @@
 // Products of few rows: the weights stream through once, at the speed of memory.
 //
-// A cluster has a block for each section of the inputs. It goes through its panels; each block keeps its section of the activations in shared
-// memory and multiplies its section of every panel. A warp takes a panel's section at a time; its weights come through a ring of its own, which the
-// copy engine fills far ahead, across panels. A section's shares lie in its block's shared memory until the cluster meets; then the outputs are
-// added up, section by section.
+// A cluster's blocks share out the sections of the inputs, and each keeps its sections of the activations in shared memory; so a cluster is as large
+// as the activations want. It goes through its panels. A warp takes one section of a panel at a time; its weights come through a ring of its own,
+// which the copy engine fills far ahead, across panels. The shares of a group of panels lie in the blocks' shared memory until the cluster has met,
+// which is while it multiplies the next group; then the outputs are added up, section by section.
 #pragma once
 
-#include <cooperative_groups.h>
+#include <atomic>
 
 #include "bulk.cuh"
 #include "call.cuh"
-#include "device.cuh"
+#include "cluster.cuh"
+#include "launch.cuh"
 
 namespace nucleus::linear {
 
 struct StreamPolicy {
   static constexpr uint32_t WARPS = 16, THREADS = WARPS * 32;
   static constexpr uint32_t MAX_ROWS = 16;
-  static constexpr uint32_t MAX_STAGES = 12, MIN_STAGES = 2;
-  // Panels between two meetings of the cluster, times their columns of four rows.
-  static constexpr uint32_t GROUP = 64;
+  static constexpr uint32_t MAX_STAGES = 12, MIN_STAGES = 2, GOOD_STAGES = 3;
+  // A group's shares are written while the one before it is added up and the one before that may still be read.
+  static constexpr uint32_t BUFFERS = 3;
+  // Sections of panels in a group.
+  static constexpr uint32_t MAX_GROUP = 32, MIN_GROUP = 8;
 };
 
-// How a block's shared memory is used.
-template <class W>
-struct StreamLayout {
+// How the products are shared out, and a block's shared memory used, for up to 4 · COLUMNS rows.
+template <class W, uint32_t COLUMNS>
+struct StreamPlan {
   using P = StreamPolicy;
-  uint32_t rows, section_steps, group, stages;
+  static constexpr uint32_t ROWS = COLUMNS * 4, STEP_BYTES = ROWS * Activations::ROW_BYTES, STAGE_BYTES = P::WARPS * (W::CHUNK_BYTES + sizeof(Barrier));
+  uint32_t sections, section_steps;  // of the inputs; steps of each but the last
+  uint32_t blocks;                   // of a cluster
+  uint32_t block_sections;           // of each block but the last
+  uint32_t group, stages;            // no stages: there is no room
 
-  // As many stages as fit; none if too few do.
-  __host__ StreamLayout(uint32_t rows, uint32_t inputs, uint32_t shared_bytes)
-      : rows(rows), section_steps(sections_of(inputs).inputs / STEP), group(P::GROUP / div_up(rows, 4)), stages(0) {
-    uint32_t fixed = bytes(), stage = P::WARPS * (W::CHUNK_BYTES + sizeof(Barrier));
-    uint32_t fit = fixed < shared_bytes ? (shared_bytes - fixed) / stage : 0;
-    stages = fit < P::MIN_STAGES ? 0 : fit < P::MAX_STAGES ? fit : P::MAX_STAGES;
+  __host__ StreamPlan(uint32_t inputs, uint32_t blocks, uint32_t shared_bytes)
+      : sections(sections_of(inputs).count), section_steps(sections_of(inputs).inputs / STEP), blocks(blocks), block_sections(div_up(sections, blocks)) {
+    for (group = P::MAX_GROUP;; group /= 2) {
+      stages = 0;
+      const uint32_t fixed = bytes(), fit = fixed < shared_bytes ? (shared_bytes - fixed) / STAGE_BYTES : 0;
+      stages = fit < P::MIN_STAGES ? 0 : fit < P::MAX_STAGES ? fit : P::MAX_STAGES;
+      if (stages >= P::GOOD_STAGES || group == P::MIN_GROUP) return;
+    }
   }
-  NUCLEUS_BOTH uint32_t ring_at() const { return 0; }
-  NUCLEUS_BOTH uint32_t fragments_at() const { return ring_at() + P::WARPS * stages * W::CHUNK_BYTES; }
-  NUCLEUS_BOTH uint32_t shares_at() const { return fragments_at() + section_steps * rows * Activations::ROW_BYTES; }
-  NUCLEUS_BOTH uint32_t share_floats() const { return group * rows * PANEL; }
-  NUCLEUS_BOTH uint32_t sums_at() const { return shares_at() + 2 * share_floats() * sizeof(float); }
-  NUCLEUS_BOTH uint32_t scales_at() const { return sums_at() + section_steps * rows * sizeof(float); }
-  NUCLEUS_BOTH uint32_t barriers_at() const { return scales_at() + (rows + 3) / 4 * 4 * sizeof(float); }
+  NUCLEUS_BOTH uint32_t group_panels() const { return group / block_sections; }
+  NUCLEUS_BOTH uint32_t share_floats() const { return group * ROWS * PANEL; }
+  NUCLEUS_BOTH uint32_t fragments_at() const { return P::WARPS * stages * W::CHUNK_BYTES; }
+  NUCLEUS_BOTH uint32_t shares_at() const { return fragments_at() + block_sections * section_steps * STEP_BYTES; }
+  NUCLEUS_BOTH uint32_t sums_at() const { return shares_at() + P::BUFFERS * share_floats() * sizeof(float); }
+  NUCLEUS_BOTH uint32_t scales_at() const { return sums_at() + block_sections * section_steps * ROWS * sizeof(float); }
+  NUCLEUS_BOTH uint32_t largest_at() const { return scales_at() + block_sections * ROWS * sizeof(float); }
+  NUCLEUS_BOTH uint32_t barriers_at() const { return largest_at() + block_sections * ROWS * sizeof(uint32_t); }
   NUCLEUS_BOTH uint32_t bytes() const { return barriers_at() + P::WARPS * stages * sizeof(Barrier); }
 };
+static_assert(StreamPolicy::MIN_GROUP >= MAX_SECTIONS, "a group has a panel at least");
 
-// The chunks that a warp multiplies, in order: its section of every panel of its own.
+// A block's panels and sections. A unit is a section of a panel; a warp has every WARPS-th.
 template <class W>
-struct ChunkStream {
-  const Call &call;
-  uint32_t panel, end_panel;  // of the warp, every WARPS-th
-  uint32_t first_chunk, chunks;
-  uint32_t chunk = 0;
-  const uint8_t *from = nullptr;
+struct StreamPart {
+  uint32_t begin_panel, end_panel;
+  uint32_t first_section, sections, section_chunks, all_chunks;
 
-  __device__ __forceinline__ bool done() const { return panel >= end_panel; }
-  __device__ __forceinline__ const uint8_t *next() {
-    if (chunk == 0) from = panel_of<W>(call, panel).weights + size_t{first_chunk} * W::CHUNK_BYTES;
-    const uint8_t *result = from + size_t{chunk} * W::CHUNK_BYTES;
-    if (++chunk == chunks) chunk = 0, panel += StreamPolicy::WARPS;
-    return result;
+  template <uint32_t COLUMNS>
+  __device__ __forceinline__ StreamPart(const Call &call, const StreamPlan<W, COLUMNS> &plan, uint32_t index, uint32_t clusters, uint32_t rank)
+      : begin_panel(static_cast<uint32_t>(uint64_t{call.panels()} * index / clusters)),
+        end_panel(static_cast<uint32_t>(uint64_t{call.panels()} * (index + 1) / clusters)),
+        first_section(min(rank * plan.block_sections, plan.sections)),
+        sections(min(plan.block_sections, plan.sections - first_section)),
+        section_chunks(plan.section_steps / W::STEPS),
+        all_chunks(chunks_of<W>(call.inputs)) {}
+
+  __device__ __forceinline__ uint32_t units(uint32_t end) const { return (end - begin_panel) * sections; }
+  __device__ __forceinline__ uint32_t panel(uint32_t unit) const { return begin_panel + unit / sections; }
+  __device__ __forceinline__ uint32_t section(uint32_t unit) const { return unit % sections; }
+  __device__ __forceinline__ uint32_t first_chunk(uint32_t section) const { return (first_section + section) * section_chunks; }
+  __device__ __forceinline__ uint32_t chunks(uint32_t section) const { return min(section_chunks, all_chunks - first_chunk(section)); }
+  __device__ __forceinline__ uint32_t steps() const { return sections ? (first_chunk(sections - 1) + chunks(sections - 1) - first_chunk(0)) * W::STEPS : 0; }
+};
+
+// A warp's ring: the chunks of its units come in order, far ahead of the one that is multiplied.
+template <class W>
+struct WeightRing {
+  const Call &call;
+  const StreamPart<W> &part;
+  uint8_t *const stages;
+  Barrier *const barriers;
+  const uint32_t count, lane;
+  uint32_t unit;  // of the next chunk to fetch
+  uint32_t left = 0;
+  const uint8_t *next = nullptr;
+
+  __device__ __forceinline__ void start() {
+    if (lane == 0) {
+      for (uint32_t stage = 0; stage < count; ++stage) barriers[stage].init(1);
+      Barrier::publish_init();
+    }
+    __syncwarp();
+    for (uint32_t stage = 0; stage < count; ++stage) fetch(stage);
+  }
+  __device__ __forceinline__ void fetch(uint32_t stage) {
+    if (left == 0) {
+      if (unit >= part.units(part.end_panel)) return;
+      const uint32_t section = part.section(unit);
+      next = panel_of<W>(call, part.panel(unit)).weights + size_t{part.first_chunk(section)} * W::CHUNK_BYTES;
+      left = part.chunks(section);
+      unit += StreamPolicy::WARPS;
+    }
+    if (lane == 0) {
+      barriers[stage].expect(W::CHUNK_BYTES);
+      barriers[stage].copy(stages + stage * W::CHUNK_BYTES, next, W::CHUNK_BYTES);
+    }
+    next += W::CHUNK_BYTES;
+    left -= 1;
   }
 };
 
 template <class W, uint32_t COLUMNS>
-__global__ void __launch_bounds__(StreamPolicy::THREADS, 1) multiply_streaming(const __grid_constant__ Call call, const float *x, StreamLayout<W> layout) {
+struct StreamKernel {
   using P = StreamPolicy;
-  extern __shared__ __align__(128) uint8_t shared[];
-  const auto cluster = cooperative_groups::this_cluster();
-  const uint32_t section = cluster.block_rank(), clusters = gridDim.x / cluster.num_blocks(), index = blockIdx.x / cluster.num_blocks();
-  const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, rows = layout.rows;
-  const uint32_t begin_panel = static_cast<uint32_t>(uint64_t{call.panels()} * index / clusters);
-  const uint32_t end_panel = static_cast<uint32_t>(uint64_t{call.panels()} * (index + 1) / clusters);
-  const uint32_t sections = sections_of(call.inputs).count;
+  using Plan = StreamPlan<W, COLUMNS>;
 
-  const uint32_t section_chunks = layout.section_steps / W::STEPS, first_chunk = section * section_chunks;
-  const uint32_t all_chunks = chunks_of<W>(call.inputs), chunks = first_chunk < all_chunks ? min(section_chunks, all_chunks - first_chunk) : 0;
+  const Call &call;
+  const Plan &plan;
+  const Cluster cluster;
+  const StreamPart<W> part;
+  uint8_t *const shared;
 
-  uint8_t *ring = shared + layout.ring_at() + warp * layout.stages * W::CHUNK_BYTES;
-  Barrier *barriers = reinterpret_cast<Barrier *>(shared + layout.barriers_at()) + warp * layout.stages;
-  const Activations activations{shared + layout.fragments_at(),
-                                reinterpret_cast<float *>(shared + layout.sums_at()),
-                                reinterpret_cast<float *>(shared + layout.scales_at()),
-                                rows,
-                                rows * Activations::ROW_BYTES,
-                                rows};
-  float *const shares = reinterpret_cast<float *>(shared + layout.shares_at());
+  __device__ __forceinline__ StreamKernel(const Call &call, const Plan &plan, uint8_t *shared)
+      : call(call), plan(plan), part(call, plan, blockIdx.x / plan.blocks, gridDim.x / plan.blocks, cluster.rank()), shared(shared) {}
 
-  // The weights are on their way before the activations are looked at.
-  ChunkStream<W> ahead{call, chunks ? begin_panel + warp : end_panel, end_panel, first_chunk, chunks};
-  auto fetch = [&](uint32_t stage) {
-    if (ahead.done()) return;
-    const uint8_t *from = ahead.next();
-    if (lane == 0) {
-      barriers[stage].expect(W::CHUNK_BYTES);
-      barriers[stage].copy(ring + stage * W::CHUNK_BYTES, from, W::CHUNK_BYTES);
-    }
-  };
-  if (lane == 0) {
-    for (uint32_t stage = 0; stage < layout.stages; ++stage) barriers[stage].init(1);
-    Barrier::publish_init();
+  __device__ __forceinline__ static uint32_t warp() { return threadIdx.x / 32; }
+  __device__ __forceinline__ static uint32_t lane() { return threadIdx.x % 32; }
+  template <class T>
+  __device__ __forceinline__ T *at(uint32_t offset) const {
+    return reinterpret_cast<T *>(shared + offset);
   }
-  __syncwarp();
-  for (uint32_t stage = 0; stage < layout.stages; ++stage) fetch(stage);
+  __device__ __forceinline__ Activations activations() const {
+    return {at<uint8_t>(plan.fragments_at()), at<float>(plan.sums_at()), at<float>(plan.scales_at()), Plan::STEP_BYTES, Plan::ROWS, Plan::ROWS};
+  }
+  // Of a panel of a group: [sections of the block, rows, outputs].
+  __device__ __forceinline__ float *shares(uint32_t group, uint32_t panel) const {
+    return at<float>(plan.shares_at()) + group % P::BUFFERS * plan.share_floats() + panel * plan.block_sections * Plan::ROWS * PANEL;
+  }
 
-  for (uint32_t row = warp; row < rows && chunks; row += P::WARPS)
-    split_section<typename W::Number>(x + size_t{row} * call.inputs, call.inputs, first_chunk * W::STEPS, chunks * W::STEPS, activations, row, 0, 0, lane);
-  __syncthreads();
+  __device__ __forceinline__ void split(const float *x) const {
+    uint32_t *largest = at<uint32_t>(plan.largest_at());
+    for (uint32_t i = threadIdx.x; i < plan.block_sections * Plan::ROWS; i += P::THREADS) largest[i] = 0;
+    __syncthreads();
+    wait_for_inputs();
+    split_sections<typename W::Number>({x, call.rows, call.inputs, part.first_chunk(0) * W::STEPS, part.steps(), plan.section_steps}, call.rows, activations(),
+                                       largest);
+    __syncthreads();
+  }
 
-  RingPlace place;
-  uint32_t panel = chunks ? begin_panel + warp : end_panel, buffer = 0;
-  for (uint32_t group = begin_panel; group < end_panel; group += layout.group, buffer ^= 1) {
-    const uint32_t group_end = min(group + layout.group, end_panel);
-    float *const group_shares = shares + buffer * layout.share_floats();
-    for (; panel < group_end; panel += P::WARPS) {
-      float sums[COLUMNS][2] = {};
-      for (uint32_t chunk = 0; chunk < chunks; ++chunk) {
-        const uint8_t *weights = ring + place.stage * W::CHUNK_BYTES;
-        barriers[place.stage].wait(place.parity);
+  __device__ __forceinline__ void multiply(WeightRing<W> &ring) const {
+    const Activations x = activations();
+    // Columns of rows that are not there repeat the last row's: they have results, which nobody reads.
+    const uint8_t *x_lane[COLUMNS];
+    const float *sum_lane[COLUMNS];
 #pragma unroll
-        for (uint32_t step = 0; step < W::STEPS; ++step) {
-          const auto fragment = W::load(weights, step, lane);
-          const uint32_t x_step = chunk * W::STEPS + step;
-#pragma unroll
-          for (uint32_t n = 0; n < COLUMNS; ++n) {
-            float row_sum = 0;
-            if constexpr (W::Fragment::MINIMUM) row_sum = activations.sums[x_step * rows + min(n * 4 + lane % 4, rows - 1)];
-            add_products<typename W::Number>(sums[n], fragment, activations.load(x_step, n, lane), row_sum);
-          }
+    for (uint32_t n = 0; n < COLUMNS; ++n) {
+      x_lane[n] = x.fragments + min(n * 4 + lane() / 8, call.rows - 1) * Activations::ROW_BYTES + lane() % 8 * Activations::UNIT_BYTES;
+      sum_lane[n] = x.sums + min(n * 4 + lane() % 4, call.rows - 1);
+    }
+    RingPlace place;
+    uint32_t unit = warp();
+    for (uint32_t group = 0, begin = part.begin_panel;; ++group, begin += plan.group_panels()) {
+      const uint32_t end = min(begin + plan.group_panels(), part.end_panel);
+      for (; begin < end && unit < part.units(end); unit += P::WARPS) {
+        const uint32_t section = part.section(unit), chunks = part.chunks(section);
+        uint32_t step = section * plan.section_steps;
+        float sums[COLUMNS][2] = {};
+        for (uint32_t chunk = 0; chunk < chunks; ++chunk, step += W::STEPS) {
+          ring.barriers[place.stage].wait(place.parity);
+          add_chunk(sums, ring.stages + place.stage * W::CHUNK_BYTES, x_lane, sum_lane, step);
+          __syncwarp();
+          ring.fetch(place.stage);
+          place.advance(plan.stages);
         }
-        __syncwarp();
-        fetch(place.stage);
-        place.advance(layout.stages);
+        float *to = shares(group, part.panel(unit) - begin) + section * Plan::ROWS * PANEL;
+#pragma unroll
+        for (uint32_t n = 0; n < COLUMNS; ++n) {
+          const uint32_t row = n * 4 + lane() % 4;
+          if (row < call.rows)
+            for (uint32_t h = 0; h < 2; ++h) to[row * PANEL + lane() / 4 + 8 * h] = section_share(sums[n][h], x.scales[section * Plan::ROWS + row]);
+        }
       }
+      if (group > 0) {
+        cluster.wait();
+        add_up(group - 1, begin - plan.group_panels(), min(begin, part.end_panel));
+      }
+      if (begin >= part.end_panel) break;
+      cluster.arrive();
+    }
+    cluster.meet();  // nobody leaves while its shares are read
+  }
+
+  __device__ __forceinline__ static void add_chunk(float (&sums)[COLUMNS][2], const uint8_t *weights, const uint8_t *const (&x_lane)[COLUMNS],
+                                                   const float *const (&sum_lane)[COLUMNS], uint32_t first_step) {
+#pragma unroll
+    for (uint32_t step = 0; step < W::STEPS; ++step) {
+      const auto fragment = W::load(weights, step, lane());
 #pragma unroll
       for (uint32_t n = 0; n < COLUMNS; ++n) {
-        const uint32_t row = n * 4 + lane % 4;
-        if (row >= rows) continue;
-        float *to = group_shares + ((panel - group) * rows + row) * PANEL + lane / 4;
-        for (int h = 0; h < 2; ++h) to[8 * h] = section_share(sums[n][h], activations.scales[row]);
+        const Operand operand = *reinterpret_cast<const Operand *>(x_lane[n] + (first_step + step) * Plan::STEP_BYTES);
+        const float row_sum = W::Fragment::MINIMUM ? sum_lane[n][(first_step + step) * Plan::ROWS] : 0.0f;
+        add_products<typename W::Number>(sums[n], fragment, operand, row_sum);
       }
     }
-    // Every block has written its shares; and since it has, it has read those of the group before the last, whose place this group takes.
-    cluster.sync();
-    const uint32_t values = (group_end - group) * rows * PANEL, width = (group_end - group) * PANEL;
-    const uint32_t rank = (section + (group - begin_panel) / layout.group) % cluster.num_blocks();
-    for (uint32_t i = rank * P::THREADS + threadIdx.x; i < values; i += cluster.num_blocks() * P::THREADS) {
-      const uint32_t row = i / width, local = i % width / PANEL, output = i % PANEL;
-      float *share = group_shares + (local * rows + row) * PANEL + output, total = 0;
-      for (uint32_t s = 0; s < sections; ++s) total = __fadd_rn(total, *cluster.map_shared_rank(share, s));
-      panel_of<W>(call, group + local).store(row, output, total);
+  }
+
+  // The cluster's threads add up a group's outputs.
+  __device__ __forceinline__ void add_up(uint32_t group, uint32_t begin, uint32_t end) const {
+    const uint32_t width = (end - begin) * PANEL, turn = (cluster.rank() + group) % plan.blocks;
+    for (uint32_t i = turn * P::THREADS + threadIdx.x; i < width * call.rows; i += plan.blocks * P::THREADS) {
+      const uint32_t row = i / width, panel = i % width / PANEL, output = i % PANEL;
+      float *first = shares(group, panel) + row * PANEL + output;
+      const float total = cluster.sum_sections(plan.sections, [&](uint32_t s) {
+        return SharePlace{first + s % plan.block_sections * Plan::ROWS * PANEL, s / plan.block_sections};
+      });
+      panel_of<W>(call, begin + panel).store(row, output, total);
     }
   }
-  cluster.sync();  // nobody leaves while its shares are read
-}
-
-// Whether a block has room for the rows' activations.
-template <class W>
-bool streams(uint32_t rows, uint32_t inputs, const Device &device) {
-  return rows <= StreamPolicy::MAX_ROWS && StreamLayout<W>(rows, inputs, device.shared_bytes).stages;
-}
+};
 
 template <class W, uint32_t COLUMNS>
+__global__ void __launch_bounds__(StreamPolicy::THREADS, 1)
+    multiply_streaming(const __grid_constant__ Call call, const float *x, const __grid_constant__ StreamPlan<W, COLUMNS> plan) {
+  extern __shared__ __align__(128) uint8_t shared[];
+  const StreamKernel<W, COLUMNS> kernel(call, plan, shared);
+  const uint32_t first_stage = kernel.warp() * plan.stages;
+  WeightRing<W> ring{call, kernel.part, shared + first_stage * W::CHUNK_BYTES, kernel.template at<Barrier>(plan.barriers_at()) + first_stage,
+                     plan.stages, kernel.lane(), kernel.warp()};
+  ring.start();  // the weights are on their way before the activations are there
+  let_next_begin();
+  kernel.split(x);
+  kernel.multiply(ring);
+}
+
+// Clusters of that many blocks that run at once, each block on a multiprocessor of its own. Asking takes microseconds, so the answer is kept.
+template <class Kernel>
+cudaError_t cluster_count(Kernel kernel, const Launch &launch, const Device &device, uint32_t blocks, uint32_t &count) {
+  constexpr int DEVICES = 64;
+  static std::atomic<int> known[DEVICES][MAX_SECTIONS + 1];
+  std::atomic<int> &clusters = known[device.index % DEVICES][blocks];
+  if (!clusters) {
+    int most = 0;
+    if (cudaError_t status = launch.clusters(kernel, most)) return status;
+    clusters = most < 1 ? 1 : most;
+  }
+  count = static_cast<uint32_t>(clusters);
+  return cudaSuccess;
+}
+
+// The size of a cluster that leaves the least to the block with the most; the smallest such.
+template <class W, uint32_t COLUMNS>
 cudaError_t launch_streaming(const Call &call, const float *x, const Device &device, cudaStream_t stream) {
-  const StreamLayout<W> layout(call.rows, call.inputs, device.shared_bytes);
+  using Plan = StreamPlan<W, COLUMNS>;
   auto kernel = multiply_streaming<W, COLUMNS>;
-  if (cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(layout.bytes()))) return status;
+  const uint32_t sections = sections_of(call.inputs).count, shared_bytes = static_cast<uint32_t>(device.shared_bytes);
+  uint32_t best_blocks = 0, best_clusters = 0, best_units = ~0u;
+  for (uint32_t blocks = 1; blocks < 2 * sections && blocks <= MAX_SECTIONS; blocks *= 2) {
+    const Plan plan(call.inputs, blocks, shared_bytes);
+    if (plan.stages < (blocks == MAX_SECTIONS || blocks >= sections ? StreamPolicy::MIN_STAGES : StreamPolicy::GOOD_STAGES)) continue;
+    Launch launch(dim3(blocks), StreamPolicy::THREADS, blocks, stream);
+    uint32_t clusters = 0;
+    if (cudaError_t status = launch.shared_bytes(kernel, plan.bytes())) return status;
+    if (cudaError_t status = cluster_count(kernel, launch, device, blocks, clusters)) return status;
+    const uint32_t units = div_up(call.panels(), clusters) * plan.block_sections;
+    if (units < best_units) best_blocks = blocks, best_clusters = clusters, best_units = units;
+  }
+  const Plan plan(call.inputs, best_blocks, shared_bytes);
+  Launch launch(dim3(best_blocks * (best_clusters < call.panels() ? best_clusters : call.panels())), StreamPolicy::THREADS, best_blocks, stream);
+  if (cudaError_t status = launch.shared_bytes(kernel, plan.bytes())) return status;
+  return launch(kernel, call, x, plan);
+}
+
+// Whether a block of the largest cluster has room for the rows' activations.
+template <class W>
+bool streams(uint32_t rows, uint32_t inputs, const Device &device) {
+  if (rows > StreamPolicy::MAX_ROWS) return false;
+  const uint32_t bytes = static_cast<uint32_t>(device.shared_bytes);
   uint32_t blocks = 1;
-  while (blocks < sections_of(call.inputs).count) blocks *= 2;
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim = {blocks, 1, 1};
-  cudaLaunchConfig_t config{};
-  config.blockDim = dim3(StreamPolicy::THREADS);
-  config.dynamicSmemBytes = layout.bytes();
-  config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  config.gridDim = dim3(blocks);
-  int most = 0;
-  if (cudaError_t status = cudaOccupancyMaxActiveClusters(&most, kernel, &config)) return status;
-  const uint32_t clusters = most < 1 ? 1 : static_cast<uint32_t>(most);
-  config.gridDim = dim3(blocks * (clusters < call.panels() ? clusters : call.panels()));
-  return cudaLaunchKernelEx(&config, kernel, call, x, layout);
+  while (blocks < sections_of(inputs).count) blocks *= 2;
+  return rows <= 4   ? StreamPlan<W, 1>(inputs, blocks, bytes).stages
+         : rows <= 8 ? StreamPlan<W, 2>(inputs, blocks, bytes).stages
+                     : StreamPlan<W, 4>(inputs, blocks, bytes).stages;
 }
 
 template <class W>

@@ -5,13 +5,10 @@
 
 namespace nucleus::linear {
 
-// Number `step` of the eight bytes of two words.
-NUCLEUS_BOTH uint32_t byte_of(uint2 words, uint32_t step) { return (step < 4 ? words.x : words.y) >> step % 4 * 8 & 0xff; }
-
 // d · scale · q - dmin · minimum, q from 0 to 15, scale and minimum from 0 to 63, of 32 inputs each.
 struct Q4_K {
   static constexpr uint32_t TYPE = NUCLEUS_Q4_K, BLOCK = 256, BLOCK_BYTES = 144, STEPS = 8;
-  // For each g: bytes of scales and minima, of outputs g and g + 8; then d and dmin of both.
+  // For each step and g a word: the scales of outputs g and g + 8, then the minima; for each g d and dmin of both.
   static constexpr uint32_t SMALL_AT = STEPS * 256, LARGE_AT = SMALL_AT + 256, CHUNK_BYTES = LARGE_AT + 64;
   using Number = Half;
   using Fragment = linear::Fragment<1, 1, true>;
@@ -25,20 +22,18 @@ struct Q4_K {
     float d[2], dmin[2];
     both_values(large.x, d);
     both_values(large.y, dmin);
-    for (uint32_t h = 0; h < 2; ++h) {
-      uint4 small = *reinterpret_cast<const uint4 *>(chunk + SMALL_AT + lane / 4 * 32 + h * 16);
-      fragment.scale[0][h] = d[h] * static_cast<float>(byte_of(make_uint2(small.x, small.y), step));
-      fragment.minimum[h] = dmin[h] * static_cast<float>(byte_of(make_uint2(small.z, small.w), step));
-    }
+    uint32_t small = read<uint32_t>(chunk + SMALL_AT + step * 32 + lane / 4 * 4);
+    fragment.scale[0][0] = scaled_byte<0>(small, d[0], 0), fragment.scale[0][1] = scaled_byte<1>(small, d[1], 0);
+    fragment.minimum[0] = scaled_byte<2>(small, dmin[0], 0), fragment.minimum[1] = scaled_byte<3>(small, dmin[1], 0);
     return fragment;
   }
-  static NUCLEUS_BOTH uint32_t small_offset(uint32_t step, uint32_t output) { return SMALL_AT + output % 8 * 32 + output / 8 * 16 + step; }
+  static NUCLEUS_BOTH uint32_t small_offset(uint32_t step, uint32_t output) { return SMALL_AT + step * 32 + output % 8 * 4 + output / 8; }
   static NUCLEUS_BOTH uint32_t large_offset(uint32_t output) { return LARGE_AT + output % 8 * 8 + output / 8 * 2; }
 
   static NUCLEUS_BOTH float weight(const uint8_t *chunk, uint32_t output, uint32_t input) {
     const uint8_t *small = chunk + small_offset(input / STEP, output), *large = chunk + large_offset(output);
     float scale = half_value(read<uint16_t>(large)) * static_cast<float>(small[0]);
-    float minimum = half_value(read<uint16_t>(large + 4)) * static_cast<float>(small[8]);
+    float minimum = half_value(read<uint16_t>(large + 4)) * static_cast<float>(small[2]);
     // the product is exact: fused or not, there is one rounding
     return scale * static_cast<float>(nibble(chunk, output, input)) - minimum;
   }
@@ -59,7 +54,7 @@ struct Q4_K {
       }
       uint8_t *small = chunk + small_offset(p.step, p.g() + 8 * h), *large = chunk + large_offset(p.g() + 8 * h);
       small[0] = static_cast<uint8_t>(block ? scale_bits(block + 4, p.step) : 0);
-      small[8] = static_cast<uint8_t>(block ? minimum_bits(block + 4, p.step) : 0);
+      small[2] = static_cast<uint8_t>(block ? minimum_bits(block + 4, p.step) : 0);
       write(large, block ? read<uint16_t>(block) : uint16_t{0});
       write(large + 4, block ? read<uint16_t>(block + 2) : uint16_t{0});
     }
@@ -70,7 +65,8 @@ struct Q4_K {
 // d · scale · (q - 32), q from 0 to 63, scale from -128 to 127, of 16 inputs each.
 struct Q6_K {
   static constexpr uint32_t TYPE = NUCLEUS_Q6_K, BLOCK = 256, BLOCK_BYTES = 210, STEPS = 8;
-  // Low halves as 4-bit numbers; upper two bits, a word a step; for each g scales of outputs g and g + 8; then d of both.
+  // Lower four bits; upper two, a word a step; for each step and g a word of scales + 128 (of product 0 for outputs g and g + 8, then of product 1); for
+  // each g d of both.
   static constexpr uint32_t HIGH_AT = STEPS * 256, SMALL_AT = HIGH_AT + STEPS * 128, LARGE_AT = SMALL_AT + 256, CHUNK_BYTES = LARGE_AT + 32;
   using Number = Half;
   using Fragment = linear::Fragment<1, 2, false>;
@@ -78,36 +74,32 @@ struct Q6_K {
   static NUCLEUS_BOTH Fragment load(const uint8_t *chunk, uint32_t step, uint32_t lane) {
     Fragment fragment;
     uint2 low = load_nibbles(chunk, step, lane);
-    uint4 highs = *reinterpret_cast<const uint4 *>(chunk + HIGH_AT + step / 4 * 512 + lane * 16);
-    uint32_t high = step % 4 == 0 ? highs.x : step % 4 == 1 ? highs.y : step % 4 == 2 ? highs.z : highs.w;
-    unpack(low.x, high, fragment.a[0][0]);
-    unpack(low.y, high >> 8, fragment.a[1][0]);
+    uint32_t high = read<uint32_t>(chunk + high_offset(step, lane));
+    unpack_nibbles(low.x, {upper(high, 0), upper(high, 1), upper(high >> 2, 0), upper(high >> 2, 1)}, 32, fragment.a[0][0]);
+    unpack_nibbles(low.y, {upper(high << 4, 0), upper(high >> 4, 1), upper(high << 2, 0), upper(high >> 6, 1)}, 32, fragment.a[1][0]);
     float d[2];
     both_values(*reinterpret_cast<const uint32_t *>(chunk + LARGE_AT + lane / 4 * 4), d);
-    for (uint32_t h = 0; h < 2; ++h) {
-      uint4 small = *reinterpret_cast<const uint4 *>(chunk + SMALL_AT + lane / 4 * 32 + h * 16);
-      uint32_t word = step / 2 == 0 ? small.x : step / 2 == 1 ? small.y : step / 2 == 2 ? small.z : small.w;
-      for (uint32_t m = 0; m < 2; ++m) fragment.scale[m][h] = d[h] * static_cast<float>(static_cast<int8_t>(word >> (step % 2 * 2 + m) * 8));
-    }
+    uint32_t small = read<uint32_t>(chunk + SMALL_AT + step * 32 + lane / 4 * 4);
+    fragment.scale[0][0] = scaled_byte<0>(small, d[0], 128), fragment.scale[0][1] = scaled_byte<1>(small, d[1], 128);
+    fragment.scale[1][0] = scaled_byte<2>(small, d[0], 128), fragment.scale[1][1] = scaled_byte<3>(small, d[1], 128);
     return fragment;
   }
-  // Registers j of a product: four bits at their nibbles, two bits at 2j of each half of `high`.
-  static NUCLEUS_BOTH void unpack(uint32_t low, uint32_t high, uint32_t (&a)[4]) {
-    const uint32_t lows[4] = {low, low >> 4, low >> 8, low >> 12};
-    const uint32_t highs[4] = {high << 4, high << 2, high, high >> 2};
-#pragma unroll
-    for (int j = 0; j < 4; ++j) a[j] = half2_fma((lows[j] & 0x000f000f) | (highs[j] & 0x00300030) | 0x64006400, 1.0f, -1024 - 32);
+  // The upper bits of a register, above 1024: where `unpack_nibbles` has them.
+  static NUCLEUS_BOTH uint32_t upper(uint32_t high, uint32_t odd) { return masked_or(high, odd ? 0x03000300 : 0x00300030, HALVES_1024); }
+  static NUCLEUS_BOTH uint32_t high_offset(uint32_t step, uint32_t lane) { return HIGH_AT + step * 128 + lane * 4; }
+  // Product 0's bits lie so that they take one shift, product 1's where there is room.
+  static NUCLEUS_BOTH uint32_t high_shift(uint32_t m, uint32_t h, uint32_t i) {
+    uint32_t in_half = m ? h * 12 + i / 2 * 2 : 4 + h * 4 + i / 2 * 2;
+    return i % 2 * 16 + in_half;
   }
-  static NUCLEUS_BOTH uint32_t high_offset(uint32_t step, uint32_t lane) { return HIGH_AT + step / 4 * 512 + lane * 16 + step % 4 * 4; }
-  static NUCLEUS_BOTH uint32_t high_shift(uint32_t m, uint32_t h, uint32_t i) { return i % 2 * 16 + m * 8 + (i / 2 * 2 + h) * 2; }
-  static NUCLEUS_BOTH uint32_t small_offset(uint32_t input, uint32_t output) { return SMALL_AT + output % 8 * 32 + output / 8 * 16 + input / 16; }
+  static NUCLEUS_BOTH uint32_t small_offset(uint32_t input, uint32_t output) { return SMALL_AT + input / STEP * 32 + output % 8 * 4 + input / 16 % 2 * 2 + output / 8; }
   static NUCLEUS_BOTH uint32_t large_offset(uint32_t output) { return LARGE_AT + output % 8 * 4 + output / 8 * 2; }
 
   static NUCLEUS_BOTH float weight(const uint8_t *chunk, uint32_t output, uint32_t input) {
     Place p = place_of(input);
     uint32_t high = read<uint32_t>(chunk + high_offset(input / STEP, output % 8 * 4 + p.t)) >> high_shift(p.m, output / 8, p.i) & 3;
     int q = static_cast<int>(nibble(chunk, output, input) | high << 4) - 32;
-    float scale = half_value(read<uint16_t>(chunk + large_offset(output))) * static_cast<float>(static_cast<int8_t>(chunk[small_offset(input, output)]));
+    float scale = half_value(read<uint16_t>(chunk + large_offset(output))) * static_cast<float>(chunk[small_offset(input, output)] - 128);
     return scale * static_cast<float>(q);
   }
   // In the file: for each 128 inputs 64 bytes of low halves (inputs 0 … 63 in the lower four bits, 64 … 127 in the upper), and for each 128 inputs
@@ -130,7 +122,7 @@ struct Q6_K {
       uint32_t output = p.g() + 8 * h;
       for (uint32_t m = 0; m < 2; ++m) {
         uint32_t input = p.step * STEP + m * 16;
-        chunk[small_offset(input, output)] = block ? block[192 + input / 16] : uint8_t{0};
+        chunk[small_offset(input, output)] = (block ? block[192 + input / 16] : uint8_t{0}) ^ 0x80;
       }
       write(chunk + large_offset(output), block ? read<uint16_t>(block + 208) : uint16_t{0});
     }

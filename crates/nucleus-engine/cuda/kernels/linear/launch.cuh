@@ -1,0 +1,64 @@
+// Launching: clusters, and beginning before the kernel in front has ended.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+namespace nucleus::linear {
+
+// What the device of this thread has room for.
+struct Device {
+  int index = 0, processors = 0, shared_bytes = 0;
+
+  static cudaError_t current(Device &device) {
+    if (cudaError_t status = cudaGetDevice(&device.index)) return status;
+    if (cudaError_t status = cudaDeviceGetAttribute(&device.processors, cudaDevAttrMultiProcessorCount, device.index)) return status;
+    return cudaDeviceGetAttribute(&device.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device.index);
+  }
+};
+
+// A launch of clusters that may begin while the kernel in front of it ends: up to `wait_for_inputs` it must touch nothing but weights.
+class Launch {
+ public:
+  Launch(dim3 blocks, uint32_t threads, uint32_t cluster, cudaStream_t stream) {
+    config_.gridDim = blocks;
+    config_.blockDim = dim3(threads);
+    config_.stream = stream;
+    config_.attrs = attributes_;
+    config_.numAttrs = 2;
+    attributes_[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes_[0].val.programmaticStreamSerializationAllowed = 1;
+    attributes_[1].id = cudaLaunchAttributeClusterDimension;
+    attributes_[1].val.clusterDim = {cluster, 1, 1};
+  }
+  Launch(const Launch &) = delete;
+
+  template <class... Parameters>
+  cudaError_t shared_bytes(void (*kernel)(Parameters...), uint32_t bytes) {
+    config_.dynamicSmemBytes = bytes;
+    return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+  }
+  void blocks(dim3 blocks) { config_.gridDim = blocks; }
+
+  template <class... Parameters, class... Arguments>
+  cudaError_t operator()(void (*kernel)(Parameters...), Arguments... arguments) const {
+    return cudaLaunchKernelEx(&config_, kernel, arguments...);
+  }
+  // Clusters that run at the same time.
+  template <class... Parameters>
+  cudaError_t clusters(void (*kernel)(Parameters...), int &count) const {
+    return cudaOccupancyMaxActiveClusters(&count, kernel, &config_);
+  }
+
+ private:
+  cudaLaunchConfig_t config_{};
+  cudaLaunchAttribute attributes_[2]{};
+};
+
+// Waits until all that was queued before is done and visible.
+__device__ __forceinline__ void wait_for_inputs() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+// The next kernel may begin, as far as there is room.
+__device__ __forceinline__ void let_next_begin() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+
+}  // namespace nucleus::linear
