@@ -5,15 +5,21 @@
 
 namespace nucleus::linear {
 
-// Some rows' activations. Of each step and row there are 128 bytes: its first parts, then what they left, each as four units of 16 bytes, one for
-// each lane of four: the two parts are neighbouring columns of the product.
+// Some rows' activations. A step has the first parts of all rows, then what they left; a row has four units of 16 bytes in each, one for each lane of
+// four.
 struct Activations {
-  static constexpr uint32_t ROW_BYTES = 128, UNIT_BYTES = 16, UNITS = 4;
+  static constexpr uint32_t UNIT_BYTES = 16, UNITS = 4, PART_BYTES = UNITS * UNIT_BYTES, ROW_BYTES = 2 * PART_BYTES;
 
-  uint8_t *fragments;  // [steps, rows, 2, 4] units
+  uint8_t *fragments;  // [steps, 2, rows, 4] units
   float *sums;         // [steps, rows]: of a step's activations
   float *scales;       // [sections, rows]
-  uint32_t step_bytes, sums_stride, scales_stride;
+  uint32_t step_bytes, low_bytes, sums_stride, scales_stride;
+
+  // Of rows 8n … 8n + 7; `step` is where a step's fragments begin.
+  static __device__ __forceinline__ Operand load(const uint8_t *step, uint32_t low_bytes, uint32_t n, uint32_t lane) {
+    const uint8_t *at = step + n * 8 * PART_BYTES + lane * UNIT_BYTES;
+    return {*reinterpret_cast<const uint4 *>(at), *reinterpret_cast<const uint4 *>(at + low_bytes)};
+  }
 };
 
 // Some sections of some rows that lie one behind the other, `inputs` values each. Rows from `rows` on are zeros.
@@ -70,33 +76,44 @@ __device__ __forceinline__ void split_units(const float (&values)[8], float fact
   sum = __fadd_rn(sum, __shfl_xor_sync(~0u, sum, 2));
   if (!inside) return;
   const uint32_t step = unit / Activations::UNITS, t = unit % Activations::UNITS;
-  uint8_t *at = to.fragments + size_t{step} * to.step_bytes + row * Activations::ROW_BYTES + t * Activations::UNIT_BYTES;
+  uint8_t *at = to.fragments + size_t{step} * to.step_bytes + row * Activations::PART_BYTES + t * Activations::UNIT_BYTES;
   for (uint32_t part = 0; part < 2; ++part)
-    *reinterpret_cast<uint4 *>(at + part * Activations::ROW_BYTES / 2) = make_uint4(parts[part][0], parts[part][1], parts[part][2], parts[part][3]);
+    *reinterpret_cast<uint4 *>(at + part * to.low_bytes) = make_uint4(parts[part][0], parts[part][1], parts[part][2], parts[part][3]);
   if (t == 0) to.sums[size_t{step} * to.sums_stride + row] = sum;
 }
 
-// A block splits sections of `count` rows. `largest` is shared memory, [sections, count] zeros, which all threads see.
+// A block splits sections of `count` rows. `largest` is shared memory, [sections, count] zeros, which all threads see. A warp's task is a slice of a
+// row; it keeps what it loaded for the first ones, so that all their loads are under way at once and happen once.
 template <class Number>
 __device__ __forceinline__ void split_sections(const RowSections &from, uint32_t count, const Activations &to, uint32_t *largest) {
-  constexpr uint32_t SLICE_STEPS = SLICE / STEP;
+  constexpr uint32_t SLICE_STEPS = SLICE / STEP, KEPT = 4;
   const uint32_t warp = threadIdx.x / 32, warps = blockDim.x / 32, lane = threadIdx.x % 32;
   const uint32_t slices = div_up(from.steps, SLICE_STEPS), tasks = slices * count;
-  float values[8];
-  for (uint32_t task = warp; task < tasks; task += warps) {
-    const uint32_t row = task / slices, slice = task % slices, section = slice * SLICE_STEPS / from.section_steps;
-    from.load(row, slice * 32 + lane, values);
+  auto load = [&](uint32_t task, float(&values)[8]) { from.load(task / slices, task % slices * 32 + lane, values); };
+  auto largest_of = [&](uint32_t task) { return largest + task % slices * SLICE_STEPS / from.section_steps * count + task / slices; };
+  auto find_largest = [&](uint32_t task, const float(&values)[8]) {
     const uint32_t most = __reduce_max_sync(~0u, largest_finite(values));
-    if (lane == 0) atomicMax(&largest[section * count + row], most);
-  }
-  __syncthreads();
-  for (uint32_t task = warp; task < tasks; task += warps) {
-    const uint32_t row = task / slices, slice = task % slices, section = slice * SLICE_STEPS / from.section_steps, unit = slice * 32 + lane;
-    const int exponent = scale_exponent(largest[section * count + row]);
-    if (tasks > warps) from.load(row, unit, values);  // else they are still there
+    if (lane == 0) atomicMax(largest_of(task), most);
+  };
+  auto split = [&](uint32_t task, const float(&values)[8]) {
+    const uint32_t row = task / slices, slice = task % slices, unit = slice * 32 + lane;
+    const int exponent = scale_exponent(*largest_of(task));
     split_units<Number>(values, power_of_two(exponent), to, row, unit, unit < from.steps * Activations::UNITS);
-    if (lane == 0) to.scales[section * to.scales_stride + row] = power_of_two(-exponent);
-  }
+    if (lane == 0) to.scales[slice * SLICE_STEPS / from.section_steps * to.scales_stride + row] = power_of_two(-exponent);
+  };
+  float kept[KEPT][8], values[8];
+#pragma unroll
+  for (uint32_t i = 0; i < KEPT; ++i)
+    if (warp + i * warps < tasks) load(warp + i * warps, kept[i]);
+#pragma unroll
+  for (uint32_t i = 0; i < KEPT; ++i)
+    if (warp + i * warps < tasks) find_largest(warp + i * warps, kept[i]);
+  for (uint32_t task = warp + KEPT * warps; task < tasks; task += warps) load(task, values), find_largest(task, values);
+  __syncthreads();
+#pragma unroll
+  for (uint32_t i = 0; i < KEPT; ++i)
+    if (warp + i * warps < tasks) split(warp + i * warps, kept[i]);
+  for (uint32_t task = warp + KEPT * warps; task < tasks; task += warps) load(task, values), split(task, values);
 }
 
 }  // namespace nucleus::linear

@@ -17,32 +17,42 @@ struct Fragment {
   float minimum[MINIMUM ? 2 : 1];  // what scale · quant is above the weight
 };
 
-// A lane's part of a step's activations: the columns are a row's two parts, and the next row's.
-using Operand = uint4;
+// A lane's part of a step's activations: of row g of eight, the first parts and what they left. Words 0 and 1 belong to product 0.
+struct Operand {
+  uint4 high, low;
 
-// Adds a step's products to the sums of outputs g and g + 8 for one row, whose activations add up to `row_sum`. The parts of an activation are
-// columns 2t and 2t + 1, hence in one lane. This is the only order in which a section is summed: every kernel calls it, step by step from zero.
-template <class Number, class F>
-__device__ __forceinline__ void add_products(float (&sums)[2], const F &weights, const Operand &x, float row_sum) {
-  auto add = [&](const float (&c)[4], const float *scale) {
-    for (int h = 0; h < 2; ++h) {
-      float both = __fadd_rn(c[2 * h], c[2 * h + 1]);
-      sums[h] = scale ? __fmaf_rn(scale[h], both, sums[h]) : __fadd_rn(both, sums[h]);
-    }
-  };
-  float c[4] = {0, 0, 0, 0};
+  template <class Number, class F>
+  __device__ __forceinline__ void add(float (&c)[4], const F &weights, uint32_t m) const {
 #pragma unroll
-  for (int m = 0; m < 2; ++m) {
-#pragma unroll
-    for (int part = 0; part < F::PARTS; ++part) Number::mma(c, weights.a[m][part], m ? x.z : x.x, m ? x.w : x.y);
-    if constexpr (F::SCALES == 2) {
-      add(c, weights.scale[m]);
-      for (float &value : c) value = 0;
+    for (int part = F::PARTS; part-- > 0;) {
+      Number::mma(c, weights.a[m][part], m ? low.z : low.x, m ? low.w : low.y);
+      Number::mma(c, weights.a[m][part], m ? high.z : high.x, m ? high.w : high.y);
     }
   }
-  if constexpr (F::SCALES < 2) add(c, F::SCALES ? weights.scale[0] : nullptr);
+};
+
+// A lane's sums: of outputs g and g + 8, each for rows 2t and 2t + 1.
+using LaneSums = float[4];
+
+// Adds a step's products to the sums; the rows' activations add up to `row_sums`. This is the only order in which a section is summed: every kernel
+// calls it, step by step from zero.
+template <class Number, class F>
+__device__ __forceinline__ void add_products(LaneSums &sums, const F &weights, const Operand &x, const float2 &row_sums) {
+  if constexpr (F::SCALES == 2) {
+#pragma unroll
+    for (int m = 0; m < 2; ++m) {
+      float c[4] = {0, 0, 0, 0};
+      x.add<Number>(c, weights, m);
+      for (int i = 0; i < 4; ++i) sums[i] = __fmaf_rn(weights.scale[m][i / 2], c[i], sums[i]);
+    }
+  } else {
+    float c[4] = {0, 0, 0, 0};
+    x.add<Number>(c, weights, 0);
+    x.add<Number>(c, weights, 1);
+    for (int i = 0; i < 4; ++i) sums[i] = F::SCALES ? __fmaf_rn(weights.scale[0][i / 2], c[i], sums[i]) : __fadd_rn(c[i], sums[i]);
+  }
   if constexpr (F::MINIMUM)
-    for (int h = 0; h < 2; ++h) sums[h] = __fmaf_rn(-weights.minimum[h], row_sum, sums[h]);
+    for (int i = 0; i < 4; ++i) sums[i] = __fmaf_rn(-weights.minimum[i / 2], i % 2 ? row_sums.y : row_sums.x, sums[i]);
 }
 
 // A section's share of an output, with the activations' scale.

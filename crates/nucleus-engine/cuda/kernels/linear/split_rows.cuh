@@ -10,7 +10,7 @@ constexpr uint32_t ROW_TILE = 32;
 
 // Rows in tiles of 32, one behind the other: a tile's steps, each with its sums behind it, then the scales of its sections.
 struct SplitRows {
-  static constexpr uint32_t SUMS_AT = ROW_TILE * Activations::ROW_BYTES, STEP_BYTES = SUMS_AT + ROW_TILE * sizeof(float);
+  static constexpr uint32_t LOW_BYTES = ROW_TILE * Activations::PART_BYTES, SUMS_AT = 2 * LOW_BYTES, STEP_BYTES = SUMS_AT + ROW_TILE * sizeof(float);
 
   uint8_t *base;
   uint32_t inputs, steps;
@@ -31,14 +31,15 @@ __global__ void __launch_bounds__(256) split_rows(const float *x, uint32_t rows,
   const uint32_t row = blockIdx.y, section = blockIdx.x, local = row % ROW_TILE;
   const Sections sections = sections_of(split.inputs);
   const uint32_t first_step = section * sections.inputs / STEP, steps = min(sections.inputs / STEP, split.steps - first_step);
-  uint8_t *to = split.step(row / ROW_TILE, first_step) + local * Activations::ROW_BYTES;
+  uint8_t *to = split.step(row / ROW_TILE, first_step) + local * Activations::PART_BYTES;
   float *sums = reinterpret_cast<float *>(split.step(row / ROW_TILE, first_step) + SplitRows::SUMS_AT) + local;
   let_next_begin();
   if (threadIdx.x == 0) largest = 0;
   wait_for_inputs();
   __syncthreads();
   split_sections<Number>({x + size_t{row} * split.inputs, row < rows, split.inputs, first_step, steps, steps}, 1,
-                         {to, sums, split.scales(row / ROW_TILE, section) + local, SplitRows::STEP_BYTES, SplitRows::STEP_BYTES / sizeof(float), 0}, &largest);
+                         {to, sums, split.scales(row / ROW_TILE, section) + local, SplitRows::STEP_BYTES, SplitRows::LOW_BYTES,
+                          SplitRows::STEP_BYTES / sizeof(float), 0}, &largest);
 }
 
 }  // namespace nucleus::linear

@@ -16,20 +16,24 @@
 namespace nucleus::linear {
 
 struct StreamPolicy {
-  static constexpr uint32_t WARPS = 16, THREADS = WARPS * 32;
+  static constexpr uint32_t WARPS = 8, THREADS = WARPS * 32;
+  // A warp multiplies panels of a strip together, so that it reads the activations once for all.
+  static constexpr uint32_t STRIP = 2, STRIP_OUTPUTS = STRIP * PANEL;
   static constexpr uint32_t MAX_ROWS = 16;
   static constexpr uint32_t MAX_STAGES = 12, MIN_STAGES = 2, GOOD_STAGES = 3;
   // A group's shares are written while the one before it is added up and the one before that may still be read.
   static constexpr uint32_t BUFFERS = 3;
-  // Sections of panels in a group.
-  static constexpr uint32_t MAX_GROUP = 32, MIN_GROUP = 8;
+  // Sections of strips in a group.
+  static constexpr uint32_t MAX_GROUP = 16, MIN_GROUP = 8;
 };
+static_assert(StreamPolicy::MIN_GROUP >= MAX_SECTIONS, "a group has a strip at least");
 
-// How the products are shared out, and a block's shared memory used, for up to 4 · COLUMNS rows.
+// How the products are shared out, and a block's shared memory used, for up to 8 · COLUMNS rows.
 template <class W, uint32_t COLUMNS>
 struct StreamPlan {
   using P = StreamPolicy;
-  static constexpr uint32_t ROWS = COLUMNS * 4, STEP_BYTES = ROWS * Activations::ROW_BYTES, STAGE_BYTES = P::WARPS * (W::CHUNK_BYTES + sizeof(Barrier));
+  static constexpr uint32_t ROWS = COLUMNS * 8, STEP_BYTES = ROWS * Activations::ROW_BYTES, LOW_BYTES = ROWS * Activations::PART_BYTES;
+  static constexpr uint32_t STAGE_BYTES = P::STRIP * W::CHUNK_BYTES, UNIT_FLOATS = ROWS * P::STRIP_OUTPUTS;
   uint32_t sections, section_steps;  // of the inputs; steps of each but the last
   uint32_t blocks;                   // of a cluster
   uint32_t block_sections;           // of each block but the last
@@ -37,59 +41,72 @@ struct StreamPlan {
 
   __host__ StreamPlan(uint32_t inputs, uint32_t blocks, uint32_t shared_bytes)
       : sections(sections_of(inputs).count), section_steps(sections_of(inputs).inputs / STEP), blocks(blocks), block_sections(div_up(sections, blocks)) {
+    constexpr uint32_t STAGE = P::WARPS * (STAGE_BYTES + sizeof(Barrier));
     for (group = P::MAX_GROUP;; group /= 2) {
       stages = 0;
-      const uint32_t fixed = bytes(), fit = fixed < shared_bytes ? (shared_bytes - fixed) / STAGE_BYTES : 0;
+      const uint32_t fixed = bytes(), fit = fixed < shared_bytes ? (shared_bytes - fixed) / STAGE : 0;
       stages = fit < P::MIN_STAGES ? 0 : fit < P::MAX_STAGES ? fit : P::MAX_STAGES;
       if (stages >= P::GOOD_STAGES || group == P::MIN_GROUP) return;
     }
   }
-  NUCLEUS_BOTH uint32_t group_panels() const { return group / block_sections; }
-  NUCLEUS_BOTH uint32_t share_floats() const { return group * ROWS * PANEL; }
-  NUCLEUS_BOTH uint32_t fragments_at() const { return P::WARPS * stages * W::CHUNK_BYTES; }
+  NUCLEUS_BOTH uint32_t group_strips() const { return group / block_sections; }
+  NUCLEUS_BOTH uint32_t fragments_at() const { return P::WARPS * stages * STAGE_BYTES; }
   NUCLEUS_BOTH uint32_t shares_at() const { return fragments_at() + block_sections * section_steps * STEP_BYTES; }
-  NUCLEUS_BOTH uint32_t sums_at() const { return shares_at() + P::BUFFERS * share_floats() * sizeof(float); }
+  NUCLEUS_BOTH uint32_t sums_at() const { return shares_at() + P::BUFFERS * group * UNIT_FLOATS * sizeof(float); }
   NUCLEUS_BOTH uint32_t scales_at() const { return sums_at() + block_sections * section_steps * ROWS * sizeof(float); }
   NUCLEUS_BOTH uint32_t largest_at() const { return scales_at() + block_sections * ROWS * sizeof(float); }
   NUCLEUS_BOTH uint32_t barriers_at() const { return largest_at() + block_sections * ROWS * sizeof(uint32_t); }
   NUCLEUS_BOTH uint32_t bytes() const { return barriers_at() + P::WARPS * stages * sizeof(Barrier); }
 };
-static_assert(StreamPolicy::MIN_GROUP >= MAX_SECTIONS, "a group has a panel at least");
 
-// A block's panels and sections. A unit is a section of a panel; a warp has every WARPS-th.
+// A block's strips and sections.
 template <class W>
 struct StreamPart {
-  uint32_t begin_panel, end_panel;
+  uint32_t begin_strip, end_strip;
   uint32_t first_section, sections, section_chunks, all_chunks;
 
   template <uint32_t COLUMNS>
   __device__ __forceinline__ StreamPart(const Call &call, const StreamPlan<W, COLUMNS> &plan, uint32_t index, uint32_t clusters, uint32_t rank)
-      : begin_panel(static_cast<uint32_t>(uint64_t{call.panels()} * index / clusters)),
-        end_panel(static_cast<uint32_t>(uint64_t{call.panels()} * (index + 1) / clusters)),
-        first_section(min(rank * plan.block_sections, plan.sections)),
+      : first_section(min(rank * plan.block_sections, plan.sections)),
         sections(min(plan.block_sections, plan.sections - first_section)),
         section_chunks(plan.section_steps / W::STEPS),
-        all_chunks(chunks_of<W>(call.inputs)) {}
-
-  __device__ __forceinline__ uint32_t units(uint32_t end) const { return (end - begin_panel) * sections; }
-  __device__ __forceinline__ uint32_t panel(uint32_t unit) const { return begin_panel + unit / sections; }
-  __device__ __forceinline__ uint32_t section(uint32_t unit) const { return unit % sections; }
+        all_chunks(chunks_of<W>(call.inputs)) {
+    const uint64_t strips = div_up(call.panels(), StreamPolicy::STRIP);
+    begin_strip = static_cast<uint32_t>(strips * index / clusters);
+    end_strip = static_cast<uint32_t>(strips * (index + 1) / clusters);
+  }
   __device__ __forceinline__ uint32_t first_chunk(uint32_t section) const { return (first_section + section) * section_chunks; }
   __device__ __forceinline__ uint32_t chunks(uint32_t section) const { return min(section_chunks, all_chunks - first_chunk(section)); }
   __device__ __forceinline__ uint32_t steps() const { return sections ? (first_chunk(sections - 1) + chunks(sections - 1) - first_chunk(0)) * W::STEPS : 0; }
 };
 
+// A section of a strip. A warp has every WARPS-th of its block's.
+struct StreamUnit {
+  uint32_t strip, section;
+
+  template <class W>
+  __device__ __forceinline__ StreamUnit(const StreamPart<W> &part, uint32_t warp)
+      : strip(part.sections ? part.begin_strip + warp / part.sections : part.end_strip), section(part.sections ? warp % part.sections : 0) {}
+  template <class W>
+  __device__ __forceinline__ void advance(const StreamPart<W> &part) {
+    for (section += StreamPolicy::WARPS; section >= part.sections; section -= part.sections) ++strip;
+  }
+};
+
 // A warp's ring: the chunks of its units come in order, far ahead of the one that is multiplied.
 template <class W>
 struct WeightRing {
+  using P = StreamPolicy;
+  static constexpr uint32_t STAGE_BYTES = P::STRIP * W::CHUNK_BYTES;
+
   const Call &call;
   const StreamPart<W> &part;
   uint8_t *const stages;
   Barrier *const barriers;
   const uint32_t count, lane;
-  uint32_t unit;  // of the next chunk to fetch
+  StreamUnit unit;  // of the next chunk to fetch
   uint32_t left = 0;
-  const uint8_t *next = nullptr;
+  const uint8_t *next = nullptr;  // lane p's: of panel p of the strip
 
   __device__ __forceinline__ void start() {
     if (lane == 0) {
@@ -101,16 +118,14 @@ struct WeightRing {
   }
   __device__ __forceinline__ void fetch(uint32_t stage) {
     if (left == 0) {
-      if (unit >= part.units(part.end_panel)) return;
-      const uint32_t section = part.section(unit);
-      next = panel_of<W>(call, part.panel(unit)).weights + size_t{part.first_chunk(section)} * W::CHUNK_BYTES;
-      left = part.chunks(section);
-      unit += StreamPolicy::WARPS;
+      if (unit.strip >= part.end_strip) return;
+      const uint32_t panel = min(unit.strip * P::STRIP + lane % P::STRIP, call.panels() - 1);
+      next = panel_of<W>(call, panel).weights + size_t{part.first_chunk(unit.section)} * W::CHUNK_BYTES;
+      left = part.chunks(unit.section);
+      unit.advance(part);
     }
-    if (lane == 0) {
-      barriers[stage].expect(W::CHUNK_BYTES);
-      barriers[stage].copy(stages + stage * W::CHUNK_BYTES, next, W::CHUNK_BYTES);
-    }
+    if (lane == 0) barriers[stage].expect(STAGE_BYTES);
+    if (lane < P::STRIP) barriers[stage].copy(stages + stage * STAGE_BYTES + lane * W::CHUNK_BYTES, next, W::CHUNK_BYTES);
     next += W::CHUNK_BYTES;
     left -= 1;
   }
@@ -120,6 +135,7 @@ template <class W, uint32_t COLUMNS>
 struct StreamKernel {
   using P = StreamPolicy;
   using Plan = StreamPlan<W, COLUMNS>;
+  using Sums = LaneSums[P::STRIP][COLUMNS];
 
   const Call &call;
   const Plan &plan;
@@ -137,11 +153,11 @@ struct StreamKernel {
     return reinterpret_cast<T *>(shared + offset);
   }
   __device__ __forceinline__ Activations activations() const {
-    return {at<uint8_t>(plan.fragments_at()), at<float>(plan.sums_at()), at<float>(plan.scales_at()), Plan::STEP_BYTES, Plan::ROWS, Plan::ROWS};
+    return {at<uint8_t>(plan.fragments_at()), at<float>(plan.sums_at()), at<float>(plan.scales_at()), Plan::STEP_BYTES, Plan::LOW_BYTES, Plan::ROWS, Plan::ROWS};
   }
-  // Of a panel of a group: [sections of the block, rows, outputs].
-  __device__ __forceinline__ float *shares(uint32_t group, uint32_t panel) const {
-    return at<float>(plan.shares_at()) + group % P::BUFFERS * plan.share_floats() + panel * plan.block_sections * Plan::ROWS * PANEL;
+  // Of a strip of a group: [sections of the block, rows, outputs].
+  __device__ __forceinline__ float *shares(uint32_t group, uint32_t strip) const {
+    return at<float>(plan.shares_at()) + (group % P::BUFFERS * plan.group + strip * plan.block_sections) * Plan::UNIT_FLOATS;
   }
 
   __device__ __forceinline__ void split(const float *x) const {
@@ -156,71 +172,76 @@ struct StreamKernel {
 
   __device__ __forceinline__ void multiply(WeightRing<W> &ring) const {
     const Activations x = activations();
-    // Columns of rows that are not there repeat the last row's: they have results, which nobody reads.
-    const uint8_t *x_lane[COLUMNS];
-    const float *sum_lane[COLUMNS];
-#pragma unroll
-    for (uint32_t n = 0; n < COLUMNS; ++n) {
-      x_lane[n] = x.fragments + min(n * 4 + lane() / 8, call.rows - 1) * Activations::ROW_BYTES + lane() % 8 * Activations::UNIT_BYTES;
-      sum_lane[n] = x.sums + min(n * 4 + lane() % 4, call.rows - 1);
-    }
     RingPlace place;
-    uint32_t unit = warp();
-    for (uint32_t group = 0, begin = part.begin_panel;; ++group, begin += plan.group_panels()) {
-      const uint32_t end = min(begin + plan.group_panels(), part.end_panel);
-      for (; begin < end && unit < part.units(end); unit += P::WARPS) {
-        const uint32_t section = part.section(unit), chunks = part.chunks(section);
-        uint32_t step = section * plan.section_steps;
-        float sums[COLUMNS][2] = {};
-        for (uint32_t chunk = 0; chunk < chunks; ++chunk, step += W::STEPS) {
+    StreamUnit unit(part, warp());
+    for (uint32_t group = 0, begin = part.begin_strip;; ++group, begin += plan.group_strips()) {
+      const uint32_t end = min(begin + plan.group_strips(), part.end_strip);
+      for (; unit.strip < end; unit.advance(part)) {
+        const uint32_t chunks = part.chunks(unit.section), first_step = unit.section * plan.section_steps;
+        const uint8_t *fragments = x.fragments + first_step * Plan::STEP_BYTES;
+        const float *row_sums = x.sums + first_step * Plan::ROWS;
+        Sums sums = {};
+        for (uint32_t chunk = 0; chunk < chunks; ++chunk, fragments += W::STEPS * Plan::STEP_BYTES, row_sums += W::STEPS * Plan::ROWS) {
           ring.barriers[place.stage].wait(place.parity);
-          add_chunk(sums, ring.stages + place.stage * W::CHUNK_BYTES, x_lane, sum_lane, step);
+          add_chunk(sums, ring.stages + place.stage * ring.STAGE_BYTES, fragments, row_sums);
           __syncwarp();
           ring.fetch(place.stage);
           place.advance(plan.stages);
         }
-        float *to = shares(group, part.panel(unit) - begin) + section * Plan::ROWS * PANEL;
-#pragma unroll
-        for (uint32_t n = 0; n < COLUMNS; ++n) {
-          const uint32_t row = n * 4 + lane() % 4;
-          if (row < call.rows)
-            for (uint32_t h = 0; h < 2; ++h) to[row * PANEL + lane() / 4 + 8 * h] = section_share(sums[n][h], x.scales[section * Plan::ROWS + row]);
-        }
+        write_shares(sums, shares(group, unit.strip - begin) + unit.section * Plan::UNIT_FLOATS, x.scales + unit.section * Plan::ROWS);
       }
       if (group > 0) {
         cluster.wait();
-        add_up(group - 1, begin - plan.group_panels(), min(begin, part.end_panel));
+        add_up(group - 1, begin - plan.group_strips(), min(begin, part.end_strip));
       }
-      if (begin >= part.end_panel) break;
+      if (begin >= part.end_strip) break;
       cluster.arrive();
     }
     cluster.meet();  // nobody leaves while its shares are read
   }
 
-  __device__ __forceinline__ static void add_chunk(float (&sums)[COLUMNS][2], const uint8_t *weights, const uint8_t *const (&x_lane)[COLUMNS],
-                                                   const float *const (&sum_lane)[COLUMNS], uint32_t first_step) {
+  // Rows that are not there have activations that nobody wrote, and sums that nobody reads.
+  __device__ __forceinline__ static void add_chunk(Sums &sums, const uint8_t *weights, const uint8_t *fragments, const float *row_sums) {
 #pragma unroll
     for (uint32_t step = 0; step < W::STEPS; ++step) {
-      const auto fragment = W::load(weights, step, lane());
+      typename W::Fragment panels[P::STRIP];
+#pragma unroll
+      for (uint32_t p = 0; p < P::STRIP; ++p) panels[p] = W::load(weights + p * W::CHUNK_BYTES, step, lane());
 #pragma unroll
       for (uint32_t n = 0; n < COLUMNS; ++n) {
-        const Operand operand = *reinterpret_cast<const Operand *>(x_lane[n] + (first_step + step) * Plan::STEP_BYTES);
-        const float row_sum = W::Fragment::MINIMUM ? sum_lane[n][(first_step + step) * Plan::ROWS] : 0.0f;
-        add_products<typename W::Number>(sums[n], fragment, operand, row_sum);
+        const Operand operand = Activations::load(fragments + step * Plan::STEP_BYTES, Plan::LOW_BYTES, n, lane());
+        float2 pair{};
+        if constexpr (W::Fragment::MINIMUM) pair = reinterpret_cast<const float2 *>(row_sums + step * Plan::ROWS)[n * 4 + lane() % 4];
+#pragma unroll
+        for (uint32_t p = 0; p < P::STRIP; ++p) add_products<typename W::Number>(sums[p][n], panels[p], operand, pair);
+      }
+    }
+  }
+  __device__ __forceinline__ void write_shares(const Sums &sums, float *to, const float *scales) const {
+#pragma unroll
+    for (uint32_t n = 0; n < COLUMNS; ++n) {
+#pragma unroll
+      for (uint32_t i = 0; i < 4; ++i) {
+        const uint32_t row = n * 8 + lane() % 4 * 2 + i % 2;
+        if (row >= call.rows) continue;
+#pragma unroll
+        for (uint32_t p = 0; p < P::STRIP; ++p) to[row * P::STRIP_OUTPUTS + p * PANEL + lane() / 4 + i / 2 * 8] = section_share(sums[p][n][i], scales[row]);
       }
     }
   }
 
   // The cluster's threads add up a group's outputs.
   __device__ __forceinline__ void add_up(uint32_t group, uint32_t begin, uint32_t end) const {
-    const uint32_t width = (end - begin) * PANEL, turn = (cluster.rank() + group) % plan.blocks;
+    const uint32_t width = (end - begin) * P::STRIP_OUTPUTS, turn = (cluster.rank() + group) % plan.blocks;
     for (uint32_t i = turn * P::THREADS + threadIdx.x; i < width * call.rows; i += plan.blocks * P::THREADS) {
-      const uint32_t row = i / width, panel = i % width / PANEL, output = i % PANEL;
-      float *first = shares(group, panel) + row * PANEL + output;
+      const uint32_t row = i / width, strip = i % width / P::STRIP_OUTPUTS, output = i % P::STRIP_OUTPUTS;
+      const uint32_t panel = (begin + strip) * P::STRIP + output / PANEL;
+      if (panel >= call.panels()) continue;
+      float *first = shares(group, strip) + row * P::STRIP_OUTPUTS + output;
       const float total = cluster.sum_sections(plan.sections, [&](uint32_t s) {
-        return SharePlace{first + s % plan.block_sections * Plan::ROWS * PANEL, s / plan.block_sections};
+        return SharePlace{first + s % plan.block_sections * Plan::UNIT_FLOATS, s / plan.block_sections};
       });
-      panel_of<W>(call, begin + panel).store(row, output, total);
+      panel_of<W>(call, panel).store(row, output % PANEL, total);
     }
   }
 };
@@ -231,8 +252,8 @@ __global__ void __launch_bounds__(StreamPolicy::THREADS, 1)
   extern __shared__ __align__(128) uint8_t shared[];
   const StreamKernel<W, COLUMNS> kernel(call, plan, shared);
   const uint32_t first_stage = kernel.warp() * plan.stages;
-  WeightRing<W> ring{call, kernel.part, shared + first_stage * W::CHUNK_BYTES, kernel.template at<Barrier>(plan.barriers_at()) + first_stage,
-                     plan.stages, kernel.lane(), kernel.warp()};
+  WeightRing<W> ring{call, kernel.part, shared + first_stage * WeightRing<W>::STAGE_BYTES, kernel.template at<Barrier>(plan.barriers_at()) + first_stage,
+                     plan.stages, kernel.lane(), StreamUnit(kernel.part, kernel.warp())};
   ring.start();  // the weights are on their way before the activations are there
   let_next_begin();
   kernel.split(x);
@@ -259,7 +280,7 @@ template <class W, uint32_t COLUMNS>
 cudaError_t launch_streaming(const Call &call, const float *x, const Device &device, cudaStream_t stream) {
   using Plan = StreamPlan<W, COLUMNS>;
   auto kernel = multiply_streaming<W, COLUMNS>;
-  const uint32_t sections = sections_of(call.inputs).count, shared_bytes = static_cast<uint32_t>(device.shared_bytes);
+  const uint32_t sections = sections_of(call.inputs).count, strips = div_up(call.panels(), StreamPolicy::STRIP), shared_bytes = static_cast<uint32_t>(device.shared_bytes);
   uint32_t best_blocks = 0, best_clusters = 0, best_units = ~0u;
   for (uint32_t blocks = 1; blocks < 2 * sections && blocks <= MAX_SECTIONS; blocks *= 2) {
     const Plan plan(call.inputs, blocks, shared_bytes);
@@ -268,11 +289,11 @@ cudaError_t launch_streaming(const Call &call, const float *x, const Device &dev
     uint32_t clusters = 0;
     if (cudaError_t status = launch.shared_bytes(kernel, plan.bytes())) return status;
     if (cudaError_t status = cluster_count(kernel, launch, device, blocks, clusters)) return status;
-    const uint32_t units = div_up(call.panels(), clusters) * plan.block_sections;
+    const uint32_t units = div_up(strips, clusters) * plan.block_sections;
     if (units < best_units) best_blocks = blocks, best_clusters = clusters, best_units = units;
   }
   const Plan plan(call.inputs, best_blocks, shared_bytes);
-  Launch launch(dim3(best_blocks * (best_clusters < call.panels() ? best_clusters : call.panels())), StreamPolicy::THREADS, best_blocks, stream);
+  Launch launch(dim3(best_blocks * (best_clusters < strips ? best_clusters : strips)), StreamPolicy::THREADS, best_blocks, stream);
   if (cudaError_t status = launch.shared_bytes(kernel, plan.bytes())) return status;
   return launch(kernel, call, x, plan);
 }
@@ -284,16 +305,12 @@ bool streams(uint32_t rows, uint32_t inputs, const Device &device) {
   const uint32_t bytes = static_cast<uint32_t>(device.shared_bytes);
   uint32_t blocks = 1;
   while (blocks < sections_of(inputs).count) blocks *= 2;
-  return rows <= 4   ? StreamPlan<W, 1>(inputs, blocks, bytes).stages
-         : rows <= 8 ? StreamPlan<W, 2>(inputs, blocks, bytes).stages
-                     : StreamPlan<W, 4>(inputs, blocks, bytes).stages;
+  return rows <= 8 ? StreamPlan<W, 1>(inputs, blocks, bytes).stages : StreamPlan<W, 2>(inputs, blocks, bytes).stages;
 }
 
 template <class W>
 cudaError_t launch_streaming(const Call &call, const float *x, const Device &device, cudaStream_t stream) {
-  if (call.rows <= 4) return launch_streaming<W, 1>(call, x, device, stream);
-  if (call.rows <= 8) return launch_streaming<W, 2>(call, x, device, stream);
-  return launch_streaming<W, 4>(call, x, device, stream);
+  return call.rows <= 8 ? launch_streaming<W, 1>(call, x, device, stream) : launch_streaming<W, 2>(call, x, device, stream);
 }
 
 }  // namespace nucleus::linear

@@ -15,7 +15,7 @@ namespace nucleus::linear {
 
 struct TilePolicy {
   static constexpr uint32_t WARPS = 8, THREADS = WARPS * 32, PANELS = 16, OUTPUTS = PANELS * PANEL;
-  static constexpr uint32_t COLUMNS = ROW_TILE / 4;     // of four rows, of a warp
+  static constexpr uint32_t COLUMNS = ROW_TILE / 8;     // of eight rows, of a warp
   static constexpr uint32_t X_STEPS = 2;                // of a stage of activations
   static constexpr uint32_t SHARED_BYTES = 227 * 1024;  // of a multiprocessor, for one block
   static constexpr uint32_t MAX_STAGES = 6;
@@ -50,7 +50,7 @@ template <class W, uint32_t ROW_TILES>
 struct TileKernel {
   using P = TilePolicy;
   using L = TileLayout<W, ROW_TILES>;
-  using Sums = float[L::WARP_PANELS][P::COLUMNS][2];
+  using Sums = LaneSums[L::WARP_PANELS][P::COLUMNS];
   // A turn is a stage of activations; a chunk of weights is some turns.
   static constexpr uint32_t CHUNK_TURNS = W::STEPS / P::X_STEPS;
 
@@ -65,9 +65,9 @@ struct TileKernel {
   __device__ __forceinline__ uint32_t turns() const { return (tile.end_step - tile.first_step) / P::X_STEPS; }
   __device__ __forceinline__ uint8_t *weights_at(uint32_t stage) const { return shared + stage * L::WEIGHT_BYTES; }
   __device__ __forceinline__ uint8_t *x_at(uint32_t stage) const { return shared + L::X_AT + stage * L::X_STAGE_BYTES; }
-  // Neighbouring rows are shifted against each other, so that the lanes of a warp write to different banks.
+  // Pairs of rows are shifted against each other, so that the lanes of a warp write to different banks.
   __device__ __forceinline__ float *total_at(uint32_t row, uint32_t output) const {
-    return reinterpret_cast<float *>(shared + L::TOTALS_AT) + row * P::OUTPUTS + (output ^ row % 4 * 8);
+    return reinterpret_cast<float *>(shared + L::TOTALS_AT) + row * P::OUTPUTS + (output ^ row / 2 % 4 * 8);
   }
 
   __device__ __forceinline__ void init() const {
@@ -146,10 +146,11 @@ struct TileKernel {
     for (uint32_t p = 0; p < L::WARP_PANELS; ++p) fragments[p] = W::load(weights + p * W::CHUNK_BYTES, step, lane());
 #pragma unroll
     for (uint32_t n = 0; n < P::COLUMNS; ++n) {
-      const Operand operand = *reinterpret_cast<const Operand *>(x + n * 4 * Activations::ROW_BYTES + lane() * Activations::UNIT_BYTES);
-      const float row_sum = W::Fragment::MINIMUM ? reinterpret_cast<const float *>(x + SplitRows::SUMS_AT)[n * 4 + lane() % 4] : 0.0f;
+      const Operand operand = Activations::load(x, SplitRows::LOW_BYTES, n, lane());
+      float2 row_sums{};
+      if constexpr (W::Fragment::MINIMUM) row_sums = reinterpret_cast<const float2 *>(x + SplitRows::SUMS_AT)[n * 4 + lane() % 4];
 #pragma unroll
-      for (uint32_t p = 0; p < L::WARP_PANELS; ++p) add_products<typename W::Number>(sums[p][n], fragments[p], operand, row_sum);
+      for (uint32_t p = 0; p < L::WARP_PANELS; ++p) add_products<typename W::Number>(sums[p][n], fragments[p], operand, row_sums);
     }
   }
   // Each lane has totals of its own.
@@ -157,14 +158,16 @@ struct TileKernel {
     const float *scales = split.scales(tile.row_tile + row_tile, section);
 #pragma unroll
     for (uint32_t n = 0; n < P::COLUMNS; ++n) {
-      const uint32_t row = n * 4 + lane() % 4;
-      const float scale = scales[row];
 #pragma unroll
-      for (uint32_t p = 0; p < L::WARP_PANELS; ++p)
-        for (uint32_t h = 0; h < 2; ++h) {
-          float *total = total_at(row_tile * ROW_TILE + row, (panel + p) * PANEL + lane() / 4 + 8 * h);
-          *total = __fadd_rn(section == tile.first_section ? 0.0f : *total, section_share(sums[p][n][h], scale));
+      for (uint32_t i = 0; i < 4; ++i) {
+        const uint32_t row = n * 8 + lane() % 4 * 2 + i % 2;
+        const float scale = scales[row];
+#pragma unroll
+        for (uint32_t p = 0; p < L::WARP_PANELS; ++p) {
+          float *total = total_at(row_tile * ROW_TILE + row, (panel + p) * PANEL + lane() / 4 + i / 2 * 8);
+          *total = __fadd_rn(section == tile.first_section ? 0.0f : *total, section_share(sums[p][n][i], scale));
         }
+      }
     }
   }
 
