@@ -1,6 +1,8 @@
 // Activations as the tensor cores take them: two 16-bit numbers each, under one power of two for a row's section.
 #pragma once
 
+#include <cmath>
+
 #include "fragment.cuh"
 
 namespace nucleus::linear {
@@ -30,27 +32,34 @@ struct RowSections {
   // Eight of a row's inputs: those of unit `unit` of the sections. What lies beyond the row is 0.
   __device__ __forceinline__ void load(uint32_t row, uint32_t unit, float (&values)[8]) const {
     const uint32_t first = (first_step + unit / Activations::UNITS) * STEP + unit % Activations::UNITS * 4;
-    const float *from = x + size_t{row} * inputs;
-    const bool inside = row < rows && unit < steps * Activations::UNITS;
-    if (inside && inputs % 4 == 0 && first + 20 <= inputs) {
-      float4 a = *reinterpret_cast<const float4 *>(from + first), b = *reinterpret_cast<const float4 *>(from + first + 16);
-      values[0] = a.x, values[1] = a.y, values[2] = a.z, values[3] = a.w, values[4] = b.x, values[5] = b.y, values[6] = b.z, values[7] = b.w;
+    const uint32_t end = row < rows && unit < steps * Activations::UNITS ? inputs : 0;
+    const float *from = x + size_t{row} * inputs + first;
+    if (inputs % 4 == 0) {
+#pragma unroll
+      for (uint32_t half = 0; half < 2; ++half) {
+        float4 four{};
+        if (first + half * 16 < end) four = *reinterpret_cast<const float4 *>(from + half * 16);
+        values[half * 4] = four.x, values[half * 4 + 1] = four.y, values[half * 4 + 2] = four.z, values[half * 4 + 3] = four.w;
+      }
       return;
     }
+#pragma unroll
     for (uint32_t i = 0; i < 8; ++i) {
-      uint32_t input = first + i / 4 * 16 + i % 4;
-      values[i] = inside && input < inputs ? from[input] : 0.0f;
+      const uint32_t at = i / 4 * 16 + i % 4;
+      values[i] = first + at < end ? from[at] : 0.0f;
     }
   }
 };
 
-// The bits of the largest magnitude that is finite.
-__device__ __forceinline__ uint32_t largest_finite(const float (&values)[8]) {
-  uint32_t largest = 0;
-  for (float value : values) {
-    uint32_t bits = __float_as_uint(value) & 0x7fffffff;
-    if (bits < 0x7f800000) largest = max(largest, bits);
-  }
+// The largest magnitude that is finite.
+__device__ __forceinline__ float largest_finite(const float (&values)[8]) {
+  float largest = 0;
+#pragma unroll
+  for (float value : values) largest = fmaxf(largest, fabsf(value));  // NaN is passed over
+  if (largest < INFINITY) return largest;
+  largest = 0;
+#pragma unroll
+  for (float value : values) largest = fabsf(value) < INFINITY ? fmaxf(largest, fabsf(value)) : largest;
   return largest;
 }
 
@@ -60,16 +69,17 @@ __device__ __forceinline__ int scale_exponent(uint32_t largest_bits) { return 14
 
 __device__ __forceinline__ float power_of_two(int exponent) { return __uint_as_float(static_cast<uint32_t>(exponent + 127) << 23); }
 
-// A warp splits 32 neighbouring units of a row.
+// A warp splits 32 neighbouring units of a row. What is infinite leaves NaN: its row has no numbers.
 template <class Number>
 __device__ __forceinline__ void split_units(const float (&values)[8], float factor, const Activations &to, uint32_t row, uint32_t unit, bool inside) {
   uint32_t parts[2][4];
   float sum = 0;
+#pragma unroll
   for (uint32_t i = 0; i < 4; ++i) {
-    float a = __fmul_rn(values[2 * i], factor), b = __fmul_rn(values[2 * i + 1], factor);
-    float a_rounded = Number::round(a), b_rounded = Number::round(b);
-    parts[0][i] = Number::pack(a_rounded, b_rounded);
-    parts[1][i] = Number::pack(remainder(a, a_rounded), remainder(b, b_rounded));
+    const float a = __fmul_rn(values[2 * i], factor), b = __fmul_rn(values[2 * i + 1], factor);
+    parts[0][i] = Number::pack(a, b);
+    const float2 rounded = Number::unpack(parts[0][i]);
+    parts[1][i] = Number::pack(a - rounded.x, b - rounded.y);
     sum = __fadd_rn(sum, __fadd_rn(a, b));
   }
   sum = __fadd_rn(sum, __shfl_xor_sync(~0u, sum, 1));
@@ -77,43 +87,59 @@ __device__ __forceinline__ void split_units(const float (&values)[8], float fact
   if (!inside) return;
   const uint32_t step = unit / Activations::UNITS, t = unit % Activations::UNITS;
   uint8_t *at = to.fragments + size_t{step} * to.step_bytes + row * Activations::PART_BYTES + t * Activations::UNIT_BYTES;
+#pragma unroll
   for (uint32_t part = 0; part < 2; ++part)
     *reinterpret_cast<uint4 *>(at + part * to.low_bytes) = make_uint4(parts[part][0], parts[part][1], parts[part][2], parts[part][3]);
   if (t == 0) to.sums[size_t{step} * to.sums_stride + row] = sum;
 }
 
-// A block splits sections of `count` rows. `largest` is shared memory, [sections, count] zeros, which all threads see. A warp's task is a slice of a
-// row; it keeps what it loaded for the first ones, so that all their loads are under way at once and happen once.
+// A slice of a row, and the section that it belongs to: what a warp splits at a time.
+struct SplitTask {
+  uint32_t row, slice;
+
+  __device__ __forceinline__ SplitTask(uint32_t index, uint32_t slices) : row(0), slice(index) { wrap(slices); }
+  __device__ __forceinline__ void advance(uint32_t count, uint32_t slices) { slice += count, wrap(slices); }
+  __device__ __forceinline__ void wrap(uint32_t slices) {
+    while (slice >= slices) slice -= slices, ++row;
+  }
+};
+
+// A block splits sections of `count` rows. `largest` is shared memory, [sections, count] zeros, which all threads see.
 template <class Number>
 __device__ __forceinline__ void split_sections(const RowSections &from, uint32_t count, const Activations &to, uint32_t *largest) {
-  constexpr uint32_t SLICE_STEPS = SLICE / STEP, KEPT = 4;
+  constexpr uint32_t SLICE_STEPS = SLICE / STEP, AT_ONCE = 2;
   const uint32_t warp = threadIdx.x / 32, warps = blockDim.x / 32, lane = threadIdx.x % 32;
-  const uint32_t slices = div_up(from.steps, SLICE_STEPS), tasks = slices * count;
-  auto load = [&](uint32_t task, float(&values)[8]) { from.load(task / slices, task % slices * 32 + lane, values); };
-  auto largest_of = [&](uint32_t task) { return largest + task % slices * SLICE_STEPS / from.section_steps * count + task / slices; };
-  auto find_largest = [&](uint32_t task, const float(&values)[8]) {
-    const uint32_t most = __reduce_max_sync(~0u, largest_finite(values));
-    if (lane == 0) atomicMax(largest_of(task), most);
-  };
-  auto split = [&](uint32_t task, const float(&values)[8]) {
-    const uint32_t row = task / slices, slice = task % slices, unit = slice * 32 + lane;
-    const int exponent = scale_exponent(*largest_of(task));
-    split_units<Number>(values, power_of_two(exponent), to, row, unit, unit < from.steps * Activations::UNITS);
-    if (lane == 0) to.scales[slice * SLICE_STEPS / from.section_steps * to.scales_stride + row] = power_of_two(-exponent);
-  };
-  float kept[KEPT][8], values[8];
+  const uint32_t slices = div_up(from.steps, SLICE_STEPS), section_slices = from.section_steps / SLICE_STEPS;
+  if (slices) {
+    // As many loads under way as fit: their time is what counts here.
+#pragma unroll 1
+    for (SplitTask task(warp, slices); task.row < count;) {
+      float values[AT_ONCE][8];
+      SplitTask tasks[AT_ONCE] = {task, task};
 #pragma unroll
-  for (uint32_t i = 0; i < KEPT; ++i)
-    if (warp + i * warps < tasks) load(warp + i * warps, kept[i]);
+      for (uint32_t i = 0; i < AT_ONCE; ++i) {
+        if (i) tasks[i] = tasks[i - 1], tasks[i].advance(warps, slices);
+        from.load(tasks[i].row < count ? tasks[i].row : from.rows, tasks[i].slice * 32 + lane, values[i]);
+      }
 #pragma unroll
-  for (uint32_t i = 0; i < KEPT; ++i)
-    if (warp + i * warps < tasks) find_largest(warp + i * warps, kept[i]);
-  for (uint32_t task = warp + KEPT * warps; task < tasks; task += warps) load(task, values), find_largest(task, values);
+      for (uint32_t i = 0; i < AT_ONCE; ++i) {
+        const uint32_t most = __reduce_max_sync(~0u, __float_as_uint(largest_finite(values[i])));
+        if (lane == 0 && tasks[i].row < count) atomicMax(&largest[tasks[i].slice / section_slices * count + tasks[i].row], most);
+      }
+      task = tasks[AT_ONCE - 1], task.advance(warps, slices);
+    }
+  }
   __syncthreads();
-#pragma unroll
-  for (uint32_t i = 0; i < KEPT; ++i)
-    if (warp + i * warps < tasks) split(warp + i * warps, kept[i]);
-  for (uint32_t task = warp + KEPT * warps; task < tasks; task += warps) load(task, values), split(task, values);
+  if (!slices) return;
+#pragma unroll 1
+  for (SplitTask task(warp, slices); task.row < count; task.advance(warps, slices)) {
+    const uint32_t section = task.slice / section_slices, unit = task.slice * 32 + lane;
+    float values[8];
+    from.load(task.row, unit, values);
+    const int exponent = scale_exponent(largest[section * count + task.row]);
+    split_units<Number>(values, power_of_two(exponent), to, task.row, unit, unit < from.steps * Activations::UNITS);
+    if (lane == 0) to.scales[section * to.scales_stride + task.row] = power_of_two(-exponent);
+  }
 }
 
 }  // namespace nucleus::linear

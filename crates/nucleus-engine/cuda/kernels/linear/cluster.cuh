@@ -12,32 +12,34 @@ struct Cluster {
 
   __device__ __forceinline__ uint32_t rank() const { return group.block_rank(); }
   __device__ __forceinline__ uint32_t blocks() const { return group.num_blocks(); }
-  // What a thread wrote to shared memory before it arrives, all others see after they waited.
-  __device__ __forceinline__ void arrive() const { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
-  __device__ __forceinline__ void wait() const { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
-  __device__ __forceinline__ void meet() const { arrive(), wait(); }
+  // What a thread wrote to shared memory before it arrives, all others see after they waited. Arriving waits for the thread's writes to device
+  // memory too, if there are several blocks.
+  __device__ __forceinline__ void arrive() const {
+    if (blocks() > 1) asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+  }
+  __device__ __forceinline__ void wait() const {
+    if (blocks() > 1) asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+    else __syncthreads();
+  }
+  // Nobody leaves while others read from its shared memory.
+  __device__ __forceinline__ void leave() const {
+    if (blocks() > 1) asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
+  }
 
-  // The sum of `count` sections' shares in order; `at` gives a section's place in its block and that block's rank.
-  template <class Place>
-  __device__ __forceinline__ float sum_sections(uint32_t count, Place at) const {
+  // The sum of `count` sections' shares in order. A block has `block_count` of them, `stride` floats apart, the first block's first at `first`.
+  __device__ __forceinline__ float sum_sections(float *first, uint32_t count, uint32_t block_count, uint32_t stride) const {
     float shares[MAX_SECTIONS], total = 0;
+    uint32_t rank = 0, local = 0;
 #pragma unroll
     for (uint32_t s = 0; s < MAX_SECTIONS; ++s) {
-      if (s < count) {
-        auto [share, rank] = at(s);
-        shares[s] = *group.map_shared_rank(share, rank);
-      }
+      if (s < count) shares[s] = *group.map_shared_rank(first + local * stride, rank);
+      if (++local == block_count) local = 0, ++rank;
     }
 #pragma unroll
     for (uint32_t s = 0; s < MAX_SECTIONS; ++s)
       if (s < count) total = __fadd_rn(total, shares[s]);
     return total;
   }
-};
-
-struct SharePlace {
-  float *share;
-  uint32_t rank;
 };
 
 }  // namespace nucleus::linear

@@ -18,6 +18,12 @@ struct Device {
   }
 };
 
+// Lets a kernel's blocks have all the shared memory that there is. It is the same for every launch: threads that launch at the same time share it.
+template <class... Parameters>
+cudaError_t allow_shared_bytes(void (*kernel)(Parameters...), const Device &device) {
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, device.shared_bytes);
+}
+
 // A launch of clusters that may begin while the kernel in front of it ends: up to `wait_for_inputs` it must touch nothing but weights.
 class Launch {
  public:
@@ -34,12 +40,7 @@ class Launch {
   }
   Launch(const Launch &) = delete;
 
-  template <class... Parameters>
-  cudaError_t shared_bytes(void (*kernel)(Parameters...), uint32_t bytes) {
-    config_.dynamicSmemBytes = bytes;
-    return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
-  }
-  void blocks(dim3 blocks) { config_.gridDim = blocks; }
+  void shared_bytes(uint32_t bytes) { config_.dynamicSmemBytes = bytes; }
 
   template <class... Parameters, class... Arguments>
   cudaError_t operator()(void (*kernel)(Parameters...), Arguments... arguments) const {

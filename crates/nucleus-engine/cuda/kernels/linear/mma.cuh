@@ -17,7 +17,7 @@ struct Half {
     __half2 pair = __floats2half2_rn(first, second);
     return reinterpret_cast<uint32_t &>(pair);
   }
-  static NUCLEUS_BOTH float round(float x) { return __half2float(__float2half_rn(x)); }
+  static NUCLEUS_BOTH float2 unpack(uint32_t pair) { return __half22float2(reinterpret_cast<__half2 &>(pair)); }
   // c += a · b: a is 16 × 16, b is 16 × 8.
   static __device__ __forceinline__ void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
@@ -32,17 +32,12 @@ struct Bfloat {
     __nv_bfloat162 pair = __floats2bfloat162_rn(first, second);
     return reinterpret_cast<uint32_t &>(pair);
   }
-  static NUCLEUS_BOTH float round(float x) { return __bfloat162float(__float2bfloat16_rn(x)); }
+  static NUCLEUS_BOTH float2 unpack(uint32_t pair) { return __bfloat1622float2(reinterpret_cast<__nv_bfloat162 &>(pair)); }
   static __device__ __forceinline__ void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
   }
 };
-
-// The part of a number that its rounding to 16 bits left; 0 for what is not finite, which the first part holds.
-NUCLEUS_BOTH float remainder(float x, float rounded) {
-  return fabsf(rounded) <= 3.0e38f ? x - rounded : 0.0f;
-}
 
 }  // namespace nucleus::linear

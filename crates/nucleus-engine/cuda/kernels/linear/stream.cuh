@@ -13,16 +13,23 @@
 #include "cluster.cuh"
 #include "launch.cuh"
 
+#ifndef LIN_WARPS
+#define LIN_WARPS 8
+#define LIN_STRIP 2
+#define LIN_UNROLL 2
+#endif
+
 namespace nucleus::linear {
 
 struct StreamPolicy {
-  static constexpr uint32_t WARPS = 8, THREADS = WARPS * 32;
+  static constexpr uint32_t WARPS = LIN_WARPS, THREADS = WARPS * 32;
   // A warp multiplies panels of a strip together, so that it reads the activations once for all.
-  static constexpr uint32_t STRIP = 2, STRIP_OUTPUTS = STRIP * PANEL;
+  static constexpr uint32_t STRIP = LIN_STRIP, STRIP_OUTPUTS = STRIP * PANEL;
+  static constexpr uint32_t STEPS_AT_ONCE = LIN_UNROLL;
   static constexpr uint32_t MAX_ROWS = 16;
   static constexpr uint32_t MAX_STAGES = 12, MIN_STAGES = 2, GOOD_STAGES = 3;
-  // A group's shares are written while the one before it is added up and the one before that may still be read.
-  static constexpr uint32_t BUFFERS = 3;
+  // A group's shares are written while others still add up the three before it: they have met since the fourth.
+  static constexpr uint32_t BUFFERS = 4;
   // Sections of strips in a group.
   static constexpr uint32_t MAX_GROUP = 16, MIN_GROUP = 8;
 };
@@ -110,10 +117,12 @@ struct WeightRing {
 
   __device__ __forceinline__ void start() {
     if (lane == 0) {
+#pragma unroll 1
       for (uint32_t stage = 0; stage < count; ++stage) barriers[stage].init(1);
       Barrier::publish_init();
     }
     __syncwarp();
+#pragma unroll 1
     for (uint32_t stage = 0; stage < count; ++stage) fetch(stage);
   }
   __device__ __forceinline__ void fetch(uint32_t stage) {
@@ -174,13 +183,16 @@ struct StreamKernel {
     const Activations x = activations();
     RingPlace place;
     StreamUnit unit(part, warp());
+#pragma unroll 1
     for (uint32_t group = 0, begin = part.begin_strip;; ++group, begin += plan.group_strips()) {
       const uint32_t end = min(begin + plan.group_strips(), part.end_strip);
+#pragma unroll 1
       for (; unit.strip < end; unit.advance(part)) {
         const uint32_t chunks = part.chunks(unit.section), first_step = unit.section * plan.section_steps;
         const uint8_t *fragments = x.fragments + first_step * Plan::STEP_BYTES;
         const float *row_sums = x.sums + first_step * Plan::ROWS;
         Sums sums = {};
+#pragma unroll 1
         for (uint32_t chunk = 0; chunk < chunks; ++chunk, fragments += W::STEPS * Plan::STEP_BYTES, row_sums += W::STEPS * Plan::ROWS) {
           ring.barriers[place.stage].wait(place.parity);
           add_chunk(sums, ring.stages + place.stage * ring.STAGE_BYTES, fragments, row_sums);
@@ -190,19 +202,17 @@ struct StreamKernel {
         }
         write_shares(sums, shares(group, unit.strip - begin) + unit.section * Plan::UNIT_FLOATS, x.scales + unit.section * Plan::ROWS);
       }
-      if (group > 0) {
-        cluster.wait();
-        add_up(group - 1, begin - plan.group_strips(), min(begin, part.end_strip));
-      }
+      if (group > 0) cluster.wait();
+      if (begin < part.end_strip) cluster.arrive();
+      if (group > 0) add_up(group - 1, begin - plan.group_strips(), min(begin, part.end_strip));
       if (begin >= part.end_strip) break;
-      cluster.arrive();
     }
-    cluster.meet();  // nobody leaves while its shares are read
+    cluster.leave();
   }
 
   // Rows that are not there have activations that nobody wrote, and sums that nobody reads.
   __device__ __forceinline__ static void add_chunk(Sums &sums, const uint8_t *weights, const uint8_t *fragments, const float *row_sums) {
-#pragma unroll
+#pragma unroll(P::STEPS_AT_ONCE)
     for (uint32_t step = 0; step < W::STEPS; ++step) {
       typename W::Fragment panels[P::STRIP];
 #pragma unroll
@@ -233,15 +243,13 @@ struct StreamKernel {
   // The cluster's threads add up a group's outputs.
   __device__ __forceinline__ void add_up(uint32_t group, uint32_t begin, uint32_t end) const {
     const uint32_t width = (end - begin) * P::STRIP_OUTPUTS, turn = (cluster.rank() + group) % plan.blocks;
+#pragma unroll 1
     for (uint32_t i = turn * P::THREADS + threadIdx.x; i < width * call.rows; i += plan.blocks * P::THREADS) {
       const uint32_t row = i / width, strip = i % width / P::STRIP_OUTPUTS, output = i % P::STRIP_OUTPUTS;
       const uint32_t panel = (begin + strip) * P::STRIP + output / PANEL;
       if (panel >= call.panels()) continue;
       float *first = shares(group, strip) + row * P::STRIP_OUTPUTS + output;
-      const float total = cluster.sum_sections(plan.sections, [&](uint32_t s) {
-        return SharePlace{first + s % plan.block_sections * Plan::UNIT_FLOATS, s / plan.block_sections};
-      });
-      panel_of<W>(call, panel).store(row, output % PANEL, total);
+      panel_of<W>(call, panel).store(row, output % PANEL, cluster.sum_sections(first, plan.sections, plan.block_sections, Plan::UNIT_FLOATS));
     }
   }
 };
@@ -275,26 +283,37 @@ cudaError_t cluster_count(Kernel kernel, const Launch &launch, const Device &dev
   return cudaSuccess;
 }
 
-// The size of a cluster that leaves the least to the block with the most; the smallest such.
+// Cycles that a block takes: its share of the weights comes at its share of the memory's speed; then what splitting a slice of a row takes a warp, and
+// what a meeting takes. (Measured on an H200; they decide which way is taken, never a result.)
+struct StreamCosts {
+  static constexpr uint32_t BYTES_A_CYCLE = 19, SPLIT = 600, MEETING = 1500;
+};
+
+// The size of a cluster that takes the least time.
 template <class W, uint32_t COLUMNS>
 cudaError_t launch_streaming(const Call &call, const float *x, const Device &device, cudaStream_t stream) {
+  using P = StreamPolicy;
   using Plan = StreamPlan<W, COLUMNS>;
   auto kernel = multiply_streaming<W, COLUMNS>;
-  const uint32_t sections = sections_of(call.inputs).count, strips = div_up(call.panels(), StreamPolicy::STRIP), shared_bytes = static_cast<uint32_t>(device.shared_bytes);
-  uint32_t best_blocks = 0, best_clusters = 0, best_units = ~0u;
+  if (cudaError_t status = allow_shared_bytes(kernel, device)) return status;
+  const uint32_t sections = sections_of(call.inputs).count, strips = div_up(call.panels(), P::STRIP), shared_bytes = static_cast<uint32_t>(device.shared_bytes);
+  uint32_t best_blocks = 0, best_clusters = 0;
+  uint64_t best_cycles = ~0ull;
   for (uint32_t blocks = 1; blocks < 2 * sections && blocks <= MAX_SECTIONS; blocks *= 2) {
     const Plan plan(call.inputs, blocks, shared_bytes);
-    if (plan.stages < (blocks == MAX_SECTIONS || blocks >= sections ? StreamPolicy::MIN_STAGES : StreamPolicy::GOOD_STAGES)) continue;
-    Launch launch(dim3(blocks), StreamPolicy::THREADS, blocks, stream);
+    if (!plan.stages) continue;
+    Launch launch(dim3(blocks), P::THREADS, blocks, stream);
+    launch.shared_bytes(plan.bytes());
     uint32_t clusters = 0;
-    if (cudaError_t status = launch.shared_bytes(kernel, plan.bytes())) return status;
     if (cudaError_t status = cluster_count(kernel, launch, device, blocks, clusters)) return status;
-    const uint32_t units = div_up(strips, clusters) * plan.block_sections;
-    if (units < best_units) best_blocks = blocks, best_clusters = clusters, best_units = units;
+    const uint64_t bytes = uint64_t{div_up(strips, clusters)} * plan.block_sections * plan.section_steps / W::STEPS * Plan::STAGE_BYTES;
+    const uint32_t slices = call.rows * plan.block_sections * plan.section_steps * STEP / SLICE;
+    const uint64_t cycles = bytes / StreamCosts::BYTES_A_CYCLE + div_up(slices, P::WARPS) * StreamCosts::SPLIT + (blocks > 1 ? StreamCosts::MEETING : 0);
+    if (cycles < best_cycles) best_blocks = blocks, best_clusters = clusters, best_cycles = cycles;
   }
   const Plan plan(call.inputs, best_blocks, shared_bytes);
-  Launch launch(dim3(best_blocks * (best_clusters < strips ? best_clusters : strips)), StreamPolicy::THREADS, best_blocks, stream);
-  if (cudaError_t status = launch.shared_bytes(kernel, plan.bytes())) return status;
+  Launch launch(dim3(best_blocks * (best_clusters < strips ? best_clusters : strips)), P::THREADS, best_blocks, stream);
+  launch.shared_bytes(plan.bytes());
   return launch(kernel, call, x, plan);
 }
 

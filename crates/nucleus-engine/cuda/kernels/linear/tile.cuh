@@ -171,21 +171,20 @@ struct TileKernel {
     }
   }
 
-  __device__ __forceinline__ bool has(uint32_t panel, uint32_t row) const {
-    return tile.first_panel + panel < call.panels() && tile.row_tile * ROW_TILE + row < call.rows;
-  }
-
-  // Writes outputs: all of the block's, or, in a cluster, the block's rows of all blocks' sections.
+  // Writes outputs: all of the block's, or, in a cluster, the block's rows of all blocks' sections. A thread has an output.
   __device__ __forceinline__ void store(const Cluster &cluster) const {
-    const uint32_t blocks = cluster.blocks(), sections = blocks == 1 ? 1 : sections_of(call.inputs).count;
-    cluster.meet();
-    for (uint32_t i = threadIdx.x; i < L::ROWS * P::OUTPUTS / blocks; i += P::THREADS) {
-      const uint32_t output = i % P::OUTPUTS, row = i / P::OUTPUTS * blocks + cluster.rank();
-      if (!has(output / PANEL, row)) continue;
-      const float total = cluster.sum_sections(sections, [&](uint32_t s) { return SharePlace{total_at(row, output), s}; });
-      panel_of<W>(call, tile.first_panel + output / PANEL).store(tile.row_tile * ROW_TILE + row, output % PANEL, total);
+    static_assert(P::THREADS == P::OUTPUTS);
+    const uint32_t blocks = cluster.blocks(), sections = blocks == 1 ? 1 : sections_of(call.inputs).count, output = threadIdx.x;
+    cluster.arrive();
+    cluster.wait();
+    if (tile.first_panel + output / PANEL < call.panels()) {
+      const Panel panel = panel_of<W>(call, tile.first_panel + output / PANEL);
+      const uint32_t first_row = tile.row_tile * ROW_TILE, rows = min(L::ROWS, call.rows - first_row);
+#pragma unroll 4
+      for (uint32_t row = cluster.rank(); row < rows; row += blocks)
+        panel.store(first_row + row, output % PANEL, sections == 1 ? *total_at(row, output) : cluster.sum_sections(total_at(row, output), sections, 1, 0));
     }
-    cluster.meet();  // nobody leaves while its totals are read
+    cluster.leave();
   }
 };
 
@@ -224,8 +223,9 @@ cudaError_t launch_tiles(const Call &call, const SplitRows &split, const Device 
   // In sections of a block: a meeting takes about a fifth of one.
   const uint32_t processors = static_cast<uint32_t>(device.processors);
   if (div_up(tiles, processors) * sections * 10 <= div_up(tiles * blocks, processors) * 12) blocks = 1;
+  if (cudaError_t status = allow_shared_bytes(kernel, device)) return status;
   Launch launch(dim3(tiles * blocks), TilePolicy::THREADS, blocks, stream);
-  if (cudaError_t status = launch.shared_bytes(kernel, L::BYTES)) return status;
+  launch.shared_bytes(L::BYTES);
   return launch(kernel, call, split);
 }
 

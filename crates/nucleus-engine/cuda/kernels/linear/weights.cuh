@@ -81,9 +81,9 @@ struct F32 {
     return fragment;
   }
   static NUCLEUS_BOTH void split(float first, float second, uint32_t (&a)[2][4], uint32_t j) {
-    float f = Number::round(first), s = Number::round(second);
-    a[0][j] = Number::pack(f, s);
-    a[1][j] = Number::pack(remainder(first, f), remainder(second, s));
+    a[0][j] = Number::pack(first, second);
+    const float2 rounded = Number::unpack(a[0][j]);
+    a[1][j] = Number::pack(first - rounded.x, second - rounded.y);
   }
   static NUCLEUS_BOTH uint32_t offset(uint32_t step, uint32_t m, uint32_t lane, uint32_t h, uint32_t i) {
     return ((step * 2 + m) * 2 + i / 2) * 512 + lane * 16 + h * 8 + i % 2 * 4;
