@@ -24,45 +24,54 @@ namespace nucleus::linear {
 struct StreamPolicy {
   static constexpr uint32_t WARPS = LIN_WARPS, THREADS = WARPS * 32;
   // A warp multiplies panels of a strip together, so that it reads the activations once for all.
-  static constexpr uint32_t STRIP = LIN_STRIP, STRIP_OUTPUTS = STRIP * PANEL;
-  static constexpr uint32_t STEPS_AT_ONCE = LIN_UNROLL;
+  static constexpr uint32_t STRIP = 2, STRIP_OUTPUTS = STRIP * PANEL;
   static constexpr uint32_t MAX_ROWS = 16;
-  static constexpr uint32_t MAX_STAGES = 12, MIN_STAGES = 2, GOOD_STAGES = 3;
+  static constexpr uint32_t STEPS_AT_ONCE = LIN_UNROLL;
+  static constexpr uint32_t MAX_STAGES = 8, MIN_STAGES = 2, GOOD_STAGES = 3;
   // A group's shares are written while others still add up the three before it: they have met since the fourth.
   static constexpr uint32_t BUFFERS = 4;
-  // Sections of strips in a group.
-  static constexpr uint32_t MAX_GROUP = 16, MIN_GROUP = 8;
+  static constexpr uint32_t MAX_BUFFER_BYTES = 16384, MIN_BUFFER_BYTES = 4096;
 };
-static_assert(StreamPolicy::MIN_GROUP >= MAX_SECTIONS, "a group has a strip at least");
 
 // How the products are shared out, and a block's shared memory used, for up to 8 · COLUMNS rows.
 template <class W, uint32_t COLUMNS>
 struct StreamPlan {
   using P = StreamPolicy;
   static constexpr uint32_t ROWS = COLUMNS * 8, STEP_BYTES = ROWS * Activations::ROW_BYTES, LOW_BYTES = ROWS * Activations::PART_BYTES;
-  static constexpr uint32_t STAGE_BYTES = P::STRIP * W::CHUNK_BYTES, UNIT_FLOATS = ROWS * P::STRIP_OUTPUTS;
+  // Chunks of a panel that come together: what else there is to do for a stage takes as long as a third of a chunk of Q8_0 for eight rows.
+  static constexpr uint32_t STAGE_CHUNKS = COLUMNS == 1 && W::CHUNK_BYTES < 2304 ? 2 : 1, PANEL_BYTES = STAGE_CHUNKS * W::CHUNK_BYTES;
+  static constexpr uint32_t STAGE_BYTES = P::STRIP * PANEL_BYTES;
+  uint32_t rows;
   uint32_t sections, section_steps;  // of the inputs; steps of each but the last
   uint32_t blocks;                   // of a cluster
   uint32_t block_sections;           // of each block but the last
-  uint32_t group, stages;            // no stages: there is no room
+  uint32_t group_strips, stages;     // no stages: there is no room
 
-  __host__ StreamPlan(uint32_t inputs, uint32_t blocks, uint32_t shared_bytes)
-      : sections(sections_of(inputs).count), section_steps(sections_of(inputs).inputs / STEP), blocks(blocks), block_sections(div_up(sections, blocks)) {
+  __host__ StreamPlan(uint32_t rows, uint32_t inputs, uint32_t blocks, uint32_t shared_bytes)
+      : rows(rows),
+        sections(sections_of(inputs).count),
+        section_steps(sections_of(inputs).inputs / STEP),
+        blocks(blocks),
+        block_sections(div_up(sections, blocks)) {
     constexpr uint32_t STAGE = P::WARPS * (STAGE_BYTES + sizeof(Barrier));
-    for (group = P::MAX_GROUP;; group /= 2) {
+    for (uint32_t buffer = P::MAX_BUFFER_BYTES;; buffer /= 2) {
+      group_strips = buffer / strip_bytes() ? buffer / strip_bytes() : 1;
       stages = 0;
       const uint32_t fixed = bytes(), fit = fixed < shared_bytes ? (shared_bytes - fixed) / STAGE : 0;
       stages = fit < P::MIN_STAGES ? 0 : fit < P::MAX_STAGES ? fit : P::MAX_STAGES;
-      if (stages >= P::GOOD_STAGES || group == P::MIN_GROUP) return;
+      if (stages >= P::GOOD_STAGES || buffer == P::MIN_BUFFER_BYTES) return;
     }
   }
-  NUCLEUS_BOTH uint32_t group_strips() const { return group / block_sections; }
+  // Shares of a section of a strip: [rows, outputs].
+  NUCLEUS_BOTH uint32_t unit_floats() const { return rows * P::STRIP_OUTPUTS; }
+  NUCLEUS_BOTH uint32_t strip_bytes() const { return block_sections * unit_floats() * sizeof(float); }
   NUCLEUS_BOTH uint32_t fragments_at() const { return P::WARPS * stages * STAGE_BYTES; }
   NUCLEUS_BOTH uint32_t shares_at() const { return fragments_at() + block_sections * section_steps * STEP_BYTES; }
-  NUCLEUS_BOTH uint32_t sums_at() const { return shares_at() + P::BUFFERS * group * UNIT_FLOATS * sizeof(float); }
+  NUCLEUS_BOTH uint32_t sums_at() const { return shares_at() + P::BUFFERS * group_strips * strip_bytes(); }
   NUCLEUS_BOTH uint32_t scales_at() const { return sums_at() + block_sections * section_steps * ROWS * sizeof(float); }
   NUCLEUS_BOTH uint32_t largest_at() const { return scales_at() + block_sections * ROWS * sizeof(float); }
-  NUCLEUS_BOTH uint32_t barriers_at() const { return largest_at() + block_sections * ROWS * sizeof(uint32_t); }
+  NUCLEUS_BOTH uint32_t meeting_at() const { return largest_at() + block_sections * ROWS * sizeof(uint32_t); }
+  NUCLEUS_BOTH uint32_t barriers_at() const { return meeting_at() + sizeof(Barrier); }
   NUCLEUS_BOTH uint32_t bytes() const { return barriers_at() + P::WARPS * stages * sizeof(Barrier); }
 };
 
@@ -100,11 +109,11 @@ struct StreamUnit {
   }
 };
 
-// A warp's ring: the chunks of its units come in order, far ahead of the one that is multiplied.
-template <class W>
+// A warp's ring: the chunks of its units come in order, far ahead of those that are multiplied. A stage has some of a unit's.
+template <class W, uint32_t COLUMNS>
 struct WeightRing {
   using P = StreamPolicy;
-  static constexpr uint32_t STAGE_BYTES = P::STRIP * W::CHUNK_BYTES;
+  using Plan = StreamPlan<W, COLUMNS>;
 
   const Call &call;
   const StreamPart<W> &part;
@@ -114,6 +123,8 @@ struct WeightRing {
   StreamUnit unit;  // of the next chunk to fetch
   uint32_t left = 0;
   const uint8_t *next = nullptr;  // lane p's: of panel p of the strip
+
+  __device__ __forceinline__ uint8_t *stage_at(uint32_t stage) const { return stages + stage * Plan::STAGE_BYTES; }
 
   __device__ __forceinline__ void start() {
     if (lane == 0) {
@@ -133,10 +144,11 @@ struct WeightRing {
       left = part.chunks(unit.section);
       unit.advance(part);
     }
-    if (lane == 0) barriers[stage].expect(STAGE_BYTES);
-    if (lane < P::STRIP) barriers[stage].copy(stages + stage * STAGE_BYTES + lane * W::CHUNK_BYTES, next, W::CHUNK_BYTES);
-    next += W::CHUNK_BYTES;
-    left -= 1;
+    const uint32_t chunks = Plan::STAGE_CHUNKS == 1 ? 1 : min(Plan::STAGE_CHUNKS, left), bytes = chunks * W::CHUNK_BYTES;
+    if (lane == 0) barriers[stage].expect(P::STRIP * bytes);
+    if (lane < P::STRIP) barriers[stage].copy(stage_at(stage) + lane * Plan::PANEL_BYTES, next, bytes);
+    next += bytes;
+    left -= chunks;
   }
 };
 
@@ -166,12 +178,13 @@ struct StreamKernel {
   }
   // Of a strip of a group: [sections of the block, rows, outputs].
   __device__ __forceinline__ float *shares(uint32_t group, uint32_t strip) const {
-    return at<float>(plan.shares_at()) + (group % P::BUFFERS * plan.group + strip * plan.block_sections) * Plan::UNIT_FLOATS;
+    return at<float>(plan.shares_at() + (group % P::BUFFERS * plan.group_strips + strip) * plan.strip_bytes());
   }
 
   __device__ __forceinline__ void split(const float *x) const {
     uint32_t *largest = at<uint32_t>(plan.largest_at());
     for (uint32_t i = threadIdx.x; i < plan.block_sections * Plan::ROWS; i += P::THREADS) largest[i] = 0;
+    if (threadIdx.x == 0) at<Barrier>(plan.meeting_at())->init(P::WARPS);
     __syncthreads();
     wait_for_inputs();
     split_sections<typename W::Number>({x, call.rows, call.inputs, part.first_chunk(0) * W::STEPS, part.steps(), plan.section_steps}, call.rows, activations(),
@@ -179,35 +192,51 @@ struct StreamKernel {
     __syncthreads();
   }
 
-  __device__ __forceinline__ void multiply(WeightRing<W> &ring) const {
+  __device__ __forceinline__ void multiply(WeightRing<W, COLUMNS> &ring) const {
     const Activations x = activations();
     RingPlace place;
     StreamUnit unit(part, warp());
 #pragma unroll 1
-    for (uint32_t group = 0, begin = part.begin_strip;; ++group, begin += plan.group_strips()) {
-      const uint32_t end = min(begin + plan.group_strips(), part.end_strip);
+    for (uint32_t group = 0, begin = part.begin_strip;; ++group, begin += plan.group_strips) {
+      const uint32_t end = min(begin + plan.group_strips, part.end_strip);
 #pragma unroll 1
       for (; unit.strip < end; unit.advance(part)) {
-        const uint32_t chunks = part.chunks(unit.section), first_step = unit.section * plan.section_steps;
+        const uint32_t first_step = unit.section * plan.section_steps;
         const uint8_t *fragments = x.fragments + first_step * Plan::STEP_BYTES;
         const float *row_sums = x.sums + first_step * Plan::ROWS;
         Sums sums = {};
 #pragma unroll 1
-        for (uint32_t chunk = 0; chunk < chunks; ++chunk, fragments += W::STEPS * Plan::STEP_BYTES, row_sums += W::STEPS * Plan::ROWS) {
+        for (uint32_t left = part.chunks(unit.section); left;) {
           ring.barriers[place.stage].wait(place.parity);
-          add_chunk(sums, ring.stages + place.stage * ring.STAGE_BYTES, fragments, row_sums);
+          const uint8_t *weights = ring.stage_at(place.stage);
+          uint32_t chunks = Plan::STAGE_CHUNKS == 1 ? 1 : min(Plan::STAGE_CHUNKS, left);
+          left -= chunks;
+#pragma unroll 1
+          for (; chunks; --chunks, weights += W::CHUNK_BYTES, fragments += W::STEPS * Plan::STEP_BYTES, row_sums += W::STEPS * Plan::ROWS)
+            add_chunk(sums, weights, fragments, row_sums);
           __syncwarp();
           ring.fetch(place.stage);
           place.advance(plan.stages);
         }
-        write_shares(sums, shares(group, unit.strip - begin) + unit.section * Plan::UNIT_FLOATS, x.scales + unit.section * Plan::ROWS);
+        write_shares(sums, shares(group, unit.strip - begin) + unit.section * plan.unit_floats(), x.scales + unit.section * Plan::ROWS);
       }
-      if (group > 0) cluster.wait();
-      if (begin < part.end_strip) cluster.arrive();
-      if (group > 0) add_up(group - 1, begin - plan.group_strips(), min(begin, part.end_strip));
+      if (group > 0) meet(group - 1);
+      if (begin < part.end_strip) arrive();
+      if (group > 0) add_up(group - 1, begin - plan.group_strips, min(begin, part.end_strip));
       if (begin >= part.end_strip) break;
     }
     cluster.leave();
+  }
+
+  // The cluster's threads have written a group's shares; a warp need not wait for the others before it goes on with the next group.
+  __device__ __forceinline__ void arrive() const {
+    if (plan.blocks > 1) return cluster.arrive();
+    __syncwarp();
+    if (lane() == 0) at<Barrier>(plan.meeting_at())->arrive();
+  }
+  __device__ __forceinline__ void meet(uint32_t group) const {
+    if (plan.blocks > 1) return cluster.wait();
+    at<Barrier>(plan.meeting_at())->wait(group % 2);
   }
 
   // Rows that are not there have activations that nobody wrote, and sums that nobody reads.
@@ -216,7 +245,7 @@ struct StreamKernel {
     for (uint32_t step = 0; step < W::STEPS; ++step) {
       typename W::Fragment panels[P::STRIP];
 #pragma unroll
-      for (uint32_t p = 0; p < P::STRIP; ++p) panels[p] = W::load(weights + p * W::CHUNK_BYTES, step, lane());
+      for (uint32_t p = 0; p < P::STRIP; ++p) panels[p] = W::load(weights + p * Plan::PANEL_BYTES, step, lane());
 #pragma unroll
       for (uint32_t n = 0; n < COLUMNS; ++n) {
         const Operand operand = Activations::load(fragments + step * Plan::STEP_BYTES, Plan::LOW_BYTES, n, lane());
@@ -249,7 +278,7 @@ struct StreamKernel {
       const uint32_t panel = (begin + strip) * P::STRIP + output / PANEL;
       if (panel >= call.panels()) continue;
       float *first = shares(group, strip) + row * P::STRIP_OUTPUTS + output;
-      panel_of<W>(call, panel).store(row, output % PANEL, cluster.sum_sections(first, plan.sections, plan.block_sections, Plan::UNIT_FLOATS));
+      panel_of<W>(call, panel).store(row, output % PANEL, cluster.sum_sections(first, plan.sections, plan.block_sections, plan.unit_floats()));
     }
   }
 };
@@ -260,7 +289,7 @@ __global__ void __launch_bounds__(StreamPolicy::THREADS, 1)
   extern __shared__ __align__(128) uint8_t shared[];
   const StreamKernel<W, COLUMNS> kernel(call, plan, shared);
   const uint32_t first_stage = kernel.warp() * plan.stages;
-  WeightRing<W> ring{call, kernel.part, shared + first_stage * WeightRing<W>::STAGE_BYTES, kernel.template at<Barrier>(plan.barriers_at()) + first_stage,
+  WeightRing<W, COLUMNS> ring{call, kernel.part, shared + first_stage * StreamPlan<W, COLUMNS>::STAGE_BYTES, kernel.template at<Barrier>(plan.barriers_at()) + first_stage,
                      plan.stages, kernel.lane(), StreamUnit(kernel.part, kernel.warp())};
   ring.start();  // the weights are on their way before the activations are there
   let_next_begin();
@@ -300,18 +329,18 @@ cudaError_t launch_streaming(const Call &call, const float *x, const Device &dev
   uint32_t best_blocks = 0, best_clusters = 0;
   uint64_t best_cycles = ~0ull;
   for (uint32_t blocks = 1; blocks < 2 * sections && blocks <= MAX_SECTIONS; blocks *= 2) {
-    const Plan plan(call.inputs, blocks, shared_bytes);
+    const Plan plan(call.rows, call.inputs, blocks, shared_bytes);
     if (!plan.stages) continue;
     Launch launch(dim3(blocks), P::THREADS, blocks, stream);
     launch.shared_bytes(plan.bytes());
     uint32_t clusters = 0;
     if (cudaError_t status = cluster_count(kernel, launch, device, blocks, clusters)) return status;
-    const uint64_t bytes = uint64_t{div_up(strips, clusters)} * plan.block_sections * plan.section_steps / W::STEPS * Plan::STAGE_BYTES;
+    const uint64_t bytes = uint64_t{div_up(strips, clusters)} * plan.block_sections * plan.section_steps / W::STEPS * P::STRIP * W::CHUNK_BYTES;
     const uint32_t slices = call.rows * plan.block_sections * plan.section_steps * STEP / SLICE;
     const uint64_t cycles = bytes / StreamCosts::BYTES_A_CYCLE + div_up(slices, P::WARPS) * StreamCosts::SPLIT + (blocks > 1 ? StreamCosts::MEETING : 0);
     if (cycles < best_cycles) best_blocks = blocks, best_clusters = clusters, best_cycles = cycles;
   }
-  const Plan plan(call.inputs, best_blocks, shared_bytes);
+  const Plan plan(call.rows, call.inputs, best_blocks, shared_bytes);
   Launch launch(dim3(best_blocks * (best_clusters < strips ? best_clusters : strips)), P::THREADS, best_blocks, stream);
   launch.shared_bytes(plan.bytes());
   return launch(kernel, call, x, plan);
@@ -324,7 +353,7 @@ bool streams(uint32_t rows, uint32_t inputs, const Device &device) {
   const uint32_t bytes = static_cast<uint32_t>(device.shared_bytes);
   uint32_t blocks = 1;
   while (blocks < sections_of(inputs).count) blocks *= 2;
-  return rows <= 8 ? StreamPlan<W, 1>(inputs, blocks, bytes).stages : StreamPlan<W, 2>(inputs, blocks, bytes).stages;
+  return rows <= 8 ? StreamPlan<W, 1>(rows, inputs, blocks, bytes).stages : StreamPlan<W, 2>(rows, inputs, blocks, bytes).stages;
 }
 
 template <class W>
