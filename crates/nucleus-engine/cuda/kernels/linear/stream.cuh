@@ -13,20 +13,14 @@
 #include "cluster.cuh"
 #include "launch.cuh"
 
-#ifndef LIN_WARPS
-#define LIN_WARPS 8
-#define LIN_STRIP 2
-#define LIN_UNROLL 2
-#endif
-
 namespace nucleus::linear {
 
 struct StreamPolicy {
-  static constexpr uint32_t WARPS = LIN_WARPS, THREADS = WARPS * 32;
+  static constexpr uint32_t WARPS = 8, THREADS = WARPS * 32;
   // A warp multiplies panels of a strip together, so that it reads the activations once for all.
   static constexpr uint32_t STRIP = 2, STRIP_OUTPUTS = STRIP * PANEL;
   static constexpr uint32_t MAX_ROWS = 16;
-  static constexpr uint32_t STEPS_AT_ONCE = LIN_UNROLL;
+  static constexpr uint32_t STEPS_AT_ONCE = 8;
   static constexpr uint32_t MAX_STAGES = 8, MIN_STAGES = 2, GOOD_STAGES = 3;
   // A group's shares are written while others still add up the three before it: they have met since the fourth.
   static constexpr uint32_t BUFFERS = 4;
