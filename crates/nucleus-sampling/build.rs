@@ -17,7 +17,14 @@ fn main() {
 }
 
 fn build() -> Result<(), String> {
-    let units = ["bounded", "sampling", "config_fields", "device"];
+    let units = [
+        "bounded",
+        "sampling",
+        "whole",
+        "top",
+        "config_fields",
+        "device",
+    ];
     let compiler = nvcc::compile(&nvcc::Library {
         name: "nucleus_sampling_kernels",
         sources: &units.map(|unit| PathBuf::from(format!("cuda/kernels/{unit}.cu"))),

@@ -70,6 +70,8 @@ struct Case {
   const char *name;
   SamplingProgram program;
   bool edits, bounded;
+  bool raw = false;   // log-probabilities of the row as it came
+  bool flat = false;  // logits of deviation 1 without peaks
 };
 
 static SamplingProgram program(std::vector<SamplingOp> ops) {
@@ -91,10 +93,18 @@ int main(int argc, char **argv) {
       {"min_p", program({temperature, min_p, draw}), false, true},
       {"T + draw", program({temperature, draw}), false, false},
       {"top_p", program({temperature, top_p, draw}), false, false},
+      {"penalties, T, top_p", program({{NUCLEUS_OP_PENALTIES, 0, 0}, temperature, top_p, draw}), true, false},
+      {"T + draw, raw", program({temperature, draw}), false, false, true},
+      {"top_k + top_p, raw", program({temperature, top_k, top_p, draw}), false, false, true},
+      {"top_p, flat", program({top_p, draw}), false, false, false, true},
+      {"min_p, flat", program({min_p, draw}), false, true, false, true},
   };
-  bool sweep = argc > 1;
+  bool sweep = argc > 1 && !std::strcmp(argv[1], "clusters");
+  // `bench launch ROWS`: every case once on that many rows, for a profiler.
+  const uint32_t launch = argc > 2 && !std::strcmp(argv[1], "launch") ? std::atoi(argv[2]) : 0;
   std::mt19937 random(1);
   for (uint32_t rows : {1u, 8u, 32u, 64u, 128u, 256u, 512u}) {
+    if (launch && rows != launch) continue;
     size_t bytes = static_cast<size_t>(rows) * VOCAB * 4;
     uint32_t copies = rows <= 64 ? static_cast<uint32_t>(4ull * prop.l2CacheSize / bytes + 2) : 1;
     std::vector<float> one(static_cast<size_t>(rows) * VOCAB);
@@ -109,12 +119,14 @@ int main(int argc, char **argv) {
     std::vector<uint16_t> halves(one.size());
     for (size_t i = 0; i < one.size(); ++i) { uint32_t w; std::memcpy(&w, &one[i], 4); halves[i] = (w + 0x7FFF + (w >> 16 & 1)) >> 16; }
     DeviceArray<uint16_t> bf16(halves);
+    for (size_t i = 0; i < one.size(); ++i) one[i] = 0.5f * base[(i * 2246822519u + i / VOCAB * 104729) & ((1 << 20) - 1)];
+    DeviceArray<float> flat(one);
     DeviceArray<float> floor_out(static_cast<size_t>(rows) * 32);
     auto floor = [&](uint32_t i, cudaStream_t s) {
       read_once<<<dim3((VOCAB / 4 + 2047) / 2048, rows), 256, 0, s>>>(logits.data + (i % copies) * one.size(), VOCAB, floor_out.data);
     };
     auto floor_warm = [&](uint32_t, cudaStream_t s) { floor(0, s); };
-    double floor_us = median_us(20, floor_warm), floor_cold = copies > 1 ? median_us(copies, floor) : floor_us;
+    double floor_us = launch ? 0 : median_us(20, floor_warm), floor_cold = copies > 1 && !launch ? median_us(copies, floor) : floor_us;
     std::printf("rows %4u  floor %8.2f", rows, floor_us);
     if (copies > 1) std::printf("  cold %8.2f", floor_cold);
     std::printf("\n");
@@ -140,7 +152,7 @@ int main(int argc, char **argv) {
         row[r].request = r;
         row[r].position = 7;
         row[r].mask = -1;
-        row[r].flags = NUCLEUS_ROW_PROCESSED;
+        row[r].flags = c.raw ? 0 : NUCLEUS_ROW_PROCESSED;
         row[r].history = {arena.size(), 1024, 0};
         row[r].prompt_len = 24;
         for (int i = 0; i < 1024; ++i) arena.push_back(random() % VOCAB);
@@ -166,20 +178,26 @@ int main(int argc, char **argv) {
       CHECK(cudaMemset(workspace.data, 0x5A, workspace.count));
       auto run = [&](uint32_t copy, uint32_t cluster, uint32_t dtype, cudaStream_t s, uint32_t flags = 0) {
         SamplingBatch b = batch;
-        b.logits = dtype ? static_cast<const void *>(bf16.data) : logits.data + copy * one.size();
+        b.logits = dtype ? static_cast<const void *>(bf16.data) : c.flat ? flat.data : logits.data + copy * one.size();
         b.dtype = dtype;
         b.cluster = cluster;
         b.flags = flags | (c.bounded ? NUCLEUS_BATCH_ALL_BOUNDED : NUCLEUS_BATCH_NONE_BOUNDED);
         int code = launch_advanced_sample_batch(&b, workspace.data, workspace.count, s);
         if (code) { std::printf("launch %d\n", code); std::exit(1); }
       };
+      if (launch) {
+        run(0, 0, 0, nullptr);
+        CHECK(cudaDeviceSynchronize());
+        std::printf("%s\n", c.name);
+        continue;
+      }
       double warm = median_us(10, [&](uint32_t, cudaStream_t s) { run(0, 0, 0, s); });
-      double half = median_us(10, [&](uint32_t, cudaStream_t s) { run(0, 0, NUCLEUS_BF16, s); });
-      std::printf("  %-14s fp32 %8.2f (%.2f x floor)  bf16 %8.2f", c.name, warm, warm / floor_us, half);
-      if (copies > 1) std::printf("  cold %8.2f", median_us(copies, [&](uint32_t i, cudaStream_t s) { run(i % copies, 0, 0, s); }));
+      double half = c.flat ? 0 : median_us(10, [&](uint32_t, cudaStream_t s) { run(0, 0, NUCLEUS_BF16, s); });
+      std::printf("  %-20s fp32 %8.2f (%.2f x floor)  bf16 %8.2f", c.name, warm, warm / floor_us, half);
+      if (copies > 1 && !c.flat) std::printf("  cold %8.2f", median_us(copies, [&](uint32_t i, cudaStream_t s) { run(i % copies, 0, 0, s); }));
       std::printf("  exact %8.2f", median_us(10, [&](uint32_t, cudaStream_t s) { run(0, 0, 0, s, NUCLEUS_BATCH_EXACT); }));
       if (sweep)
-        for (uint32_t cluster : {4u, 8u, 0u}) std::printf("  c%u %.2f", cluster, median_us(10, [&](uint32_t, cudaStream_t s) { run(0, cluster, 0, s, cluster ? 0 : NUCLEUS_BATCH_BLOCK_EACH); }));
+        for (uint32_t cluster : {4u, 8u}) std::printf("  c%u %.2f", cluster, median_us(10, [&](uint32_t, cudaStream_t s) { run(0, cluster, 0, s); }));
       std::printf("  token %u\n", out.host()[0].token_id);
       std::fflush(stdout);
     }

@@ -156,8 +156,8 @@ NUCLEUS_ASSERT(sizeof(SamplingBatch) == 120);
 
 /* Every row takes the exact path without bounded candidates, for tests; never changes a result. */
 #define NUCLEUS_BATCH_EXACT 1u
-/* Every row is first given to one block, as in large batches; never changes a result. */
-#define NUCLEUS_BATCH_BLOCK_EACH 2u
+/* Rows take the ways of large batches, for tests; never changes a result. */
+#define NUCLEUS_BATCH_MANY_ROWS 2u
 /* What the caller knows of the requests spares launches; never changes a result. Bounded: edits by id and temperatures, then top_k, min_p or argmax. */
 #define NUCLEUS_BATCH_ALL_BOUNDED 4u
 #define NUCLEUS_BATCH_NONE_BOUNDED 8u
@@ -175,6 +175,17 @@ size_t sampling_workspace_size(uint32_t rows, uint32_t max_edited);
 /* Samples every row, in two or three launches that overlap; returns once the work is queued on the stream (a cudaStream_t). Allocates nothing,
  * synchronises nothing and can be captured in a CUDA graph. One workspace serves one stream at a time. */
 int launch_advanced_sample_batch(const SamplingBatch *batch, void *workspace, size_t workspace_bytes, void *stream);
+
+/* A token and its log-probability. */
+typedef struct { uint32_t token_id; float logprob; } SamplingLogprob;
+NUCLEUS_ASSERT(sizeof(SamplingLogprob) == 8);
+#define NUCLEUS_MAX_TOP 128u
+
+/* The `count` likeliest tokens of every row as it came, before masks and edits, with the log-probabilities of its softmax: top[row * count + i], most likely
+ * first, ids ascending where they are equal. Fewer tokens: NUCLEUS_NO_TOKEN and -inf; a row with NaN, +inf or nothing finite: NUCLEUS_NO_TOKEN and NaN.
+ * Of the batch, struct_size, dtype, rows, row_len, row_stride, logits, row (request and flags) and configs (vocab_size) are read. Needs no workspace;
+ * asynchronous and capturable as launch_advanced_sample_batch. */
+int launch_top_logprobs(const SamplingBatch *batch, uint32_t count, SamplingLogprob *top, void *stream);
 
 /* One row of f32 logits without lists: `random_value` is the uniform number in units of 2^-64. Every pointer is to device memory.
  * `row` is written with a SamplingRow on the stream and must stay alive until the work is done. */

@@ -172,17 +172,4 @@ __device__ __forceinline__ u32 reserve(u32 *total, bool has) {
   return __shfl_sync(~0u, base, 0) + __popc(lanes & ((1u << lane) - 1));
 }
 
-// A later launch may begin as soon as every block has come here or ended.
-__device__ __forceinline__ void let_next_launch_begin() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
-// From here on, the launch before is done.
-__device__ __forceinline__ void wait_for_launch_before() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-
 }  // namespace nucleus

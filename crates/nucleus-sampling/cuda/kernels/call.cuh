@@ -1,9 +1,23 @@
 // What the ways to sample a row share: its descriptor in shared memory, lists, outcomes.
 #pragma once
 
-#include "stream.cuh"
+#include "lane.cuh"
+#include "slice.cuh"
 
 namespace nucleus {
+
+// A later launch may begin as soon as every block has come here or ended.
+__device__ __forceinline__ void let_next_launch_begin() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+// From here on, the launch before is done.
+__device__ __forceinline__ void wait_for_launch_before() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
 
 // The table that a row needs more than shared memory for: one a row, in the workspace.
 struct Workspace {
@@ -22,21 +36,26 @@ __host__ __device__ inline u32 table_capacity(u32 max_edited) {
 // Status of a row that is not decided yet; a later launch decides it.
 constexpr u32 PENDING = 0xFFFFFFFFu;
 
-template <class T>
-__device__ __forceinline__ void copy_words(T *to, const T *from, u32 first_thread) {
-  static_assert(sizeof(T) % 4 == 0);
-  u32 i = threadIdx.x - first_thread;
-  if (i < sizeof(T) / 4) reinterpret_cast<u32 *>(to)[i] = reinterpret_cast<const u32 *>(from)[i];
-}
+// The word that this thread copies of what describes a row, and where it goes; the other threads copy none.
+struct DescriptionWord {
+  static constexpr u32 ROW = sizeof(SamplingRow) / 4, CONFIG = sizeof(SamplingConfig) / 4, PROGRAM = sizeof(SamplingProgram) / 4;
+  static_assert(sizeof(Description) == 4 * (ROW + CONFIG + PROGRAM) && ROW <= 64 && CONFIG <= 64 && PROGRAM <= 128);
+  u32 word;
 
-// Brings what describes the row to shared memory.
-__device__ __forceinline__ void describe(Description *d, const SamplingBatch &batch, u32 index) {
-  const SamplingRow *row = batch.row + index;
-  u32 request = row->request;
-  copy_words(&d->row, row, 0);
-  copy_words(&d->config, batch.configs + request, 64);
-  copy_words(&d->program, batch.programs + request, 128);
-}
+  __device__ __forceinline__ void read(const SamplingBatch &batch, u32 index, u32 request) {
+    const u32 t = threadIdx.x;
+    if (t < ROW) word = reinterpret_cast<const u32 *>(batch.row + index)[t];
+    else if (t >= 64 && t < 64 + CONFIG) word = reinterpret_cast<const u32 *>(batch.configs + request)[t - 64];
+    else if (t >= 128 && t < 128 + PROGRAM) word = reinterpret_cast<const u32 *>(batch.programs + request)[t - 128];
+  }
+  __device__ __forceinline__ void write(Description *d) const {
+    const u32 t = threadIdx.x;
+    u32 *words = reinterpret_cast<u32 *>(d);
+    if (t < ROW) words[t] = word;
+    else if (t >= 64 && t < 64 + CONFIG) words[ROW + t - 64] = word;
+    else if (t >= 128 && t < 128 + PROGRAM) words[ROW + CONFIG + t - 128] = word;
+  }
+};
 
 // Completes the description of a row whose history is a slot's, after a barrier.
 __device__ __forceinline__ void describe_slot(Shared *sh, const SamplingBatch &batch) {

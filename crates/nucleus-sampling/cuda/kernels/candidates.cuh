@@ -11,6 +11,40 @@ namespace nucleus {
 
 constexpr u32 UNUSUAL = 0xFFFFFFFFu;  // above every key: NaN, +inf, or an edit that found no room
 
+// What a thread sees of its part of the slice.
+struct Seen {
+  u32 key;    // of the largest logit; 0: there is none
+  u32 count;  // tokens that are there
+};
+
+__device__ __forceinline__ Seen look(const DeviceTeam &team) {
+  float most = -infinity(), sum = 0;
+  Seen seen{0, 0};
+  team.each_four([&](u32, float4 v) {
+    most = fmaxf(fmaxf(most, v.x), fmaxf(v.y, fmaxf(v.z, v.w)));
+    sum += (v.x + v.y) + (v.z + v.w);
+    seen.count += 4;
+  });
+  if (!(fabsf(sum) < infinity())) {  // a token that is out, NaN or +inf; or the sum is beyond all floats
+    bool strange = false;
+    seen.count = 0;
+    team.each_four([&](u32, float4 v) {
+      const float x[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+      for (u32 e = 0; e < 4; ++e) {
+        seen.count += x[e] > -infinity();
+        strange |= !(x[e] < infinity());
+      }
+    });
+    if (strange) {
+      seen.key = UNUSUAL;
+      return seen;
+    }
+  }
+  if (most > -infinity()) seen.key = key_of(most + 0.0f);
+  return seen;
+}
+
 // Largest logits as keys; 0: there is none.
 struct Maxima {
   u32 own;      // this thread's
@@ -18,32 +52,16 @@ struct Maxima {
   u32 largest;  // of the row
 };
 
-template <class Team>
-__device__ __forceinline__ u32 own_key(const Team &team) {
-  float most = -infinity();
-  team.each_four([&](u32, float4 v) { most = max_nan(most, max_nan(max_nan(v.x, v.y), max_nan(v.z, v.w))); });
-  if (!(most < infinity())) return UNUSUAL;
-  return most > -infinity() ? key_of(most + 0.0f) : 0;
-}
-
 // One barrier of the cluster.
-__device__ __forceinline__ Maxima maxima(const DeviceTeam &team, bool unusual) {
-  constexpr u32 LANES = THREADS / GROUPS;
-  const u32 lane = threadIdx.x % LANES, blocks = team.blocks;
+__device__ __forceinline__ Maxima maxima(const DeviceTeam &team, u32 own) {
   Maxima m;
-  m.own = unusual ? UNUSUAL : own_key(team);
-  u32 in_group = m.own;
-  UNROLL_NOT
-  for (u32 step = LANES / 2; step; step /= 2) {
-    u32 other = __shfl_xor_sync(~0u, in_group, step);
-    in_group = other > in_group ? other : in_group;
-  }
-  if (lane < blocks) *team.in_block(&team.sh->maxima[team.block * GROUPS + threadIdx.x / LANES], lane) = in_group;
-  m.in_warp = __reduce_max_sync(~0u, in_group);
+  m.own = own;
+  m.in_warp = __reduce_max_sync(~0u, own);
+  team.publish(team.sh->maxima, m.in_warp);
   team.cluster_sync();
   u32 largest = 0;
   UNROLL_NOT
-  for (u32 i = threadIdx.x % 32; i < blocks * GROUPS; i += 32) largest = team.sh->maxima[i] > largest ? team.sh->maxima[i] : largest;
+  for (u32 i = threadIdx.x % 32; i < team.blocks * GROUPS; i += 32) largest = team.sh->maxima[i] > largest ? team.sh->maxima[i] : largest;
   m.largest = __reduce_max_sync(~0u, largest);
   return m;
 }
@@ -90,24 +108,20 @@ __device__ __forceinline__ u32 kth_of_many(const DeviceTeam &team, u32 own, u32 
   return kth_of_threads(team.sh->groups[threadIdx.x], k);
 }
 
-// Tells every block this warp's weight. A barrier of the cluster must follow.
-__device__ __forceinline__ void publish_mass(const DeviceTeam &team, const Weighing &w) {
-  u64 own = 0;
-  team.each_four([&](u32, float4 v) { own += (w.q(v.x) + w.q(v.y)) + (w.q(v.z) + w.q(v.w)); });
-  team.publish(team.sh->masses, DeviceWarp{}.sum(own));
-}
+// Tells every block this warp's part of a weight. A barrier of the cluster must follow.
+__device__ __forceinline__ void publish_mass(const DeviceTeam &team, u64 *masses, u64 own) { team.publish(masses, DeviceWarp{}.sum(own)); }
 
-__device__ __forceinline__ void publish_count(const DeviceTeam &team) {
-  u32 own = 0;
-  team.each_four([&](u32, float4 v) { own += (v.x > -infinity()) + (v.y > -infinity()) + (v.z > -infinity()) + (v.w > -infinity()); });
-  team.publish(team.sh->counts, __reduce_add_sync(~0u, own));
-}
-
-__device__ __forceinline__ u64 published_mass(const DeviceTeam &team) {
+__device__ __forceinline__ u64 published_mass(const DeviceTeam &team, const u64 *masses) {
   u64 own = 0;
   UNROLL_NOT
-  for (u32 i = threadIdx.x % 32; i < team.blocks * WARPS; i += 32) own += team.sh->masses[i];
+  for (u32 i = threadIdx.x % 32; i < team.blocks * WARPS; i += 32) own += masses[i];
   return DeviceWarp{}.sum(own);
+}
+
+// Adds to the count of tokens that are kept, in every block. A barrier of the cluster must follow.
+__device__ __forceinline__ void publish_kept(const DeviceTeam &team, u32 own) {
+  const u32 in_warp = __reduce_add_sync(~0u, own);
+  if (threadIdx.x % 32 < team.blocks) atomicAdd(team.in_block(&team.sh->kept, threadIdx.x % 32), in_warp);
 }
 
 // The places of the tokens that reach the threshold go to the leader, each block's to its own part of the candidates; every block learns how

@@ -227,7 +227,17 @@ HD double log2_near(u64 v, double &whole) {
   whole = static_cast<double>(63 - zeros);
   if (m > 1.4142135623730951) { m = m * 0.5; whole = whole + 1.0; }
   double z = (m - 1.0) / (m + 1.0), square = z * z, sum = 1.0 / 23.0;
-  for (int odd = 21; odd >= 3; odd -= 2) sum = fma(sum, square, 1.0 / odd);
+  // Written out: as a loop it would divide.
+  sum = fma(sum, square, 1.0 / 21.0);
+  sum = fma(sum, square, 1.0 / 19.0);
+  sum = fma(sum, square, 1.0 / 17.0);
+  sum = fma(sum, square, 1.0 / 15.0);
+  sum = fma(sum, square, 1.0 / 13.0);
+  sum = fma(sum, square, 1.0 / 11.0);
+  sum = fma(sum, square, 1.0 / 9.0);
+  sum = fma(sum, square, 1.0 / 7.0);
+  sum = fma(sum, square, 1.0 / 5.0);
+  sum = fma(sum, square, 1.0 / 3.0);
   return fma(z * square, sum, z) * 2.8853900817779268147;
 }
 

@@ -4,6 +4,7 @@
 #include <cuda_runtime.h>
 
 #include "bounded.cuh"
+#include "whole.cuh"
 
 namespace nucleus {
 
@@ -15,10 +16,86 @@ inline cudaLaunchAttribute begins_early() {
   return attribute;
 }
 
+constexpr u32 SLICE_BYTES_MAX = 232448 - SHARED_BYTES;  // of shared memory that a block may have
+constexpr u32 SLICE_ENOUGH = 19456;                     // logits a block for which more blocks a row do not pay where rows are many
+
+// Clusters that hold rows in slices.
+struct Shape {
+  u32 blocks = 0, clusters = 0, room = 0;  // room: logits of a slice; 0: rows are too long for slices
+  size_t bytes = 0;                        // of shared memory
+
+  void share(u32 row_len, u32 of, u32 slices) {
+    blocks = of;
+    room = slice_of(row_len, of);
+    if (slices * room * sizeof(float) > SLICE_BYTES_MAX) room = 0;
+    const size_t slice = slices * room * sizeof(float);
+    bytes = SHARED_BYTES + (slice > SPARE_BYTES ? slice : SPARE_BYTES);
+  }
+  cudaLaunchConfig_t config(cudaLaunchAttribute *attributes, cudaStream_t stream) const {
+    attributes[0].id = cudaLaunchAttributeClusterDimension;
+    attributes[0].val.clusterDim.x = blocks;
+    attributes[0].val.clusterDim.y = attributes[0].val.clusterDim.z = 1;
+    cudaLaunchConfig_t launch = {};
+    launch.gridDim = dim3(clusters * blocks);
+    launch.blockDim = dim3(THREADS);
+    launch.dynamicSmemBytes = bytes;
+    launch.stream = stream;
+    launch.attrs = attributes;
+    launch.numAttrs = 1;
+    return launch;
+  }
+  // As many clusters as are resident at a time, but no more than rows.
+  cudaError_t fill(u32 rows, const void *kernel) {
+    // The answer is the device's own and does not change.
+    struct Known {
+      const void *kernel;
+      int device;
+      u32 blocks;
+      size_t bytes;
+      int resident;
+    };
+    thread_local Known known[8] = {};
+    int device = 0;
+    cudaError_t error = cudaGetDevice(&device);
+    if (error != cudaSuccess) return error;
+    Known &slot = known[(device + blocks + bytes / 1024 + reinterpret_cast<uintptr_t>(kernel) / 16) % 8];
+    if (!slot.resident || slot.kernel != kernel || slot.device != device || slot.blocks != blocks || slot.bytes != bytes) {
+      cudaLaunchAttribute attribute;
+      clusters = 1;
+      const cudaLaunchConfig_t launch = config(&attribute, nullptr);
+      int resident = 0;
+      error = cudaOccupancyMaxActiveClusters(&resident, kernel, &launch);
+      if (error != cudaSuccess) return error;
+      slot = Known{kernel, device, blocks, bytes, resident > 0 ? resident : 1};
+    }
+    const u32 resident = static_cast<u32>(slot.resident);
+    clusters = rows < resident ? rows : resident;
+    return cudaSuccess;
+  }
+  // The blocks that the batch asks for; where rows wait for a cluster, no more than they need, and no fewer than `least`. `slices`: that a block has.
+  cudaError_t fit(const SamplingBatch &batch, const void *kernel, u32 slices = 1, u32 least = 1) {
+    const u32 wanted = batch.cluster ? batch.cluster : MAX_BLOCKS;
+    share(batch.row_len, wanted > least ? wanted : least, slices);
+    cudaError_t error = fill(batch.rows, kernel);
+    while (error == cudaSuccess && !batch.cluster && blocks > least && clusters < batch.rows && batch.row_len / (blocks / 2) <= SLICE_ENOUGH) {
+      share(batch.row_len, blocks / 2, slices);
+      error = fill(batch.rows, kernel);
+    }
+    return error;
+  }
+};
+
 // Segments that a row is shared out in.
 u32 segments_of(u32 rows, u32 row_len, u32 dtype);
 
 // Bounded requests get their token; the status of every other row is PENDING afterwards. `heads` and `rest` have room for all segments.
 cudaError_t launch_bounded(const SamplingBatch &batch, SegmentHead *heads, u64 *rest, cudaStream_t stream);
+
+// Bytes of workspace that launch_whole needs.
+size_t whole_bytes(size_t rows);
+
+// Rows that few tokens do not decide get their token; the status of the others is PENDING afterwards. With `pending`, of rows that an earlier launch left
+// PENDING. `launched`: false if the rows are too long.
+cudaError_t launch_whole(const SamplingBatch &batch, char *space, bool pending, cudaStream_t stream, bool &launched);
 
 }  // namespace nucleus

@@ -25,6 +25,21 @@ struct Layer {
   u64 top, bottom;  // places kept, both inclusive
 };
 
+// Which tokens of a slice are left.
+struct Bounds {
+  u64 top, bottom;
+  float high, low;
+
+  HD explicit Bounds(const Layer &l)
+      : top(l.top), bottom(l.bottom), high(l.top == ~0ull ? infinity() : logit_at(l.top)), low(l.bottom ? logit_at(l.bottom) : -infinity()) {}
+  HD bool hold(u32 id, float x) const {
+    if (x > low && x < high) return true;
+    if (!(x == low || x == high) || !(x > -infinity())) return false;
+    u64 place = place_of(x, id);
+    return place <= top && place >= bottom;
+  }
+};
+
 // Weights of a set: scale, largest exponent, sums.
 struct Weighing {
   float s = 0;
@@ -81,6 +96,32 @@ struct Survey {
 constexpr float STEPS_PER_LOGIT = 64.0f;   // by count
 constexpr float STEPS_PER_OCTAVE = 45.0f;  // by weight: the last weight lies 45 octaves below the first
 
+// How soon a token joins the typical run: larger is sooner, in 44 bits. Nearest first, at equal distances the likelier side.
+HD u64 typical_rank(i64 y, i64 mean) {
+  u64 distance = static_cast<u64>(y > mean ? y - mean : mean - y);
+  return (1ull << 44) - 1 - (distance << 1 | (y > mean ? 0 : 1));
+}
+
+// What a selection over tokens goes by, and which of them take part.
+struct Keys {
+  enum Kind : u32 { PLACE, RANK, WITHIN_RANK } kind;  // the place; how typical; of tokens of one `rank`, the place or, if `above`, its complement
+  bool by_mass, above;                              // by_mass: weights are added; else tokens are counted
+  u64 low, high;                                    // places that take no part, if low <= high
+  u64 rank;
+  i64 mean;
+
+  HD bool of(u32 id, float x, const Weighing &w, u64 &key, u64 &weight) const {
+    key = place_of(x, id);
+    if (key >= low && key <= high) return false;
+    weight = by_mass ? w.q(x) : 1;
+    if (kind == PLACE) return true;
+    const u64 own = typical_rank(w.y(x), mean);
+    if (kind == RANK) key = own;
+    else key = above ? ~key : key;
+    return kind == RANK || own == rank;
+  }
+};
+
 // What a row's program has come to.
 struct Outcome {
   u32 status = NUCLEUS_OK;
@@ -96,7 +137,7 @@ struct RowMachine {
   const Team &team;
   const Request &r;
   const EditTable &table;
-  Layer layers[MAX_LAYERS];
+  Layer layers[Team::SLICES ? 1 : MAX_LAYERS];
   u32 depth = 0;  // index of the uppermost layer
   float temperature = 1.0f;
   u64 count = 0, best = 0;  // tokens left, and the first place of the order
@@ -106,6 +147,10 @@ struct RowMachine {
 
   HD RowMachine(const Team &t, const Request &request, const EditTable &edits) : team(t), r(request), table(edits) {}
 
+  HD Layer &upper() {
+    if constexpr (Team::SLICES) return layers[0];
+    else return layers[depth];
+  }
   HD static Layer layer(u32 code, float divide) { return Layer{code, divide, 0, 0, 0, 0, ~0ull, 0}; }
 
   // The logit of a token in the uppermost layer; false if it is out.
@@ -158,21 +203,6 @@ struct RowMachine {
       if (eval(id, x)) f(id, x);
     }
   }
-
-  // Which tokens of a slice are left.
-  struct Bounds {
-    u64 top, bottom;
-    float high, low;
-
-    HD explicit Bounds(const Layer &l)
-        : top(l.top), bottom(l.bottom), high(l.top == ~0ull ? infinity() : logit_at(l.top)), low(l.bottom ? logit_at(l.bottom) : -infinity()) {}
-    HD bool hold(u32 id, float x) const {
-      if (x > low && x < high) return true;
-      if (!(x == low || x == high) || !(x > -infinity())) return false;
-      u64 place = place_of(x, id);
-      return place <= top && place >= bottom;
-    }
-  };
 
   template <class F>
   HD void sweep_slice(F f) const {
@@ -307,10 +337,18 @@ struct RowMachine {
     return own;
   }
 
-  // Descending over the keys that f gives, the first at which base plus the sum of weights suffices; the smallest key if none does.
-  // f(id, x, key, weight) returns whether the token takes part.
+  // Descending over the keys, the first at which base plus the sum suffices; the smallest key if none does.
+  HD Selected select(u32 bits, u64 base, Until until, const Keys &keys) const {
+    if constexpr (Team::SLICES) return select_in_slices(team, layers[0], w, keys, bits, base, until);
+    else return select_in_layers(bits, base, until, keys);
+  }
+  HD_SLOW Selected select_in_layers(u32 bits, u64 base, Until until, const Keys &keys) const {
+    return select_by(bits, base, until, [&](u32 id, float x, u64 &key, u64 &weight) { return keys.of(id, x, w, key, weight); });
+  }
+
+  // By digits of the key: f(id, x, key, weight) returns whether the token takes part.
   template <class F>
-  HD_SLOW Selected select(u32 bits, u64 base, Until until, F f) const {
+  HD Selected select_by(u32 bits, u64 base, Until until, F f) const {
     u64 prefix = 0;
     UNROLL_NOT
     for (u32 left = bits; left > 0;) {
@@ -335,7 +373,7 @@ struct RowMachine {
     return sums[0];
   }
 
-  HD u64 &bottom() { return layers[depth].bottom; }
+  HD u64 &bottom() { return upper().bottom; }
 
   // Keeps the places from `lowest` up, of which there are `kept`.
   HD void cut(u64 lowest, u64 kept) {
@@ -344,56 +382,13 @@ struct RowMachine {
     count = kept;
   }
 
-  // The place, descending, at which the sum of weight(x) suffices; the lowest place if it never does.
-  template <class F>
-  HD u64 select_place(Until until, float steps, F weight_of) const {
-    auto place_and_weight = [&](u32 id, float x, u64 &key, u64 &weight) {
-      key = place_of(x, id);
-      weight = weight_of(x);
-      return true;
-    };
-    if constexpr (Team::SLICES) return select_in_slices(until, steps, weight_of, place_and_weight);
-    else return select(64, 0, until, place_and_weight).key;
+  // The place, descending, at which the sum of weights or the count suffices; the lowest place if it never does.
+  HD u64 select_place(Until until, bool by_mass) const {
+    if constexpr (Team::SLICES) return place_in_slices(team, layers[0], w, logit_at(best), until, by_mass);
+    else return select(64, 0, until, Keys{Keys::PLACE, by_mass, false, 1, 0, 0, 0}).key;
   }
 
-  // First by equal steps of the logit, then in the order of the tokens of one step.
-  template <class F, class G>
-  HD u64 select_in_slices(Until until, float steps, F weight_of, G place_and_weight) const {
-    const float largest = logit_at(best);
-    auto step_of = [=](float x) { return (BINS - 1) - static_cast<u32>(fminf((largest - x) * steps, static_cast<float>(BINS - 1))); };
-    team.clear_bins();
-    sweep([&](u32, float x) { team.add_bin(step_of(x), weight_of(x)); });
-    u64 base = 0;
-    u32 step = team.find_bin(BINS, base, until);
-    team.begin_list();
-    sweep([&](u32 id, float x) {
-      if (step_of(x) == step) team.append(place_of(x, id));
-    });
-    team.end_list();
-    u32 listed = team.listed_anywhere();
-    if (listed > LIST_CAPACITY || !listed) return select(64, 0, until, place_and_weight).key;
-    if (team.leader()) {
-      team.sort_list(listed);
-      team.by_warp([&](const auto &warp) {
-        u64 before = base;
-        u32 found = listed - 1;
-        UNROLL_NOT
-        for (u32 i = 0; i < listed; i += warp.lanes()) {
-          u32 own = i + warp.lane();
-          u64 prefix = warp.inclusive(own < listed ? weight_of(logit_at(team.list()[own])) : 0);
-          u32 first = warp.first(own < listed && until(before + prefix));
-          if (first < warp.lanes()) { found = i + first; break; }
-          before += warp.last(prefix);
-        }
-        if (warp.lane() == 0) team.tell(team.list()[found]);
-      });
-    }
-    return team.told();
-  }
-
-  HD u64 kth_place(u64 k) const {
-    return select_place(Until{Until::COUNT, 0, k}, STEPS_PER_LOGIT, [](float) { return 1ull; });
-  }
+  HD u64 kth_place(u64 k) const { return select_place(Until{Until::COUNT, 0, k}, false); }
 
   HD void keep_first(u64 k, bool ties) {
     if (k >= count) return;
@@ -441,9 +436,7 @@ struct RowMachine {
   }
 
   HD void top_p(const SamplingOp &op, u64 min_keep) {
-    const Weighing &weighing = w;
-    Until until{Until::REACHES, w.sums.total, op.threshold};
-    keep_from(select_place(until, w.s * STEPS_PER_OCTAVE, [&](float x) { return weighing.q(x); }), min_keep, false);
+    keep_from(select_place(Until{Until::REACHES, w.sums.total, op.threshold}, true), min_keep, false);
   }
 
   // The lowest place of the beginning whose every token passes; equal logits pass or fail together.
@@ -476,48 +469,27 @@ struct RowMachine {
       if (place >= lowest) most[0] = ~place > most[0] ? ~place : most[0];
     });
     team.max(most);
-    layers[depth].top = best = ~most[0];
+    upper().top = best = ~most[0];
     count -= removed;
-  }
-
-  // How soon a token joins the typical run: larger is sooner. Nearest first, at equal distances the likelier side.
-  HD static u64 typical_rank(i64 y, i64 mean) {
-    u64 distance = static_cast<u64>(y > mean ? y - mean : mean - y);
-    return (1ull << 44) - 1 - (distance << 1 | (y > mean ? 0 : 1));
   }
 
   // Joins tokens until the sum suffices, to `low` and `high`; tokens within [low, high] are in already.
   HD void join_typical(i64 mean, bool by_mass, u64 base, Until until, u64 &low, u64 &high) const {
-    const Weighing &weighing = w;
-    const u64 l = low, h = high;
-    auto part = [=](u32 id, float x, u64 &place, i64 &y, u64 &weight) {
-      place = place_of(x, id);
-      if (place >= l && place <= h) return false;
-      y = weighing.y(x);
-      weight = by_mass ? weighing.q(x) : 1;
-      return true;
-    };
-    Selected nearest = select(44, base, until, [&](u32 id, float x, u64 &key, u64 &weight) {
-      i64 y;
-      if (!part(id, x, key, y, weight)) return false;
-      key = typical_rank(y, mean);
-      return true;
-    });
+    Keys keys{Keys::RANK, by_mass, false, low, high, 0, mean};
+    Selected nearest = select(44, base, until, keys);
     // Among tokens of one y the run grows away from the mean: upwards on the likelier side, downwards on the other.
     bool above = !((((1ull << 44) - 1) - nearest.key) & 1);
-    Selected last = select(64, nearest.before, until, [&](u32 id, float x, u64 &key, u64 &weight) {
-      i64 y;
-      if (!part(id, x, key, y, weight) || typical_rank(y, mean) != nearest.key) return false;
-      key = above ? ~key : key;
-      return true;
-    });
+    keys.kind = Keys::WITHIN_RANK;
+    keys.above = above;
+    keys.rank = nearest.key;
+    Selected last = select(64, nearest.before, until, keys);
     u64 end = above ? ~last.key : last.key;
+    const Weighing &weighing = w;
     u64 most[2] = {0, 0};
     sweep([&](u32 id, float x) {
-      u64 place, weight;
-      i64 y;
-      if (!part(id, x, place, y, weight)) return;
-      u64 rank = typical_rank(y, mean);
+      u64 place = place_of(x, id);
+      if (place >= keys.low && place <= keys.high) return;
+      u64 rank = typical_rank(weighing.y(x), mean);
       bool joins = rank > nearest.key || (rank == nearest.key && (above ? place <= end : place >= end));
       if (!joins) return;
       most[0] = place > most[0] ? place : most[0];
@@ -559,7 +531,7 @@ struct RowMachine {
       if (place <= high && place > most[0]) most[0] = place;
     });
     team.max(most);
-    layers[depth].top = best = most[0];
+    upper().top = best = most[0];
     bottom() = low > bottom() ? low : bottom();
     count = kept;
   }
@@ -659,7 +631,7 @@ struct RowMachine {
 
   HD void draw_by_id(const SamplingOp &op, u64 target, Outcome &out) const {
     const Weighing &weighing = w;
-    Selected drawn = select(19, 0, Until{Until::ABOVE, 0, target}, [&](u32 id, float x, u64 &key, u64 &weight) {
+    Selected drawn = select_by(19, 0, Until{Until::ABOVE, 0, target}, [&](u32 id, float x, u64 &key, u64 &weight) {
       key = (NUCLEUS_MAX_VOCAB - 1) - id;
       weight = weighing.q(x);
       return true;
@@ -679,7 +651,8 @@ struct RowMachine {
     out.kept = static_cast<u32>(count);
     if constexpr (Team::SLICES) draw_in_slice(op, target, out);
     else draw_by_id(op, target, out);
-    if (op.code == NUCLEUS_OP_ADAPTIVE_P) {
+    if constexpr (!Team::SLICES) {
+      if (op.code != NUCLEUS_OP_ADAPTIVE_P) return;
       depth = below;
       u128 q = static_cast<u128>(before.q(logit_of(out.token))) << 16;
       out.feedback = static_cast<i32>(q / (before.sums.total ? before.sums.total : 1));

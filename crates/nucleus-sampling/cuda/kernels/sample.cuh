@@ -31,13 +31,14 @@ HD RawSums raw_sums(const Team &team, const Request &r, const EditTable &table) 
   return raw_sums_of(logit_at(machine.best), machine.w);
 }
 
-HD float raw_logprob(const RawSums &raw, const Request &r, u32 id) {
+HD float raw_logprob_of(const RawSums &raw, float x) {
   if (!raw.valid) return float_of(0x7FC00000u);
-  float x = load_logit(r, id) + 0.0f;
   if (x == -infinity()) return x;
   double logprob = static_cast<double>(x) - static_cast<double>(raw.largest) - raw.log_sum;
   return static_cast<float>(logprob < 0.0 ? logprob : 0.0);
 }
+
+HD float raw_logprob(const RawSums &raw, const Request &r, u32 id) { return raw_logprob_of(raw, load_logit(r, id) + 0.0f); }
 
 // What a row has come to, by the one thread that writes it; its slot goes on from there.
 HD SampledToken result(const Outcome &outcome, const RawSums &raw, const Request &r) {

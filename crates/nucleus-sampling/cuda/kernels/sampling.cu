@@ -1,75 +1,37 @@
-// The launches: tiles for bounded requests; a cluster a row for the others, or a block a row; then clusters for the rows that are left.
+// The launches: tiles for bounded requests; clusters for the rows that are left.
 #include <cuda_runtime.h>
 
-#include "by_block.cuh"
 #include "by_cluster.cuh"
 #include "launch.cuh"
 
 namespace nucleus {
 
-// Brings the beginning of a row to the L2 cache while the block learns what to do with it.
-__device__ __forceinline__ void prefetch_row(const SamplingBatch &batch, u32 index) {
-  constexpr u64 AHEAD = 131072;
-  u64 size = SliceLoad::size_of(batch.dtype), bytes = batch.row_len * size / 16 * 16;
-  const char *row = static_cast<const char *>(batch.logits) + index * batch.row_stride * size;
-  if (reinterpret_cast<uintptr_t>(row) % 16 == 0 && bytes)
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(row), "r"(static_cast<u32>(bytes < AHEAD ? bytes : AHEAD)) : "memory");
-}
-
-// How a launch shares out the rows: all of them, or those that an earlier launch left pending.
-enum Share : u32 { A_CLUSTER_EACH, A_BLOCK_EACH, A_BLOCK_PENDING, CLUSTERS_PENDING };
-constexpr u32 PENDING_CLUSTERS = 32;  // so that each has at most a warp's width of rows: 32 * 32 = NUCLEUS_MAX_ROWS
-
-__device__ __forceinline__ bool is_pending(const SamplingBatch &batch, u32 index) {
-  return reinterpret_cast<const volatile u32 &>(batch.out[index].status) == PENDING;
-}
-
-// The rows of a cluster, as bits: row `first + bit * step`.
-struct Rows {
-  u32 first, step, bits;
-};
-__device__ __forceinline__ Rows rows_of(const SamplingBatch &batch, u32 cluster, u32 clusters, Share share) {
-  if (share == A_CLUSTER_EACH) return Rows{cluster, 0, 1};
-  u32 index = cluster + threadIdx.x % 32 * clusters;
-  return Rows{cluster, clusters, __ballot_sync(~0u, index < batch.rows && is_pending(batch, index))};
+// The rows of a cluster: of all rows, or of those that an earlier launch left pending.
+__device__ __forceinline__ Rows rows_of(const SamplingBatch &batch, u32 cluster, u32 clusters, bool pending) {
+  u32 own[2];
+#pragma unroll
+  for (u32 half = 0; half < 2; ++half) {
+    const u32 index = cluster + (half * 32 + threadIdx.x % 32) * clusters;
+    own[half] = __ballot_sync(~0u, index < batch.rows && (!pending || is_pending(batch, index)));
+  }
+  return Rows{cluster, clusters, static_cast<u64>(own[1]) << 32 | own[0]};
 }
 
 __global__ void __launch_bounds__(THREADS, 2) sample_rows(const __grid_constant__ SamplingBatch batch, const __grid_constant__ Workspace workspace,
-                                                          u32 slice_room, Share share) {
+                                                          u32 slice_room, bool pending) {
   Shared *sh = shared_state();
   DeviceTeam team;
   if (threadIdx.x < sizeof(SamplingBatch) / 4) reinterpret_cast<u32 *>(&sh->batch)[threadIdx.x] = reinterpret_cast<const u32 *>(&batch)[threadIdx.x];
   wait_for_launch_before();
-  if (share == A_BLOCK_EACH || share == A_BLOCK_PENDING) {
-    if (share == A_BLOCK_PENDING && !is_pending(batch, blockIdx.x)) return;
-    if (threadIdx.x == 0) prefetch_row(batch, blockIdx.x);
-    __syncthreads();
-    bool decided = sample_by_block(batch.dtype, blockIdx.x);
-    if (!decided && threadIdx.x == 0) batch.out[blockIdx.x].status = PENDING;
-    return;
-  }
-  Rows rows = rows_of(batch, team.share_of(blockIdx.x), team.share_of(gridDim.x), share);
-#pragma unroll 1
-  for (u32 use = 0; rows.bits; rows.bits &= rows.bits - 1, ++use) {
-    sample_by_cluster(batch, workspace, rows.first + (__ffs(rows.bits) - 1) * rows.step, slice_room, use);
-    if (share == CLUSTERS_PENDING) team.cluster_sync();
-  }
+  const Rows rows = rows_of(batch, team.share_of(blockIdx.x), team.share_of(gridDim.x), pending);
+  if (rows.bits) sample_by_cluster(batch, workspace, rows, slice_room, batch.flags & NUCLEUS_BATCH_EXACT);
 }
 
-constexpr u32 SLICE_BYTES_MAX = 232448 - SHARED_BYTES;  // of shared memory that a block may have
-
-// Logits a block holds of a row, a multiple of 8.
-inline u32 slice_of(u32 row_len, u32 blocks) { return ((row_len + blocks - 1) / blocks + 7) & ~7u; }
-
-// From this many rows on a block each suffices to read them at full speed.
-constexpr u32 ROWS_A_BLOCK_EACH = 96;
-
-// Blocks a row.
-inline u32 blocks_for(u32 rows) { return rows <= 32 || rows >= ROWS_A_BLOCK_EACH ? 8 : 4; }
+constexpr u32 CLUSTER_ROWS = 64;  // a cluster takes no more
 
 // The workspace, one part after another.
 struct Layout {
-  size_t rest, edits, bytes;
+  size_t rest, edits, whole, bytes;
   u32 capacity;
 
   Layout(u32 rows, u32 max_edited) {
@@ -78,7 +40,8 @@ struct Layout {
     capacity = table_capacity(max_edited);
     rest = segments * sizeof(SegmentHead);
     edits = rest + segments * (SEGMENT_ROOM - HEAD_ROOM) * sizeof(u64);
-    bytes = edits + (capacity ? static_cast<size_t>(rows) * (capacity + 1) * sizeof(Edit) : 0);
+    whole = (edits + (capacity ? static_cast<size_t>(rows) * (capacity + 1) * sizeof(Edit) : 0) + alignof(RowPlan) - 1) / alignof(RowPlan) * alignof(RowPlan);
+    bytes = whole + whole_bytes(rows);
   }
 };
 
@@ -88,26 +51,19 @@ struct Launcher {
   char *workspace;
   cudaStream_t stream;
 
-  // `follows`: it may begin while the launch before it ends.
-  cudaError_t rows(u32 blocks, Share share, bool follows) const {
-    const bool alone = share == A_BLOCK_EACH || share == A_BLOCK_PENDING;
-    u32 slice = alone ? 0 : slice_of(batch.row_len, blocks), bytes = slice * 4;
-    if (bytes > SLICE_BYTES_MAX) slice = bytes = 0;
-    u32 clusters = share == CLUSTERS_PENDING && batch.rows > PENDING_CLUSTERS ? PENDING_CLUSTERS : batch.rows;
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3(alone ? batch.rows : clusters * blocks);
-    config.blockDim = dim3(THREADS);
-    config.dynamicSmemBytes = SHARED_BYTES + (bytes > SPARE_BYTES ? bytes : SPARE_BYTES);
-    config.stream = stream;
+  // `follows`: it takes what the launch before left, and may begin while that ends.
+  cudaError_t clusters(bool follows) const {
+    Shape shape;
+    cudaError_t error = shape.fit(batch, reinterpret_cast<const void *>(sample_rows));
+    if (error != cudaSuccess) return error;
+    const u32 least = (batch.rows + CLUSTER_ROWS - 1) / CLUSTER_ROWS;
+    if (batch.flags & NUCLEUS_BATCH_MANY_ROWS || shape.clusters < least) shape.clusters = least;
     cudaLaunchAttribute attributes[2];
-    attributes[0].id = cudaLaunchAttributeClusterDimension;
-    attributes[0].val.clusterDim.x = alone ? 1 : blocks;
-    attributes[0].val.clusterDim.y = attributes[0].val.clusterDim.z = 1;
+    cudaLaunchConfig_t config = shape.config(attributes, stream);
     attributes[1] = begins_early();
-    config.attrs = attributes;
     config.numAttrs = follows ? 2 : 1;
     Workspace edits{reinterpret_cast<Edit *>(workspace + layout.edits), layout.capacity, batch.max_edited};
-    return cudaLaunchKernelEx(&config, sample_rows, batch, edits, slice, share);
+    return cudaLaunchKernelEx(&config, sample_rows, batch, edits, shape.room, follows);
   }
 
   cudaError_t bounded() const {
@@ -118,14 +74,12 @@ struct Launcher {
     cudaError_t error = cudaFuncSetAttribute(sample_rows, cudaFuncAttributeMaxDynamicSharedMemorySize, 232448);
     if (error == cudaSuccess) error = cudaFuncSetAttribute(sample_rows, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
     if (error != cudaSuccess) return error;
-    const u32 blocks = batch.cluster ? batch.cluster : blocks_for(batch.rows);
-    const bool chosen = batch.cluster == 0 && !(batch.flags & (NUCLEUS_BATCH_EXACT | NUCLEUS_BATCH_BLOCK_EACH));
-    const bool tiled = chosen && !(batch.flags & NUCLEUS_BATCH_NONE_BOUNDED);
-    const bool alone = batch.flags & NUCLEUS_BATCH_BLOCK_EACH || (chosen && batch.rows >= ROWS_A_BLOCK_EACH && !(batch.flags & NUCLEUS_BATCH_ALL_BOUNDED));
+    const bool exact = batch.flags & NUCLEUS_BATCH_EXACT, many = batch.flags & NUCLEUS_BATCH_MANY_ROWS, chosen = batch.cluster == 0 && !many;
+    const bool tiled = !exact && chosen && !(batch.flags & NUCLEUS_BATCH_NONE_BOUNDED);
+    bool whole = !exact && (many || (chosen && !(batch.flags & NUCLEUS_BATCH_ALL_BOUNDED)));
     if (tiled) error = bounded();
-    if (error == cudaSuccess && alone) error = rows(blocks, tiled ? A_BLOCK_PENDING : A_BLOCK_EACH, tiled);
-    if (error != cudaSuccess) return error;
-    return rows(blocks, tiled || alone ? CLUSTERS_PENDING : A_CLUSTER_EACH, tiled || alone);
+    if (error == cudaSuccess && whole) error = launch_whole(batch, workspace + layout.whole, tiled, stream, whole);
+    return error == cudaSuccess ? clusters(tiled || whole) : error;
   }
 };
 

@@ -5,8 +5,6 @@
 
 namespace nucleus {
 
-constexpr u32 COPY_BYTES = 16384;  // of one bulk copy
-
 __device__ __forceinline__ u32 shared_address(const void *p) { return static_cast<u32>(__cvta_generic_to_shared(p)); }
 
 // Waits until the copies that an mbarrier counts have arrived, in its phase of this parity.
@@ -21,85 +19,86 @@ __device__ __forceinline__ void wait_for_copy(const u64 *mbarrier, u32 parity) {
         : "memory");
 }
 
-// The logits of a slice on their way to shared memory. 16-bit logits land in the upper half of the slice's memory.
-struct SliceLoad {
+// The logits of a warp's part of the slice on their way to shared memory. 16-bit logits land in the upper half of the part's memory and are widened in place.
+struct PartLoad {
   const DeviceTeam &team;
-  const char *from;  // the slice's first logit
-  u32 dtype, room;   // room: logits of the slice's memory, a multiple of 8
-  u32 copied = 0;    // logits that the copy engine brings
+  u32 dtype, from, count;  // from: in the slice; count: logits of the part
 
-  __device__ SliceLoad(const DeviceTeam &t, const void *row, u32 type, u32 slice_room)
-      : team(t), from(static_cast<const char *>(row) + static_cast<u64>(t.first) * size_of(type)), dtype(type), room(slice_room) {
-    if (reinterpret_cast<uintptr_t>(from) % 16 == 0) copied = team.held * size_of(dtype) / 16 * 16 / size_of(dtype);
+  __device__ __forceinline__ PartLoad(const DeviceTeam &t, u32 type) : team(t), dtype(type) {
+    const u32 begin = threadIdx.x / 32 * t.span;
+    from = begin < t.held ? begin : t.held;
+    count = from + t.span < t.held ? t.span : t.held - from;
   }
   __device__ static u32 size_of(u32 dtype) { return dtype == NUCLEUS_F32 ? 4 : 2; }
-  __device__ char *landing() const { return reinterpret_cast<char *>(team.slice) + (dtype == NUCLEUS_F32 ? 0 : 2 * room); }
+  __device__ __forceinline__ u64 *barrier() const { return &team.sh->arrived[team.buffer * WARPS + threadIdx.x / 32]; }
+  __device__ __forceinline__ float *part() const { return team.slice + from; }
+  __device__ __forceinline__ char *landing() const { return reinterpret_cast<char *>(part()) + (dtype == NUCLEUS_F32 ? 0 : 2 * team.span); }
+  // The first logit of the part of a row.
+  __device__ __forceinline__ const char *source(const void *row) const {
+    return static_cast<const char *>(row) + static_cast<u64>(team.first + from) * size_of(dtype);
+  }
+  // Logits that the copy engine brings.
+  __device__ __forceinline__ u32 copied(const char *source) const {
+    return reinterpret_cast<uintptr_t>(source) % 16 == 0 ? count * size_of(dtype) / 16 * 16 / size_of(dtype) : 0;
+  }
 
-  // By one thread, before a barrier of the block. `use` counts the slices held before this one.
-  __device__ __forceinline__ void start(u32 use) const {
-    u32 bytes = copied * size_of(dtype), barrier = shared_address(&team.sh->arrived), to = shared_address(landing());
-    if (use == 0) {
-      asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(barrier) : "memory");
-      asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-    }
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");  // what was written there before comes first
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
-    UNROLL_NOT
-    for (u32 at = 0; at < bytes; at += COPY_BYTES) {
-      u32 part = bytes - at < COPY_BYTES ? bytes - at : COPY_BYTES;
-      asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to + at), "l"(from + at), "r"(part),
-                   "r"(barrier)
+  // By one lane, once.
+  __device__ __forceinline__ void prepare() const {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(barrier())) : "memory");
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  }
+  // By one lane, when no lane reads the part any more, after a fence between the proxies by those that wrote to it.
+  __device__ __forceinline__ void start(const void *row) const {
+    const char *from_row = source(row);
+    const u32 bytes = copied(from_row) * size_of(dtype), arrival = shared_address(barrier());
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(arrival), "r"(bytes) : "memory");
+    if (bytes)
+      asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared_address(landing())), "l"(from_row),
+                   "r"(bytes), "r"(arrival)
                    : "memory");
-    }
   }
-
-  __device__ __forceinline__ void wait(u32 use) const { wait_for_copy(&team.sh->arrived, use & 1); }
-
-  // Every thread of the block, once the copy has arrived; a barrier must follow.
-  __device__ __forceinline__ void finish() const {
-    if (dtype != NUCLEUS_F32) widen();
+  // By every lane. `use` counts the loads before this one to this part.
+  __device__ __forceinline__ void wait(u32 use) const { wait_for_copy(barrier(), use & 1); }
+  // By every lane, once the copy has arrived. Ids from `limit` on do not exist.
+  __device__ __forceinline__ void settle(const void *row, u32 limit) const {
+    const u32 lane = threadIdx.x % 32;
+    const char *from_row = source(row);
+    const u32 there = copied(from_row);
+    if (dtype != NUCLEUS_F32) widen(there);
     UNROLL_NOT
-    for (u32 i = copied + threadIdx.x; i < team.held; i += THREADS) team.slice[i] = single(from, i);
-    if (threadIdx.x < 3 && team.held + threadIdx.x < (team.held + 3) / 4 * 4) team.slice[team.held + threadIdx.x] = -infinity();
+    for (u32 i = there + lane; i < count; i += 32) part()[i] = single(from_row, i);
+    __syncwarp();
+    if (lane < 3 && count + lane < (count + 3) / 4 * 4) part()[count + lane] = -infinity();
+    const u32 first = team.first + from;
+    UNROLL_NOT
+    for (u32 i = (limit > first ? limit - first : 0) + lane; i < count; i += 32) part()[i] = -infinity();
+    __syncwarp();
   }
-  __device__ __forceinline__ float single(const void *logits, u32 i) const {
-    return dtype == NUCLEUS_F32 ? static_cast<const float *>(logits)[i] : half(static_cast<const uint16_t *>(logits)[i]);
+  __device__ __forceinline__ float single(const char *logits, u32 i) const {
+    return dtype == NUCLEUS_F32 ? reinterpret_cast<const float *>(logits)[i] : half(reinterpret_cast<const uint16_t *>(logits)[i]);
   }
   __device__ __forceinline__ float half(u32 h) const { return dtype == NUCLEUS_BF16 ? float_of(h << 16) : widen_f16(static_cast<uint16_t>(h)); }
 
   // Ascending: what one round writes, earlier rounds or this one have read.
-  __device__ __forceinline__ void widen() const {
-    constexpr u32 AHEAD = 5, ROUND = AHEAD * THREADS * 8;
+  __device__ __forceinline__ void widen(u32 there) const {
     const uint4 *halves = reinterpret_cast<const uint4 *>(landing());
     UNROLL_NOT
-    for (u32 base = 0; base < copied; base += ROUND) {
-      uint4 v[AHEAD];
-#pragma unroll
-      for (u32 k = 0; k < AHEAD; ++k) {
-        u32 i = base + (k * THREADS + threadIdx.x) * 8;
-        if (i < copied) v[k] = halves[i / 8];
+    for (u32 base = 0; base < there; base += 32 * 8) {
+      const u32 i = base + threadIdx.x % 32 * 8;
+      uint4 v = make_uint4(0, 0, 0, 0);
+      if (i < there) v = halves[i / 8];
+      __syncwarp();
+      if (i < there) {
+        float4 *to = reinterpret_cast<float4 *>(part() + i);
+        to[0] = make_float4(half(v.x & 0xFFFF), half(v.x >> 16), half(v.y & 0xFFFF), half(v.y >> 16));
+        to[1] = make_float4(half(v.z & 0xFFFF), half(v.z >> 16), half(v.w & 0xFFFF), half(v.w >> 16));
       }
-      __syncthreads();
-#pragma unroll
-      for (u32 k = 0; k < AHEAD; ++k) {
-        u32 i = base + (k * THREADS + threadIdx.x) * 8;
-        if (i >= copied) continue;
-        float4 *to = reinterpret_cast<float4 *>(team.slice + i);
-        to[0] = make_float4(half(v[k].x & 0xFFFF), half(v[k].x >> 16), half(v[k].y & 0xFFFF), half(v[k].y >> 16));
-        to[1] = make_float4(half(v[k].z & 0xFFFF), half(v[k].z >> 16), half(v[k].w & 0xFFFF), half(v[k].w >> 16));
-      }
-      __syncthreads();
+      __syncwarp();
     }
   }
 };
 
-// Ids from `limit` on do not exist.
-__device__ __forceinline__ void forget_from(const DeviceTeam &team, u32 limit) {
-  UNROLL_NOT
-  for (u32 i = (limit > team.first ? limit - team.first : 0) + threadIdx.x; i < team.held; i += THREADS) team.slice[i] = -infinity();
-}
-
-// Puts what masks and lists of allowed ids forbid, and ids that do not exist, at -inf.
+// Puts what masks and lists of allowed ids forbid at -inf.
 __device__ __forceinline__ void mask_slice(const DeviceTeam &team, const Request &r) {
   const u32 held = team.held, first = team.first;
   if (r.mask)

@@ -1,13 +1,14 @@
 // The team of one row on the device: the blocks of a cluster, 512 threads each. Barriers are the hardware's: nothing spins.
 #pragma once
 
+#include "addends.cuh"
 #include "sample.cuh"
 
 namespace nucleus {
 
 constexpr u32 THREADS = 512;
 constexpr u32 WARPS = THREADS / 32;
-constexpr u32 GROUPS = 16;  // of a block's threads, each with its own maximum
+constexpr u32 GROUPS = WARPS;  // of a block's threads, each with its own maximum
 constexpr u32 MAX_BLOCKS = 8;
 constexpr u32 SLICE_EDITS = 1024;   // slots for the edits of one slice
 constexpr u32 SHARED_EDITS = 2048;  // slots for the edits of a row that is not held in slices
@@ -47,17 +48,28 @@ struct Shared : Description {
   };
   u64 part[WARPS][4];
   u64 slots[2][4];
-  u64 steps[MAX_STEPS];
-  u64 masses[MAX_BLOCKS * WARPS];  // of the parts of the row, one a warp
-  alignas(16) u32 maxima[MAX_BLOCKS * GROUPS];
-  u32 counts[MAX_BLOCKS * WARPS], groups[THREADS], sent[MAX_BLOCKS];
+  u64 masses[MAX_BLOCKS * WARPS];      // of the parts of the row, one a warp
+  u64 raw_masses[MAX_BLOCKS * WARPS];  // of the row as it came
+  union {
+    u64 steps[MAX_STEPS];
+    u32 groups[THREADS];
+    struct {
+      u32 maxima[2][MAX_BLOCKS * GROUPS];
+      u64 told[2];  // mbarriers: all warps of the cluster have sent theirs
+    } exchanged;
+  };
+  u32 maxima[MAX_BLOCKS * GROUPS];
+  u32 sent[MAX_BLOCKS];
   SamplingBatch batch;
-  u64 arrived;  // an mbarrier: the slice is there
+  u64 arrived[2 * WARPS];  // mbarriers: the warp's part of the slice is there
   u64 found_base, told;
-  u32 found_bin, listed, found, bound, verdict, unusual;
+  RawSums raw;
+  u32 found_bin, told_count, listed, found, kept, verdict, unusual;
 };
 constexpr u32 SHARED_BYTES = (sizeof(Shared) + 127) / 128 * 128;
-static_assert(2 * (SHARED_BYTES + 1024 + 151936 / 8 * 4) <= 228 * 1024, "two blocks on a multiprocessor of compute capability 9.0");
+// Logits a block holds of a row; 16-byte parts for every warp.
+constexpr u32 slice_of(u32 row_len, u32 blocks) { return ((row_len + blocks - 1) / blocks + 8 * WARPS - 1) / (8 * WARPS) * (8 * WARPS); }
+static_assert(2 * (SHARED_BYTES + 1024 + slice_of(151936, 8) * 4) <= 228 * 1024, "two blocks on a multiprocessor of compute capability 9.0");
 constexpr u32 SPARE_BYTES = LIST_CAPACITY * sizeof(u64) + (SHARED_EDITS + 1) * sizeof(Edit);
 
 // The block's shared memory: Shared, then the slice. Named where it is used, so that the compiler knows the address space.
@@ -140,11 +152,12 @@ __device__ __forceinline__ void sort_places(u64 *places, u32 count) {
 struct DeviceTeam {
   using Warp = DeviceWarp;
   Shared *sh;
+  u32 buffer = 0;    // whose slice it is, where a block has two
   float *slice;      // this block's logits, as many as `held`; 16-byte aligned, -inf up to a multiple of 4
   u32 blocks, block;
   u32 first = 0;     // id of the slice's first logit
   u32 held = 0;
-  u32 span = 0;      // logits a warp, a multiple of 4
+  u32 span = 0;      // logits a warp, a multiple of 8
   bool whole = false;  // the blocks hold all of the row
   mutable u32 parity = 0;
 
@@ -158,7 +171,7 @@ struct DeviceTeam {
     first = block * room < row_len ? block * room : row_len;
     held = first + room < row_len ? room : row_len - first;
     held = whole ? held : 0;
-    span = ((held + WARPS - 1) / WARPS + 3) & ~3u;
+    span = ((held + WARPS - 1) / WARPS + 7) & ~7u;
   }
   // n / blocks, which is a power of two.
   __device__ __forceinline__ u32 share_of(u32 n) const { return n >> (__ffs(blocks) - 1); }
@@ -234,9 +247,20 @@ struct DeviceTeam {
     return s;
   }
   __device__ __forceinline__ u64 mass(const Weighing &w) const {
-    u64 own = 0;
-    each_four([&](u32, float4 v) { own += (w.q(v.x) + w.q(v.y)) + (w.q(v.z) + w.q(v.w)); });
-    return own;
+    const Addends addends(w);
+    if (!addends.serve) {
+      u64 own = 0;
+      each_four([&](u32, float4 v) { own += (w.q(v.x) + w.q(v.y)) + (w.q(v.z) + w.q(v.w)); });
+      return own;
+    }
+    u32 high = 0, low = 0, count = 0;
+    each_four([&](u32, float4 v) {
+      const float x[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+      for (u32 e = 0; e < 4; ++e) addends.add(x[e], high, low);
+      count += 4;
+    });
+    return Addends::sum(high, low, count);
   }
   // Publishes what a `sum` found for every warp as the first element.
   __device__ __forceinline__ void publish_sum() const {
@@ -261,7 +285,8 @@ struct DeviceTeam {
     const u32 warp = threadIdx.x / 32, from = segment * span, end = from + span < held ? from + span : held;
     auto lane_weights = [&](u32 step, u64 (&q)[4]) {
       u32 i = from + step * STEP + threadIdx.x % 32 * 4;
-      for (u32 e = 0; e < 4; ++e) q[e] = i < end ? weight(first + i + e, slice[i + e] + 0.0f) : 0;
+#pragma unroll
+      for (u32 e = 0; e < 4; ++e) q[e] = i + e < end ? weight(first + i + e, slice[i + e] + 0.0f) : 0;
       return q[0] + q[1] + q[2] + q[3];
     };
     u64 q[4];
@@ -335,15 +360,6 @@ struct DeviceTeam {
   }
   __device__ __forceinline__ void add_bin(u32 bin, u64 weight) const {
     if (!weight) return;
-    // Neighbouring ids often share a bin: then one lane adds for all. Weights are below 2^46, so both halves' sums fit 32 bits.
-    u32 lanes = __activemask();
-    int same;
-    __match_all_sync(lanes, bin, &same);
-    if (same) {
-      u64 sum = static_cast<u64>(__reduce_add_sync(lanes, static_cast<u32>(weight >> 24))) << 24;
-      weight = sum + __reduce_add_sync(lanes, static_cast<u32>(weight) & 0xFFFFFFu);
-      if ((threadIdx.x & 31) != __ffs(lanes) - 1) return;
-    }
     // Two 32-bit additions are the hardware's own; one of 64 bits would be a loop.
     u32 *halves = reinterpret_cast<u32 *>(&sh->bins[bin]), low = static_cast<u32>(weight);
     u32 carry = low ? atomicAdd(halves, low) > ~low : 0, high = static_cast<u32>(weight >> 32) + carry;
@@ -355,11 +371,15 @@ struct DeviceTeam {
     if (threadIdx.x == 0) { sh->found_bin = 0; sh->found_base = base; }
     cluster_sync();
     u64 v[OWN], total = 0;
+#pragma unroll
     for (u32 k = 0; k < OWN; ++k) {
-      u32 at = threadIdx.x * OWN + k;
+      const u32 at = threadIdx.x * OWN + k;
+      u64 parts[MAX_BLOCKS];
+#pragma unroll
+      for (u32 other = 0; other < MAX_BLOCKS; ++other) parts[other] = at < count && other < blocks ? in_block(sh, other)->bins[count - 1 - at] : 0;
       v[k] = 0;
-      if (at < count)
-        for (u32 other = 0; other < blocks; ++other) v[k] += in_block(sh, other)->bins[count - 1 - at];
+#pragma unroll
+      for (u32 other = 0; other < MAX_BLOCKS; ++other) v[k] += parts[other];
       total += v[k];
     }
     u64 prefix = DeviceWarp{}.inclusive(total);
@@ -382,18 +402,37 @@ struct DeviceTeam {
     return bin;
   }
 
+  // A list is collected in every block, and then in the leader.
   __device__ __forceinline__ void begin_list() const {
     if (threadIdx.x == 0) sh->listed = 0;
     cluster_sync();
   }
   __device__ __forceinline__ void append(u64 place) const {
-    Shared *to = in_block(sh, 0);
-    u32 at = atomicAdd(&to->listed, 1);
-    if (at < LIST_CAPACITY) to->list[at] = place;
+    u32 at = atomicAdd(&sh->listed, 1);
+    if (at < LIST_CAPACITY) sh->list[at] = place;
   }
-  __device__ __forceinline__ void end_list() const { cluster_sync(); }
-  __device__ __forceinline__ u32 listed() const { return leader() ? sh->listed : 0; }
-  __device__ __forceinline__ u32 listed_anywhere() const { return in_block(sh, 0)->listed; }
+  __device__ __forceinline__ void end_list() const {
+    __syncthreads();
+    if (threadIdx.x < blocks) in_block(sh, threadIdx.x)->sent[block] = sh->listed;
+    cluster_sync();
+    if (listed_anywhere() <= LIST_CAPACITY && block) {
+      u32 before = 0;
+      UNROLL_NOT
+      for (u32 other = 0; other < block; ++other) before += sh->sent[other];
+      u64 *to = in_block(sh, 0)->list + before;
+      UNROLL_NOT
+      for (u32 i = threadIdx.x; i < sh->sent[block]; i += THREADS) to[i] = sh->list[i];
+    }
+    cluster_sync();
+  }
+  // How many tokens all blocks have listed; more than LIST_CAPACITY: they are not in the leader.
+  __device__ __forceinline__ u32 listed_anywhere() const {
+    u32 count = 0;
+    UNROLL_NOT
+    for (u32 other = 0; other < blocks; ++other) count += sh->sent[other];
+    return count;
+  }
+  __device__ __forceinline__ u32 listed() const { return leader() ? listed_anywhere() : 0; }
   __device__ __forceinline__ u64 *list() const { return sh->list; }
   __device__ __forceinline__ u64 *scratch() const { return reinterpret_cast<u64 *>(slice); }
   __device__ __forceinline__ void sort_list(u32 count) const { sort_places<THREADS>(sh->list, count); }
