@@ -63,7 +63,7 @@ cuda-toolkit:
 # On this machine's GPU: the sampler against the host's, bit for bit, and the decoder against the CPU's, transformers' and itself.
 test-gpu:
     cargo test -p nucleus-sampling --features cuda --test cuda -- --include-ignored
-    cargo test -p nucleus-engine --features cuda --test fixtures --test invariance -- --ignored --nocapture
+    cargo test -p nucleus-engine --features cuda --test fixtures --test invariance --test device -- --ignored --nocapture
 
 # The sampler's tests on aarch64 with NEON, emulated. Needs `rustup target add aarch64-unknown-linux-musl` and qemu-aarch64.
 test-aarch64 *args:

@@ -8,8 +8,10 @@ use std::time::{Duration, Instant};
 
 use clap::{Arg, ArgMatches, Command, value_parser};
 use nucleus_engine::generate::{EngineOptions, Generation, Request};
-use nucleus_engine::models::BLOCK_SIZE;
+use nucleus_engine::models::{BLOCK_SIZE, Device};
 use nucleus_engine::sequence::Completion;
+#[cfg(feature = "cuda")]
+use nucleus_sampling::cuda::{CudaOptions, CudaSampler, PlacedRow, SlotRow};
 use nucleus_sampling::{
     Counter, LogitsRow, MAX_VOCAB, Purpose, Row, Sampler, SamplerState, SamplingParams, VocabInfo,
     uniform,
@@ -34,7 +36,8 @@ const ABOUT: &str = "Measure decoding and sampling on this machine";
 
 const DETAILS: &str = "\
 Decoding: tokens per second of all sequences together, each with a prompt of 128 tokens; prefill is the speed at which the first of \
-them read its prompt. Sampling: the median time of one draw from a row of random logits, on one thread.";
+them read its prompt. Sampling: the median time of one draw from a row of random logits, on one thread; with a GPU, also of one launch there, from queueing it to having its tokens, \
+for 1 and for 64 rows.";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -91,10 +94,18 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<()> {
         .into_iter()
         .map(|sequences| decode(&loaded, sequences, tokens))
         .collect::<anyhow::Result<_>>()?;
+    let device = loaded.engine.device();
+    let mut sampling = Vec::new();
+    for vocab_size in list(matches, "vocab") {
+        sampling.extend(sample(vocab_size));
+        sampling.extend(sample_on(device, vocab_size)?);
+    }
     let report = Report {
         model: loaded.engine.spec().name.clone(),
+        device,
+        device_name: loaded.engine.device_name().map(str::to_owned),
         decoding,
-        sampling: list(matches, "vocab").flat_map(sample).collect(),
+        sampling,
     };
     let text = if matches.get_flag("json") {
         format!("{}\n", report.to_json())
@@ -116,9 +127,9 @@ fn options(matches: &ArgMatches, sequences: usize, tokens: usize) -> anyhow::Res
         engine: EngineOptions {
             max_running: sequences,
             max_waiting: sequences,
+            step_tokens: EngineOptions::default().step_tokens.max(sequences),
             // Prompts come again with another number of sequences, and are to be computed again.
             prefix_reuse: false,
-            ..EngineOptions::default()
         },
         ..args::model_options(matches)?
     })
@@ -167,8 +178,10 @@ fn decode(loaded: &Loaded, sequences: usize, tokens: usize) -> anyhow::Result<De
     })
 }
 
-/// Time of one draw.
+/// Time of a draw, or of a launch that draws for several rows.
 struct Sampling {
+    device: Device,
+    rows: usize,
     vocab_size: u32,
     parameters: &'static str,
     median: Duration,
@@ -212,9 +225,7 @@ fn parameter_sets() -> [(&'static str, SamplingParams); 4] {
 
 fn sample(vocab_size: u32) -> Vec<Sampling> {
     let logits: Vec<f32> = (0..vocab_size).map(logit).collect();
-    let history: Vec<u32> = (0..HISTORY_TOKENS)
-        .map(|i| (random(1, i) % u64::from(vocab_size)) as u32)
-        .collect();
+    let history = history(vocab_size);
     let mut sampler = rows::sampler();
     parameter_sets()
         .into_iter()
@@ -225,6 +236,8 @@ fn sample(vocab_size: u32) -> Vec<Sampling> {
             let state = SamplerState::new(&params, &history);
             let row = Row::new(LogitsRow::F32(&logits), &params, &state);
             Sampling {
+                device: Device::Cpu,
+                rows: 1,
                 vocab_size,
                 parameters,
                 median: median_time(|| {
@@ -232,6 +245,84 @@ fn sample(vocab_size: u32) -> Vec<Sampling> {
                 }),
             }
         })
+        .collect()
+}
+
+/// Rows of the launches that are timed.
+#[cfg(feature = "cuda")]
+const LAUNCHES: [usize; 2] = [1, 64];
+
+/// The same on a GPU, where logits and histories lie there.
+#[cfg(feature = "cuda")]
+fn sample_on(device: Device, vocab_size: u32) -> anyhow::Result<Vec<Sampling>> {
+    let Device::Cuda(number) = device else {
+        return Ok(Vec::new());
+    };
+    let most = LAUNCHES[LAUNCHES.len() - 1];
+    let logits: Vec<Vec<f32>> = (0..most as u32)
+        .map(|row| {
+            (0..vocab_size)
+                .map(|id| logit(id.rotate_left(7) ^ row))
+                .collect()
+        })
+        .collect();
+    let logits: Vec<LogitsRow<'_>> = logits.iter().map(|row| LogitsRow::F32(row)).collect();
+    let mut sampler = CudaSampler::new(CudaOptions {
+        device: number,
+        ..CudaOptions::default()
+    })?;
+    let lying = sampler.place_rows(&logits)?.expect("there are rows");
+    sampler.reserve_slots(most as u32, HISTORY_TOKENS + 1)?;
+    let mut tokens = Vec::new();
+    let mut measured = Vec::new();
+    for (parameters, params) in parameter_sets() {
+        let params = params
+            .validate(&VocabInfo::new(vocab_size))
+            .expect("the sets above are within range");
+        let state = SamplerState::new(&params, &history(vocab_size));
+        let mut rows = Vec::with_capacity(most);
+        for slot in 0..most as u32 {
+            sampler.restore_slot(slot, &state)?;
+            let row = SlotRow {
+                commit: false,
+                ..SlotRow::new(slot, &params)
+            };
+            rows.push(PlacedRow {
+                logits_row: slot,
+                row,
+            });
+        }
+        for count in LAUNCHES {
+            let mut result = Ok(());
+            let median = median_time(|| {
+                let drawn = sampler
+                    .queue_slots(&lying, &rows[..count])
+                    .and_then(|()| sampler.collect(&mut tokens));
+                result = result.clone().and(drawn);
+            });
+            result?;
+            measured.push(Sampling {
+                device,
+                rows: count,
+                vocab_size,
+                parameters,
+                median,
+            });
+        }
+    }
+    Ok(measured)
+}
+
+/// This build samples on no GPU.
+#[cfg(not(feature = "cuda"))]
+fn sample_on(_: Device, _: u32) -> anyhow::Result<Vec<Sampling>> {
+    Ok(Vec::new())
+}
+
+/// What the penalties look at.
+fn history(vocab_size: u32) -> Vec<u32> {
+    (0..HISTORY_TOKENS)
+        .map(|i| (random(1, i) % u64::from(vocab_size)) as u32)
         .collect()
 }
 
@@ -274,6 +365,8 @@ fn random(seed: u64, position: u32) -> u64 {
 /// Everything that was measured.
 struct Report {
     model: String,
+    device: Device,
+    device_name: Option<String>,
     decoding: Vec<Decoding>,
     sampling: Vec<Sampling>,
 }
@@ -289,6 +382,8 @@ impl Report {
         });
         let sampling = self.sampling.iter().map(|row| {
             json!({
+                "device": row.device.to_string(),
+                "rows": row.rows,
                 "vocab_size": row.vocab_size,
                 "parameters": row.parameters,
                 "median_us": row.median.as_secs_f64() * 1e6,
@@ -296,10 +391,20 @@ impl Report {
         });
         json!({
             "model": self.model,
+            "device": self.device.to_string(),
+            "device_name": self.device_name,
             "cores": cores(),
             "decoding": decoding.collect::<Value>(),
             "sampling": sampling.collect::<Value>(),
         })
+    }
+
+    /// What decoded.
+    fn place(&self) -> String {
+        match &self.device_name {
+            Some(name) => format!("{} ({name})", self.device),
+            None => format!("{} cores", cores()),
+        }
     }
 
     fn to_text(&self) -> String {
@@ -316,6 +421,8 @@ impl Report {
             ]);
         }
         let mut sampling = Table::new([
+            ("device", Align::Left),
+            ("rows", Align::Right),
             ("vocabulary", Align::Right),
             ("parameters", Align::Left),
             ("µs", Align::Right),
@@ -323,15 +430,17 @@ impl Report {
         for row in &self.sampling {
             let microseconds = format!("{:.1}", row.median.as_secs_f64() * 1e6);
             sampling.push([
+                row.device.to_string(),
+                row.rows.to_string(),
                 row.vocab_size.to_string(),
                 row.parameters.to_owned(),
                 microseconds,
             ]);
         }
         format!(
-            "decoding, {}, {} cores\n{}\nsampling, one draw, one thread\n{}",
+            "decoding, {}, {}\n{}\nsampling, one draw or one launch\n{}",
             self.model,
-            cores(),
+            self.place(),
             decoding.render(2),
             sampling.render(2)
         )

@@ -5,7 +5,7 @@ pub(crate) mod sampling;
 
 use clap::{ArgMatches, Command};
 
-use crate::{bench, chat, completions, explain, generate, inspect, sample, serve};
+use crate::{bench, chat, completions, doctor, explain, generate, inspect, sample, serve};
 
 /// A command: its flags, and what it does with them.
 struct Entry {
@@ -42,6 +42,10 @@ const ENTRIES: &[Entry] = &[
     Entry {
         command: bench::command,
         run: bench::run,
+    },
+    Entry {
+        command: doctor::command,
+        run: doctor::run,
     },
     Entry {
         command: completions::command,

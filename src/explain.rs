@@ -3,10 +3,13 @@
 use std::io::{self, BufWriter, Write};
 
 use clap::{ArgMatches, Command};
+use nucleus_engine::models::Device;
 use nucleus_sampling::{Row, Sampler, Status, Trace};
 use serde_json::{Value, json};
 
 use crate::cli::args;
+use crate::device::{self, Choice};
+use crate::failure::usage;
 use crate::rows::{self, Inputs};
 use crate::table::{Align, Table};
 
@@ -38,7 +41,7 @@ pub(crate) fn command() -> Command {
         .long_about(format!("{ABOUT}.\n\n{DETAILS}"))
         .after_help(EXAMPLES)
         .args(rows::flags())
-        .arg(args::device_flag())
+        .arg(device::flag())
         .args([
             args::json_flag("Print one JSON object per row"),
             args::quiet_flag(),
@@ -47,6 +50,11 @@ pub(crate) fn command() -> Command {
 
 /// Prints every row's trace.
 pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<()> {
+    if let Choice::Only(device @ Device::Cuda(_)) = device::choice(matches) {
+        return Err(usage(format!(
+            "--device {device}: what each stage did is told by the CPU; every device draws the same tokens"
+        )));
+    }
     let inputs = Inputs::read(matches, args::notes(matches))?;
     let mut out = BufWriter::new(io::stdout().lock());
     let mut sampler = rows::sampler();

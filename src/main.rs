@@ -8,6 +8,7 @@ mod chat;
 mod cli;
 mod completions;
 mod device;
+mod doctor;
 mod explain;
 mod failure;
 mod generate;

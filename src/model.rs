@@ -15,11 +15,12 @@ use nucleus_engine::generate::{
 use nucleus_engine::gguf::{ModelFile, Value};
 use nucleus_engine::model::{KvType, Model};
 use nucleus_engine::model_source::ModelSource;
-use nucleus_engine::models::{self, LoadOptions, LoadProgress};
+use nucleus_engine::models::{self, Device, LoadOptions, LoadProgress};
 use nucleus_engine::tokenizer::{EncodeOptions, Tokenizer};
 use nucleus_sampling::{MAX_VOCAB, Policy, SamplingParams, VocabInfo, Warning};
 use serde_json::Value as Json;
 
+use crate::device;
 use crate::failure::usage;
 use crate::recommended::{Recommended, describe, overlay};
 use crate::terminal::Notes;
@@ -53,16 +54,27 @@ pub(crate) enum ModelChoice {
 #[derive(Debug)]
 pub(crate) struct ModelOptions {
     pub(crate) choice: ModelChoice,
+    /// Where to compute.
+    pub(crate) device: device::Choice,
     /// Threads to compute with; `None` is one per core.
     pub(crate) threads: Option<NonZeroUsize>,
-    /// Positions that the KV cache holds; `None` is `kv_contexts` full contexts, at most [`MAX_DEFAULT_KV_TOKENS`].
+    /// Positions that the KV cache holds; `None` is what `kv_room` says.
     pub(crate) kv_tokens: Option<NonZeroUsize>,
     /// What keys and values are held in.
     pub(crate) kv_type: KvType,
-    /// How many full contexts that is.
-    pub(crate) kv_contexts: usize,
+    /// How large the cache is unless its size is given.
+    pub(crate) kv_room: KvRoom,
     /// Bounds of the engine.
     pub(crate) engine: EngineOptions,
+}
+
+/// How large a KV cache is unless its size is given: so many full contexts, at most [`MAX_DEFAULT_KV_TOKENS`] positions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum KvRoom {
+    /// One context: a single sequence.
+    One,
+    /// So many contexts; on a GPU, what its memory has room for.
+    Many(usize),
 }
 
 impl ModelChoice {
@@ -158,7 +170,7 @@ pub(crate) fn load(options: &ModelOptions, notes: Notes) -> anyhow::Result<Loade
         notes.say("note: the model can read images, which this program cannot; only its text model is loaded");
     }
     let model = read_tensors(&source, options, notes).with_context(|| source.name())?;
-    let (engine, thread) = Engine::start(model, Arc::new(tokenizer), options.engine);
+    let (engine, thread) = Engine::start(model, Arc::new(tokenizer), options.engine)?;
     Ok(Loaded {
         engine,
         thread,
@@ -184,6 +196,21 @@ fn read_tensors(
             .num_threads(threads.get())
             .build_global()?;
     }
+    let context_length = models::memory(source.weights())?.context_length;
+    let load_options = |device| LoadOptions {
+        device,
+        kv_tokens: kv_tokens(options, context_length, device),
+        threads: options.threads,
+        kv_type: options.kv_type,
+        step_rows: NonZeroUsize::new(options.engine.step_tokens),
+        sequences: NonZeroUsize::new(options.engine.logit_rows()),
+        ..LoadOptions::default()
+    };
+    let placed = device::Model {
+        weights: source.weights(),
+        options: &load_options,
+    };
+    let device = options.device.for_model(&placed, notes)?;
     let is_large = source.size() >= LARGE_FILE_BYTES;
     let bar = (notes.may_animate() && is_large).then(progress_bar);
     let mut report = |progress: LoadProgress| {
@@ -195,11 +222,8 @@ fn read_tensors(
     let model = models::load(
         source.weights(),
         LoadOptions {
-            kv_tokens: kv_tokens(source, options)?,
-            threads: options.threads,
-            kv_type: options.kv_type,
             progress: Some(&mut report),
-            ..LoadOptions::default()
+            ..load_options(device)
         },
     )?;
     if let Some(bar) = &bar {
@@ -208,11 +232,20 @@ fn read_tensors(
     Ok(model)
 }
 
-fn kv_tokens(source: &ModelSource, options: &ModelOptions) -> anyhow::Result<Option<NonZeroUsize>> {
-    let context_length = models::memory(source.weights())?.context_length;
-    let default = context_length.saturating_mul(options.kv_contexts);
-    let default = NonZeroUsize::new(default.min(MAX_DEFAULT_KV_TOKENS));
-    Ok(options.kv_tokens.or(default))
+/// Positions that the cache is to hold; `None` leaves it to the device's memory.
+fn kv_tokens(
+    options: &ModelOptions,
+    context_length: usize,
+    device: Device,
+) -> Option<NonZeroUsize> {
+    let contexts = match (options.kv_room, device) {
+        (KvRoom::One, _) => Some(1),
+        (KvRoom::Many(contexts), Device::Cpu) => Some(contexts),
+        (KvRoom::Many(_), Device::Cuda(_)) => None,
+    };
+    let default = contexts.map(|contexts| context_length.saturating_mul(contexts));
+    let default = default.map(|tokens| tokens.min(MAX_DEFAULT_KV_TOKENS));
+    options.kv_tokens.or(default.and_then(NonZeroUsize::new))
 }
 
 fn progress_bar() -> ProgressBar {
@@ -280,7 +313,9 @@ impl Loaded {
     /// Begins to generate.
     pub(crate) fn submit(&self, request: Request) -> anyhow::Result<Generation> {
         self.engine.submit(request).map_err(|error| match error {
-            SubmitError::Admission(_) | SubmitError::ShuttingDown => error.into(),
+            SubmitError::Admission(_) | SubmitError::ShuttingDown | SubmitError::Failed(_) => {
+                error.into()
+            }
             _ => usage(error),
         })
     }

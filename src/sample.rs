@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{self, BufWriter, Write};
 
 use clap::{Arg, ArgMatches, Command, value_parser};
+use nucleus_engine::models::Device;
 #[cfg(feature = "cuda")]
 use nucleus_sampling::cuda::{CudaOptions, CudaSampler};
 use nucleus_sampling::{CpuSampler, LogitsRow, Row, SampledToken, Sampler, SamplerState, Status};
@@ -62,7 +63,7 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<()> {
     let draws = *matches
         .get_one::<u32>("draws")
         .expect("the flag has a default");
-    let mut sampler = Drawer::new(device::choice(matches).cuda()?)?;
+    let mut sampler = Drawer::new(device::choice(matches).for_rows()?)?;
     let rows = inputs
         .rows()
         .map(|logits| draw(&mut sampler, logits, &inputs, draws))
@@ -106,8 +107,8 @@ enum Drawer {
 
 impl Drawer {
     #[cfg(feature = "cuda")]
-    fn new(cuda: Option<u32>) -> anyhow::Result<Self> {
-        let Some(device) = cuda else {
+    fn new(device: Device) -> anyhow::Result<Self> {
+        let Device::Cuda(device) = device else {
             return Ok(Self::Cpu(Box::new(CpuSampler::new())));
         };
         let options = CudaOptions {
@@ -117,9 +118,9 @@ impl Drawer {
         Ok(Self::Cuda(Box::new(CudaSampler::new(options)?)))
     }
 
-    /// Without GPU code there is no number of a device.
+    /// Without GPU code there is one device.
     #[cfg(not(feature = "cuda"))]
-    fn new(_: Option<u32>) -> anyhow::Result<Self> {
+    fn new(_: Device) -> anyhow::Result<Self> {
         Ok(Self::Cpu(Box::new(CpuSampler::new())))
     }
 

@@ -12,7 +12,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::cli::args;
 use crate::failure::usage;
-use crate::model::{self, ModelOptions};
+use crate::model::{self, KvRoom, ModelOptions};
 use crate::terminal::{Notes, Style};
 use settings::Settings;
 
@@ -106,7 +106,8 @@ fn options(settings: &Settings) -> anyhow::Result<ModelOptions> {
         threads: Some(threads),
         kv_tokens: settings.kv_tokens.and_then(NonZeroUsize::new),
         kv_type: settings.kv_type,
-        kv_contexts: KV_CONTEXTS,
+        kv_room: KvRoom::Many(KV_CONTEXTS),
+        device: settings.device,
         engine: settings.engine,
     })
 }

@@ -7,7 +7,8 @@ use clap::{Arg, ArgAction, ArgMatches, value_parser};
 use nucleus_engine::generate::EngineOptions;
 use nucleus_engine::model::KvType;
 
-use crate::model::{ModelChoice, ModelOptions};
+use crate::device;
+use crate::model::{KvRoom, ModelChoice, ModelOptions};
 use crate::terminal::Notes;
 
 /// The value of `--model` that names the model inside the binary.
@@ -29,20 +30,7 @@ pub(crate) fn model_flags() -> [Arg; 3] {
         .value_name("N")
         .value_parser(value_parser!(u16).range(1..=1024))
         .help("Threads to compute with [default: one per core]");
-    [model, threads, device_flag()]
-}
-
-/// Where to compute. This build has no GPU code, so that there is one choice and its synonym.
-pub(crate) const DEVICES: [&str; 2] = ["auto", "cpu"];
-
-/// One of [`DEVICES`].
-pub(crate) fn device_flag() -> Arg {
-    Arg::new("device")
-        .long("device")
-        .value_name("DEVICE")
-        .value_parser(DEVICES)
-        .default_value("auto")
-        .help("Where to compute")
+    [model, threads, device::flag()]
 }
 
 /// What [`model_flags`] said.
@@ -51,9 +39,10 @@ pub(crate) fn model_options(matches: &ArgMatches) -> anyhow::Result<ModelOptions
     Ok(ModelOptions {
         kv_tokens: None,
         kv_type: KvType::default(),
-        kv_contexts: 1,
+        kv_room: KvRoom::One,
         engine: EngineOptions::default(),
         choice,
+        device: device::choice(matches),
         threads: matches
             .get_one::<u16>("threads")
             .and_then(|&threads| NonZeroUsize::new(threads.into())),

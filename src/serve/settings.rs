@@ -15,6 +15,7 @@ use nucleus_engine::model::KvType;
 use nucleus_server::ServerConfig;
 use toml::Table;
 
+use crate::device::Choice;
 use crate::failure::usage;
 use setting::{Kind, Setting};
 use table::SETTINGS;
@@ -23,33 +24,19 @@ use table::SETTINGS;
 const OTHER_VARIABLES: &[&str] = &["NUCLEUS_NVCC", "NUCLEUS_CUDA_ARCHS", "NUCLEUS_CUDA_CORPUS"];
 
 /// Everything that an operator decides.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Settings {
     pub(super) server: ServerConfig,
     pub(super) engine: EngineOptions,
     /// A GGUF file, or `bundled`; absent: the model inside the program.
     pub(super) model: Option<String>,
-    pub(super) device: String,
+    pub(super) device: Choice,
     /// Threads to compute with; absent: one per core.
     pub(super) threads: Option<usize>,
     /// Tokens that the KV cache holds; absent: some full contexts.
     pub(super) kv_tokens: Option<usize>,
     /// What keys and values are held in.
     pub(super) kv_type: KvType,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self {
-            server: ServerConfig::default(),
-            engine: EngineOptions::default(),
-            model: None,
-            device: "auto".into(),
-            threads: None,
-            kv_tokens: None,
-            kv_type: KvType::default(),
-        }
-    }
 }
 
 /// Where a setting's value comes from.
@@ -337,7 +324,7 @@ mod tests {
             (
                 &["--device", "tpu"],
                 &[],
-                "--device: \"tpu\" is not auto or cpu",
+                "--device: \"tpu\" is not auto, cpu, or cuda: with a number, such as cuda:0",
             ),
             (
                 &["--body-seconds", "0"],

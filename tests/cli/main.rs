@@ -10,6 +10,8 @@ mod support;
 #[cfg(feature = "bundled-model")]
 mod chatting;
 #[cfg(feature = "bundled-model")]
+mod examining;
+#[cfg(feature = "bundled-model")]
 mod generating;
 #[cfg(feature = "bundled-model")]
 mod helping;

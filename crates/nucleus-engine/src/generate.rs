@@ -4,13 +4,18 @@
 //! shared between threads and used from async code. Each request gets a [`Generation`], a stream of events that ends
 //! with exactly one [`Event::End`] or [`Event::Failed`]; dropping it cancels the request.
 
+#[cfg(feature = "cuda")]
+mod cuda;
+mod draw;
 mod rows;
+#[cfg(test)]
+mod scripted;
 #[cfg(test)]
 mod simulation;
 mod step;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, OnceLock, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -20,8 +25,11 @@ use nucleus_sampling::{
 };
 use tokio::sync::mpsc as events;
 
+use self::draw::Drawing;
+use crate::error::EngineError;
 use crate::kv_cache::BlockPool;
-use crate::model::{KvLayout, Model, ModelSpec};
+use crate::model::{Compute, KvLayout, Model, ModelSpec};
+use crate::models::Device;
 use crate::scheduler::{AdmissionError, Scheduler, SchedulerCounters, SchedulerLimits, SequenceId};
 use crate::sequence::{Completion, PromptToken, Sequence, SequenceParts, TokenEvent};
 use crate::stop::{StopError, StopMatcher};
@@ -124,6 +132,9 @@ pub enum SubmitError {
     /// The engine takes no more requests.
     #[error("the engine is shutting down")]
     ShuttingDown,
+    /// The engine can run nothing any more.
+    #[error("the engine has failed: {0}")]
+    Failed(String),
 }
 
 /// Why an accepted request failed.
@@ -140,6 +151,9 @@ pub enum GenerationError {
     /// The forward pass failed.
     #[error("the model failed: {0}")]
     Model(String),
+    /// The device failed so that nothing runs on it any more in this process.
+    #[error("{0}")]
+    DeviceLost(String),
     /// The engine stopped without ending the request.
     #[error("the engine stopped")]
     EngineStopped,
@@ -167,6 +181,60 @@ impl Default for EngineOptions {
             prefix_reuse: true,
         }
     }
+}
+
+impl EngineOptions {
+    /// Rows of logits that a step may have: one for each that runs, and those of prompts that are scored.
+    pub fn logit_rows(&self) -> usize {
+        self.max_running + step::SCORED_ROWS
+    }
+
+    /// The bounds on such a device: no more sequences run at once there than one launch draws for.
+    fn on(self, compute: Compute) -> Self {
+        match compute {
+            Compute::Host => self,
+            #[cfg(feature = "cuda")]
+            Compute::Cuda(_) => Self {
+                max_running: self.max_running.min(cuda::MOST_SEQUENCES),
+                ..self
+            },
+        }
+    }
+}
+
+fn device_of(compute: Compute) -> Device {
+    match compute {
+        Compute::Host => Device::Cpu,
+        #[cfg(feature = "cuda")]
+        Compute::Cuda(stream) => Device::Cuda(stream.device()),
+    }
+}
+
+fn name_of(compute: Compute) -> Option<String> {
+    match compute {
+        Compute::Host => None,
+        #[cfg(feature = "cuda")]
+        Compute::Cuda(stream) => {
+            let info = nucleus_sampling::cuda::device_info(stream.device());
+            info.ok().map(|info| info.name)
+        }
+    }
+}
+
+/// A device's memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeviceMemory {
+    /// Bytes that nobody has allocated, in this process or another.
+    pub free_bytes: u64,
+    /// All bytes that can be.
+    pub total_bytes: u64,
+}
+
+/// Most tokens, of prompt and output, that a sequence of this model may have.
+fn longest_sequence(model: &dyn Model) -> usize {
+    let layout = model.kv_layout();
+    let cached = layout.blocks.saturating_mul(layout.block_size);
+    model.spec().context_length.min(cached)
 }
 
 /// How busy an engine is.
@@ -214,7 +282,28 @@ struct Shared {
     options: EngineOptions,
     next_id: AtomicU64,
     accepting: AtomicBool,
+    /// Why nothing runs any more.
+    failure: OnceLock<String>,
+    device: Device,
+    device_name: Option<String>,
     gauges: Gauges,
+}
+
+impl Shared {
+    /// Nothing runs any more.
+    fn fail(&self, reason: String) {
+        // The first reason is the one that counts.
+        let _ = self.failure.set(reason);
+        self.accepting.store(false, Ordering::Release);
+    }
+
+    /// Why a request is not taken once the engine takes none.
+    fn closed(&self) -> SubmitError {
+        match self.failure.get() {
+            Some(reason) => SubmitError::Failed(reason.clone()),
+            None => SubmitError::ShuttingDown,
+        }
+    }
 }
 
 /// Written by the engine thread after every step, read by anyone.
@@ -250,26 +339,38 @@ struct Submission {
 }
 
 impl Engine {
-    /// Starts the engine's thread. It ends when the last handle and generation are gone, or at [`Engine::shutdown`].
+    /// Starts the engine's thread. It ends when the last handle and generation are gone, or at [`Engine::shutdown`]; or when the device is
+    /// lost ([`Engine::failure`]).
+    ///
+    /// # Errors
+    /// When the model's device has no memory for the sampler.
     pub fn start(
         model: Box<dyn Model>,
         tokenizer: Arc<Tokenizer>,
         options: EngineOptions,
-    ) -> (Self, EngineThread) {
-        let (engine, worker) = Self::new(model, tokenizer, options);
+    ) -> Result<(Self, EngineThread), EngineError> {
+        let options = options.on(model.compute());
+        let tokens = longest_sequence(&*model);
+        let drawing = Drawing::of(model.compute(), options.max_running, tokens)?;
+        let (engine, worker) = Self::new(model, drawing, tokenizer, options);
+        let shared = Arc::clone(&engine.shared);
         let thread = std::thread::Builder::new()
             .name("nucleus-engine".into())
-            .spawn(move || worker.run())
+            .spawn(move || {
+                let _told = TellOfPanic(shared);
+                worker.run();
+            })
             .expect("the operating system can start a thread");
         let thread = EngineThread {
             thread: Some(thread),
         };
-        (engine, thread)
+        Ok((engine, thread))
     }
 
     /// The handle, and what the thread runs.
     fn new(
         model: Box<dyn Model>,
+        drawing: Drawing,
         tokenizer: Arc<Tokenizer>,
         options: EngineOptions,
     ) -> (Self, step::Worker) {
@@ -292,11 +393,14 @@ impl Engine {
             options,
             next_id: AtomicU64::new(0),
             accepting: AtomicBool::new(true),
+            failure: OnceLock::new(),
+            device: device_of(model.compute()),
+            device_name: name_of(model.compute()),
             gauges: Gauges::default(),
         });
         let scheduler = Scheduler::new(limits, layout.block_size, BlockPool::new(layout.blocks));
         let (commands, inbox) = mpsc::channel();
-        let worker = step::Worker::new(model, scheduler, Arc::clone(&shared), inbox);
+        let worker = step::Worker::new(model, drawing, scheduler, Arc::clone(&shared), inbox);
         (Self { shared, commands }, worker)
     }
 
@@ -343,7 +447,7 @@ impl Engine {
         let (submissions, generations): (Vec<_>, Vec<_>) =
             prepared.collect::<Result<Vec<_>, _>>()?.into_iter().unzip();
         if !self.shared.accepting.load(Ordering::Acquire) {
-            return Err(SubmitError::ShuttingDown);
+            return Err(self.shared.closed());
         }
         let (admitted, admission) = mpsc::sync_channel(1);
         let command = Command::Submit {
@@ -352,17 +456,20 @@ impl Engine {
         };
         self.commands
             .send(command)
-            .map_err(|_| SubmitError::ShuttingDown)?;
+            .map_err(|_| self.shared.closed())?;
         match admission.recv() {
             Ok(Ok(())) => Ok(generations),
             refused => {
                 // Nothing was queued, so that there is nothing to cancel.
                 generations.into_iter().for_each(Generation::forget);
-                Err(refused.map_or(SubmitError::ShuttingDown, |refused| {
-                    refused
-                        .expect_err("the other arm took what was accepted")
-                        .into()
-                }))
+                Err(refused.map_or_else(
+                    |_| self.shared.closed(),
+                    |refused| {
+                        refused
+                            .expect_err("the other arm took what was accepted")
+                            .into()
+                    },
+                ))
             }
         }
     }
@@ -411,6 +518,39 @@ impl Engine {
             ended: false,
         };
         Ok((submission, generation))
+    }
+
+    /// Why nothing runs any more; `None` while all is well. Whoever ran or waited has been told.
+    pub fn failure(&self) -> Option<&str> {
+        self.shared.failure.get().map(String::as_str)
+    }
+
+    /// Where the model computes.
+    pub fn device(&self) -> Device {
+        self.shared.device
+    }
+
+    /// What that device calls itself; nothing for the CPU.
+    pub fn device_name(&self) -> Option<&str> {
+        self.shared.device_name.as_deref()
+    }
+
+    /// The memory of that device, as of now; nothing for the CPU, and when the device does not answer.
+    pub fn device_memory(&self) -> Option<DeviceMemory> {
+        match self.shared.device {
+            Device::Cpu => None,
+            #[cfg(feature = "cuda")]
+            Device::Cuda(device) => {
+                nucleus_sampling::cuda::device_memory(device)
+                    .ok()
+                    .map(|memory| DeviceMemory {
+                        free_bytes: memory.free_bytes,
+                        total_bytes: memory.total_bytes,
+                    })
+            }
+            #[cfg(not(feature = "cuda"))]
+            Device::Cuda(_) => None,
+        }
     }
 
     /// How busy the engine is, as of its last step.
@@ -483,6 +623,17 @@ impl Engine {
             .max_tokens
             .unwrap_or(usize::MAX)
             .min(context_length - tokens))
+    }
+}
+
+/// Notes that the engine has failed, should its thread panic.
+struct TellOfPanic(Arc<Shared>);
+
+impl Drop for TellOfPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.fail("it stopped unexpectedly".into());
+        }
     }
 }
 

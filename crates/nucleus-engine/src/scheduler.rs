@@ -10,10 +10,14 @@
 //! ([`BlockPool::find_prefix`]). A sequence whose tokens are exactly those of one that is being computed *follows* it:
 //! it waits until they are in the cache, is sampled from the same logits, and shares all blocks, the last one, which is not
 //! full, among them. Whoever writes into a shared block first copies it.
+//!
+//! A step may be scheduled before it is known what the one before has drawn: a sequence's newest token is [`PENDING`] then, until
+//! [`Scheduler::grown`] says which it is.
 
 use std::collections::VecDeque;
 
 use crate::kv_cache::{self, BlockId, BlockPool, ContentId, Prefix};
+use crate::model::PENDING;
 
 /// One request's sequence, unique for the life of an engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -73,6 +77,8 @@ pub struct Arrival {
 /// What the coming step does.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Step {
+    /// Sequences that ran and do so no more, because their blocks were needed; the last to come is the first.
+    pub evicted: Vec<SequenceId>,
     /// Blocks to be copied before anything is computed, `(from, to)`, in this order.
     pub copies: Vec<(BlockId, BlockId)>,
     /// The runs of tokens to be computed, in order of their sequences' arrival.
@@ -121,6 +127,7 @@ pub struct SchedulerCounters {
 struct Waiting {
     id: SequenceId,
     tokens: Vec<u32>,
+    capacity: usize,
     alone: bool,
 }
 
@@ -129,6 +136,8 @@ struct Running {
     id: SequenceId,
     /// Tokens known so far: prompt and output.
     tokens: Vec<u32>,
+    /// Most tokens that there will be.
+    capacity: usize,
     alone: bool,
     /// Tokens whose keys and values are in the cache.
     computed: usize,
@@ -199,6 +208,7 @@ impl Scheduler {
         let waiting = arrivals.into_iter().map(|arrival| Waiting {
             id: arrival.id,
             tokens: arrival.prompt,
+            capacity: arrival.capacity,
             alone: arrival.alone,
         });
         self.waiting.extend(waiting);
@@ -206,16 +216,14 @@ impl Scheduler {
     }
 
     /// Makes room for those that run, admits whom there is room for beside them, then says what runs in the coming step.
-    /// Nothing runs only when nobody runs or waits.
+    /// Nothing runs only when nobody runs or waits, or when tokens are pending.
     pub fn schedule(&mut self) -> Step {
-        let mut copies = Vec::new();
-        if self.make_room(&mut copies) {
+        let mut step = Step::default();
+        if self.make_room(&mut step) {
             self.admit();
         }
-        Step {
-            copies,
-            runs: self.runs(),
-        }
+        step.runs = self.runs();
+        step
     }
 
     /// Records that a scheduled run is in the cache, for its sequence and for those that follow it.
@@ -232,10 +240,20 @@ impl Scheduler {
         }
     }
 
-    /// Records that a sequence has one more token.
+    /// Records that a sequence has one more token, or which one the pending token is. [`PENDING`] is one that is not known yet; it must
+    /// be before the sequence has run again and the next token is recorded.
     pub fn grown(&mut self, id: SequenceId, token: u32) {
-        if let Some(at) = self.position(id) {
-            self.running[at].tokens.push(token);
+        let tokens = match self.position(id) {
+            Some(at) => &mut self.running[at].tokens,
+            // It was evicted while its token was pending.
+            None => match self.waiting.iter_mut().find(|waiting| waiting.id == id) {
+                Some(waiting) => &mut waiting.tokens,
+                None => return,
+            },
+        };
+        match tokens.last_mut() {
+            Some(last) if *last == PENDING => *last = token,
+            _ => tokens.push(token),
         }
     }
 
@@ -285,29 +303,28 @@ impl Scheduler {
 
     /// Sees to it that every running sequence can write its next token, in order of arrival. False if one had to be evicted
     /// or has to sit the step out.
-    fn make_room(&mut self, copies: &mut Vec<(BlockId, BlockId)>) -> bool {
-        let before = self.counters.evictions;
+    fn make_room(&mut self, step: &mut Step) -> bool {
         let mut room = true;
         let mut at = 0;
         while at < self.running.len() {
-            if self.running[at].follows.is_none() {
-                room &= self.make_room_for(at, copies);
+            if self.running[at].goes_on() {
+                room &= self.make_room_for(at, step);
             }
             at += 1;
         }
-        room && self.counters.evictions == before
+        room && step.evicted.is_empty()
     }
 
     /// Gives a sequence the block that its next token needs: one more, or its own copy of a shared one. Evicts later ones for
     /// that if need be; false when there are none.
-    fn make_room_for(&mut self, at: usize, copies: &mut Vec<(BlockId, BlockId)>) -> bool {
+    fn make_room_for(&mut self, at: usize, step: &mut Step) -> bool {
         let index = self.running[at].computed / self.block_size;
         while !self.can_write(at) {
             let Some(block) = self.pool.allocate(1).map(|blocks| blocks[0]) else {
                 if at + 1 == self.running.len() {
                     return false;
                 }
-                self.evict_last();
+                step.evicted.extend(self.evict_last());
                 continue;
             };
             let blocks = &mut self.running[at].blocks;
@@ -316,7 +333,7 @@ impl Scheduler {
                 Some(shared) => {
                     blocks[index] = block;
                     self.pool.free(&[shared]);
-                    copies.push((shared, block));
+                    step.copies.push((shared, block));
                     self.counters.copies += 1;
                 }
             }
@@ -331,17 +348,17 @@ impl Scheduler {
         block.is_some_and(|&block| self.pool.references(block) == 1)
     }
 
-    fn evict_last(&mut self) {
-        let Some(evicted) = self.running.pop() else {
-            return;
-        };
+    fn evict_last(&mut self) -> Option<SequenceId> {
+        let evicted = self.running.pop()?;
         self.pool.free(&evicted.blocks);
         self.counters.evictions += 1;
         self.waiting.push_front(Waiting {
             id: evicted.id,
             tokens: evicted.tokens,
+            capacity: evicted.capacity,
             alone: evicted.alone,
         });
+        Some(evicted.id)
     }
 
     fn admit(&mut self) {
@@ -361,7 +378,12 @@ impl Scheduler {
 
     /// Blocks for all tokens of a sequence, or another to follow; the sequence itself when there is no room.
     fn place(&mut self, next: Waiting) -> Result<Running, Waiting> {
-        let Waiting { id, tokens, alone } = next;
+        let Waiting {
+            id,
+            tokens,
+            capacity,
+            alone,
+        } = next;
         let same = |running: &&Running| running.follows.is_none() && running.tokens == tokens;
         let leader = self.running.iter().find(same).filter(|_| !alone);
         let leader = leader.map(|leader| leader.id);
@@ -375,13 +397,19 @@ impl Scheduler {
             Some(_) => Some(Vec::new()),
         };
         let Some(blocks) = blocks else {
-            return Err(Waiting { id, tokens, alone });
+            return Err(Waiting {
+                id,
+                tokens,
+                capacity,
+                alone,
+            });
         };
         self.counters.admitted_tokens += tokens.len() as u64;
         self.counters.reused_tokens += (hits * self.block_size) as u64;
         Ok(Running {
             id,
             tokens,
+            capacity,
             alone,
             computed: hits * self.block_size,
             blocks,
@@ -415,7 +443,7 @@ impl Scheduler {
     }
 
     fn runs(&self) -> Vec<Scheduled> {
-        let ready = |at: &usize| self.running[*at].follows.is_none() && self.can_write(*at);
+        let ready = |at: &usize| self.running[*at].goes_on() && self.can_write(*at);
         let ready: Vec<usize> = (0..self.running.len()).filter(ready).collect();
         let is_decoding = |at: &&usize| self.running[**at].is_decoding();
         let decoding = ready.iter().filter(is_decoding).count();
@@ -513,6 +541,10 @@ impl Scheduler {
 
 #[cfg(test)]
 impl Scheduler {
+    pub(crate) fn is_running(&self, id: SequenceId) -> bool {
+        self.position(id).is_some()
+    }
+
     /// Who came first, and how many of its tokens are in the cache.
     pub(crate) fn oldest(&self) -> Option<(SequenceId, usize)> {
         let running = self.running.first().map(|first| (first.id, first.computed));
@@ -557,6 +589,16 @@ impl Scheduler {
 }
 
 impl Running {
+    /// Whether there is anything to compute for it: not if another's tokens are its own, nor if the token that is pending is its last.
+    fn goes_on(&self) -> bool {
+        let is_last_pending = self.tokens.len() >= self.capacity && self.is_pending();
+        self.follows.is_none() && !is_last_pending
+    }
+
+    fn is_pending(&self) -> bool {
+        self.tokens.last() == Some(&PENDING)
+    }
+
     /// Tokens that are not in the cache; at least one between two steps.
     fn missing(&self) -> usize {
         self.tokens.len() - self.computed

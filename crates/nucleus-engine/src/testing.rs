@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::error::EngineError;
 use crate::kv_cache::BlockId;
-use crate::model::{Chunk, KvLayout, Logits, Model, ModelSpec, Tail};
+use crate::model::{Chunk, DrawnTokens, KvLayout, Logits, Model, ModelSpec, PENDING, Tail};
 
 /// Something that goes wrong in a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,6 +16,12 @@ pub enum Fault {
     Panic,
     /// The logits of the chunk at this place, modulo their number, are NaN, if it wants any.
     NanRow(usize),
+    /// There is no memory for steps of more than so many tokens, until one is smaller or ends a request.
+    OutOfMemory(usize),
+    /// The device is lost in the forward pass.
+    DeviceLost,
+    /// The device is lost before the tokens of a step have come.
+    DrawLost,
 }
 
 /// Faults for the steps to come, set from outside.
@@ -28,8 +34,9 @@ impl Faults {
         *self.lock() = fault;
     }
 
-    fn take(&self) -> Option<Fault> {
-        self.lock().take()
+    /// The fault, if it is one of these; it happens once.
+    pub(crate) fn take_if(&self, is: impl FnOnce(Fault) -> bool) -> Option<Fault> {
+        self.lock().take_if(|fault| is(*fault))
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Option<Fault>> {
@@ -51,6 +58,7 @@ pub struct ScriptedModel {
     cache: Vec<u64>,
     logits: Vec<f32>,
     step_tokens: usize,
+    runs_ahead: bool,
 }
 
 impl ScriptedModel {
@@ -75,7 +83,14 @@ impl ScriptedModel {
             cache: vec![0; layout.blocks * layout.block_size],
             logits: Vec::new(),
             step_tokens: usize::MAX,
+            runs_ahead: false,
         }
+    }
+
+    /// The same model, which can run before it is told what the step before has drawn.
+    #[must_use]
+    pub fn running_ahead(self, runs_ahead: bool) -> Self {
+        Self { runs_ahead, ..self }
     }
 
     /// The same model, for steps of at most so many tokens: more are a panic.
@@ -101,6 +116,20 @@ impl ScriptedModel {
         let mut logits = Vec::new();
         push_logits(digests.fold(START, mix), self.spec.vocab_size, &mut logits);
         logits
+    }
+
+    /// Fails for want of memory, if a fault says so.
+    fn check_memory(&self, tokens: usize) -> Result<(), EngineError> {
+        let mut fault = self.faults.lock();
+        match *fault {
+            Some(Fault::OutOfMemory(most)) if tokens > most => {
+                if tokens == 1 {
+                    *fault = None;
+                }
+                Err(EngineError::OutOfMemory(format!("{tokens} tokens")))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn slot(&self, blocks: &[BlockId], position: usize) -> usize {
@@ -170,14 +199,16 @@ impl Model for ScriptedModel {
     fn forward(&mut self, chunks: &[Chunk<'_>], tail: &mut dyn Tail) -> Result<(), EngineError> {
         let tokens: usize = chunks.iter().map(|chunk| chunk.tokens.len()).sum();
         assert!(tokens <= self.step_tokens, "{tokens} tokens in a step");
+        self.check_memory(tokens)?;
         check_owners(chunks, self.layout.block_size);
         chunks.iter().for_each(|chunk| self.run(chunk));
         self.logits.clear();
-        let fault = self.faults.take();
+        let fault = self.faults.take_if(|fault| fault != Fault::DrawLost);
         match fault {
             Some(Fault::Error) => return Err(EngineError::Unsupported("scripted error".into())),
             Some(Fault::Panic) => panic!("scripted panic"),
-            Some(Fault::NanRow(_)) | None => {}
+            Some(Fault::DeviceLost) => return Err(EngineError::DeviceLost("scripted loss".into())),
+            _ => {}
         }
         for (index, chunk) in chunks.iter().enumerate() {
             if !chunk.wants_logits {
@@ -202,6 +233,42 @@ impl Model for ScriptedModel {
         let size = self.layout.block_size;
         let (from, to) = (from.index() * size, to.index() * size);
         self.cache.copy_within(from..from + size, to);
+    }
+
+    fn runs_ahead(&self) -> bool {
+        self.runs_ahead
+    }
+
+    fn forward_ahead(
+        &mut self,
+        chunks: &[Chunk<'_>],
+        rows: &[Option<u32>],
+        tokens: DrawnTokens<'_>,
+        tail: &mut dyn Tail,
+    ) -> Result<(), EngineError> {
+        assert!(self.runs_ahead && rows.len() == chunks.len());
+        #[allow(irrefutable_let_patterns, reason = "a device has tokens too")]
+        let DrawnTokens::Host(tokens) = tokens else {
+            panic!("a script's tokens are on the host");
+        };
+        // Any token stands for one that could not be drawn.
+        let known = |row: u32| [tokens[row as usize]].map(|id| if id == PENDING { 0 } else { id });
+        let known: Vec<[u32; 1]> = rows
+            .iter()
+            .map(|row| row.map_or([PENDING], known))
+            .collect();
+        let chunks = chunks
+            .iter()
+            .zip(rows)
+            .zip(&known)
+            .map(|((chunk, row), known)| {
+                assert_eq!(row.is_some(), *chunk.tokens == [PENDING]);
+                Chunk {
+                    tokens: if row.is_some() { known } else { chunk.tokens },
+                    ..*chunk
+                }
+            });
+        self.forward(&chunks.collect::<Vec<_>>(), tail)
     }
 }
 

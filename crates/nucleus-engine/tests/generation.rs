@@ -27,7 +27,7 @@ fn engine_with(options: EngineOptions, kv_tokens: usize) -> (Engine, EngineThrea
     };
     let model = models::load(&file, options_of_load).unwrap();
     let tokenizer = Tokenizer::from_gguf(file.metadata()).unwrap();
-    Engine::start(model, Arc::new(tokenizer), options)
+    Engine::start(model, Arc::new(tokenizer), options).unwrap()
 }
 
 fn engine() -> Engine {

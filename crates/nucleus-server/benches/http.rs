@@ -109,7 +109,7 @@ fn start(runtime: &Runtime) -> (Engine, SocketAddr) {
         prefix_reuse: false,
         ..EngineOptions::default()
     };
-    let (engine, thread) = Engine::start(model, Arc::new(tokenizer), options);
+    let (engine, thread) = Engine::start(model, Arc::new(tokenizer), options).unwrap();
     let config = ServerConfig {
         address: SocketAddr::from(([127, 0, 0, 1], 0)),
         ..ServerConfig::default()

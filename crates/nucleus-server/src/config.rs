@@ -17,8 +17,6 @@ pub struct ServerConfig {
     pub allowed_hosts: Vec<String>,
     /// Whether `POST /shutdown` may be used without a key.
     pub allow_shutdown: bool,
-    /// Where the model runs, as `GET /health` says it: `cpu`, `cuda:0`.
-    pub device: String,
     /// Sizes.
     pub limits: Limits,
     /// Times.
@@ -32,7 +30,6 @@ impl Default for ServerConfig {
             api_key: None,
             allowed_hosts: Vec::new(),
             allow_shutdown: false,
-            device: "cpu".into(),
             limits: Limits::default(),
             timeouts: Timeouts::default(),
         }

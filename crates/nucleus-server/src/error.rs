@@ -320,6 +320,11 @@ fn submit_answer(error: &SubmitError) -> Answer<'_> {
         code,
         param: Some(param),
     };
+    let unavailable = |code| Answer {
+        status: StatusCode::SERVICE_UNAVAILABLE,
+        code,
+        param: None,
+    };
     match error {
         SubmitError::Params(error) => refused(param_code(error), error.param()),
         SubmitError::EmptyPrompt | SubmitError::UnknownToken { .. } => {
@@ -338,11 +343,8 @@ fn submit_answer(error: &SubmitError) -> Answer<'_> {
             code: "queue_full",
             param: None,
         },
-        SubmitError::ShuttingDown => Answer {
-            status: StatusCode::SERVICE_UNAVAILABLE,
-            code: "shutting_down",
-            param: None,
-        },
+        SubmitError::ShuttingDown => unavailable("shutting_down"),
+        SubmitError::Failed(_) => unavailable("device_lost"),
     }
 }
 
@@ -368,6 +370,7 @@ fn generation_code(error: &GenerationError) -> &'static str {
     match error {
         GenerationError::Row { .. } => "nothing_to_draw",
         GenerationError::Model(_) => "model_failed",
+        GenerationError::DeviceLost(_) => "device_lost",
         GenerationError::EngineStopped => "engine_stopped",
     }
 }

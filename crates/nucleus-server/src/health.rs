@@ -15,12 +15,17 @@ use crate::openapi::{Endpoint, Group};
 /// The state of the server.
 #[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct Health {
-    /// `ok`, or `draining` once the server shuts down.
+    /// `ok`, `draining` once the server shuts down, or `failed` when nothing can be computed any more.
     status: &'static str,
+    /// Why it has failed; else null.
+    reason: Option<String>,
     version: &'static str,
     versions: Versions,
     uptime_s: u64,
+    /// Where the model computes: `cpu`, or `cuda:0`.
     device: String,
+    /// What that device calls itself; null for the CPU.
+    device_name: Option<String>,
     /// What answers of OpenAI's endpoints carry: as long as it stays, a seed gives the same tokens.
     system_fingerprint: String,
     model: ModelHealth,
@@ -65,6 +70,10 @@ struct Memory {
     kv_cache_bytes: u64,
     /// Of the cache, what requests hold.
     used_kv_cache_bytes: u64,
+    /// All memory of the device; null for the CPU, and when the device does not answer.
+    device_total_bytes: Option<u64>,
+    /// What of it nobody has allocated, this process or another.
+    device_free_bytes: Option<u64>,
 }
 
 pub(crate) fn endpoints() -> [Endpoint; 1] {
@@ -75,22 +84,24 @@ pub(crate) fn endpoints() -> [Endpoint; 1] {
             "Whether it takes requests, with what model, and how busy it is. Needs no key.",
         )
         .answers::<Health>(200, "The worker takes requests")
-        .answers::<Health>(503, "The worker shuts down")]
+        .answers::<Health>(503, "The worker shuts down, or has failed")]
 }
 
-/// 200 while the server takes requests, 503 once it drains.
+/// 200 while the server takes requests, 503 once it drains or has failed.
 async fn health(State(state): State<AppState>) -> (StatusCode, Json<Health>) {
-    let serving = state.shutdown.is_serving();
-    let (code, status) = if serving {
-        (StatusCode::OK, "ok")
-    } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "draining")
+    let reason = state.engine.failure().map(str::to_owned);
+    let (code, status) = match reason {
+        Some(_) => (StatusCode::SERVICE_UNAVAILABLE, "failed"),
+        None if state.shutdown.is_serving() => (StatusCode::OK, "ok"),
+        None => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
     };
+    let device_memory = state.engine.device_memory();
     let spec = state.engine.spec();
     let load = state.engine.load();
     let kv_cache_bytes = state.engine.kv_layout().bytes(spec);
     let health = Health {
         status,
+        reason,
         version: env!("CARGO_PKG_VERSION"),
         versions: Versions {
             nucleus: env!("CARGO_PKG_VERSION"),
@@ -98,7 +109,8 @@ async fn health(State(state): State<AppState>) -> (StatusCode, Json<Health>) {
             platform: format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS),
         },
         uptime_s: state.started.elapsed().as_secs(),
-        device: state.config.device.clone(),
+        device: state.engine.device().to_string(),
+        device_name: state.engine.device_name().map(str::to_owned),
         system_fingerprint: system_fingerprint(&state),
         model: spec.into(),
         load: load.into(),
@@ -108,6 +120,8 @@ async fn health(State(state): State<AppState>) -> (StatusCode, Json<Health>) {
             kv_cache_bytes,
             used_kv_cache_bytes: kv_cache_bytes / load.blocks.max(1) as u64
                 * load.used_blocks as u64,
+            device_total_bytes: device_memory.map(|memory| memory.total_bytes),
+            device_free_bytes: device_memory.map(|memory| memory.free_bytes),
         },
     };
     (code, Json(health))

@@ -166,6 +166,7 @@ async fn metrics(State(state): State<AppState>) -> impl IntoResponse {
     let engine = Activity {
         load: state.engine.load(),
         counters: state.engine.counters(),
+        memory: state.engine.device_memory(),
     };
     let model = &state.engine.spec().name;
     let text = exposition::render(&state.metrics, engine, model, state.started.elapsed());

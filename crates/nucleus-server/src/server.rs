@@ -16,7 +16,7 @@ use nucleus_engine::generate::{Engine, EngineThread};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::task::JoinSet;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use crate::app::{AppState, app};
 use crate::config::{Limits, ServerConfig, Timeouts};
@@ -52,9 +52,12 @@ pub enum ServeError {
     /// Signals cannot be received.
     #[error("cannot receive signals: {0}")]
     Signals(io::Error),
-    /// The engine ended though nobody had asked it to.
-    #[error("the engine stopped unexpectedly; requests that were running have failed")]
-    EngineStopped,
+    /// The engine ended though nobody had asked it to: the device was lost, or a fault of ours.
+    #[error("the engine has failed, and every request with it: {reason}")]
+    EngineFailed {
+        /// What went wrong.
+        reason: String,
+    },
 }
 
 /// A server that listens and does not yet accept.
@@ -123,7 +126,7 @@ impl Server {
     /// [`Timeouts::drain`], or are aborted.
     ///
     /// # Errors
-    /// [`ServeError::EngineStopped`] if the engine's thread ended unasked.
+    /// [`ServeError::EngineFailed`] if the engine's thread ended unasked.
     pub async fn run(self, thread: EngineThread) -> Result<(), ServeError> {
         let Self {
             listener, state, ..
@@ -131,15 +134,21 @@ impl Server {
         let mut engine_ended = pin!(end_of(thread));
         let mut connections = Connections::new(&state);
         let unexpected = tokio::select! {
-            () = connections.accept(listener) => false,
+            () = connections.accept(&listener) => false,
             _ = &mut engine_ended => state.shutdown.is_serving(),
         };
+        if unexpected {
+            tracing::error!("the engine stopped unexpectedly");
+            // Whoever asks while the streams are told, hears why.
+            let _ = timeout(FLUSH, connections.accept(&listener)).await;
+        }
+        drop(listener);
         state.shutdown.drain();
         state.engine.shutdown(false);
         if unexpected {
-            tracing::error!("the engine stopped unexpectedly");
             connections.end_within(FLUSH).await;
-            return Err(ServeError::EngineStopped);
+            let reason = state.engine.failure().unwrap_or("it stopped").to_owned();
+            return Err(ServeError::EngineFailed { reason });
         }
         connections.end_within(state.config.timeouts.drain).await;
         state.engine.shutdown(true);
@@ -179,8 +188,8 @@ impl Connections {
         }
     }
 
-    /// Accepts connections, as many at once as there are slots, until the server drains. Then nobody listens.
-    async fn accept(&mut self, listener: TcpListener) {
+    /// Accepts connections, as many at once as there are slots, until the server drains.
+    async fn accept(&mut self, listener: &TcpListener) {
         let shutdown = self.shutdown.clone();
         let mut draining = pin!(shutdown.reached(Lifecycle::Draining));
         loop {
@@ -188,7 +197,7 @@ impl Connections {
                 biased;
                 () = &mut draining => return,
                 Some(_) = self.open.join_next() => {}
-                (stream, slot) = next_connection(&listener, &self.slots) => {
+                (stream, slot) = next_connection(listener, &self.slots) => {
                     self.open.spawn(self.connection(stream, slot));
                 }
             }

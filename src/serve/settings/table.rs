@@ -6,7 +6,7 @@ use nucleus_engine::model::KvType;
 use nucleus_server::ApiKey;
 
 use super::setting::{Kind, Setting};
-use crate::cli::args::DEVICES;
+use crate::device;
 
 /// A count that always has a value.
 macro_rules! count {
@@ -72,14 +72,11 @@ pub(super) const SETTINGS: &[Setting] = &[
     Setting {
         key: "device",
         kind: Kind::Text {
-            expected: "auto or cpu",
-            get: |it| Some(it.device.clone()),
-            set: |it, value| {
-                value.clone_into(&mut it.device);
-                DEVICES.contains(&value)
-            },
+            expected: device::EXPECTED,
+            get: |it| Some(it.device.to_string()),
+            set: |it, value| value.parse().map(|choice| it.device = choice).is_ok(),
         },
-        help: "Where to compute: auto or cpu",
+        help: "Where to compute: auto, cpu, or cuda:N in a build with the feature cuda",
     },
     Setting {
         key: "host",

@@ -2,7 +2,7 @@
 
 use nucleus_sampling::{LogitsRow, Logprobs, Row, SampledToken, Sampler, Status};
 
-use crate::model::Chunk;
+use crate::model::{Chunk, PENDING};
 use crate::scheduler::{Scheduled, SequenceId};
 use crate::sequence::{Drawn, PromptToken, Sequence};
 
@@ -23,7 +23,11 @@ pub(super) fn chunks_of<'a>(
     let one_by_one = (run.start..end).any(|position| sequence.scores(position));
     let len = if one_by_one { 1 } else { run.len };
     (run.start..end).step_by(len).map(move |start| Chunk {
-        tokens: &sequence.tokens()[start..start + len],
+        // What has been drawn and is not known yet comes last, and runs alone.
+        tokens: sequence
+            .tokens()
+            .get(start..start + len)
+            .unwrap_or(&[PENDING]),
         position: start,
         blocks: &run.blocks,
         wants_logits: sequence.scores(start) || (run.samples && start + len == end),

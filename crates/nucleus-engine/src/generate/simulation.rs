@@ -11,6 +11,8 @@ use std::sync::{Arc, Once, mpsc};
 use nucleus_sampling::{CpuSampler, LogitsRow, Row, Sampler, SamplerState, SamplingParams};
 use tokio::sync::mpsc::error::TryRecvError;
 
+use super::draw::{DeviceDraw, Drawing, HostDraw};
+use super::scripted::ScriptedSlots;
 use super::step::Worker;
 use super::{
     Command, Engine, EngineOptions, Event, Generation, GenerationError, Request, SubmitError,
@@ -103,7 +105,12 @@ struct Tally {
     disconnected: u64,
     rows_failed: u64,
     models_failed: u64,
+    memory_failed: u64,
+    devices_lost: u64,
     engines_stopped: u64,
+    /// Steps on a device, and those that it ran before the tokens of the one before were looked at.
+    device_steps: u64,
+    steps_ahead: u64,
     tokens: u64,
     evictions: u64,
     reused_tokens: u64,
@@ -111,7 +118,7 @@ struct Tally {
 }
 
 impl Tally {
-    fn fields(&mut self) -> [&mut u64; 14] {
+    fn fields(&mut self) -> [&mut u64; 18] {
         [
             &mut self.steps,
             &mut self.accepted,
@@ -122,6 +129,10 @@ impl Tally {
             &mut self.disconnected,
             &mut self.rows_failed,
             &mut self.models_failed,
+            &mut self.memory_failed,
+            &mut self.devices_lost,
+            &mut self.device_steps,
+            &mut self.steps_ahead,
             &mut self.engines_stopped,
             &mut self.tokens,
             &mut self.evictions,
@@ -174,8 +185,8 @@ struct Client {
     received: Vec<u32>,
     text: String,
     cancelled: bool,
-    /// What went wrong in the step in which it ended.
-    fault: Option<Fault>,
+    /// What went wrong in the step in which it ended, and in the one before, whose tokens may come as late.
+    faults: [Option<Fault>; 2],
     ended: bool,
     reads_slowly: bool,
 }
@@ -187,6 +198,8 @@ struct Episode {
     /// `None` once it has panicked.
     worker: Option<Worker>,
     faults: Faults,
+    fault_before: Option<Fault>,
+    is_on_device: bool,
     oracle: Oracle,
     clients: Vec<Client>,
     aborted: bool,
@@ -242,9 +255,20 @@ impl Episode {
             model: model(),
             sampler: CpuSampler::new(),
         };
-        let model = model().with_step_tokens(options.step_tokens);
+        let runs_ahead = random.one_in(2);
+        let is_on_device = runs_ahead || random.one_in(3);
+        let model = model()
+            .with_step_tokens(options.step_tokens)
+            .running_ahead(runs_ahead);
         let faults = model.faults();
-        let (engine, worker) = Engine::new(Box::new(model), Arc::clone(tokenizer), options);
+        let drawing = if is_on_device {
+            let slots = ScriptedSlots::new(running, CONTEXT_LENGTH, faults.clone());
+            Drawing::Device(DeviceDraw::new(Box::new(slots), running))
+        } else {
+            Drawing::Host(HostDraw::default())
+        };
+        let tokenizer = Arc::clone(tokenizer);
+        let (engine, worker) = Engine::new(Box::new(model), drawing, tokenizer, options);
         Self {
             arrivals: 1 + random.below(12),
             random,
@@ -252,6 +276,8 @@ impl Episode {
             engine,
             worker: Some(worker),
             faults,
+            fault_before: None,
+            is_on_device,
             oracle,
             clients: Vec::new(),
             aborted: false,
@@ -307,6 +333,7 @@ impl Episode {
             temperature: Some([0.0, 0.7, 1.5][random.below(3)]),
             repetition_penalty: random.one_in(3).then_some(1.3),
             mirostat: random.one_in(5).then_some(2),
+            top_k: Some(if random.one_in(8) { 7 } else { 0 }),
             ignore_eos: random.one_in(2).then_some(true),
             ..SamplingParams::default()
         };
@@ -315,6 +342,8 @@ impl Episode {
             params,
             max_tokens: Some(random.below(40)),
             prompt_logprobs: random.one_in(4),
+            top_logprobs: if random.one_in(6) { 2 } else { 0 },
+            first_logits: random.one_in(10),
             ..Request::default()
         }
     }
@@ -353,7 +382,7 @@ impl Episode {
                 received: Vec::new(),
                 text: String::new(),
                 cancelled: false,
-                fault: None,
+                faults: [None; 2],
                 ended: false,
                 reads_slowly: self.random.one_in(4),
             });
@@ -382,7 +411,7 @@ impl Episode {
             return;
         };
         worker.take_waiting_commands();
-        worker.scheduler().assert_consistent();
+        worker.assert_consistent();
         for client in self.clients.iter().filter(|client| client.cancelled) {
             assert!(!worker.is_live(client.id), "cancelled, but not ended");
         }
@@ -393,6 +422,9 @@ impl Episode {
             0..=3 => Some(Fault::NanRow(self.random.below(8))),
             4 => Some(Fault::Error),
             5 => self.random.one_in(6).then_some(Fault::Panic),
+            6..=8 => Some(Fault::OutOfMemory(self.random.below(6))),
+            9 if self.random.one_in(6) => Some(Fault::DeviceLost),
+            9 if self.is_on_device && self.random.one_in(6) => Some(Fault::DrawLost),
             _ => None,
         };
         self.faults.set(fault);
@@ -402,8 +434,16 @@ impl Episode {
             assert_eq!(fault, Some(Fault::Panic));
             self.keep_counters();
             self.worker = None;
+        } else if self.engine.failure().is_some() {
+            assert!(matches!(fault, Some(Fault::DeviceLost | Fault::DrawLost)));
+            assert!(!worker.is_busy(), "a request outlives the device");
+            self.tally.devices_lost += 1;
+            self.keep_counters();
+            self.worker = None;
         } else {
-            worker.scheduler().assert_consistent();
+            worker.assert_consistent();
+            self.tally.device_steps += u64::from(self.is_on_device);
+            self.tally.steps_ahead += u64::from(worker.is_in_flight());
             if let Some((oldest, before)) = oldest {
                 let now = worker.scheduler().oldest();
                 let moved = now.is_none_or(|(id, computed)| id != oldest || computed > before);
@@ -417,9 +457,10 @@ impl Episode {
                 .as_ref()
                 .is_none_or(|worker| !worker.is_live(id))
             {
-                self.clients[at].fault = fault;
+                self.clients[at].faults = [fault, self.fault_before];
             }
         }
+        self.fault_before = fault;
     }
 
     /// Takes what has come for a client.
@@ -442,6 +483,10 @@ impl Episode {
                 }
                 Event::Token(token) => {
                     assert_eq!(token.index, client.received.len());
+                    let is_first = token.index == 0 && client.request.first_logits;
+                    assert_eq!(token.logits.is_some(), is_first);
+                    let wants = client.request.top_logprobs > 0;
+                    assert_eq!(!token.top_logprobs.is_empty(), wants);
                     client.received.push(token.id);
                     client.text.push_str(&token.text);
                     self.tally.tokens += 1;
@@ -501,16 +546,24 @@ impl Episode {
 
     fn check_failure(&mut self, at: usize, error: &GenerationError) {
         let client = &self.clients[at];
-        let fault = client.fault;
+        let faults = client.faults;
+        let had = |is: fn(&Fault) -> bool| faults.iter().flatten().any(is);
         match error {
             GenerationError::Row { position, .. } => {
-                assert!(matches!(fault, Some(Fault::NanRow(_))), "{fault:?}");
+                assert!(had(|fault| matches!(fault, Fault::NanRow(_))), "{faults:?}");
                 assert_eq!(*position, client.received.len());
                 self.tally.rows_failed += 1;
             }
+            GenerationError::Model(message) if message.contains("memory") => {
+                assert!(had(|fault| *fault == Fault::OutOfMemory(0)), "{faults:?}");
+                self.tally.memory_failed += 1;
+            }
             GenerationError::Model(_) => {
-                assert_eq!(fault, Some(Fault::Error));
+                assert!(had(|fault| *fault == Fault::Error), "{faults:?}");
                 self.tally.models_failed += 1;
+            }
+            GenerationError::DeviceLost(reason) => {
+                assert!(reason.contains("scripted loss") && self.worker.is_none());
             }
             GenerationError::EngineStopped => {
                 assert!(self.worker.is_none());
@@ -547,7 +600,7 @@ impl Episode {
                 (0, 0)
             );
             assert_eq!(worker.scheduler().pool().used(), 0);
-            worker.scheduler().assert_consistent();
+            worker.assert_consistent();
         }
         for at in 0..self.clients.len() {
             self.read(at);

@@ -5,38 +5,33 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
 use std::time::Instant;
 
-use nucleus_sampling::{CpuSampler, LogitsRow, Sampler, Status};
+use nucleus_sampling::Status;
 use tokio::sync::mpsc as events;
 
-use super::rows::{Purpose, chunks_of, drawn, purposes_of, row_of, scored};
+use super::draw::{Drawing, Outcome};
+use super::rows::{Purpose, chunks_of, purposes_of};
 use super::{Command, Event, Gauges, GenerationError, Shared, Submission};
 use crate::error::EngineError;
-use crate::model::{Chunk, Logits, Model};
+use crate::model::{Chunk, Logits, Model, PENDING};
 use crate::scheduler::{AdmissionError, Arrival, Scheduled, Scheduler, SequenceId, Step};
-use crate::sequence::{Drawn, FinishReason, PromptToken, Sequence};
+use crate::sequence::{Drawn, FinishReason, Sequence};
 
 /// What the thread owns.
 pub(super) struct Worker {
+    // First: what it has on a device is freed before the model's stream ends.
+    drawing: Drawing,
     model: Box<dyn Model>,
     scheduler: Scheduler,
-    sampler: Box<dyn Sampler + Send>,
     shared: Arc<Shared>,
     inbox: mpsc::Receiver<Command>,
     live: HashMap<SequenceId, Live>,
+    /// The step whose tokens are on their way from the device.
+    in_flight: Option<Outcome>,
     draining: bool,
 }
 
-/// Most prompt tokens of one sequence that are scored in a step: each takes a row of logits.
-const SCORED_ROWS: usize = 64;
-
-/// What a step gave.
-#[derive(Default)]
-struct Outcome {
-    /// A token for everyone who samples, in the order of the runs.
-    drawn: Vec<Drawn>,
-    /// Prompt tokens that are scored, in order.
-    scored: Vec<(SequenceId, PromptToken)>,
-}
+/// Most prompt tokens that are scored in a step: each takes a row of logits.
+pub(super) const SCORED_ROWS: usize = 64;
 
 struct Live {
     sequence: Sequence,
@@ -46,18 +41,19 @@ struct Live {
 impl Worker {
     pub(super) fn new(
         model: Box<dyn Model>,
+        drawing: Drawing,
         scheduler: Scheduler,
         shared: Arc<Shared>,
         inbox: mpsc::Receiver<Command>,
     ) -> Self {
-        let sampler = Box::new(CpuSampler::new());
         Self {
+            drawing,
             model,
             scheduler,
-            sampler,
             shared,
             inbox,
             live: HashMap::new(),
+            in_flight: None,
             draining: false,
         }
     }
@@ -137,34 +133,84 @@ impl Worker {
         self.publish();
     }
 
-    /// One step: schedule, forward, sample, commit.
+    /// One step: schedule, forward, sample, commit. On a device that runs ahead, what is committed is the step before: its tokens come
+    /// while this one is computed.
     pub(super) fn step(&mut self) {
         self.expire();
         let mut step = self.scheduler.schedule();
+        step.evicted.iter().for_each(|&id| self.release(id));
         self.shorten(&mut step.runs);
-        if !step.runs.is_empty() {
-            self.run_step(&step);
+        let queued = (!step.runs.is_empty()).then(|| self.run_step(&mut step));
+        self.collect();
+        match queued {
+            Some(Ok(outcome)) => self.advance(&step.runs, outcome),
+            Some(Err(error)) => self.fail_step(&step.runs, error),
+            None => {}
         }
         self.publish();
     }
 
-    fn run_step(&mut self, step: &Step) {
+    /// Queues a step, or as much of it as the device has memory for: `step` is what was queued, or what failed.
+    fn run_step(&mut self, step: &mut Step) -> Result<Outcome, EngineError> {
         for run in &step.runs {
             self.sequence_mut(run.id).start();
             for &follower in &run.followers {
                 self.sequence_mut(follower).start();
             }
         }
-        match self.forward_and_sample(step) {
-            Ok(outcome) => self.commit(&step.runs, outcome),
-            Err(error) => {
-                let error = GenerationError::Model(error.to_string());
-                for run in &step.runs {
-                    let followers = run.followers.iter();
-                    followers.for_each(|&id| self.fail(id, error.clone()));
-                    self.fail(run.id, error.clone());
+        for &(from, to) in &step.copies {
+            self.model.copy_block(from, to);
+        }
+        loop {
+            match self.forward_and_sample(&step.runs) {
+                Err(EngineError::OutOfMemory(what)) if shrink(&mut step.runs) => {
+                    tracing::warn!("a step was too large for the device's memory: {what}");
                 }
+                result => return result,
             }
+        }
+    }
+
+    /// Takes a step to be in the cache, and commits its tokens: now, or when they have come.
+    fn advance(&mut self, runs: &[Scheduled], outcome: Outcome) {
+        runs.iter().for_each(|run| self.scheduler.computed(run));
+        let is_ahead = self.model.runs_ahead() && outcome.is_on_device();
+        if is_ahead {
+            for &(id, _) in &outcome.drawn {
+                self.scheduler.grown(id, PENDING);
+            }
+        }
+        self.in_flight = Some(outcome);
+        // Whoever has left waits for nothing.
+        if !is_ahead || self.live.is_empty() {
+            self.collect();
+        }
+    }
+
+    /// Fails everyone in a step; everyone at all if nothing can run any more.
+    fn fail_step(&mut self, runs: &[Scheduled], error: EngineError) {
+        if let EngineError::DeviceLost(_) = error {
+            return self.lose_device(&error);
+        }
+        let error = GenerationError::Model(error.to_string());
+        for run in runs {
+            let followers = run.followers.iter();
+            followers.for_each(|&id| self.fail(id, error.clone()));
+            self.fail(run.id, error.clone());
+        }
+    }
+
+    /// Ends everything: nothing runs in this process any more.
+    fn lose_device(&mut self, error: &EngineError) {
+        let reason = error.to_string();
+        tracing::error!("{reason}");
+        self.draining = true;
+        self.in_flight = None;
+        // Set before anybody is told, so that whoever is can read it.
+        self.shared.fail(reason.clone());
+        let ids: Vec<SequenceId> = self.live.keys().copied().collect();
+        for id in ids {
+            self.fail(id, GenerationError::DeviceLost(reason.clone()));
         }
     }
 
@@ -177,71 +223,96 @@ impl Worker {
             .for_each(|id| self.finish(id, FinishReason::TimeLimit));
     }
 
-    /// Bounds the logits of a step: a run over a prompt that is scored takes a row for each of its tokens.
-    fn shorten(&self, runs: &mut [Scheduled]) {
-        for run in runs.iter_mut().filter(|run| run.len > SCORED_ROWS) {
-            if self.live[&run.id].sequence.scores_prompt() {
-                run.len = SCORED_ROWS;
+    /// Bounds the logits of a step: runs over prompts that are scored take a row for each of their tokens. The first of them goes on in
+    /// any case, the last may have to wait.
+    fn shorten(&self, runs: &mut Vec<Scheduled>) {
+        let mut left = SCORED_ROWS;
+        runs.retain_mut(|run| {
+            if !self.live[&run.id].sequence.scores_prompt() {
+                return true;
+            }
+            if run.len > left {
+                run.len = left;
                 run.samples = false;
                 run.followers.clear();
             }
-        }
+            left -= run.len;
+            run.len > 0
+        });
     }
 
     /// Runs the model; draws a token for everyone whose newest token it has seen, and scores the prompts that are to be.
-    fn forward_and_sample(&mut self, step: &Step) -> Result<Outcome, EngineError> {
+    fn forward_and_sample(&mut self, runs: &[Scheduled]) -> Result<Outcome, EngineError> {
         let Self {
             model,
-            sampler,
+            drawing,
             live,
             ..
         } = self;
-        let runs = || {
-            let runs = step.runs.iter();
-            runs.map(|run| (run, &live[&run.id].sequence))
-        };
-        let chunks: Vec<Chunk<'_>> = runs()
-            .flat_map(|(run, sequence)| chunks_of(run, sequence))
+        let sequences = |id: SequenceId| &live[&id].sequence;
+        let chunks: Vec<Chunk<'_>> = runs
+            .iter()
+            .flat_map(|run| chunks_of(run, sequences(run.id)))
             .collect();
-        let purposes: Vec<Purpose<'_>> = runs()
-            .flat_map(|(run, sequence)| purposes_of(run, sequence))
+        let purposes: Vec<Purpose<'_>> = runs
+            .iter()
+            .flat_map(|run| purposes_of(run, sequences(run.id)))
             .collect();
         let mut outcome = Outcome::default();
-        let mut tail = |logits: Logits<'_>| {
-            let (data, vocab) = logits.on_host().expect("the model is on the host");
-            let mut rows = Vec::new();
-            let mut wants_logits = Vec::new();
-            for (logits, purpose) in data.chunks_exact(vocab).zip(&purposes) {
-                let row = |id: SequenceId| row_of(LogitsRow::F32(logits), &live[&id].sequence);
-                match *purpose {
-                    Purpose::Score(id, token) => {
-                        let token = scored(&mut **sampler, row(id), token);
-                        outcome.scored.push((id, token));
-                    }
-                    Purpose::Draw(run) => {
-                        rows.extend(run.sampled().map(row));
-                        let wants = |id| live[&id].sequence.wants_logits();
-                        wants_logits.extend(run.sampled().map(wants));
-                    }
+        match drawing {
+            Drawing::Host(drawing) => {
+                let mut tail = |logits: Logits<'_>| {
+                    outcome = drawing.draw(logits, &purposes, &sequences)?;
+                    Ok(())
+                };
+                model.forward(&chunks, &mut tail)?;
+            }
+            Drawing::Device(drawing) => {
+                drawing.admit(runs, &sequences)?;
+                let is_pending = |chunk: &Chunk<'_>| *chunk.tokens == [PENDING];
+                let is_ahead = chunks.iter().any(is_pending);
+                let latest = drawing.latest();
+                let mut rows = Vec::with_capacity(chunks.len());
+                for run in runs {
+                    let row = drawing.latest_row(run.id);
+                    let chunks = chunks_of(run, sequences(run.id));
+                    rows.extend(chunks.map(|chunk| row.filter(|_| is_pending(&chunk))));
+                }
+                let mut tail = |logits: Logits<'_>| {
+                    outcome = drawing.draw(logits, &purposes, &sequences)?;
+                    Ok(())
+                };
+                if is_ahead {
+                    model.forward_ahead(&chunks, &rows, latest.tokens(), &mut tail)?;
+                } else {
+                    model.forward(&chunks, &mut tail)?;
                 }
             }
-            let mut sampled = Vec::with_capacity(rows.len());
-            sampler.sample_batch(&rows, &mut sampled);
-            let tokens = rows.iter().zip(sampled).zip(wants_logits);
-            let drawn =
-                tokens.map(|((row, token), wants)| drawn(&mut **sampler, row, token, wants));
-            outcome.drawn.extend(drawn);
-            Ok(())
-        };
-        for &(from, to) in &step.copies {
-            model.copy_block(from, to);
         }
-        model.forward(&chunks, &mut tail)?;
         Ok(outcome)
     }
 
-    fn commit(&mut self, runs: &[Scheduled], outcome: Outcome) {
-        runs.iter().for_each(|run| self.scheduler.computed(run));
+    /// Commits the step that is in flight, when its tokens have come.
+    fn collect(&mut self) {
+        let Some(mut outcome) = self.in_flight.take() else {
+            return;
+        };
+        if let Drawing::Device(drawing) = &mut self.drawing
+            && let Err(error) = drawing.collect(&mut outcome)
+        {
+            if let EngineError::DeviceLost(_) = error {
+                return self.lose_device(&error);
+            }
+            let error = GenerationError::Model(error.to_string());
+            for (id, _) in outcome.drawn {
+                self.fail(id, error.clone());
+            }
+            return;
+        }
+        self.commit(outcome);
+    }
+
+    fn commit(&mut self, outcome: Outcome) {
         for (id, token) in outcome.scored {
             if token.logprob.is_some_and(f32::is_nan) {
                 self.fail_row(id, Status::Nan);
@@ -249,10 +320,10 @@ impl Worker {
                 live.sequence.score(token);
             }
         }
-        let sampled = runs.iter().flat_map(Scheduled::sampled);
-        for (id, drawn) in sampled.zip(outcome.drawn) {
+        for (id, drawn) in outcome.drawn {
+            let Some(drawn) = drawn else { continue };
             if !self.live.contains_key(&id) {
-                // Its prompt could not be scored.
+                // It ended before its token came, or its prompt could not be scored.
                 continue;
             }
             self.tell_prompt(id);
@@ -312,8 +383,16 @@ impl Worker {
         }
     }
 
+    /// The sequence does not run any more: what a device has of it is freed.
+    fn release(&mut self, id: SequenceId) {
+        if let Drawing::Device(drawing) = &mut self.drawing {
+            drawing.release(id);
+        }
+    }
+
     fn forget(&mut self, id: SequenceId) -> Option<Live> {
         self.scheduler.remove(id);
+        self.release(id);
         let live = self.live.remove(&id);
         self.publish();
         live
@@ -324,10 +403,25 @@ impl Worker {
         &self.scheduler
     }
 
+    #[cfg(test)]
+    pub(super) fn assert_consistent(&self) {
+        self.scheduler.assert_consistent();
+        if let Drawing::Device(drawing) = &self.drawing {
+            let count = self.shared.options.max_running;
+            drawing.assert_consistent(|id| self.scheduler.is_running(id), count);
+        }
+    }
+
     /// Whether there is anything to do: commands that have come in apart.
     #[cfg(test)]
     pub(super) fn is_busy(&self) -> bool {
-        !self.live.is_empty()
+        !self.live.is_empty() || self.in_flight.is_some()
+    }
+
+    /// Whether the tokens of a step have not been looked at yet.
+    #[cfg(test)]
+    pub(super) fn is_in_flight(&self) -> bool {
+        self.in_flight.is_some()
     }
 
     /// Whether a request has been accepted and has not ended.
@@ -370,5 +464,22 @@ impl Worker {
         ] {
             counter.store(value, Ordering::Relaxed);
         }
+    }
+}
+
+/// Makes a step smaller: half of its runs, or half of its only one. False if it is a single token.
+fn shrink(runs: &mut Vec<Scheduled>) -> bool {
+    match runs.as_mut_slice() {
+        [run] if run.len > 1 => {
+            run.len /= 2;
+            run.samples = false;
+            run.followers.clear();
+            true
+        }
+        [_, _, ..] => {
+            runs.truncate(runs.len().div_ceil(2));
+            true
+        }
+        _ => false,
     }
 }

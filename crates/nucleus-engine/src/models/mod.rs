@@ -38,6 +38,7 @@ pub use self::cache::BLOCK_SIZE;
 pub use self::cuda::{Converted, DevicePlan};
 pub use self::device::{Device, DeviceParseError};
 pub use self::error::{ChunkProblem, DeviceShortage, ModelError};
+pub use self::simd::vector_instructions;
 pub use self::tensors::LoadProgress;
 pub use self::weights::Weights;
 

@@ -9,6 +9,17 @@ use pulp::{NullaryFnOnce, x86::V3};
 #[cfg(target_arch = "x86_64")]
 use super::linear::Vnni;
 
+/// The vector instructions that models compute with on this processor.
+pub fn vector_instructions() -> &'static str {
+    #[cfg(target_arch = "x86_64")]
+    if Vnni::detect().is_some() {
+        return "AVX-512 with VNNI";
+    } else if V3::try_new().is_some() {
+        return "AVX2";
+    }
+    "the baseline's"
+}
+
 /// The instructions that a loop is compiled for.
 pub(super) trait Simd: Copy {
     /// `a * b + c`, rounded once where the processor can do that in one instruction, else twice.

@@ -471,3 +471,75 @@ fn a_sequence_may_be_computed_alone() {
         .collect();
     assert_eq!(starts, [(2, 9), (3, 0)], "4 follows 3, which found nothing");
 }
+
+/// [`execute`] before it is known what is drawn: whoever samples grows by a pending token.
+fn execute_ahead(scheduler: &mut Scheduler) -> Step {
+    let step = scheduler.schedule();
+    step.runs.iter().for_each(|run| scheduler.computed(run));
+    for id in step.runs.iter().flat_map(Scheduled::sampled) {
+        scheduler.grown(id, PENDING);
+    }
+    step
+}
+
+#[test]
+fn a_step_is_scheduled_behind_a_pending_token() {
+    let mut scheduler = scheduler(4, 16, 4);
+    enqueue(&mut scheduler, 7, 3, 8);
+    execute_ahead(&mut scheduler);
+    // The token is at position 3 whatever it is.
+    let step = scheduler.schedule();
+    assert_eq!((step.runs[0].start, step.runs[0].len), (3, 1));
+    scheduler.grown(SequenceId(7), 55);
+    scheduler.computed(&step.runs[0]);
+    scheduler.grown(SequenceId(7), PENDING);
+    scheduler.grown(SequenceId(7), 56);
+    scheduler.remove(SequenceId(7));
+    // The block that the token filled is found by it.
+    let again = of_tokens(8, vec![7000, 7001, 7002, 55, 56], 8);
+    scheduler.enqueue(vec![again]).unwrap();
+    assert_eq!(run(&mut scheduler), [(8, 4, 1, true)]);
+}
+
+#[test]
+fn nothing_runs_behind_the_last_token() {
+    let mut scheduler = scheduler(4, 16, 2);
+    enqueue(&mut scheduler, 1, 3, 5);
+    execute_ahead(&mut scheduler);
+    scheduler.grown(SequenceId(1), 55);
+    execute_ahead(&mut scheduler);
+    assert_eq!(execute_ahead(&mut scheduler), Step::default());
+    // The prompt that is all there is runs all the same: its token is known.
+    scheduler.remove(SequenceId(1));
+    enqueue(&mut scheduler, 2, 3, 3);
+    assert_eq!(run(&mut scheduler), [(2, 0, 3, true)]);
+}
+
+#[test]
+fn the_evicted_are_named_and_learn_their_pending_token() {
+    let mut scheduler = scheduler(4, 16, 3);
+    enqueue(&mut scheduler, 1, 4, 12);
+    enqueue(&mut scheduler, 2, 3, 8);
+    execute_ahead(&mut scheduler);
+    for id in [1, 2] {
+        scheduler.grown(SequenceId(id), 50 + id as u32);
+    }
+    // The first takes the third block; the next one that it needs is the second's.
+    for _ in 0..3 {
+        execute_ahead(&mut scheduler);
+        scheduler.grown(SequenceId(1), 60);
+        scheduler.grown(SequenceId(2), 61);
+    }
+    let step = execute_ahead(&mut scheduler);
+    assert_eq!(step.evicted, []);
+    let step = scheduler.schedule();
+    assert_eq!(step.evicted, [SequenceId(2)]);
+    scheduler.grown(SequenceId(2), 77);
+    scheduler.remove(SequenceId(1));
+    let step = scheduler.schedule();
+    let resumed = &step.runs[0];
+    assert_eq!(
+        (resumed.id, resumed.start + resumed.len),
+        (SequenceId(2), 8)
+    );
+}

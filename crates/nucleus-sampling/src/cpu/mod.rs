@@ -92,6 +92,11 @@ struct Workspace {
 }
 
 impl CpuSampler {
+    /// The vector instructions that it works with on this processor, unless it is told not to.
+    pub fn vector_instructions() -> &'static str {
+        Simd::best().name()
+    }
+
     /// The sampler for this machine.
     pub fn new() -> Self {
         Self::with_options(CpuOptions::default())

@@ -31,6 +31,15 @@ impl Simd {
         Self::avx2().unwrap_or(Self::PORTABLE)
     }
 
+    /// The set's name.
+    pub(super) const fn name(self) -> &'static str {
+        match self.0 {
+            Kind::Portable => "the baseline's",
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2 => "AVX2",
+        }
+    }
+
     #[cfg(target_arch = "x86_64")]
     fn avx2() -> Option<Self> {
         let there = is_x86_feature_detected!("avx2")

@@ -5,7 +5,7 @@ use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use nucleus_engine::generate::Load;
+use nucleus_engine::generate::{DeviceMemory, Load};
 use nucleus_engine::scheduler::SchedulerCounters;
 
 use super::histogram::{Histogram, Snapshot};
@@ -47,6 +47,8 @@ const fn also_both(ours: &'static str, vllm: &'static str, llama_cpp: &'static s
 pub(super) struct Activity {
     pub(super) load: Load,
     pub(super) counters: SchedulerCounters,
+    /// Of the device, if the model is on one.
+    pub(super) memory: Option<DeviceMemory>,
 }
 
 /// A text being written. Series of ours and of vLLM's name the model, llama.cpp's have no labels.
@@ -62,6 +64,7 @@ pub(super) fn render(metrics: &Metrics, engine: Activity, model: &str, uptime: D
         model: format!("model_name=\"{}\"", escape(model)),
     };
     gauges(&mut text, engine.load, uptime);
+    device(&mut text, engine.memory);
     scheduling(&mut text, engine.counters);
     counters(&mut text, metrics);
     histograms(&mut text, metrics);
@@ -101,12 +104,27 @@ fn gauges(text: &mut Text, load: Load, uptime: Duration) {
     );
 }
 
+/// What is not measured has no name: without a device there is nothing.
+fn device(text: &mut Text, memory: Option<DeviceMemory>) {
+    let Some(memory) = memory else { return };
+    text.gauge(
+        ours("nucleus_device_memory_total_bytes"),
+        "Memory of the device.",
+        memory.total_bytes as f64,
+    );
+    text.gauge(
+        ours("nucleus_device_memory_free_bytes"),
+        "Memory of the device that nobody has allocated.",
+        memory.free_bytes as f64,
+    );
+}
+
 fn scheduling(text: &mut Text, counters: SchedulerCounters) {
     let SchedulerCounters {
         admitted_tokens,
         reused_tokens,
         evictions,
-        copies: _,
+        copies,
     } = counters;
     text.counter(
         also_vllm(
@@ -128,6 +146,11 @@ fn scheduling(text: &mut Text, counters: SchedulerCounters) {
         also_vllm("nucleus_evictions_total", "vllm:num_preemptions_total"),
         "Times that a request was put aside for want of cache.",
         evictions as f64,
+    );
+    text.counter(
+        ours("nucleus_kv_block_copies_total"),
+        "Blocks of the KV cache that were shared and copied for one of their holders.",
+        copies as f64,
     );
 }
 
@@ -390,7 +413,14 @@ mod tests {
             reused_tokens: 7,
             ..SchedulerCounters::default()
         };
-        let engine = Activity { load, counters };
+        let engine = Activity {
+            load,
+            counters,
+            memory: Some(DeviceMemory {
+                free_bytes: 5,
+                total_bytes: 8,
+            }),
+        };
         render(&metrics, engine, "a \"b\"\\", Duration::from_secs(5))
     }
 
@@ -404,6 +434,8 @@ mod tests {
             "llamacpp:requests_processing 2".into(),
             format!("vllm:kv_cache_usage_perc{model} 0.75"),
             format!("vllm:prefix_cache_hits_total{model} 7"),
+            format!("nucleus_device_memory_total_bytes{model} 8"),
+            format!("nucleus_device_memory_free_bytes{model} 5"),
             format!("vllm:generation_tokens_total{model} 2"),
             "llamacpp:tokens_predicted_total 2".into(),
             r#"nucleus_requests_finished_total{model_name="a \"b\"\\",finished_reason="stop_sequence"} 1"#.into(),

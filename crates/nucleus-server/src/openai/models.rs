@@ -97,7 +97,7 @@ pub(crate) fn system_fingerprint(state: &AppState) -> String {
     let said = format!(
         "{} {spec:?} {}",
         env!("CARGO_PKG_VERSION"),
-        state.config.device
+        state.engine.device()
     );
     format!("fp_{:016x}", fnv1a(said.as_bytes()))
 }

@@ -16,7 +16,7 @@ fn rig() -> Rig {
     let tokenizer =
         Arc::new(Tokenizer::from_gguf(file.metadata()).expect("its tokenizer is sound"));
     let model = load(&file, LoadOptions::default()).expect("the bundled model loads");
-    let (engine, _) = Engine::start(model, tokenizer, EngineOptions::default());
+    let (engine, _) = Engine::start(model, tokenizer, EngineOptions::default()).unwrap();
     let state = AppState::new(engine.clone(), ServerConfig::default());
     Rig {
         engine,

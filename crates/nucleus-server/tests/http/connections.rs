@@ -463,8 +463,50 @@ async fn a_dead_engine_ends_the_server() {
     assert_eq!(rest.last().expect("an error").name, "error");
     assert!(matches!(
         worker.ended().await,
-        Err(ServeError::EngineStopped)
+        Err(ServeError::EngineFailed { .. })
     ));
+}
+
+/// A device that is lost ends the server with the reason, after every stream has been told and while whoever asks hears it.
+#[tokio::test]
+async fn a_lost_device_ends_the_server() {
+    let script = |index| {
+        if index < 3 {
+            Reply::Token(5)
+        } else {
+            Reply::Lost
+        }
+    };
+    let gated = RigOptions {
+        gated: true,
+        ..RigOptions::default()
+    };
+    let worker = Worker::start(gated, script).await;
+    // One step lets the first begin, the next one the second.
+    worker.gate.allow(1);
+    let first = worker.execute(&endless()).await;
+    worker.gate.allow(1);
+    let mut streams = [first, worker.execute(&endless()).await];
+    worker.gate.open();
+    for stream in &mut streams {
+        let rest = stream.rest().await;
+        let last = rest.last().expect("an error");
+        assert_eq!(last.name, "error");
+        assert_eq!(last.data["error"]["code"], "device_lost");
+        let message = last.data["error"]["message"].as_str().expect("a text");
+        assert!(message.contains("scripted loss"), "{message}");
+    }
+    let mut health = worker.connect().await;
+    health
+        .send("GET /health HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
+        .await;
+    let answer = health.until_closed(PATIENCE).await.expect("an answer");
+    assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+    assert!(answer.contains("\"status\":\"failed\"") && answer.contains("scripted loss"));
+    match worker.ended().await {
+        Err(ServeError::EngineFailed { reason }) => assert!(reason.contains("scripted loss")),
+        other => panic!("{other:?}"),
+    }
 }
 
 /// Without a key the server is for this machine alone.

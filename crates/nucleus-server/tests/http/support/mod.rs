@@ -182,7 +182,7 @@ pub(crate) fn scripted_engine(
     let vocab_size = tokenizer.vocab_size();
     let script = Box::new(script);
     let model = ScriptedModel::new(vocab_size, options.prompt_len, script, gate.clone());
-    let (engine, thread) = Engine::start(Box::new(model), tokenizer, options.engine);
+    let (engine, thread) = Engine::start(Box::new(model), tokenizer, options.engine).unwrap();
     (engine, thread, GateGuard(gate))
 }
 

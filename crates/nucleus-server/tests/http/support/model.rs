@@ -18,6 +18,8 @@ pub(crate) enum Reply {
     Nan,
     /// A forward pass that fails.
     Error,
+    /// A device that fails for good.
+    Lost,
     /// A forward pass that panics, and takes the engine's thread with it.
     Panic,
 }
@@ -126,21 +128,23 @@ impl ScriptedModel {
         }
     }
 
-    /// The logits that follow a chunk; none where the script says that the model fails.
-    fn row(&mut self, chunk: &Chunk<'_>) -> Option<Vec<f32>> {
+    /// The logits that follow a chunk, unless the script says that the model fails.
+    #[allow(clippy::result_large_err, reason = "it is the engine's own")]
+    fn row(&mut self, chunk: &Chunk<'_>) -> Result<Vec<f32>, EngineError> {
         let output = (chunk.position + chunk.tokens.len()).saturating_sub(self.prompt_len);
         let logits = match (self.script)(output) {
             Reply::Token(id) => vec![(id, 0.0)],
             Reply::Logits(logits) => logits,
             Reply::Nan => vec![(0, f32::NAN)],
-            Reply::Error => return None,
+            Reply::Error => return Err(EngineError::Unsupported("scripted failure".into())),
+            Reply::Lost => return Err(EngineError::DeviceLost("scripted loss".into())),
             Reply::Panic => panic!("scripted panic"),
         };
         let mut row = vec![f32::NEG_INFINITY; self.spec.vocab_size];
         logits
             .into_iter()
             .for_each(|(id, logit)| row[id as usize] = logit);
-        Some(row)
+        Ok(row)
     }
 }
 
@@ -157,8 +161,7 @@ impl Model for ScriptedModel {
         self.gate.pass();
         let mut data = Vec::new();
         for chunk in chunks.iter().filter(|chunk| chunk.wants_logits) {
-            let failed = || EngineError::Unsupported("scripted failure".into());
-            data.extend(self.row(chunk).ok_or_else(failed)?);
+            data.extend(self.row(chunk)?);
         }
         if data.is_empty() {
             return Ok(());
