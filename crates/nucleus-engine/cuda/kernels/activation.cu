@@ -24,6 +24,7 @@ struct GeluTanh {
 
 template <class Activation>
 __global__ void __launch_bounds__(THREADS) gated(float *gate, const float *up, uint64_t count) {
+  take_turn();
   const Activation activation;
   const uint64_t first = 4 * (uint64_t(blockIdx.x) * THREADS + threadIdx.x);
   if (first + 4 <= count) {
@@ -36,6 +37,7 @@ __global__ void __launch_bounds__(THREADS) gated(float *gate, const float *up, u
 }
 
 __global__ void __launch_bounds__(THREADS) soft_cap(float *x, float cap, uint32_t width, uint64_t stride) {
+  take_turn();
   const uint32_t column = blockIdx.x * THREADS + threadIdx.x;
   if (column >= width) return;
   float *place = x + blockIdx.y * stride + column;
@@ -43,6 +45,7 @@ __global__ void __launch_bounds__(THREADS) soft_cap(float *x, float cap, uint32_
 }
 
 __global__ void __launch_bounds__(THREADS) gather_rows(const float *x, const uint32_t *rows, uint32_t width, float *output) {
+  take_turn();
   const float *from = x + uint64_t(rows[blockIdx.x]) * width;
   float *to = output + uint64_t(blockIdx.x) * width;
   for (uint32_t i = threadIdx.x; i < width / 4; i += THREADS) reinterpret_cast<float4 *>(to)[i] = reinterpret_cast<const float4 *>(from)[i];
@@ -57,7 +60,7 @@ constexpr uint32_t MAX_GRID_ROWS = 65535;
 using namespace nucleus;
 
 int nucleus_gated(float *gate, const float *up, uint64_t count, uint32_t activation, void *stream) {
-  const Grid grid{dim3(static_cast<uint32_t>(div_ceil(count, 4 * THREADS))), THREADS};
+  const Grid grid{dim3(static_cast<uint32_t>(div_ceil(count, 4 * THREADS))), THREADS, 0, true};
   switch (activation) {
     case NUCLEUS_SILU: return launch(gated<Silu>, grid, stream, gate, up, count);
     case NUCLEUS_GELU_TANH: return launch(gated<GeluTanh>, grid, stream, gate, up, count);
@@ -67,12 +70,12 @@ int nucleus_gated(float *gate, const float *up, uint64_t count, uint32_t activat
 
 int nucleus_gather_rows(const float *x, const uint32_t *rows, uint32_t count, uint32_t width, float *output, void *stream) {
   if (width % 4 != 0) return cudaErrorInvalidValue;
-  return launch(gather_rows, Grid{dim3(count), THREADS}, stream, x, rows, width, output);
+  return launch(gather_rows, Grid{dim3(count), THREADS, 0, true}, stream, x, rows, width, output);
 }
 
 int nucleus_soft_cap(float *x, float cap, uint32_t rows, uint32_t width, uint64_t stride, void *stream) {
   for (uint32_t first = 0; first < rows; first += MAX_GRID_ROWS) {
-    const Grid grid{dim3(static_cast<uint32_t>(div_ceil(width, THREADS)), std::min(rows - first, MAX_GRID_ROWS)), THREADS};
+    const Grid grid{dim3(static_cast<uint32_t>(div_ceil(width, THREADS)), std::min(rows - first, MAX_GRID_ROWS)), THREADS, 0, true};
     if (int error = launch(soft_cap, grid, stream, x + first * stride, cap, width, stride)) return error;
   }
   return cudaSuccess;

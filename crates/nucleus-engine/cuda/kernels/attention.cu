@@ -12,19 +12,24 @@ namespace {
 constexpr uint32_t MAX_GROUP = 16;
 
 // Warps of a block for tiles of a prompt: the totals of wide heads fill shared memory sooner.
-constexpr uint32_t prompt_warps(uint32_t width) { return width <= 128 ? 8 : 4; }
+constexpr uint32_t prompt_warps(uint32_t width) { return width <= 64 ? 12 : width <= 128 ? 8 : 4; }
 constexpr uint32_t PROMPT_TILES = 2;
 
-// Stages such that three blocks of one warp fit in a multiprocessor, two for the widest heads.
-constexpr uint32_t decode_stages(uint32_t width) { return width == 80 ? 6 : width == 96 ? 5 : 4; }
+// Blocks of one team that a multiprocessor has room for, and the stages that fill their shared memory.
+constexpr uint32_t decode_resident(uint32_t width, uint32_t tiles) { return width <= 128 && tiles == 1 ? 3 : width * tiles > 256 ? 1 : 2; }
+constexpr uint32_t decode_stages(uint32_t width) { return width <= 64 ? 4 : width == 96 || width == 128 ? 2 : 3; }
+
+// A team with a block of the cache each.
+constexpr uint32_t decode_team(uint32_t width) { return step_positions(width) / BLOCK; }
 
 template <uint32_t WIDTH, uint32_t TILES>
-using DecodeShape = AttentionShape<WIDTH, TILES, 1, decode_stages(WIDTH)>;
+using DecodeShape = AttentionShape<WIDTH, TILES, decode_team(WIDTH), decode_team(WIDTH), decode_stages(WIDTH), decode_resident(WIDTH, TILES)>;
 template <uint32_t WIDTH>
-using PromptShape = AttentionShape<WIDTH, PROMPT_TILES, prompt_warps(WIDTH), 4>;
+using PromptShape = AttentionShape<WIDTH, PROMPT_TILES, 1, prompt_warps(WIDTH), 3, 1>;
 
-// Blocks that are worth having: some for each place on the largest machine, so that unequal contexts even out; more only begin and end.
-constexpr uint32_t DECODE_BLOCKS = 16384, PROMPT_BLOCKS = 132;
+// Blocks that are worth having, so that unequal contexts even out; more only begin and end. So many tiles and key heads are blocks enough without splits, whose
+// results would have to be added.
+constexpr uint32_t DECODE_BLOCKS = 2048, PROMPT_BLOCKS = 132, ENOUGH_PAIRS = 1024;
 // Workspace that is worth asking for; where it is too small for the results of splits, blocks take whole contexts.
 constexpr size_t MAX_WORKSPACE = size_t(128) << 20;
 
@@ -58,7 +63,7 @@ AttentionPlan plan_of(const NucleusAttention &call, uint32_t blocks, uint32_t ti
   const uint64_t pairs = uint64_t(call.tile_count) * call.cache.kv_heads;
   const uint32_t splits = most_splits(call.window, tile_rows, call.max_context);
   AttentionPlan plan = {};
-  plan.parts = static_cast<uint32_t>(std::min<uint64_t>(splits, std::max<uint64_t>(1, blocks / pairs)));
+  plan.parts = pairs >= ENOUGH_PAIRS ? 1 : static_cast<uint32_t>(std::min<uint64_t>(splits, std::max<uint64_t>(1, blocks / pairs)));
   const uint64_t results = pairs * splits * tile_rows;
   if (plan.parts > 1 && results * partial_bytes(width) <= call.workspace_bytes) {
     float *outputs = static_cast<float *>(call.workspace);
@@ -74,23 +79,28 @@ int attend_tiles(const NucleusAttention &call, const AttentionPlan &plan, void *
   constexpr size_t bytes = sizeof(typename Shape::Shared);
   if (cudaError_t error = cudaFuncSetAttribute(attend<Shape>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes)) return error;
   const uint64_t pairs = uint64_t(call.tile_count) * call.cache.kv_heads;
-  const Grid grid{dim3(static_cast<uint32_t>(pairs * plan.parts)), Shape::THREADS, bytes};
+  const Grid grid{dim3(static_cast<uint32_t>(pairs * plan.parts)), Shape::THREADS, bytes, true};
   if (int error = launch(attend<Shape>, grid, stream, call, plan)) return error;
   if (plan.parts == 1) return cudaSuccess;
-  return launch(combine<Shape::WIDTH>, Grid{dim3(static_cast<uint32_t>(pairs * plan.partials.rows)), Shape::WIDTH}, stream, call, plan);
+  const Grid rows{dim3(static_cast<uint32_t>(pairs * plan.partials.rows)), Shape::WIDTH, 0, true};
+  return launch(combine<Shape::WIDTH>, rows, stream, call, plan);
 }
 
-// Tiles of at most Decode::ROWS rows by one kernel, and the others, where there can be some, by another.
+// Tiles of at most Decode::ROWS rows by one kernel, and the others by another. Neither is launched for nothing: not the second where all tiles are single rows, nor the
+// first where tiles are full on the average, for the second takes any.
 template <class Decode, class Prompt>
 int attend_call(const NucleusAttention &call, void *stream) {
   const uint32_t group = call.heads / call.cache.kv_heads;
   const bool only_single_rows = call.tile_count == call.rows.rows;
-  AttentionPlan decode = plan_of(call, DECODE_BLOCKS, only_single_rows ? group : Decode::ROWS, Decode::WIDTH);
-  decode.most_rows = Decode::ROWS;
-  int error = attend_tiles<Decode>(call, decode, stream);
-  if (error || only_single_rows) return error;
+  const bool mostly_full = 2 * uint64_t(call.rows.rows) * group >= uint64_t(call.tile_count) * Prompt::ROWS;
+  if (!mostly_full) {
+    AttentionPlan decode = plan_of(call, DECODE_BLOCKS, only_single_rows ? group : Decode::ROWS, Decode::WIDTH);
+    decode.most_rows = Decode::ROWS;
+    const int error = attend_tiles<Decode>(call, decode, stream);
+    if (error || only_single_rows) return error;
+  }
   AttentionPlan prompt = plan_of(call, PROMPT_BLOCKS, Prompt::ROWS, Prompt::WIDTH);
-  prompt.fewest_rows = Decode::ROWS + 1;
+  prompt.fewest_rows = mostly_full ? 1 : Decode::ROWS + 1;
   prompt.most_rows = Prompt::ROWS;
   return attend_tiles<Prompt>(call, prompt, stream);
 }

@@ -40,7 +40,7 @@ class Producer {
         kv_head_(kv_head),
         steps_(steps),
         blocks_{context.first / BLOCK, context.last / BLOCK},
-        table_(call.rows.block_tables + uint64_t(call.rows.sequences[context.tile.first_row]) * call.rows.blocks_per_table) {}
+        table_(call.rows.block_tables + uint64_t(context.sequence) * call.rows.blocks_per_table) {}
 
   __device__ bool done() const { return steps_.done(); }
 
@@ -111,12 +111,12 @@ struct RowPlace {
   }
 };
 
-// What of the positions a warp's rows attend to; a warp that has no rows attends to nothing.
-struct WarpSpans {
+// What of the positions a team's rows attend to; a team that has no rows attends to nothing.
+struct TeamSpans {
   bool any;
-  Span of_first, of_last;  // of the warp's first and last token
+  Span of_first, of_last;  // of the team's first and last token
 
-  __device__ WarpSpans(const NucleusAttention &call, const TileContext &context, uint32_t first_row, uint32_t rows) : any(first_row < context.rows()) {
+  __device__ TeamSpans(const NucleusAttention &call, const TileContext &context, uint32_t first_row, uint32_t rows) : any(first_row < context.rows()) {
     const uint32_t first = context.first_position + first_row / context.group;
     const uint32_t last = context.first_position + (min(first_row + rows, context.rows()) - 1) / context.group;
     of_first = span_of(first, call.window);
@@ -143,7 +143,7 @@ class Results {
 #pragma unroll
       for (uint32_t column = 0; column < 2; ++column) weights[column] = add_split(totals_[tile][column], rows.softmax[tile][column]);
 #pragma unroll
-      for (uint32_t piece = 0; piece < Shape::PIECES; ++piece) {
+      for (uint32_t piece = 0; piece < Shape::OWN_PIECES; ++piece) {
         float *sums = rows.outputs[piece][tile].values;
         float4 total = any_ ? shared.totals[piece][tile][threadIdx.x] : float4{0.0f, 0.0f, 0.0f, 0.0f};
         total = {weights[0].add(total.x, sums[0]), weights[1].add(total.y, sums[1]), weights[0].add(total.z, sums[2]), weights[1].add(total.w, sums[3])};
@@ -162,7 +162,7 @@ class Results {
   __device__ __forceinline__ void leave(const Rows<Shape> &rows, const Partials &partials, uint32_t split) const {
     each_row(rows, [&](uint32_t index, uint32_t tile, uint32_t column) {
       const uint64_t place = partials.place(tile_and_head_, split, index);
-      if (threadIdx.x % WARP < 4) partials.softmax[place] = rows.softmax[tile][column];
+      if (threadIdx.x % WARP < 4 && Shape::member() == 0) partials.softmax[place] = rows.softmax[tile][column];
       store(rows, tile, column, partials.outputs + place * Shape::WIDTH, Shape::WIDTH, [](float sum) { return sum; });
     });
   }
@@ -191,8 +191,8 @@ class Results {
   static __device__ __forceinline__ void store(const Rows<Shape> &rows, uint32_t tile, uint32_t column, float *row, uint32_t width, F f) {
     const uint32_t g = threadIdx.x % WARP / 4;
 #pragma unroll
-    for (uint32_t i = 0; i < 2 * Shape::PIECES; ++i) {
-      const uint32_t d = i * 8 + g;
+    for (uint32_t i = 0; i < 2 * Shape::OWN_PIECES; ++i) {
+      const uint32_t d = Rows<Shape>::own_piece(i / 2) * PIECE + i % 2 * 8 + g;
       if (d < width) row[d] = f(rows.outputs[i / 2][tile].values[i % 2 * 2 + column]);
     }
   }
@@ -204,11 +204,11 @@ class Results {
   bool any_ = false;
 };
 
-// A warp's rows of a tile. `between_steps` is called before each step.
+// A team's rows of a tile. `between_steps` is called before each step.
 template <class Shape, class F>
 __device__ __forceinline__ void attend_rows(const NucleusAttention &call, const AttentionPlan &plan, const TileContext &context, uint32_t tile_and_head,
                                             Steps<Shape> steps, typename Shape::Shared &shared, F between_steps) {
-  const uint32_t kv_head = tile_and_head % call.cache.kv_heads, first_row = threadIdx.x / WARP * Shape::WARP_ROWS;
+  const uint32_t kv_head = tile_and_head % call.cache.kv_heads, first_row = Shape::team() * Shape::TEAM_ROWS;
   Queries<Shape> queries;
   Span spans[Shape::TILES][2];
   Exponent exponents[Shape::TILES][2];
@@ -226,12 +226,12 @@ __device__ __forceinline__ void attend_rows(const NucleusAttention &call, const 
   }
   Rows<Shape> rows(spans, exponents, call.soft_cap != 0.0f);
   Results<Shape> results(call, context, tile_and_head, first_row);
-  const WarpSpans warp_spans(call, context, first_row, Shape::WARP_ROWS);
+  const TeamSpans team_spans(call, context, first_row, Shape::TEAM_ROWS);
   for (Cursor<Shape::STAGES> cursor; !steps.done(); cursor.advance()) {
     const uint32_t begin = steps.position(), end = begin + Shape::POSITIONS, split = steps.split;
     between_steps();
     shared.ring.wait_full(cursor);
-    if (warp_spans.meets(begin, end)) rows.step(queries, shared, cursor.stage, begin, !warp_spans.cover(begin, end));
+    if (team_spans.meets(begin, end)) rows.step(queries, shared, cursor.stage, begin, !team_spans.cover(begin, end));
     shared.ring.leave(cursor);
     const bool ends_split = steps.is_last_of_split();
     steps.advance();
@@ -248,13 +248,16 @@ __device__ __forceinline__ void attend_rows(const NucleusAttention &call, const 
 
 // A block takes a tile, a key head and a part of the splits.
 template <class Shape>
-__global__ void __launch_bounds__(Shape::THREADS, 1) attend(const __grid_constant__ NucleusAttention call, const __grid_constant__ AttentionPlan plan) {
+__global__ void __launch_bounds__(Shape::THREADS, Shape::RESIDENT) attend(const __grid_constant__ NucleusAttention call, const __grid_constant__ AttentionPlan plan) {
   extern __shared__ __align__(128) unsigned char shared_bytes[];
+  take_turn();
   auto &shared = *reinterpret_cast<typename Shape::Shared *>(shared_bytes);
   const uint32_t part = blockIdx.x % plan.parts, tile_and_head = blockIdx.x / plan.parts;
-  const TileContext context(call, tile_and_head / call.cache.kv_heads);
+  const NucleusTile tile = call.tiles[tile_and_head / call.cache.kv_heads];
+  if (!plan.takes(call, tile)) return;
+  const TileContext context(call, tile);
   const Steps<Shape> steps(context, part, plan.parts);
-  if (!context.belongs_to(plan) || steps.done()) return;
+  if (steps.done()) return;
   shared.ring.init();
   Producer<Shape> producer(call, context, tile_and_head % call.cache.kv_heads, steps);
   const auto produce = [&] {
@@ -275,11 +278,14 @@ __global__ void __launch_bounds__(Shape::THREADS, 1) attend(const __grid_constan
 // Adds the results of splits: a block takes one row of one query head, a thread one dimension.
 template <uint32_t WIDTH>
 __global__ void __launch_bounds__(WIDTH) combine(const __grid_constant__ NucleusAttention call, const __grid_constant__ AttentionPlan plan) {
-  constexpr uint32_t READ_AHEAD = 8;
+  constexpr uint32_t READ_AHEAD = 16;
   const Partials &partials = plan.partials;
   const uint32_t row = blockIdx.x % partials.rows, tile_and_head = blockIdx.x / partials.rows, kv_head = tile_and_head % call.cache.kv_heads;
-  const TileContext context(call, tile_and_head / call.cache.kv_heads);
-  if (row >= context.rows() || !context.belongs_to(plan) || !context.is_shared(plan)) return;
+  wait_for_kernels_before();
+  const NucleusTile tile = call.tiles[tile_and_head / call.cache.kv_heads];
+  if (!plan.takes(call, tile)) return;
+  const TileContext context(call, tile);
+  if (row >= context.rows() || !context.is_shared(plan)) return;
   const uint32_t splits = context.last_split() - context.first_split() + 1, d = threadIdx.x;
   Softmax total;
   float output = 0.0f;

@@ -23,17 +23,23 @@ struct AttentionPlan {
   uint32_t parts;
   uint32_t fewest_rows, most_rows;
   Partials partials;  // used where parts > 1
+
+  __device__ bool takes(const NucleusAttention &call, const NucleusTile &tile) const {
+    const uint32_t rows = tile.rows * (call.heads / call.cache.kv_heads);
+    return fewest_rows <= rows && rows <= most_rows;
+  }
 };
 
 // What a tile attends to.
 struct TileContext {
   NucleusTile tile;
-  uint32_t group;           // query heads a key head
+  uint32_t group;  // query heads a key head
+  uint32_t sequence;
   uint32_t first_position;  // of the tile's first row
   uint32_t first, last;     // positions that some row attends to
 
-  __device__ TileContext(const NucleusAttention &call, uint32_t index)
-      : tile(call.tiles[index]), group(call.heads / call.cache.kv_heads), first_position(call.rows.positions[tile.first_row]) {
+  __device__ TileContext(const NucleusAttention &call, const NucleusTile &tile)
+      : tile(tile), group(call.heads / call.cache.kv_heads), sequence(call.rows.sequences[tile.first_row]), first_position(call.rows.positions[tile.first_row]) {
     first = call.window != 0 && first_position >= call.window ? first_position - call.window + 1 : 0;
     last = first_position + tile.rows - 1;
   }
@@ -41,7 +47,6 @@ struct TileContext {
   __device__ uint32_t rows() const { return tile.rows * group; }
   __device__ uint32_t first_split() const { return split_of(first); }
   __device__ uint32_t last_split() const { return split_of(last); }
-  __device__ bool belongs_to(const AttentionPlan &plan) const { return plan.fewest_rows <= rows() && rows() <= plan.most_rows; }
   // Whether other blocks take splits of it, too.
   __device__ bool is_shared(const AttentionPlan &plan) const { return plan.parts > 1 && first_split() != last_split(); }
 };

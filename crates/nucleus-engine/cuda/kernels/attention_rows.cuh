@@ -46,16 +46,16 @@ class Rows {
   __device__ __forceinline__ void begin() {
     each_column([&](uint32_t tile, uint32_t column) { softmax[tile][column] = Softmax(); });
 #pragma unroll
-    for (uint32_t i = 0; i < Shape::PIECES * Shape::TILES; ++i) outputs[i / Shape::TILES][i % Shape::TILES] = Sums();
+    for (uint32_t i = 0; i < Shape::OWN_PIECES * Shape::TILES; ++i) outputs[i / Shape::TILES][i % Shape::TILES] = Sums();
   }
 
   // Takes the step of positions from `first` on, in a stage of the ring. `edge`: some row does not attend to all of them.
-  __device__ __forceinline__ void step(const Queries<Shape> &queries, const typename Shape::Shared &shared, uint32_t stage, uint32_t first, bool edge) {
+  __device__ __forceinline__ void step(const Queries<Shape> &queries, typename Shape::Shared &shared, uint32_t stage, uint32_t first, bool edge) {
     Scores scores;
     multiply_keys(queries, shared, stage, scores);
     if (capped_) cap(scores);
     if (edge) mask(scores, first);
-    raise_bounds(scores);
+    raise_bounds(scores, shared);
     weigh(scores);
     if (edge) {
       spread_faults(shared, stage, first, scores);
@@ -74,15 +74,20 @@ class Rows {
     });
   }
 
+  // The i-th piece whose sums are this warp's; there may be none.
+  static __device__ __forceinline__ uint32_t own_piece(uint32_t i) { return i * Shape::TEAM + Shape::member(); }
+
   Softmax softmax[Shape::TILES][2];
-  Sums outputs[Shape::PIECES][Shape::TILES];  // weighted sums of values: dimensions g and g + 8 of a piece
+  Sums outputs[Shape::OWN_PIECES][Shape::TILES];  // weighted sums of values: dimensions g and g + 8 of a piece
 
  private:
   // Where the largest weight of a row is about 2^WEIGHT_EXPONENT, what float16 cannot hold of weights is below 2⁻³⁹ of it.
   static constexpr float WEIGHT_EXPONENT = 14.0f;
 
-  // [BLOCK positions, TILE rows] each.
-  using Scores = Sums[Shape::BLOCKS][Shape::TILES];
+  // Of the warp's own positions: [BLOCK positions, TILE rows] each.
+  using Scores = Sums[Shape::OWN_BLOCKS][Shape::TILES];
+
+  static __device__ __forceinline__ uint32_t own_block(uint32_t i) { return Shape::member() * Shape::OWN_BLOCKS + i; }
 
   // Calls `f(tile, column)` for the lane's rows.
   template <class F>
@@ -96,11 +101,11 @@ class Rows {
   static __device__ __forceinline__ void each(Scores &scores, F f) {
     const uint32_t g = threadIdx.x % WARP / 4;
 #pragma unroll
-    for (uint32_t block = 0; block < Shape::BLOCKS; ++block) {
+    for (uint32_t block = 0; block < Shape::OWN_BLOCKS; ++block) {
 #pragma unroll
       for (uint32_t tile = 0; tile < Shape::TILES; ++tile) {
 #pragma unroll
-        for (uint32_t v = 0; v < 4; ++v) f(scores[block][tile].values[v], tile, v % 2, block * BLOCK + v / 2 * 8 + g);
+        for (uint32_t v = 0; v < 4; ++v) f(scores[block][tile].values[v], tile, v % 2, own_block(block) * BLOCK + v / 2 * 8 + g);
       }
     }
   }
@@ -111,26 +116,30 @@ class Rows {
     return load_transposed(&shared.values[stage][block][piece][row]);
   }
 
-  // High and low parts are summed apart: twice as many chains of products keep the tensor cores busy.
+  // High and low parts are summed apart: twice as many chains of products keep the tensor cores busy. Blocks are taken by twos, for there are not registers for more.
   static __device__ __forceinline__ void multiply_keys(const Queries<Shape> &queries, const typename Shape::Shared &shared, uint32_t stage, Scores &scores) {
-    Scores low;
+    constexpr uint32_t AT_ONCE = Shape::OWN_BLOCKS < 2 ? Shape::OWN_BLOCKS : 2;
 #pragma unroll
-    for (uint32_t piece = 0; piece < Shape::PIECES; ++piece) {
+    for (uint32_t first = 0; first < Shape::OWN_BLOCKS; first += AT_ONCE) {
+      Sums low[AT_ONCE][Shape::TILES];
 #pragma unroll
-      for (uint32_t block = 0; block < Shape::BLOCKS; ++block) {
-        const uint4 keys = load_matrices(&shared.keys[stage][block][piece][threadIdx.x % WARP]);
+      for (uint32_t piece = 0; piece < Shape::PIECES; ++piece) {
 #pragma unroll
-        for (uint32_t tile = 0; tile < Shape::TILES; ++tile) {
-          const SplitColumns query = queries.columns(piece, tile, shared);
-          multiply_add(scores[block][tile], keys, query.high);
-          multiply_add(low[block][tile], keys, query.low);
+        for (uint32_t i = 0; i < AT_ONCE; ++i) {
+          const uint4 keys = load_matrices(&shared.keys[stage][own_block(first + i)][piece][threadIdx.x % WARP]);
+#pragma unroll
+          for (uint32_t tile = 0; tile < Shape::TILES; ++tile) {
+            const SplitColumns query = queries.columns(piece, tile, shared);
+            multiply_add(scores[first + i][tile], keys, query.high);
+            multiply_add(low[i][tile], keys, query.low);
+          }
         }
       }
-    }
 #pragma unroll
-    for (uint32_t i = 0; i < Shape::BLOCKS * Shape::TILES; ++i) {
+      for (uint32_t i = 0; i < AT_ONCE * Shape::TILES; ++i) {
 #pragma unroll
-      for (uint32_t v = 0; v < 4; ++v) scores[i / Shape::TILES][i % Shape::TILES].values[v] += low[i / Shape::TILES][i % Shape::TILES].values[v];
+        for (uint32_t v = 0; v < 4; ++v) scores[first + i / Shape::TILES][i % Shape::TILES].values[v] += low[i / Shape::TILES][i % Shape::TILES].values[v];
+      }
     }
   }
 
@@ -145,15 +154,18 @@ class Rows {
   }
 
   // Raises the bounds to the step's largest exponents. Where none changes, nothing is multiplied, which changes no bit: the weights would be 1.
-  __device__ __forceinline__ void raise_bounds(Scores &scores) {
+  __device__ __forceinline__ void raise_bounds(Scores &scores, typename Shape::Shared &shared) {
     float bounds[Shape::TILES][2];
     each_column([&](uint32_t tile, uint32_t column) { bounds[tile][column] = -INFINITY; });
     each(scores, [&](float &score, uint32_t tile, uint32_t column, uint32_t) { bounds[tile][column] = fmaxf(bounds[tile][column], score); });
+    each_column([&](uint32_t tile, uint32_t column) {
+#pragma unroll
+      for (uint32_t distance = 4; distance < WARP; distance *= 2) bounds[tile][column] = fmaxf(bounds[tile][column], __shfl_xor_sync(~0u, bounds[tile][column], distance));
+    });
+    if constexpr (Shape::TEAM > 1) share_bounds(bounds, shared.exchange[Shape::team()]);
     bool raises = false;
     each_column([&](uint32_t tile, uint32_t column) {
       float &bound = bounds[tile][column];
-#pragma unroll
-      for (uint32_t distance = 4; distance < WARP; distance *= 2) bound = fmaxf(bound, __shfl_xor_sync(~0u, bound, distance));
       bound = fmaxf(softmax[tile][column].bound, ceilf(bound * exponents_[tile][column].factor));
       raises |= bound != softmax[tile][column].bound;
     });
@@ -162,15 +174,28 @@ class Rows {
       const float weight = weight_under(bounds[tile][column], softmax[tile][column].bound);
       softmax[tile][column] = {bounds[tile][column], softmax[tile][column].sum * weight};
 #pragma unroll
-      for (uint32_t piece = 0; piece < Shape::PIECES; ++piece) {
+      for (uint32_t piece = 0; piece < Shape::OWN_PIECES; ++piece) {
         outputs[piece][tile].values[column] *= weight;
         outputs[piece][tile].values[column + 2] *= weight;
       }
     });
   }
 
-  // Scores become weights. A lane's sum is that of the positions that are its g modulo 8.
-  __device__ __forceinline__ void weigh(Scores &scores) {
+  // The largest scores of a team's warps become those of the team.
+  static __device__ __forceinline__ void share_bounds(float (&bounds)[Shape::TILES][2], typename Shape::Exchange &exchange) {
+    const uint32_t row = threadIdx.x % 4 * 2;
+    if (threadIdx.x % WARP < 4) {
+      each_column([&](uint32_t tile, uint32_t column) { exchange.bounds[Shape::member()][tile * TILE + row + column] = bounds[tile][column]; });
+    }
+    Shape::team_barrier();
+#pragma unroll
+    for (uint32_t member = 0; member < Shape::TEAM; ++member) {
+      each_column([&](uint32_t tile, uint32_t column) { bounds[tile][column] = fmaxf(bounds[tile][column], exchange.bounds[member][tile * TILE + row + column]); });
+    }
+  }
+
+  // Scores become weights.
+  __device__ __forceinline__ void weigh(Scores &scores) const {
     float shifts[Shape::TILES][2];
     each_column([&](uint32_t tile, uint32_t column) {
       const float bound = softmax[tile][column].bound;
@@ -178,7 +203,6 @@ class Rows {
     });
     each(scores, [&](float &score, uint32_t tile, uint32_t column, uint32_t) {
       score = exp2_approximate(__fmaf_rn(score, exponents_[tile][column].factor, shifts[tile][column]));
-      softmax[tile][column].sum += score;
     });
   }
 
@@ -187,11 +211,11 @@ class Rows {
   __device__ __forceinline__ void spread_faults(const typename Shape::Shared &shared, uint32_t stage, uint32_t first, Scores &weights) const {
     const uint32_t t = threadIdx.x % 4, g = threadIdx.x % WARP / 4;
 #pragma unroll
-    for (uint32_t block = 0; block < Shape::BLOCKS; ++block) {
+    for (uint32_t block = 0; block < Shape::OWN_BLOCKS; ++block) {
       uint32_t near = 0, far = 0;  // of slots 2t and 2t + 1, and eight further
 #pragma unroll 2
       for (uint32_t piece = 0; piece < Shape::PIECES; ++piece) {
-        const uint4 values = load_values(shared, stage, block, piece);
+        const uint4 values = load_values(shared, stage, own_block(block), piece);
         near |= faults_of(values.x) | faults_of(values.y);
         far |= faults_of(values.z) | faults_of(values.w);
       }
@@ -202,7 +226,7 @@ class Rows {
 #pragma unroll
         for (uint32_t v = 0; v < 4; ++v) {
           const uint32_t slot = v / 2 * 8 + g;
-          const bool attends = spans_[tile][v % 2].contains(first + block * BLOCK + slot);
+          const bool attends = spans_[tile][v % 2].contains(first + own_block(block) * BLOCK + slot);
           if (attends && faults >> slot & 1) weights[block][tile].values[v] = NAN;
         }
       }
@@ -219,28 +243,77 @@ class Rows {
     return halves & ~((faults & 1 ? 0xFFFFu : 0u) | (faults & 2 ? 0xFFFF0000u : 0u));
   }
 
+  // A block's weights as a second operand, and the lane's sums of them: those of the positions that are its g modulo 8.
+  struct BlockWeights {
+    SplitColumns columns;
+    float2 sums;
+
+    BlockWeights() = default;
+    __device__ __forceinline__ explicit BlockWeights(const Sums &weights) {
+      const float *w = weights.values;
+      const SplitPair near(w[0], w[1]), far(w[2], w[3]);
+      columns = {{transposed(near.high), transposed(far.high)}, {transposed(near.low), transposed(far.low)}};
+      sums = {w[0] + w[2], w[1] + w[3]};
+    }
+  };
+
+  // Adds the values of all positions by their weights, in ascending order of blocks.
   template <bool CLEAN>
-  __device__ __forceinline__ void add_values(const typename Shape::Shared &shared, uint32_t stage, const Scores &weights) {
+  __device__ __forceinline__ void add_values(typename Shape::Shared &shared, uint32_t stage, const Scores &weights) {
+    if constexpr (Shape::TEAM > 1) share_weights(weights, shared.exchange[Shape::team()]);
+    float2 step_sums[Shape::TILES];
 #pragma unroll
     for (uint32_t block = 0; block < Shape::BLOCKS; ++block) {
-      SplitColumns columns[Shape::TILES];
+      BlockWeights of_tiles[Shape::TILES];
 #pragma unroll
       for (uint32_t tile = 0; tile < Shape::TILES; ++tile) {
-        const float *w = weights[block][tile].values;
-        const SplitPair near(w[0], w[1]), far(w[2], w[3]);
-        columns[tile] = {{transposed(near.high), transposed(far.high)}, {transposed(near.low), transposed(far.low)}};
+        if constexpr (Shape::TEAM > 1) {
+          of_tiles[tile] = shared_weights(shared.exchange[Shape::team()], block, tile);
+        } else {
+          of_tiles[tile] = BlockWeights(weights[block][tile]);
+        }
+        const float2 sums = of_tiles[tile].sums;
+        step_sums[tile] = block == 0 ? sums : float2{step_sums[tile].x + sums.x, step_sums[tile].y + sums.y};
       }
 #pragma unroll
-      for (uint32_t piece = 0; piece < Shape::PIECES; ++piece) {
-        uint4 values = load_values(shared, stage, block, piece);
+      for (uint32_t i = 0; i < Shape::OWN_PIECES; ++i) {
+        if (Shape::PIECES % Shape::TEAM != 0 && own_piece(i) >= Shape::PIECES) break;
+        uint4 values = load_values(shared, stage, block, own_piece(i));
         if constexpr (CLEAN) values = {without_faults(values.x), without_faults(values.y), without_faults(values.z), without_faults(values.w)};
 #pragma unroll
         for (uint32_t tile = 0; tile < Shape::TILES; ++tile) {
-          multiply_add(outputs[piece][tile], values, columns[tile].high);
-          multiply_add(outputs[piece][tile], values, columns[tile].low);
+          multiply_add(outputs[i][tile], values, of_tiles[tile].columns.high);
+          multiply_add(outputs[i][tile], values, of_tiles[tile].columns.low);
         }
       }
     }
+#pragma unroll
+    for (uint32_t tile = 0; tile < Shape::TILES; ++tile) {
+      softmax[tile][0].sum += step_sums[tile].x;
+      softmax[tile][1].sum += step_sums[tile].y;
+    }
+  }
+
+  // Gives the weights of the warp's positions to its team.
+  static __device__ __forceinline__ void share_weights(const Scores &weights, typename Shape::Exchange &exchange) {
+    const uint32_t lane = threadIdx.x % WARP;
+#pragma unroll
+    for (uint32_t i = 0; i < Shape::OWN_BLOCKS * Shape::TILES; ++i) {
+      const uint32_t block = own_block(i / Shape::TILES), tile = i % Shape::TILES;
+      const BlockWeights own(weights[i / Shape::TILES][tile]);
+      const SplitColumns &columns = own.columns;
+      exchange.weights[block][tile][lane] = {columns.high.parts[0], columns.high.parts[1], columns.low.parts[0], columns.low.parts[1]};
+      exchange.sums[block][tile][lane] = own.sums;
+    }
+    Shape::team_barrier();
+  }
+
+  static __device__ __forceinline__ BlockWeights shared_weights(const typename Shape::Exchange &exchange, uint32_t block, uint32_t tile) {
+    const uint4 parts = exchange.weights[block][tile][threadIdx.x % WARP];
+    BlockWeights weights;
+    weights.columns = {{parts.x, parts.y}, {parts.z, parts.w}};
+    weights.sums = exchange.sums[block][tile][threadIdx.x % WARP];
+    return weights;
   }
 
   Span spans_[Shape::TILES][2];

@@ -15,7 +15,19 @@ struct Grid {
   dim3 blocks;
   uint32_t threads;
   size_t shared_bytes = 0;  // dynamic
+  // Blocks may begin before the kernel before has ended, once all of its blocks have called let_next_kernel_begin or have ended. They call
+  // wait_for_kernels_before before they touch what kernels before them read or write.
+  bool begins_early = false;
 };
+
+__device__ __forceinline__ void let_next_kernel_begin() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+__device__ __forceinline__ void wait_for_kernels_before() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+
+// Both, for a small kernel that has nothing to do before: what it gains is that its blocks are already there.
+__device__ __forceinline__ void take_turn() {
+  let_next_kernel_begin();
+  wait_for_kernels_before();
+}
 
 // Queues `kernel`; 0, or the cudaError_t that kept it from being queued. A grid without blocks is no work.
 template <class... Parameters, class... Arguments>
@@ -26,6 +38,11 @@ int launch(void (*kernel)(Parameters...), const Grid &grid, void *stream, Argume
   config.blockDim = dim3(grid.threads);
   config.dynamicSmemBytes = grid.shared_bytes;
   config.stream = static_cast<cudaStream_t>(stream);
+  cudaLaunchAttribute early;
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  config.attrs = &early;
+  config.numAttrs = grid.begins_early ? 1 : 0;
   return cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
 }
 

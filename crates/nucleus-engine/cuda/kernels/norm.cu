@@ -8,7 +8,7 @@
 namespace nucleus {
 namespace {
 
-constexpr uint32_t MAX_THREADS = 1024;
+constexpr uint32_t MAX_THREADS = 512;
 constexpr uint32_t MAX_WARPS = MAX_THREADS / WARP;
 
 // A row over the block's threads, `VECTORS` vectors each: vector i of thread t is the row's vector i · threads + t.
@@ -51,6 +51,7 @@ struct BlockRow {
 template <uint32_t VECTORS>
 __global__ void __launch_bounds__(MAX_THREADS) rms_norm(const float *x, const float *weight, float eps, uint32_t width, float *output) {
   __shared__ float partials[MAX_WARPS];
+  take_turn();
   const uint64_t start = uint64_t(blockIdx.x) * width;
   BlockRow<VECTORS> row;
   row.load(x + start, width);
@@ -61,6 +62,7 @@ __global__ void __launch_bounds__(MAX_THREADS) rms_norm(const float *x, const fl
 template <uint32_t VECTORS>
 __global__ void __launch_bounds__(MAX_THREADS) add_norm(NucleusAddNorm call) {
   __shared__ float partials[2][MAX_WARPS];
+  take_turn();
   const uint64_t start = uint64_t(blockIdx.x) * call.width;
   BlockRow<VECTORS> hidden, y;
   hidden.load(call.hidden + start, call.width);
@@ -73,20 +75,20 @@ __global__ void __launch_bounds__(MAX_THREADS) add_norm(NucleusAddNorm call) {
   hidden.store(call.normed + start, call.width);
 }
 
-// Calls `f(vectors)` with the vectors a thread takes of a row, as a constant.
+// Calls `f(vectors)` with the vectors a thread takes of a row, as a constant: several, so that a multiprocessor has room for several rows.
 template <class F>
 int with_vectors(uint32_t width, F f) {
   if (width == 0 || width % 4 != 0) return cudaErrorInvalidValue;
-  const uint64_t vectors = div_ceil(width / 4, MAX_THREADS);
-  if (vectors <= 1) return f(std::integral_constant<uint32_t, 1>());
-  if (vectors <= 2) return f(std::integral_constant<uint32_t, 2>());
-  if (vectors <= 4) return f(std::integral_constant<uint32_t, 4>());
+  if (width <= 1024) return f(std::integral_constant<uint32_t, 1>());
+  if (width <= 2048) return f(std::integral_constant<uint32_t, 2>());
+  if (width <= 8192) return f(std::integral_constant<uint32_t, 4>());
+  if (width <= 16384) return f(std::integral_constant<uint32_t, 8>());
   return cudaErrorInvalidValue;
 }
 
 // One block a row, with just the warps that the row's vectors need.
 Grid row_blocks(uint32_t rows, uint32_t width, uint32_t vectors) {
-  return {dim3(rows), static_cast<uint32_t>(div_ceil(width / 4, vectors * WARP) * WARP)};
+  return {dim3(rows), static_cast<uint32_t>(div_ceil(width / 4, vectors * WARP) * WARP), 0, true};
 }
 
 }  // namespace
