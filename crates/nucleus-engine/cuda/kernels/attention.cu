@@ -12,12 +12,16 @@ namespace {
 constexpr uint32_t MAX_GROUP = 16;
 
 // Warps of a block for tiles of a prompt: the totals of wide heads fill shared memory sooner.
-constexpr uint32_t prompt_warps(uint32_t width) { return width <= 64 ? 12 : width <= 128 ? 8 : 4; }
+constexpr uint32_t prompt_warps(uint32_t width) { return width <= 128 ? 8 : 4; }
+constexpr uint32_t prompt_stages(uint32_t width) { return width <= 128 ? 4 : 3; }
 constexpr uint32_t PROMPT_TILES = 2;
 
 // Blocks of one team that a multiprocessor has room for, and the stages that fill their shared memory.
-constexpr uint32_t decode_resident(uint32_t width, uint32_t tiles) { return width <= 128 && tiles == 1 ? 3 : width * tiles > 256 ? 1 : 2; }
-constexpr uint32_t decode_stages(uint32_t width) { return width <= 64 ? 4 : width == 96 || width == 128 ? 2 : 3; }
+constexpr uint32_t decode_resident(uint32_t width, uint32_t tiles) {
+  if (tiles > 1) return width > 128 ? 1 : 2;
+  return width <= 80 ? 4 : width <= 128 ? 3 : 2;
+}
+constexpr uint32_t decode_stages(uint32_t width) { return width <= 64 || width > 128 ? 3 : 2; }
 
 // A team with a block of the cache each.
 constexpr uint32_t decode_team(uint32_t width) { return step_positions(width) / BLOCK; }
@@ -25,11 +29,13 @@ constexpr uint32_t decode_team(uint32_t width) { return step_positions(width) / 
 template <uint32_t WIDTH, uint32_t TILES>
 using DecodeShape = AttentionShape<WIDTH, TILES, decode_team(WIDTH), decode_team(WIDTH), decode_stages(WIDTH), decode_resident(WIDTH, TILES)>;
 template <uint32_t WIDTH>
-using PromptShape = AttentionShape<WIDTH, PROMPT_TILES, 1, prompt_warps(WIDTH), 3, 1>;
+using PromptShape = AttentionShape<WIDTH, PROMPT_TILES, 1, prompt_warps(WIDTH), prompt_stages(WIDTH), 1>;
 
 // Blocks that are worth having, so that unequal contexts even out; more only begin and end. So many tiles and key heads are blocks enough without splits, whose
 // results would have to be added.
 constexpr uint32_t DECODE_BLOCKS = 2048, PROMPT_BLOCKS = 132, ENOUGH_PAIRS = 1024;
+// Rows of a tile of a prompt with a query head a key head.
+constexpr uint32_t MAX_TILE_ROWS = 8 * PROMPT_TILES * TILE;
 // Workspace that is worth asking for; where it is too small for the results of splits, blocks take whole contexts.
 constexpr size_t MAX_WORKSPACE = size_t(128) << 20;
 
@@ -79,10 +85,10 @@ int attend_tiles(const NucleusAttention &call, const AttentionPlan &plan, void *
   constexpr size_t bytes = sizeof(typename Shape::Shared);
   if (cudaError_t error = cudaFuncSetAttribute(attend<Shape>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes)) return error;
   const uint64_t pairs = uint64_t(call.tile_count) * call.cache.kv_heads;
-  const Grid grid{dim3(static_cast<uint32_t>(pairs * plan.parts)), Shape::THREADS, bytes, true};
+  const Grid grid{dim3(static_cast<uint32_t>(pairs * plan.parts)), Shape::THREADS, bytes};
   if (int error = launch(attend<Shape>, grid, stream, call, plan)) return error;
   if (plan.parts == 1) return cudaSuccess;
-  const Grid rows{dim3(static_cast<uint32_t>(pairs * plan.partials.rows)), Shape::WIDTH, 0, true};
+  const Grid rows{dim3(static_cast<uint32_t>(pairs * plan.partials.rows)), Shape::WIDTH};
   return launch(combine<Shape::WIDTH>, rows, stream, call, plan);
 }
 
@@ -116,7 +122,8 @@ uint32_t nucleus_attention_tile_rows(uint32_t heads_per_kv_head, uint32_t head_d
 }
 
 size_t nucleus_attention_workspace(uint32_t rows, uint32_t heads, uint32_t head_dim, uint32_t max_context) {
-  const uint64_t results = uint64_t(rows) * heads * (split_of(max_context) + 1);
+  // Tiles of a prompt take the room of full ones.
+  const uint64_t results = (uint64_t(rows) + MAX_TILE_ROWS) * heads * (split_of(max_context) + 1);
   return std::min(MAX_WORKSPACE, results * partial_bytes(stored_width(head_dim)));
 }
 

@@ -250,10 +250,9 @@ __device__ __forceinline__ void attend_rows(const NucleusAttention &call, const 
 template <class Shape>
 __global__ void __launch_bounds__(Shape::THREADS, Shape::RESIDENT) attend(const __grid_constant__ NucleusAttention call, const __grid_constant__ AttentionPlan plan) {
   extern __shared__ __align__(128) unsigned char shared_bytes[];
-  take_turn();
   auto &shared = *reinterpret_cast<typename Shape::Shared *>(shared_bytes);
   const uint32_t part = blockIdx.x % plan.parts, tile_and_head = blockIdx.x / plan.parts;
-  const NucleusTile tile = call.tiles[tile_and_head / call.cache.kv_heads];
+  const NucleusTile tile = tile_of(call, tile_and_head / call.cache.kv_heads);
   if (!plan.takes(call, tile)) return;
   const TileContext context(call, tile);
   const Steps<Shape> steps(context, part, plan.parts);
@@ -278,33 +277,38 @@ __global__ void __launch_bounds__(Shape::THREADS, Shape::RESIDENT) attend(const 
 // Adds the results of splits: a block takes one row of one query head, a thread one dimension.
 template <uint32_t WIDTH>
 __global__ void __launch_bounds__(WIDTH) combine(const __grid_constant__ NucleusAttention call, const __grid_constant__ AttentionPlan plan) {
-  constexpr uint32_t READ_AHEAD = 16;
+  constexpr uint32_t AT_ONCE = 16;
   const Partials &partials = plan.partials;
-  const uint32_t row = blockIdx.x % partials.rows, tile_and_head = blockIdx.x / partials.rows, kv_head = tile_and_head % call.cache.kv_heads;
-  wait_for_kernels_before();
-  const NucleusTile tile = call.tiles[tile_and_head / call.cache.kv_heads];
-  if (!plan.takes(call, tile)) return;
-  const TileContext context(call, tile);
-  if (row >= context.rows() || !context.is_shared(plan)) return;
-  const uint32_t splits = context.last_split() - context.first_split() + 1, d = threadIdx.x;
-  Softmax total;
-  float output = 0.0f;
-  for (uint32_t first = 0; first < splits; first += READ_AHEAD) {
-    Softmax softmax[READ_AHEAD];
-    float outputs[READ_AHEAD];
+  const uint32_t row = blockIdx.x % partials.rows, tile_and_head = blockIdx.x / partials.rows, d = threadIdx.x;
+  Softmax softmax[AT_ONCE];
+  float outputs[AT_ONCE];
+  const auto read = [&](uint32_t first) {
 #pragma unroll
-    for (uint32_t i = 0; i < READ_AHEAD; ++i) {
-      const uint64_t place = partials.place(tile_and_head, min(first + i, splits - 1), row);
+    for (uint32_t i = 0; i < AT_ONCE; ++i) {
+      const uint64_t place = partials.place(tile_and_head, min(first + i, partials.splits - 1), row);
       softmax[i] = partials.softmax[place];
       outputs[i] = partials.outputs[place * WIDTH + d];
     }
+  };
+  // The first reads need not wait for those that say how many of them count.
+  read(0);
+  const NucleusTile tile = tile_of(call, tile_and_head / call.cache.kv_heads);
+  if (!plan.takes(call, tile)) return;
+  const TileContext context(call, tile);
+  if (row >= context.rows() || !context.is_shared(plan)) return;
+  const uint32_t splits = context.last_split() - context.first_split() + 1;
+  Softmax total;
+  float output = 0.0f;
+  for (uint32_t first = 0;;) {
 #pragma unroll
-    for (uint32_t i = 0; i < READ_AHEAD; ++i) {
+    for (uint32_t i = 0; i < AT_ONCE; ++i) {
       if (first + i < splits) output = add_split(total, softmax[i]).add(output, outputs[i]);
     }
+    if ((first += AT_ONCE) >= splits) break;
+    read(first);
   }
   if (d >= call.cache.head_dim) return;
-  call.output[RowPlace(call, context, kv_head, row).place + d] = attended(output, __frcp_rn(total.sum));
+  call.output[RowPlace(call, context, tile_and_head % call.cache.kv_heads, row).place + d] = attended(output, __frcp_rn(total.sum));
 }
 
 }  // namespace nucleus

@@ -30,6 +30,11 @@ struct AttentionPlan {
   }
 };
 
+// Where every tile is a row, it is the row of its number: one read less before anything can begin.
+__device__ __forceinline__ NucleusTile tile_of(const NucleusAttention &call, uint32_t index) {
+  return call.tile_count == call.rows.rows ? NucleusTile{index, 1} : call.tiles[index];
+}
+
 // What a tile attends to.
 struct TileContext {
   NucleusTile tile;

@@ -15,19 +15,15 @@ struct Grid {
   dim3 blocks;
   uint32_t threads;
   size_t shared_bytes = 0;  // dynamic
-  // Blocks may begin before the kernel before has ended, once all of its blocks have called let_next_kernel_begin or have ended. They call
-  // wait_for_kernels_before before they touch what kernels before them read or write.
+  // Blocks may be there before the kernel before has ended, and wait for it in take_turn. Only a few: many are then spread unevenly.
   bool begins_early = false;
 };
 
-__device__ __forceinline__ void let_next_kernel_begin() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
-__device__ __forceinline__ void wait_for_kernels_before() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+// So many blocks have a multiprocessor each.
+constexpr uint32_t MOST_EARLY_BLOCKS = 128;
 
-// Both, for a small kernel that has nothing to do before: what it gains is that its blocks are already there.
-__device__ __forceinline__ void take_turn() {
-  let_next_kernel_begin();
-  wait_for_kernels_before();
-}
+// At the start of a kernel that begins early: lets the next one do so, and waits for those before.
+__device__ __forceinline__ void take_turn() { asm volatile("griddepcontrol.launch_dependents;\ngriddepcontrol.wait;" ::: "memory"); }
 
 // Queues `kernel`; 0, or the cudaError_t that kept it from being queued. A grid without blocks is no work.
 template <class... Parameters, class... Arguments>
@@ -42,7 +38,7 @@ int launch(void (*kernel)(Parameters...), const Grid &grid, void *stream, Argume
   early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   early.val.programmaticStreamSerializationAllowed = 1;
   config.attrs = &early;
-  config.numAttrs = grid.begins_early ? 1 : 0;
+  config.numAttrs = grid.begins_early && uint64_t(grid.blocks.x) * grid.blocks.y <= MOST_EARLY_BLOCKS ? 1 : 0;
   return cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
 }
 

@@ -75,12 +75,12 @@ __global__ void __launch_bounds__(MAX_THREADS) add_norm(NucleusAddNorm call) {
   hidden.store(call.normed + start, call.width);
 }
 
-// Calls `f(vectors)` with the vectors a thread takes of a row, as a constant: several, so that a multiprocessor has room for several rows.
+// Calls `f(vectors)` with the vectors a thread takes of a row, as a constant.
 template <class F>
 int with_vectors(uint32_t width, F f) {
   if (width == 0 || width % 4 != 0) return cudaErrorInvalidValue;
-  if (width <= 1024) return f(std::integral_constant<uint32_t, 1>());
-  if (width <= 2048) return f(std::integral_constant<uint32_t, 2>());
+  if (width <= 2048) return f(std::integral_constant<uint32_t, 1>());
+  if (width <= 4096) return f(std::integral_constant<uint32_t, 2>());
   if (width <= 8192) return f(std::integral_constant<uint32_t, 4>());
   if (width <= 16384) return f(std::integral_constant<uint32_t, 8>());
   return cudaErrorInvalidValue;

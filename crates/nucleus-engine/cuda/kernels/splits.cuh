@@ -8,17 +8,18 @@
 
 namespace nucleus {
 
-// Short splits spread the contexts that are common over the machine; from LONG_FROM on, they are longer, so that there are not too many to add.
-constexpr uint32_t SHORT_SPLIT = 256, LONG_SPLIT = 1024, LONG_FROM = 16384;
+// Short splits spread the contexts that are common over the machine; far ones are longer, so that there are not too many to add.
+constexpr uint32_t SHORT_SPLIT = 256, LONG_SPLIT = 1024, LONG_FROM = 16384, FIRST_LONG = LONG_FROM / SHORT_SPLIT;
 
 __host__ __device__ constexpr uint32_t split_begin(uint32_t split) {
-  constexpr uint32_t SHORT_SPLITS = LONG_FROM / SHORT_SPLIT;
-  return split < SHORT_SPLITS ? split * SHORT_SPLIT : LONG_FROM + (split - SHORT_SPLITS) * LONG_SPLIT;
+  return split < FIRST_LONG ? split * SHORT_SPLIT : LONG_FROM + (split - FIRST_LONG) * LONG_SPLIT;
 }
 
 __host__ __device__ constexpr uint32_t split_of(uint32_t position) {
-  return position < LONG_FROM ? position / SHORT_SPLIT : LONG_FROM / SHORT_SPLIT + (position - LONG_FROM) / LONG_SPLIT;
+  return position < LONG_FROM ? position / SHORT_SPLIT : FIRST_LONG + (position - LONG_FROM) / LONG_SPLIT;
 }
+
+static_assert(split_begin(split_of(16383)) == 16128 && split_begin(split_of(16384)) == 16384 && split_begin(split_of(20000)) == 19456);
 
 // 2^x, with 2^-∞ = 0 and 2^0 = 1; the same bits wherever it stands.
 __device__ __forceinline__ float exp2_approximate(float x) {

@@ -1,5 +1,5 @@
 // Attention against float64; then that a row's bits depend on nothing beside it; then faults that stay in their rows, a cache beyond 2^31 numbers, and times.
-// Usage: attention_test [quick | times]
+// Usage: attention_test [tiny | quick | times]; tiny is for tools that slow a program down a thousandfold.
 #include <cuda_fp16.h>
 
 #include <numeric>
@@ -161,34 +161,64 @@ struct Way {
   bool workspace = true;
 };
 
-// The attention of rows begin … end of a sequence's.
-std::vector<float> attend(const Sequence &s, Way way, uint32_t begin, uint32_t end) {
-  const Model &m = s.m;
-  std::vector<uint32_t> positions(end - begin), zeros(end - begin, 0);
-  std::iota(positions.begin(), positions.end(), s.first() + begin);
+// A call for rows begin … end of a sequence's, and what it reads and writes.
+struct Call {
+  std::vector<uint32_t> positions;
   std::vector<NucleusTile> tiles;
-  for (uint32_t row = 0; row < end - begin; row += way.tile_rows) tiles.push_back({row, std::min(way.tile_rows, end - begin - row)});
-  DeviceArray<uint32_t> device_positions(positions), device_sequences(zeros);
-  DeviceArray<NucleusTile> device_tiles(tiles);
-  DeviceArray<float> output(size_t(end - begin) * m.heads * m.head_dim);
+  DeviceArray<uint32_t> device_positions, device_sequences;
+  DeviceArray<NucleusTile> device_tiles;
+  DeviceArray<float> output;
   NucleusAttention call = {};
-  call.rows = {device_positions.data, device_sequences.data, s.device_table.data, s.blocks(), end - begin};
-  call.cache = s.cache();
-  call.query = s.device_queries.data + size_t(begin) * m.heads * m.head_dim;
-  call.output = output.data;
-  call.heads = m.heads;
-  call.scale = m.scale();
-  call.soft_cap = m.soft_cap;
-  call.window = m.window;
-  call.tiles = device_tiles.data;
-  call.tile_count = tiles.size();
-  call.max_context = way.max_context ? way.max_context : s.length;
-  DeviceArray<char> workspace(way.workspace ? nucleus_attention_workspace(end - begin, m.heads, m.head_dim, call.max_context) : 0);
-  call.workspace = workspace.data;
-  call.workspace_bytes = workspace.count;
-  CHECK(nucleus_attention(&call, nullptr));
+
+  Call(const Sequence &s, const Way &way, uint32_t begin, uint32_t end)
+      : positions(positions_of(s.first() + begin, end - begin)),
+        tiles(tiles_of(end - begin, way.tile_rows)),
+        device_positions(positions),
+        device_sequences(std::vector<uint32_t>(end - begin, 0)),
+        device_tiles(tiles),
+        output(size_t(end - begin) * s.m.heads * s.m.head_dim) {
+    const Model &m = s.m;
+    call.rows = {device_positions.data, device_sequences.data, s.device_table.data, s.blocks(), end - begin};
+    call.cache = s.cache();
+    call.query = s.device_queries.data + size_t(begin) * m.heads * m.head_dim;
+    call.output = output.data;
+    call.heads = m.heads;
+    call.scale = m.scale();
+    call.soft_cap = m.soft_cap;
+    call.window = m.window;
+    call.tiles = device_tiles.data;
+    call.tile_count = tiles.size();
+    call.max_context = way.max_context ? way.max_context : s.length;
+  }
+
+  static std::vector<uint32_t> positions_of(uint32_t first, uint32_t count) {
+    std::vector<uint32_t> positions(count);
+    std::iota(positions.begin(), positions.end(), first);
+    return positions;
+  }
+
+  static std::vector<NucleusTile> tiles_of(uint32_t rows, uint32_t tile_rows) {
+    std::vector<NucleusTile> tiles;
+    for (uint32_t row = 0; row < rows; row += tile_rows) tiles.push_back({row, std::min(tile_rows, rows - row)});
+    return tiles;
+  }
+
+  size_t workspace_bytes() const { return nucleus_attention_workspace(call.rows.rows, call.heads, call.cache.head_dim, call.max_context); }
+
+  void queue(DeviceArray<char> &workspace, cudaStream_t stream = nullptr) {
+    call.workspace = workspace.data;
+    call.workspace_bytes = workspace.count;
+    CHECK(nucleus_attention(&call, stream));
+  }
+};
+
+// The attention of rows begin … end of a sequence's.
+std::vector<float> attend(const Sequence &s, const Way &way, uint32_t begin, uint32_t end) {
+  Call call(s, way, begin, end);
+  DeviceArray<char> workspace(way.workspace ? call.workspace_bytes() : 0);
+  call.queue(workspace);
   CHECK(cudaDeviceSynchronize());
-  return output.host();
+  return call.output.host();
 }
 
 std::vector<float> attend(const Sequence &s, Way way) { return attend(s, way, 0, s.rows); }
@@ -271,6 +301,29 @@ void test_mixed(const Model &m) {
     CHECK(cudaDeviceSynchronize());
     report.expect(same_bits(output.host(), expected), m.name() + ": a mixed batch");
   }
+}
+
+// Calls that follow each other at once, with one workspace, do not disturb each other; nor do they in a graph.
+void test_back_to_back(const Model &m) {
+  const Sequence s(m, 3000, 60);
+  const uint32_t most = most_tile_rows(m);
+  const std::vector<float> expected = attend(s, {1});
+  Call few(s, {1}, 7, 9), many(s, {1}, 0, 60), prompt(s, {most}, 0, 60);
+  DeviceArray<char> workspace(std::max({few.workspace_bytes(), many.workspace_bytes(), prompt.workspace_bytes()}));
+  const auto queue = [&](cudaStream_t stream) {
+    for (Call *call : {&few, &many, &prompt, &few}) call->queue(workspace, stream);
+  };
+  const auto check = [&](const std::string &how) {
+    CHECK(cudaDeviceSynchronize());
+    report.expect(same_bits(few.output.host(), rows_of(s, expected, 7, 9)), m.name() + ": few rows, " + how);
+    report.expect(same_bits(many.output.host(), expected), m.name() + ": many rows, " + how);
+    report.expect(same_bits(prompt.output.host(), expected), m.name() + ": a prompt, " + how);
+    for (Call *call : {&few, &many, &prompt}) call->output.poison();
+  };
+  for (uint32_t i = 0; i < 10; ++i) queue(nullptr);
+  check("back to back");
+  time_each(10, [&](cudaStream_t stream, uint32_t) { queue(stream); });
+  check("in a graph");
 }
 
 // What lies behind a row's position, and faults of other rows, do not reach it.
@@ -424,7 +477,8 @@ Timing time_attention(const Model &m, uint32_t sequences, uint32_t context, uint
     CHECK(nucleus_attention(&call, stream));
   });
   const double reach = m.window != 0 ? std::min(m.window, context) : context;
-  const double pairs = double(sequences) * rows * (context - (rows - 1) / 2.0);
+  double pairs = 0.0;
+  for (uint32_t position : positions) pairs += m.window != 0 ? std::min(m.window, position + 1) : position + 1;
   return {ms, 4.0 * sequences * reach * m.kv_heads * m.head_dim, 4.0 * pairs * m.heads * m.head_dim};
 }
 
@@ -480,6 +534,7 @@ void test_all(bool quick) {
   for (uint32_t group : {1u, 2u, 3u, 5u, 6u, 7u, 8u, 16u}) test_sequence({64, 2 * group, 2}, quick ? 90 : 530, 50);
   for (const Model &m : {Model{128, 8, 2}, Model{64, 7, 1}, Model{64, 8, 8, 20.0f, 77}, Model{256, 4, 2}}) {
     test_mixed(m);
+    test_back_to_back(m);
     test_faults(m);
   }
   test_extremes();
@@ -493,13 +548,19 @@ void test_all(bool quick) {
   test_sequence({128, 8, 8}, 700, 40, 270000);
 }
 
+void test_tiny() {
+  test_sequence({128, 4, 1}, 300, 9);
+  test_sequence({64, 2, 2, 20.0f, 77}, 140, 9);
+}
+
 }  // namespace
 
 int main(int argc, char **argv) {
   const std::string mode = argc > 1 ? argv[1] : "";
-  if (mode != "times") test_all(mode == "quick");
+  if (mode == "tiny") test_tiny();
+  if (mode == "quick" || mode.empty()) test_all(mode == "quick");
   std::printf("largest error of attention: %.2e\n", worst_of_all);
   const int failed = report.finish("attention");
-  if (mode != "quick") print_times();
+  if (mode == "times" || mode.empty()) print_times();
   return failed;
 }

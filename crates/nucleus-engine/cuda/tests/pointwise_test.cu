@@ -291,7 +291,8 @@ void print_times() {
     // 32 heads, 8 key heads of 128.
     const uint32_t heads = 32, kv_heads = 8, head_dim = 128, blocks = 4096, store_copies = std::max(2u, std::min(32u, 8192u / rows));
     std::vector<uint32_t> table(rows), positions(rows), sequences(rows);
-    for (uint32_t i = 0; i < rows; ++i) table[i] = random_numbers.below(blocks), positions[i] = i % 16, sequences[i] = i;
+    // Rows that decode, each in a block of its own, or those of a prompt.
+    for (uint32_t i = 0; i < rows; ++i) table[i] = rows <= 256 ? random_numbers.below(blocks) : i / 16, positions[i] = i % 16, sequences[i] = i;
     DeviceArray<uint32_t> device_table(table), device_positions(positions), device_sequences(sequences);
     DeviceArray<float> query(size * store_copies), key(size / 4 * store_copies), value(size / 4 * store_copies), rotations(size_t(rows) * head_dim);
     DeviceArray<double> frequencies(std::vector<double>(64, 0.1));
