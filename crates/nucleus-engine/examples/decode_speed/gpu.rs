@@ -12,7 +12,8 @@ use serde_json::{Value, json};
 
 use super::{Options, median, prompt};
 
-/// Steps before those that are timed: the first of a shape runs kernel by kernel, the second is captured.
+/// Steps before those that are timed: the first of a shape runs kernel by kernel, the second is captured, the third is the first that
+/// only launches the graph.
 const WARMUP: usize = 4;
 /// Steps whose parts are timed.
 const PROFILED: usize = 8;
@@ -172,6 +173,15 @@ fn prefill(
     Ok(start.elapsed().as_secs_f64())
 }
 
+/// Bytes of the model's device that nothing uses.
+pub(crate) fn free_bytes(model: &dyn Model) -> Option<u64> {
+    let Compute::Cuda(stream) = model.compute() else {
+        return None;
+    };
+    let memory = nucleus_sampling::cuda::device_memory(stream.device()).ok()?;
+    Some(memory.free_bytes)
+}
+
 /// All batches of a context.
 pub(crate) fn measure(
     model: &mut dyn Model,
@@ -255,7 +265,9 @@ fn decode(
 ) -> Result<(), Box<dyn Error>> {
     batch.position = context;
     batch.step(sequences, &Source::Known)?;
-    batch.time(sequences, WARMUP - 1)?;
+    let first: Vec<f64> = (1..WARMUP)
+        .map(|_| Ok(batch.time(sequences, 1)?[0]))
+        .collect::<Result<_, Box<dyn Error>>>()?;
     let mut seconds = Vec::new();
     let mut host = Vec::new();
     for _ in 0..options.repeats {
@@ -275,6 +287,7 @@ fn decode(
     let step = median(&mut seconds);
     let microseconds = |seconds: f64| json!((seconds * 1e7).round() / 10.0);
     let part = |seconds: f64| microseconds(seconds / steps as f64);
+    row["first_steps_us"] = first.into_iter().map(microseconds).collect();
     row["decode_tokens_per_s"] = json!((sequences as f64 / step).round());
     row["step_us"] = microseconds(step);
     row["products_us"] = part(products);

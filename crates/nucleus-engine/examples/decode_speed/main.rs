@@ -210,6 +210,17 @@ fn peak_bytes() -> Option<u64> {
     Some(kib * 1024)
 }
 
+/// Bytes of the model's device that nothing uses; none on the host.
+fn device_free_bytes(model: &dyn Model) -> Option<u64> {
+    #[cfg(feature = "cuda")]
+    return gpu::free_bytes(model);
+    #[cfg(not(feature = "cuda"))]
+    {
+        let _ = model;
+        None
+    }
+}
+
 /// All batches of a context.
 fn measure_all(
     model: &mut dyn Model,
@@ -250,10 +261,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     )?;
     let load_seconds = start.elapsed().as_secs_f64();
     let loaded_bytes = peak_bytes();
+    let device_free_loaded = device_free_bytes(&*model);
     let mut rows = Vec::new();
     for &context in &options.contexts {
         rows.extend(measure_all(&mut *model, context, &options)?);
     }
+    let device_free = device_free_bytes(&*model);
     let (spec, layout) = (model.spec(), model.kv_layout());
     let report = json!({
         "model": spec.name,
@@ -268,6 +281,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         "load_s": (load_seconds * 100.0).round() / 100.0,
         "peak_bytes_loaded": loaded_bytes,
         "peak_bytes": peak_bytes(),
+        "device_free_bytes_loaded": device_free_loaded,
+        "device_free_bytes": device_free,
         "rows": rows,
     });
     Ok(writeln!(std::io::stdout(), "{report:#}")?)
