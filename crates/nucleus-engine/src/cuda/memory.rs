@@ -42,6 +42,15 @@ impl Memory {
         }))
     }
 
+    /// Memory that work on the stream finds full of zeros.
+    pub(crate) fn zeroed(stream: &Arc<Stream>, bytes: usize) -> Result<Arc<Self>, CudaError> {
+        let memory = Self::new(stream, bytes)?;
+        // SAFETY: so many bytes are there; null has none.
+        let code = unsafe { sys::cudaMemsetAsync(memory.address, 0, bytes, stream.raw()) };
+        check("cudaMemsetAsync", code)?;
+        Ok(memory)
+    }
+
     /// All of it.
     pub(crate) fn whole(self: &Arc<Self>) -> Slice<u8> {
         Slice {

@@ -201,6 +201,12 @@ unsafe extern "C" {
     pub(super) safe fn cudaSetDevice(device: c_int) -> c_int;
     pub(super) fn cudaMalloc(pointer: *mut *mut c_void, bytes: usize) -> c_int;
     pub(super) fn cudaFree(pointer: *mut c_void) -> c_int;
+    pub(super) fn cudaMemsetAsync(
+        pointer: *mut c_void,
+        value: c_int,
+        bytes: usize,
+        stream: *mut c_void,
+    ) -> c_int;
     pub(super) fn cudaMallocHost(pointer: *mut *mut c_void, bytes: usize) -> c_int;
     pub(super) fn cudaFreeHost(pointer: *mut c_void) -> c_int;
     pub(super) fn cudaMemcpyAsync(

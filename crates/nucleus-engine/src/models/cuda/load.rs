@@ -206,7 +206,8 @@ impl Load for CudaLoad<'_> {
         } = *self.config;
         let block_bytes = cache_block_bytes(kv_heads, head_dim);
         let pitch = (self.plan.kv_blocks + 1) * block_bytes;
-        let memory = Memory::new(&self.stream, self.plan.kv_bytes as usize)?.whole();
+        // Attention reads whole blocks and leaves out what is beyond a row's position.
+        let memory = Memory::zeroed(&self.stream, self.plan.kv_bytes as usize)?.whole();
         let part = |index: usize| memory.part(index * pitch, pitch);
         let caches = (0..layers).map(|layer| CacheSlice {
             keys: part(2 * layer),
