@@ -244,6 +244,7 @@ HD double log2_near(u64 v, double &whole) {
 // ln(q / Z); -inf for q = 0. The digits of the logarithms are computed one by one only where the float may depend on the last of them.
 HD float processed_logprob(u64 q, u64 total) {
   if (!q) return -infinity();
+  if (q == total) return 0.0f;  // the digits of both would be computed, since 0 is at the edge of floats
   double whole, whole_total;
   double fraction = log2_near(q, whole) - log2_near(total, whole_total);
   double distance = floor(((whole - whole_total) + fraction) * 281474976710656.0);

@@ -365,40 +365,56 @@ struct DeviceTeam {
     u32 carry = low ? atomicAdd(halves, low) > ~low : 0, high = static_cast<u32>(weight >> 32) + carry;
     if (high) atomicAdd(halves + 1, high);
   }
-  // Descending, the first bin at which `base` plus the sum suffices; `base` becomes the sum before it.
+  // Descending, the first bin at which `base` plus the sum suffices; `base` becomes the sum before it. Each block adds up its share of all blocks' bins.
   __device__ __forceinline__ u32 find_bin(u32 count, u64 &base, const Until &until) const {
-    constexpr u32 OWN = BINS / THREADS;
+    constexpr u32 MOST = BINS / THREADS;
+    const u32 share = share_of(BINS), each = share > THREADS ? share / THREADS : 1;
     if (threadIdx.x == 0) { sh->found_bin = 0; sh->found_base = base; }
     cluster_sync();
-    u64 v[OWN], total = 0;
+    // Places in descending order: this block's begin at block * share.
+    u64 v[MOST], total = 0;
 #pragma unroll
-    for (u32 k = 0; k < OWN; ++k) {
-      const u32 at = threadIdx.x * OWN + k;
+    for (u32 k = 0; k < MOST; ++k) {
+      const u32 own = threadIdx.x * each + k, at = block * share + own;
+      const bool there = k < each && own < share && at < count;
       u64 parts[MAX_BLOCKS];
 #pragma unroll
-      for (u32 other = 0; other < MAX_BLOCKS; ++other) parts[other] = at < count && other < blocks ? in_block(sh, other)->bins[count - 1 - at] : 0;
+      for (u32 other = 0; other < MAX_BLOCKS; ++other) parts[other] = there && other < blocks ? in_block(sh, other)->bins[count - 1 - at] : 0;
       v[k] = 0;
 #pragma unroll
       for (u32 other = 0; other < MAX_BLOCKS; ++other) v[k] += parts[other];
       total += v[k];
     }
-    u64 prefix = DeviceWarp{}.inclusive(total);
+    const u64 prefix = DeviceWarp{}.inclusive(total);
     if (threadIdx.x % 32 == 31) sh->part[threadIdx.x / 32][0] = prefix;
     __syncthreads();
-    u64 before = base + prefix - total;
+    u64 before = prefix - total, of_block = 0;
     UNROLL_NOT
-    for (u32 warp = 0; warp < threadIdx.x / 32; ++warp) before += sh->part[warp][0];
-    for (u32 k = 0; k < OWN; ++k) {
+    for (u32 warp = 0; warp < WARPS; ++warp) {
+      if (warp < threadIdx.x / 32) before += sh->part[warp][0];
+      of_block += sh->part[warp][0];
+    }
+    if (threadIdx.x < blocks) in_block(sh, threadIdx.x)->masses[block] = of_block;
+    cluster_sync();
+    before += base;
+    UNROLL_NOT
+    for (u32 other = 0; other < block; ++other) before += sh->masses[other];
+#pragma unroll
+    for (u32 k = 0; k < MOST; ++k) {
       if (v[k] && !until(before) && until(before + v[k])) {
-        sh->found_bin = count - 1 - (threadIdx.x * OWN + k);
-        sh->found_base = before;
+        UNROLL_NOT
+        for (u32 other = 0; other < blocks; ++other) {
+          Shared *to = in_block(sh, other);
+          to->found_bin = count - 1 - (block * share + threadIdx.x * each + k);
+          to->found_base = before;
+        }
       }
       before += v[k];
     }
-    __syncthreads();
-    base = sh->found_base;
-    u32 bin = sh->found_bin;
     cluster_sync();
+    base = sh->found_base;
+    const u32 bin = sh->found_bin;
+    __syncthreads();
     return bin;
   }
 

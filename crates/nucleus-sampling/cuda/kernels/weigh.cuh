@@ -55,7 +55,7 @@ struct Exchange {
   }
   // A key that at least k of the maxima reach, and not many more; 0: there are not so many maxima.
   __device__ __forceinline__ u32 reached_by(u32 k) const {
-    constexpr u32 EACH = ROW_WARPS / 32, ROUNDS = 4;
+    constexpr u32 EACH = ROW_WARPS / 32, ROUNDS = 8;
     const u32 *maxima = team.sh->exchanged.maxima[(turn - 1) & 1];
     u32 keys[EACH], least = ~0u, most = 0, there = 0;
 #pragma unroll
@@ -76,6 +76,7 @@ struct Exchange {
       for (u32 i = 0; i < EACH; ++i) reach += __popc(__ballot_sync(~0u, keys[i] >= middle));
       if (reach >= k) low = middle;
       else high = middle;
+      if (reach >= k && reach <= k + k / 8) break;
     }
     return low;
   }
