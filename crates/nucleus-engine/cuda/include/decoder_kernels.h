@@ -171,7 +171,7 @@ typedef struct {
   uint32_t window; /* 0: none */
   const NucleusTile *tiles; /* they cover every row once; a row that decodes is a tile of its own */
   uint32_t tile_count;      /* as many as rows: tile i is row i, and `tiles` is not read */
-  uint32_t max_context; /* no row's position is beyond it; it decides the grid, never a result */
+  uint32_t max_context; /* every row's position is below it; it decides the grid, never a result */
   void *workspace;
   size_t workspace_bytes;
 } NucleusAttention;

@@ -56,7 +56,7 @@ int with_width(uint32_t head_dim, F f) {
 
 // Most splits that a tile of so many positions meets.
 uint32_t most_splits(uint32_t window, uint32_t tile_positions, uint32_t max_context) {
-  const uint32_t all = split_of(max_context) + 1;
+  const uint32_t all = splits_of(max_context);
   if (window == 0) return all;
   return static_cast<uint32_t>(std::min<uint64_t>(all, (uint64_t(window) + tile_positions) / SHORT_SPLIT + 2));
 }
@@ -69,7 +69,7 @@ AttentionPlan plan_of(const NucleusAttention &call, uint32_t blocks, uint32_t ti
   const uint64_t pairs = uint64_t(call.tile_count) * call.cache.kv_heads;
   const uint32_t splits = most_splits(call.window, tile_rows, call.max_context);
   AttentionPlan plan = {};
-  plan.parts = pairs >= ENOUGH_PAIRS ? 1 : static_cast<uint32_t>(std::min<uint64_t>(splits, std::max<uint64_t>(1, blocks / pairs)));
+  plan.parts = pairs >= ENOUGH_PAIRS ? 1 : static_cast<uint32_t>(std::min<uint64_t>(std::max(1u, splits), std::max<uint64_t>(1, blocks / pairs)));
   const uint64_t results = pairs * splits * tile_rows;
   if (plan.parts > 1 && results * partial_bytes(width) <= call.workspace_bytes) {
     float *outputs = static_cast<float *>(call.workspace);
@@ -123,7 +123,7 @@ uint32_t nucleus_attention_tile_rows(uint32_t heads_per_kv_head, uint32_t head_d
 
 size_t nucleus_attention_workspace(uint32_t rows, uint32_t heads, uint32_t head_dim, uint32_t max_context) {
   // Tiles of a prompt take the room of full ones.
-  const uint64_t results = (uint64_t(rows) + MAX_TILE_ROWS) * heads * (split_of(max_context) + 1);
+  const uint64_t results = (uint64_t(rows) + MAX_TILE_ROWS) * heads * splits_of(max_context);
   return std::min(MAX_WORKSPACE, results * partial_bytes(stored_width(head_dim)));
 }
 

@@ -19,6 +19,10 @@ __host__ __device__ constexpr uint32_t split_of(uint32_t position) {
   return position < LONG_FROM ? position / SHORT_SPLIT : FIRST_LONG + (position - LONG_FROM) / LONG_SPLIT;
 }
 
+// Splits of a context of so many positions.
+__host__ __device__ constexpr uint32_t splits_of(uint32_t positions) { return positions == 0 ? 0 : split_of(positions - 1) + 1; }
+
+static_assert(splits_of(256) == 1 && splits_of(257) == 2 && splits_of(8192) == 32);
 static_assert(split_begin(split_of(16383)) == 16128 && split_begin(split_of(16384)) == 16384 && split_begin(split_of(20000)) == 19456);
 
 // 2^x, with 2^-∞ = 0 and 2^0 = 1; the same bits wherever it stands.
