@@ -69,6 +69,24 @@ __device__ __forceinline__ int scale_exponent(uint32_t largest_bits) { return 14
 
 __device__ __forceinline__ float power_of_two(int exponent) { return __uint_as_float(static_cast<uint32_t>(exponent + 127) << 23); }
 
+// Where a unit's two parts go.
+struct UnitPlace {
+  uint8_t *high, *low;
+
+  __device__ __forceinline__ UnitPlace(const Activations &to, uint32_t row, uint32_t unit)
+      : high(to.fragments + size_t{unit / Activations::UNITS} * to.step_bytes + row * Activations::PART_BYTES + unit % Activations::UNITS * Activations::UNIT_BYTES),
+        low(high + to.low_bytes) {}
+  // Before it is split, a unit lies there as it came.
+  __device__ __forceinline__ void put(const float (&values)[8]) const {
+    *reinterpret_cast<float4 *>(high) = make_float4(values[0], values[1], values[2], values[3]);
+    *reinterpret_cast<float4 *>(low) = make_float4(values[4], values[5], values[6], values[7]);
+  }
+  __device__ __forceinline__ void get(float (&values)[8]) const {
+    const float4 a = *reinterpret_cast<const float4 *>(high), b = *reinterpret_cast<const float4 *>(low);
+    values[0] = a.x, values[1] = a.y, values[2] = a.z, values[3] = a.w, values[4] = b.x, values[5] = b.y, values[6] = b.z, values[7] = b.w;
+  }
+};
+
 // A warp splits 32 neighbouring units of a row. What is infinite leaves NaN: its row has no numbers.
 template <class Number>
 __device__ __forceinline__ void split_units(const float (&values)[8], float factor, const Activations &to, uint32_t row, uint32_t unit, bool inside) {
@@ -85,12 +103,10 @@ __device__ __forceinline__ void split_units(const float (&values)[8], float fact
   sum = __fadd_rn(sum, __shfl_xor_sync(~0u, sum, 1));
   sum = __fadd_rn(sum, __shfl_xor_sync(~0u, sum, 2));
   if (!inside) return;
-  const uint32_t step = unit / Activations::UNITS, t = unit % Activations::UNITS;
-  uint8_t *at = to.fragments + size_t{step} * to.step_bytes + row * Activations::PART_BYTES + t * Activations::UNIT_BYTES;
-#pragma unroll
-  for (uint32_t part = 0; part < 2; ++part)
-    *reinterpret_cast<uint4 *>(at + part * to.low_bytes) = make_uint4(parts[part][0], parts[part][1], parts[part][2], parts[part][3]);
-  if (t == 0) to.sums[size_t{step} * to.sums_stride + row] = sum;
+  const UnitPlace place(to, row, unit);
+  *reinterpret_cast<uint4 *>(place.high) = make_uint4(parts[0][0], parts[0][1], parts[0][2], parts[0][3]);
+  *reinterpret_cast<uint4 *>(place.low) = make_uint4(parts[1][0], parts[1][1], parts[1][2], parts[1][3]);
+  if (unit % Activations::UNITS == 0) to.sums[size_t{unit / Activations::UNITS} * to.sums_stride + row] = sum;
 }
 
 // A slice of a row, and the section that it belongs to: what a warp splits at a time.
@@ -107,26 +123,25 @@ struct SplitTask {
 // A block splits sections of `count` rows. `largest` is shared memory, [sections, count] zeros, which all threads see.
 template <class Number>
 __device__ __forceinline__ void split_sections(const RowSections &from, uint32_t count, const Activations &to, uint32_t *largest) {
-  constexpr uint32_t SLICE_STEPS = SLICE / STEP, AT_ONCE = 2;
-  const uint32_t warp = threadIdx.x / 32, warps = blockDim.x / 32, lane = threadIdx.x % 32;
+  constexpr uint32_t SLICE_STEPS = SLICE / STEP, AT_ONCE = 4;  // loads under way: their time is what counts here
+  const uint32_t warp = threadIdx.x / 32, warps = blockDim.x / 32, lane = threadIdx.x % 32, units = from.steps * Activations::UNITS;
   const uint32_t slices = div_up(from.steps, SLICE_STEPS), section_slices = from.section_steps / SLICE_STEPS;
+  const bool stays = slices * count <= warps;  // in registers, since a warp has one task
+  float values[AT_ONCE][8];
   if (slices) {
-    // As many loads under way as fit: their time is what counts here.
 #pragma unroll 1
     for (SplitTask task(warp, slices); task.row < count;) {
-      float values[AT_ONCE][8];
-      SplitTask tasks[AT_ONCE] = {task, task};
+      const SplitTask first = task;
 #pragma unroll
-      for (uint32_t i = 0; i < AT_ONCE; ++i) {
-        if (i) tasks[i] = tasks[i - 1], tasks[i].advance(warps, slices);
-        from.load(tasks[i].row < count ? tasks[i].row : from.rows, tasks[i].slice * 32 + lane, values[i]);
-      }
+      for (uint32_t i = 0; i < AT_ONCE; ++i, task.advance(warps, slices)) from.load(task.row < count ? task.row : from.rows, task.slice * 32 + lane, values[i]);
+      task = first;
 #pragma unroll
-      for (uint32_t i = 0; i < AT_ONCE; ++i) {
-        const uint32_t most = __reduce_max_sync(~0u, __float_as_uint(largest_finite(values[i])));
-        if (lane == 0 && tasks[i].row < count) atomicMax(&largest[tasks[i].slice / section_slices * count + tasks[i].row], most);
+      for (uint32_t i = 0; i < AT_ONCE; ++i, task.advance(warps, slices)) {
+        if (task.row >= count) break;
+        const uint32_t most = __reduce_max_sync(~0u, __float_as_uint(largest_finite(values[i]))), unit = task.slice * 32 + lane;
+        if (lane == 0) atomicMax(&largest[task.slice / section_slices * count + task.row], most);
+        if (!stays && unit < units) UnitPlace(to, task.row, unit).put(values[i]);
       }
-      task = tasks[AT_ONCE - 1], task.advance(warps, slices);
     }
   }
   __syncthreads();
@@ -134,10 +149,9 @@ __device__ __forceinline__ void split_sections(const RowSections &from, uint32_t
 #pragma unroll 1
   for (SplitTask task(warp, slices); task.row < count; task.advance(warps, slices)) {
     const uint32_t section = task.slice / section_slices, unit = task.slice * 32 + lane;
-    float values[8];
-    from.load(task.row, unit, values);
+    if (!stays && unit < units) UnitPlace(to, task.row, unit).get(values[0]);
     const int exponent = scale_exponent(largest[section * count + task.row]);
-    split_units<Number>(values, power_of_two(exponent), to, task.row, unit, unit < from.steps * Activations::UNITS);
+    split_units<Number>(values[0], power_of_two(exponent), to, task.row, unit, unit < units);
     if (lane == 0) to.scales[section * to.scales_stride + task.row] = power_of_two(-exponent);
   }
 }

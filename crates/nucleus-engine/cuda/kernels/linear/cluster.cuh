@@ -27,12 +27,12 @@ struct Cluster {
   }
 
   // The sum of `count` sections' shares in order. A block has `block_count` of them, `stride` floats apart, the first block's first at `first`.
-  __device__ __forceinline__ float sum_sections(float *first, uint32_t count, uint32_t block_count, uint32_t stride) const {
+  __device__ __forceinline__ float sum_sections(float *first, uint32_t count, uint32_t block_count, int stride) const {
     float shares[MAX_SECTIONS], total = 0;
     uint32_t rank = 0, local = 0;
 #pragma unroll
     for (uint32_t s = 0; s < MAX_SECTIONS; ++s) {
-      if (s < count) shares[s] = *group.map_shared_rank(first + local * stride, rank);
+      if (s < count) shares[s] = *group.map_shared_rank(first + static_cast<int>(local) * stride, rank);
       if (++local == block_count) local = 0, ++rank;
     }
 #pragma unroll

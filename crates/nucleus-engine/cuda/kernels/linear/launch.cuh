@@ -3,7 +3,10 @@
 
 #include <cuda_runtime.h>
 
+#include <atomic>
 #include <cstdint>
+
+#include "layout.cuh"
 
 namespace nucleus::linear {
 
@@ -56,6 +59,21 @@ class Launch {
   cudaLaunchConfig_t config_{};
   cudaLaunchAttribute attributes_[2]{};
 };
+
+// Clusters of that many blocks that run at once, where a block fills a multiprocessor. Asking takes microseconds, so the answer is kept.
+template <class Kernel>
+cudaError_t cluster_count(Kernel kernel, const Launch &launch, const Device &device, uint32_t blocks, uint32_t &count) {
+  constexpr int DEVICES = 64;
+  static std::atomic<int> known[DEVICES][MAX_SECTIONS + 1];
+  std::atomic<int> &clusters = known[device.index % DEVICES][blocks];
+  if (!clusters) {
+    int most = 0;
+    if (cudaError_t status = launch.clusters(kernel, most)) return status;
+    clusters = most < 1 ? 1 : most;
+  }
+  count = static_cast<uint32_t>(clusters);
+  return cudaSuccess;
+}
 
 // Waits until all that was queued before is done and visible.
 __device__ __forceinline__ void wait_for_inputs() { asm volatile("griddepcontrol.wait;" ::: "memory"); }

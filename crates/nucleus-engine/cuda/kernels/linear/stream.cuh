@@ -6,8 +6,6 @@
 // which is while it multiplies the next group; then the outputs are added up, section by section.
 #pragma once
 
-#include <atomic>
-
 #include "bulk.cuh"
 #include "call.cuh"
 #include "cluster.cuh"
@@ -250,6 +248,9 @@ struct StreamKernel {
       }
     }
   }
+  // Where an output of a row lies in a unit's shares: pairs of rows are shifted against each other, so that the lanes of a warp write to different banks.
+  static __device__ __forceinline__ uint32_t share_index(uint32_t row, uint32_t output) { return row * P::STRIP_OUTPUTS + (output ^ row / 2 % 4 * 8); }
+
   __device__ __forceinline__ void write_shares(const Sums &sums, float *to, const float *scales) const {
 #pragma unroll
     for (uint32_t n = 0; n < COLUMNS; ++n) {
@@ -258,22 +259,35 @@ struct StreamKernel {
         const uint32_t row = n * 8 + lane() % 4 * 2 + i % 2;
         if (row >= call.rows) continue;
 #pragma unroll
-        for (uint32_t p = 0; p < P::STRIP; ++p) to[row * P::STRIP_OUTPUTS + p * PANEL + lane() / 4 + i / 2 * 8] = section_share(sums[p][n][i], scales[row]);
+        for (uint32_t p = 0; p < P::STRIP; ++p) to[share_index(row, p * PANEL + lane() / 4 + i / 2 * 8)] = section_share(sums[p][n][i], scales[row]);
       }
     }
   }
 
-  // The cluster's threads add up a group's outputs.
+  // Adds up a group's outputs. The cluster's warps take turns by strips, so that the others go on.
   __device__ __forceinline__ void add_up(uint32_t group, uint32_t begin, uint32_t end) const {
-    const uint32_t width = (end - begin) * P::STRIP_OUTPUTS, turn = (cluster.rank() + group) % plan.blocks;
+    static_assert(P::STRIP_OUTPUTS == 32, "a lane has an output of the strip");
 #pragma unroll 1
-    for (uint32_t i = turn * P::THREADS + threadIdx.x; i < width * call.rows; i += plan.blocks * P::THREADS) {
-      const uint32_t row = i / width, strip = i % width / P::STRIP_OUTPUTS, output = i % P::STRIP_OUTPUTS;
-      const uint32_t panel = (begin + strip) * P::STRIP + output / PANEL;
-      if (panel >= call.panels()) continue;
-      float *first = shares(group, strip) + row * P::STRIP_OUTPUTS + output;
-      panel_of<W>(call, panel).store(row, output % PANEL, cluster.sum_sections(first, plan.sections, plan.block_sections, plan.unit_floats()));
+    for (uint32_t strip = begin; strip < end; ++strip) {
+      const uint32_t panel_index = strip * P::STRIP + lane() / PANEL;
+      if (strip % plan.blocks != cluster.rank() || strip / plan.blocks % P::WARPS != warp() || panel_index >= call.panels()) continue;
+      const Panel panel = panel_of<W>(call, panel_index);
+      float *first = shares(group, strip - begin);
+#pragma unroll 2
+      for (uint32_t row = 0; row < call.rows; ++row) {
+        float *share = first + share_index(row, lane());
+        panel.store(row, lane() % PANEL, plan.blocks == 1 ? sum_own(share, plan.sections, plan.unit_floats())
+                                                          : cluster.sum_sections(share, plan.sections, plan.block_sections, static_cast<int>(plan.unit_floats())));
+      }
     }
+  }
+  // The sum of sections' shares that are all this block's, in order.
+  static __device__ __forceinline__ float sum_own(const float *share, uint32_t count, uint32_t stride) {
+    float total = 0;
+#pragma unroll
+    for (uint32_t s = 0; s < MAX_SECTIONS; ++s)
+      if (s < count) total = __fadd_rn(total, share[s * stride]);
+    return total;
   }
 };
 
@@ -291,25 +305,10 @@ __global__ void __launch_bounds__(StreamPolicy::THREADS, 1)
   kernel.multiply(ring);
 }
 
-// Clusters of that many blocks that run at once, each block on a multiprocessor of its own. Asking takes microseconds, so the answer is kept.
-template <class Kernel>
-cudaError_t cluster_count(Kernel kernel, const Launch &launch, const Device &device, uint32_t blocks, uint32_t &count) {
-  constexpr int DEVICES = 64;
-  static std::atomic<int> known[DEVICES][MAX_SECTIONS + 1];
-  std::atomic<int> &clusters = known[device.index % DEVICES][blocks];
-  if (!clusters) {
-    int most = 0;
-    if (cudaError_t status = launch.clusters(kernel, most)) return status;
-    clusters = most < 1 ? 1 : most;
-  }
-  count = static_cast<uint32_t>(clusters);
-  return cudaSuccess;
-}
-
 // Cycles that a block takes: its share of the weights comes at its share of the memory's speed; then what splitting a slice of a row takes a warp, and
 // what a meeting takes. (Measured on an H200; they decide which way is taken, never a result.)
 struct StreamCosts {
-  static constexpr uint32_t BYTES_A_CYCLE = 19, SPLIT = 600, MEETING = 1500;
+  static constexpr uint32_t BYTES_A_CYCLE = 19, SPLIT = 300, MEETING = 3000;
 };
 
 // The size of a cluster that takes the least time.

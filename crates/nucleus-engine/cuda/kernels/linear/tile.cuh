@@ -1,8 +1,8 @@
 // Products of many rows: the tensor cores are what is short.
 //
-// A block has 256 outputs and 32 or 64 rows. The copy engine fetches weights and split activations into two rings; a warp takes some panels and 32
-// rows. Sections' shares are added up in shared memory. Where there are too few such tiles for the device, the blocks of a cluster take a section
-// each, and meet to add up.
+// A block has 128 or 256 outputs and 32 or 64 rows. The copy engine fetches weights and split activations into two rings; a warp takes some panels and
+// 32 rows. Sections' shares are added up in shared memory. Where there are too few such tiles for the device, the blocks of a cluster take one or two
+// sections each, and meet to add up.
 #pragma once
 
 #include "bulk.cuh"
@@ -14,20 +14,22 @@
 namespace nucleus::linear {
 
 struct TilePolicy {
-  static constexpr uint32_t WARPS = 8, THREADS = WARPS * 32, PANELS = 16, OUTPUTS = PANELS * PANEL;
+  static constexpr uint32_t WARPS = 8, THREADS = WARPS * 32;
   static constexpr uint32_t COLUMNS = ROW_TILE / 8;     // of eight rows, of a warp
   static constexpr uint32_t X_STEPS = 2;                // of a stage of activations
   static constexpr uint32_t SHARED_BYTES = 227 * 1024;  // of a multiprocessor, for one block
   static constexpr uint32_t MAX_STAGES = 6;
 };
 
-// A block's shared memory: rings of weights (a stage is a chunk of each panel) and of activations, the outputs' totals, barriers.
-template <class W, uint32_t ROW_TILES>
+// A block's shared memory: rings of weights (a stage is a chunk of each panel) and of activations, the outputs' totals, barriers. In a cluster the
+// totals are the shares of the block's first section; those of a second one lie where the rings were.
+template <class W, uint32_t PANELS, uint32_t ROW_TILES>
 struct TileLayout {
   using P = TilePolicy;
-  static constexpr uint32_t ROWS = ROW_TILES * ROW_TILE, WARPS_ACROSS = P::WARPS / ROW_TILES, WARP_PANELS = P::PANELS / WARPS_ACROSS;
-  static constexpr uint32_t WEIGHT_BYTES = P::PANELS * W::CHUNK_BYTES, X_BYTES = P::X_STEPS * SplitRows::STEP_BYTES, X_STAGE_BYTES = ROW_TILES * X_BYTES;
-  static constexpr uint32_t TOTALS_BYTES = ROWS * P::OUTPUTS * sizeof(float);
+  static constexpr uint32_t OUTPUTS = PANELS * PANEL;
+  static constexpr uint32_t ROWS = ROW_TILES * ROW_TILE, WARPS_ACROSS = P::WARPS / ROW_TILES, WARP_PANELS = PANELS / WARPS_ACROSS;
+  static constexpr uint32_t WEIGHT_BYTES = PANELS * W::CHUNK_BYTES, X_BYTES = P::X_STEPS * SplitRows::STEP_BYTES, X_STAGE_BYTES = ROW_TILES * X_BYTES;
+  static constexpr uint32_t TOTALS_BYTES = ROWS * OUTPUTS * sizeof(float);
   static constexpr uint32_t ROOM = P::SHARED_BYTES - 256 - TOTALS_BYTES;
   static constexpr uint32_t least(uint32_t a, uint32_t b) { return a < b ? a : b; }
   static constexpr uint32_t X_STAGES = least((ROOM - 2 * WEIGHT_BYTES) / X_STAGE_BYTES, 4);
@@ -38,18 +40,20 @@ struct TileLayout {
     Barrier weights_full[WEIGHT_STAGES], weights_empty[WEIGHT_STAGES], x_full[X_STAGES], x_empty[X_STAGES];
   };
   static constexpr uint32_t BYTES = BARRIERS_AT + sizeof(Barriers);
-  static_assert(X_STAGES >= 2 && WEIGHT_STAGES >= 2 && BYTES <= P::SHARED_BYTES);
+  static_assert(X_STAGES >= 2 && WEIGHT_STAGES >= 2 && BYTES <= P::SHARED_BYTES && TOTALS_BYTES <= TOTALS_AT);
+  static_assert(WARP_PANELS * WARPS_ACROSS == PANELS && P::THREADS % OUTPUTS == 0);
 };
 
 // What a block computes.
 struct Tile {
   uint32_t first_panel, row_tile, first_section, end_section, first_step, end_step;
+  bool in_cluster;
 };
 
-template <class W, uint32_t ROW_TILES>
+template <class W, uint32_t PANELS, uint32_t ROW_TILES>
 struct TileKernel {
   using P = TilePolicy;
-  using L = TileLayout<W, ROW_TILES>;
+  using L = TileLayout<W, PANELS, ROW_TILES>;
   using Sums = LaneSums[L::WARP_PANELS][P::COLUMNS];
   // A turn is a stage of activations; a chunk of weights is some turns.
   static constexpr uint32_t CHUNK_TURNS = W::STEPS / P::X_STEPS;
@@ -66,8 +70,8 @@ struct TileKernel {
   __device__ __forceinline__ uint8_t *weights_at(uint32_t stage) const { return shared + stage * L::WEIGHT_BYTES; }
   __device__ __forceinline__ uint8_t *x_at(uint32_t stage) const { return shared + L::X_AT + stage * L::X_STAGE_BYTES; }
   // Pairs of rows are shifted against each other, so that the lanes of a warp write to different banks.
-  __device__ __forceinline__ float *total_at(uint32_t row, uint32_t output) const {
-    return reinterpret_cast<float *>(shared + L::TOTALS_AT) + row * P::OUTPUTS + (output ^ row / 2 % 4 * 8);
+  __device__ __forceinline__ float *total_at(uint32_t row, uint32_t output, bool is_second = false) const {
+    return reinterpret_cast<float *>(shared + (is_second ? 0 : L::TOTALS_AT)) + row * L::OUTPUTS + (output ^ row / 2 % 4 * 8);
   }
 
   __device__ __forceinline__ void init() const {
@@ -87,7 +91,7 @@ struct TileKernel {
     Barrier &full = barriers.weights_full[chunk % L::WEIGHT_STAGES];
     if (lane() == 0) full.expect(L::WEIGHT_BYTES);
     __syncwarp();
-    if (lane() >= P::PANELS) return;
+    if (lane() >= PANELS) return;
     const uint8_t *weights = panel_of<W>(call, min(tile.first_panel + lane(), call.panels() - 1)).weights;
     full.copy(weights_at(chunk % L::WEIGHT_STAGES) + lane() * W::CHUNK_BYTES, weights + size_t{tile.first_step / W::STEPS + chunk} * W::CHUNK_BYTES, W::CHUNK_BYTES);
   }
@@ -156,6 +160,8 @@ struct TileKernel {
   // Each lane has totals of its own.
   __device__ __forceinline__ void add_section(const Sums &sums, uint32_t section, uint32_t panel, uint32_t row_tile) const {
     const float *scales = split.scales(tile.row_tile + row_tile, section);
+    const bool is_first = section == tile.first_section, is_second = tile.in_cluster && !is_first;
+    if (is_second) __syncthreads();  // the rings have been read
 #pragma unroll
     for (uint32_t n = 0; n < P::COLUMNS; ++n) {
 #pragma unroll
@@ -164,44 +170,47 @@ struct TileKernel {
         const float scale = scales[row];
 #pragma unroll
         for (uint32_t p = 0; p < L::WARP_PANELS; ++p) {
-          float *total = total_at(row_tile * ROW_TILE + row, (panel + p) * PANEL + lane() / 4 + i / 2 * 8);
-          *total = __fadd_rn(section == tile.first_section ? 0.0f : *total, section_share(sums[p][n][i], scale));
+          float *total = total_at(row_tile * ROW_TILE + row, (panel + p) * PANEL + lane() / 4 + i / 2 * 8, is_second);
+          *total = __fadd_rn(is_first || is_second ? 0.0f : *total, section_share(sums[p][n][i], scale));
         }
       }
     }
   }
 
   // Writes outputs: all of the block's, or, in a cluster, the block's rows of all blocks' sections. A thread has an output.
-  __device__ __forceinline__ void store(const Cluster &cluster) const {
-    static_assert(P::THREADS == P::OUTPUTS);
-    const uint32_t blocks = cluster.blocks(), sections = blocks == 1 ? 1 : sections_of(call.inputs).count, output = threadIdx.x;
+  __device__ __forceinline__ void store(const Cluster &cluster, uint32_t block_sections) const {
+    constexpr uint32_t ROWS_AT_ONCE = P::THREADS / L::OUTPUTS;
+    const uint32_t output = threadIdx.x % L::OUTPUTS, sections = tile.in_cluster ? sections_of(call.inputs).count : 1;
     cluster.arrive();
     cluster.wait();
     if (tile.first_panel + output / PANEL < call.panels()) {
       const Panel panel = panel_of<W>(call, tile.first_panel + output / PANEL);
       const uint32_t first_row = tile.row_tile * ROW_TILE, rows = min(L::ROWS, call.rows - first_row);
 #pragma unroll 4
-      for (uint32_t row = cluster.rank(); row < rows; row += blocks)
-        panel.store(first_row + row, output % PANEL, sections == 1 ? *total_at(row, output) : cluster.sum_sections(total_at(row, output), sections, 1, 0));
+      for (uint32_t row = cluster.rank() * ROWS_AT_ONCE + threadIdx.x / L::OUTPUTS; row < rows; row += cluster.blocks() * ROWS_AT_ONCE) {
+        float *first = total_at(row, output);
+        const int to_second = -static_cast<int>(L::TOTALS_AT / sizeof(float));
+        panel.store(first_row + row, output % PANEL, tile.in_cluster ? cluster.sum_sections(first, sections, block_sections, to_second) : *first);
+      }
     }
     cluster.leave();
   }
 };
 
-template <class W, uint32_t ROW_TILES>
+template <class W, uint32_t PANELS, uint32_t ROW_TILES>
 __global__ void __launch_bounds__(TilePolicy::THREADS, 1) multiply_tiles(const __grid_constant__ Call call, const __grid_constant__ SplitRows split) {
-  using L = TileLayout<W, ROW_TILES>;
+  using L = TileLayout<W, PANELS, ROW_TILES>;
   extern __shared__ __align__(128) uint8_t shared[];
   const Cluster cluster;
   const uint32_t blocks = cluster.blocks(), index = blockIdx.x / blocks, row_blocks = div_up(call.rows, L::ROWS);
   const Sections sections = sections_of(call.inputs);
   const uint32_t steps = chunks_of<W>(call.inputs) * W::STEPS, section_steps = sections.inputs / STEP;
-  Tile tile{index / row_blocks * TilePolicy::PANELS, index % row_blocks * ROW_TILES, 0, sections.count, 0, steps};
-  if (blocks > 1) {
-    tile.first_section = min(cluster.rank(), sections.count), tile.end_section = min(tile.first_section + 1, sections.count);
-    tile.first_step = min(tile.first_section * section_steps, steps), tile.end_step = min(tile.end_section * section_steps, steps);
-  }
-  const TileKernel<W, ROW_TILES> kernel{call, split, tile, shared, *reinterpret_cast<typename L::Barriers *>(shared + L::BARRIERS_AT)};
+  const uint32_t block_sections = div_up(sections.count, blocks);
+  Tile tile{index / row_blocks * PANELS, index % row_blocks * ROW_TILES, min(cluster.rank() * block_sections, sections.count)};
+  tile.end_section = min(tile.first_section + block_sections, sections.count);
+  tile.first_step = min(tile.first_section * section_steps, steps), tile.end_step = min(tile.end_section * section_steps, steps);
+  tile.in_cluster = blocks > 1;
+  const TileKernel<W, PANELS, ROW_TILES> kernel{call, split, tile, shared, *reinterpret_cast<typename L::Barriers *>(shared + L::BARRIERS_AT)};
   kernel.init();
   if (threadIdx.x < 32)
     for (uint32_t chunk = 0; chunk < L::WEIGHT_STAGES; ++chunk) kernel.fetch_weights(chunk);
@@ -210,23 +219,50 @@ __global__ void __launch_bounds__(TilePolicy::THREADS, 1) multiply_tiles(const _
   if (threadIdx.x < 32)
     for (uint32_t turn = 0; turn < L::X_STAGES; ++turn) kernel.fetch_x(turn);
   kernel.multiply();
-  kernel.store(cluster);
+  kernel.store(cluster, block_sections);
 }
 
-template <class W, uint32_t ROW_TILES>
-cudaError_t launch_tiles(const Call &call, const SplitRows &split, const Device &device, cudaStream_t stream) {
-  using L = TileLayout<W, ROW_TILES>;
-  auto kernel = multiply_tiles<W, ROW_TILES>;
-  const uint32_t tiles = div_up(call.panels(), TilePolicy::PANELS) * div_up(call.rows, L::ROWS), sections = sections_of(call.inputs).count;
+// A way of multiplying tiles: the blocks of a cluster, and about how long it takes.
+struct TileChoice {
   uint32_t blocks = 1;
-  while (blocks < sections) blocks *= 2;
-  // In sections of a block: a meeting takes about a fifth of one.
-  const uint32_t processors = static_cast<uint32_t>(device.processors);
-  if (div_up(tiles, processors) * sections * 10 <= div_up(tiles * blocks, processors) * 12) blocks = 1;
+  uint64_t cycles = ~0ull;
+};
+
+// What one step of a panel takes a block, for 32 rows, and a block's beginning and end with a meeting or without. (Measured on an H200; they decide which way is
+// taken, never a result.)
+struct TileCosts {
+  static constexpr uint64_t PANEL_STEP = 45, BLOCK = 6000, MEETING = 2000;
+};
+
+// The best size of a cluster: one block, or so many that each has one section or two.
+template <class W, uint32_t PANELS, uint32_t ROW_TILES>
+cudaError_t choose_tiles(const Call &call, const Device &device, TileChoice &best) {
+  using L = TileLayout<W, PANELS, ROW_TILES>;
+  auto kernel = multiply_tiles<W, PANELS, ROW_TILES>;
   if (cudaError_t status = allow_shared_bytes(kernel, device)) return status;
+  const Sections sections = sections_of(call.inputs);
+  const uint32_t tiles = div_up(call.panels(), PANELS) * div_up(call.rows, L::ROWS);
+  for (uint32_t blocks = 1; blocks < 2 * sections.count && blocks <= MAX_SECTIONS; blocks *= 2) {
+    const uint32_t block_sections = div_up(sections.count, blocks);
+    if (blocks > 1 && block_sections > 2) continue;
+    Launch launch(dim3(blocks), TilePolicy::THREADS, blocks, nullptr);
+    launch.shared_bytes(L::BYTES);
+    uint32_t clusters = 0;
+    if (cudaError_t status = cluster_count(kernel, launch, device, blocks, clusters)) return status;
+    const uint64_t block = TileCosts::PANEL_STEP * PANELS * ROW_TILES * block_sections * (sections.inputs / STEP) + TileCosts::BLOCK + (blocks > 1 ? TileCosts::MEETING : 0);
+    const uint64_t cycles = div_up(tiles, clusters) * block;
+    if (cycles < best.cycles) best = {blocks, cycles};
+  }
+  return cudaSuccess;
+}
+
+template <class W, uint32_t PANELS, uint32_t ROW_TILES>
+cudaError_t launch_tiles(const Call &call, const SplitRows &split, uint32_t blocks, cudaStream_t stream) {
+  using L = TileLayout<W, PANELS, ROW_TILES>;
+  const uint32_t tiles = div_up(call.panels(), PANELS) * div_up(call.rows, L::ROWS);
   Launch launch(dim3(tiles * blocks), TilePolicy::THREADS, blocks, stream);
   launch.shared_bytes(L::BYTES);
-  return launch(kernel, call, split);
+  return launch(multiply_tiles<W, PANELS, ROW_TILES>, call, split);
 }
 
 // Rows of a workspace: whole blocks of the kernel that takes them.
@@ -237,7 +273,15 @@ cudaError_t launch_tiles(const Call &call, const float *x, void *workspace, cons
   const SplitRows split(call.inputs, workspace);
   Launch launch(dim3(sections_of(call.inputs).count, split_row_count(call.rows)), 256, 1, stream);
   if (cudaError_t status = launch(split_rows<typename W::Number>, x, call.rows, split)) return status;
-  return call.rows <= ROW_TILE ? launch_tiles<W, 1>(call, split, device, stream) : launch_tiles<W, 2>(call, split, device, stream);
+  TileChoice narrow, wide;
+  if (call.rows <= ROW_TILE) {
+    if (cudaError_t status = choose_tiles<W, 8, 1>(call, device, narrow)) return status;
+    return launch_tiles<W, 8, 1>(call, split, narrow.blocks, stream);
+  }
+  if (cudaError_t status = choose_tiles<W, 8, 2>(call, device, narrow)) return status;
+  if (cudaError_t status = choose_tiles<W, 16, 2>(call, device, wide)) return status;
+  if (narrow.cycles < wide.cycles) return launch_tiles<W, 8, 2>(call, split, narrow.blocks, stream);
+  return launch_tiles<W, 16, 2>(call, split, wide.blocks, stream);
 }
 
 }  // namespace nucleus::linear
