@@ -17,9 +17,8 @@ struct Activations {
   float *scales;       // [sections, rows]
   uint32_t step_bytes, low_bytes, sums_stride, scales_stride;
 
-  // Of rows 8n … 8n + 7; `step` is where a step's fragments begin.
-  static __device__ __forceinline__ Operand load(const uint8_t *step, uint32_t low_bytes, uint32_t n, uint32_t lane) {
-    const uint8_t *at = step + n * 8 * PART_BYTES + lane * UNIT_BYTES;
+  // Both parts of a unit, of which the first is at `at`.
+  static __device__ __forceinline__ Operand load(const uint8_t *at, uint32_t low_bytes) {
     return {*reinterpret_cast<const uint4 *>(at), *reinterpret_cast<const uint4 *>(at + low_bytes)};
   }
 };

@@ -17,52 +17,62 @@ struct StreamPolicy {
   static constexpr uint32_t WARPS = 8, THREADS = WARPS * 32;
   // A warp multiplies panels of a strip together, so that it reads the activations once for all.
   static constexpr uint32_t STRIP = 2, STRIP_OUTPUTS = STRIP * PANEL;
-  static constexpr uint32_t MAX_ROWS = 16;
   static constexpr uint32_t STEPS_AT_ONCE = 8;
+  static constexpr uint32_t MAX_ROWS = 16;
   static constexpr uint32_t MAX_STAGES = 8, MIN_STAGES = 2, GOOD_STAGES = 3;
-  // A group's shares are written while others still add up the three before it: they have met since the fourth.
-  static constexpr uint32_t BUFFERS = 4;
-  static constexpr uint32_t MAX_BUFFER_BYTES = 16384, MIN_BUFFER_BYTES = 4096;
+  // A group's shares are written while others still add up the two before it: they have met since the third.
+  static constexpr uint32_t BUFFERS = 3;
 };
 
-// How the products are shared out, and a block's shared memory used, for up to 8 · COLUMNS rows.
-template <class W, uint32_t COLUMNS>
+// How the products are shared out, and a block's shared memory used.
 struct StreamPlan {
   using P = StreamPolicy;
-  static constexpr uint32_t ROWS = COLUMNS * 8, STEP_BYTES = ROWS * Activations::ROW_BYTES, LOW_BYTES = ROWS * Activations::PART_BYTES;
-  // Chunks of a panel that come together: what else there is to do for a stage takes as long as a third of a chunk of Q8_0 for eight rows.
-  static constexpr uint32_t STAGE_CHUNKS = COLUMNS == 1 && W::CHUNK_BYTES < 2304 ? 2 : 1, PANEL_BYTES = STAGE_CHUNKS * W::CHUNK_BYTES;
-  static constexpr uint32_t STAGE_BYTES = P::STRIP * PANEL_BYTES;
   uint32_t rows;
   uint32_t sections, section_steps;  // of the inputs; steps of each but the last
   uint32_t blocks;                   // of a cluster
   uint32_t block_sections;           // of each block but the last
-  uint32_t group_strips, stages;     // no stages: there is no room
+  uint32_t group_strips;
+  uint32_t panel_bytes;  // chunks of a panel that come together
+  uint32_t stages;       // none: there is no room
 
-  __host__ StreamPlan(uint32_t rows, uint32_t inputs, uint32_t blocks, uint32_t shared_bytes)
+  // A warp should have two units of a group, two chunks of 2 KiB or less should come together, and three stages should fit, in that order from the last.
+  template <class W>
+  __host__ static StreamPlan make(uint32_t rows, uint32_t inputs, uint32_t blocks, uint32_t shared_bytes) {
+    const uint32_t most_chunks = W::CHUNK_BYTES <= 2304 && rows <= 8 && W::STEPS < 8 ? 2 : 1;
+    StreamPlan plan{};
+    for (uint32_t units = 2 * P::WARPS; units >= P::WARPS / 2; units /= 2)
+      for (uint32_t chunks = most_chunks; chunks; --chunks) {
+        plan = StreamPlan(rows, inputs, blocks, units, chunks * W::CHUNK_BYTES, shared_bytes);
+        if (plan.stages >= P::GOOD_STAGES) return plan;
+      }
+    return plan;
+  }
+  StreamPlan() = default;
+  __host__ StreamPlan(uint32_t rows, uint32_t inputs, uint32_t blocks, uint32_t units, uint32_t panel_bytes, uint32_t shared_bytes)
       : rows(rows),
         sections(sections_of(inputs).count),
         section_steps(sections_of(inputs).inputs / STEP),
         blocks(blocks),
-        block_sections(div_up(sections, blocks)) {
-    constexpr uint32_t STAGE = P::WARPS * (STAGE_BYTES + sizeof(Barrier));
-    for (uint32_t buffer = P::MAX_BUFFER_BYTES;; buffer /= 2) {
-      group_strips = buffer / strip_bytes() ? buffer / strip_bytes() : 1;
-      stages = 0;
-      const uint32_t fixed = bytes(), fit = fixed < shared_bytes ? (shared_bytes - fixed) / STAGE : 0;
-      stages = fit < P::MIN_STAGES ? 0 : fit < P::MAX_STAGES ? fit : P::MAX_STAGES;
-      if (stages >= P::GOOD_STAGES || buffer == P::MIN_BUFFER_BYTES) return;
-    }
+        block_sections(div_up(sections, blocks)),
+        group_strips(div_up(units, block_sections)),
+        panel_bytes(panel_bytes),
+        stages(0) {
+    const uint32_t fixed = bytes(), fit = fixed < shared_bytes ? (shared_bytes - fixed) / (P::WARPS * (stage_bytes() + sizeof(Barrier))) : 0;
+    stages = fit < P::MIN_STAGES ? 0 : fit < P::MAX_STAGES ? fit : P::MAX_STAGES;
   }
+  NUCLEUS_BOTH uint32_t stage_bytes() const { return P::STRIP * panel_bytes; }
+  NUCLEUS_BOTH uint32_t step_bytes() const { return rows * Activations::ROW_BYTES; }
+  NUCLEUS_BOTH uint32_t low_bytes() const { return rows * Activations::PART_BYTES; }
+  NUCLEUS_BOTH uint32_t sums_stride() const { return (rows + 1) / 2 * 2; }  // they are read in pairs
   // Shares of a section of a strip: [rows, outputs].
   NUCLEUS_BOTH uint32_t unit_floats() const { return rows * P::STRIP_OUTPUTS; }
   NUCLEUS_BOTH uint32_t strip_bytes() const { return block_sections * unit_floats() * sizeof(float); }
-  NUCLEUS_BOTH uint32_t fragments_at() const { return P::WARPS * stages * STAGE_BYTES; }
-  NUCLEUS_BOTH uint32_t shares_at() const { return fragments_at() + block_sections * section_steps * STEP_BYTES; }
+  NUCLEUS_BOTH uint32_t fragments_at() const { return P::WARPS * stages * stage_bytes(); }
+  NUCLEUS_BOTH uint32_t shares_at() const { return fragments_at() + block_sections * section_steps * step_bytes(); }
   NUCLEUS_BOTH uint32_t sums_at() const { return shares_at() + P::BUFFERS * group_strips * strip_bytes(); }
-  NUCLEUS_BOTH uint32_t scales_at() const { return sums_at() + block_sections * section_steps * ROWS * sizeof(float); }
-  NUCLEUS_BOTH uint32_t largest_at() const { return scales_at() + block_sections * ROWS * sizeof(float); }
-  NUCLEUS_BOTH uint32_t meeting_at() const { return largest_at() + block_sections * ROWS * sizeof(uint32_t); }
+  NUCLEUS_BOTH uint32_t scales_at() const { return sums_at() + block_sections * section_steps * sums_stride() * sizeof(float); }
+  NUCLEUS_BOTH uint32_t largest_at() const { return scales_at() + block_sections * rows * sizeof(float); }
+  NUCLEUS_BOTH uint32_t meeting_at() const { return (largest_at() + block_sections * rows * sizeof(uint32_t) + 7) / 8 * 8; }
   NUCLEUS_BOTH uint32_t barriers_at() const { return meeting_at() + sizeof(Barrier); }
   NUCLEUS_BOTH uint32_t bytes() const { return barriers_at() + P::WARPS * stages * sizeof(Barrier); }
 };
@@ -73,8 +83,7 @@ struct StreamPart {
   uint32_t begin_strip, end_strip;
   uint32_t first_section, sections, section_chunks, all_chunks;
 
-  template <uint32_t COLUMNS>
-  __device__ __forceinline__ StreamPart(const Call &call, const StreamPlan<W, COLUMNS> &plan, uint32_t index, uint32_t clusters, uint32_t rank)
+  __device__ __forceinline__ StreamPart(const Call &call, const StreamPlan &plan, uint32_t index, uint32_t clusters, uint32_t rank)
       : first_section(min(rank * plan.block_sections, plan.sections)),
         sections(min(plan.block_sections, plan.sections - first_section)),
         section_chunks(plan.section_steps / W::STEPS),
@@ -102,61 +111,60 @@ struct StreamUnit {
 };
 
 // A warp's ring: the chunks of its units come in order, far ahead of those that are multiplied. A stage has some of a unit's.
-template <class W, uint32_t COLUMNS>
+template <class W>
 struct WeightRing {
   using P = StreamPolicy;
-  using Plan = StreamPlan<W, COLUMNS>;
 
   const Call &call;
   const StreamPart<W> &part;
+  const StreamPlan &plan;
   uint8_t *const stages;
   Barrier *const barriers;
-  const uint32_t count, lane;
+  const uint32_t lane;
   StreamUnit unit;  // of the next chunk to fetch
-  uint32_t left = 0;
+  uint32_t left = 0;  // bytes of its panels
   const uint8_t *next = nullptr;  // lane p's: of panel p of the strip
 
-  __device__ __forceinline__ uint8_t *stage_at(uint32_t stage) const { return stages + stage * Plan::STAGE_BYTES; }
+  __device__ __forceinline__ uint8_t *stage_at(uint32_t stage) const { return stages + stage * plan.stage_bytes(); }
 
   __device__ __forceinline__ void start() {
     if (lane == 0) {
 #pragma unroll 1
-      for (uint32_t stage = 0; stage < count; ++stage) barriers[stage].init(1);
+      for (uint32_t stage = 0; stage < plan.stages; ++stage) barriers[stage].init(1);
       Barrier::publish_init();
     }
     __syncwarp();
 #pragma unroll 1
-    for (uint32_t stage = 0; stage < count; ++stage) fetch(stage);
+    for (uint32_t stage = 0; stage < plan.stages; ++stage) fetch(stage);
   }
   __device__ __forceinline__ void fetch(uint32_t stage) {
     if (left == 0) {
       if (unit.strip >= part.end_strip) return;
       const uint32_t panel = min(unit.strip * P::STRIP + lane % P::STRIP, call.panels() - 1);
       next = panel_of<W>(call, panel).weights + size_t{part.first_chunk(unit.section)} * W::CHUNK_BYTES;
-      left = part.chunks(unit.section);
+      left = part.chunks(unit.section) * W::CHUNK_BYTES;
       unit.advance(part);
     }
-    const uint32_t chunks = Plan::STAGE_CHUNKS == 1 ? 1 : min(Plan::STAGE_CHUNKS, left), bytes = chunks * W::CHUNK_BYTES;
+    const uint32_t bytes = min(plan.panel_bytes, left);
     if (lane == 0) barriers[stage].expect(P::STRIP * bytes);
-    if (lane < P::STRIP) barriers[stage].copy(stage_at(stage) + lane * Plan::PANEL_BYTES, next, bytes);
+    if (lane < P::STRIP) barriers[stage].copy(stage_at(stage) + lane * plan.panel_bytes, next, bytes);
     next += bytes;
-    left -= chunks;
+    left -= bytes;
   }
 };
 
 template <class W, uint32_t COLUMNS>
 struct StreamKernel {
   using P = StreamPolicy;
-  using Plan = StreamPlan<W, COLUMNS>;
   using Sums = LaneSums[P::STRIP][COLUMNS];
 
   const Call &call;
-  const Plan &plan;
+  const StreamPlan &plan;
   const Cluster cluster;
   const StreamPart<W> part;
   uint8_t *const shared;
 
-  __device__ __forceinline__ StreamKernel(const Call &call, const Plan &plan, uint8_t *shared)
+  __device__ __forceinline__ StreamKernel(const Call &call, const StreamPlan &plan, uint8_t *shared)
       : call(call), plan(plan), part(call, plan, blockIdx.x / plan.blocks, gridDim.x / plan.blocks, cluster.rank()), shared(shared) {}
 
   __device__ __forceinline__ static uint32_t warp() { return threadIdx.x / 32; }
@@ -166,7 +174,8 @@ struct StreamKernel {
     return reinterpret_cast<T *>(shared + offset);
   }
   __device__ __forceinline__ Activations activations() const {
-    return {at<uint8_t>(plan.fragments_at()), at<float>(plan.sums_at()), at<float>(plan.scales_at()), Plan::STEP_BYTES, Plan::LOW_BYTES, Plan::ROWS, Plan::ROWS};
+    return {at<uint8_t>(plan.fragments_at()), at<float>(plan.sums_at()), at<float>(plan.scales_at()), plan.step_bytes(), plan.low_bytes(), plan.sums_stride(),
+            plan.rows};
   }
   // Of a strip of a group: [sections of the block, rows, outputs].
   __device__ __forceinline__ float *shares(uint32_t group, uint32_t strip) const {
@@ -175,7 +184,7 @@ struct StreamKernel {
 
   __device__ __forceinline__ void split(const float *x) const {
     uint32_t *largest = at<uint32_t>(plan.largest_at());
-    for (uint32_t i = threadIdx.x; i < plan.block_sections * Plan::ROWS; i += P::THREADS) largest[i] = 0;
+    for (uint32_t i = threadIdx.x; i < plan.block_sections * plan.rows; i += P::THREADS) largest[i] = 0;
     if (threadIdx.x == 0) at<Barrier>(plan.meeting_at())->init(P::WARPS);
     __syncthreads();
     wait_for_inputs();
@@ -184,8 +193,15 @@ struct StreamKernel {
     __syncthreads();
   }
 
-  __device__ __forceinline__ void multiply(WeightRing<W, COLUMNS> &ring) const {
+  __device__ __forceinline__ void multiply(WeightRing<W> &ring) const {
     const Activations x = activations();
+    // Columns of rows that are not there repeat the last row's: nobody reads their sums.
+    LanePlaces places;
+#pragma unroll
+    for (uint32_t n = 0; n < COLUMNS; ++n) {
+      places.x[n] = min(n * 8 + lane() / 4, call.rows - 1) * Activations::PART_BYTES + lane() % 4 * Activations::UNIT_BYTES;
+      places.row_sums[n] = min(n * 4 + lane() % 4, (call.rows - 1) / 2) * 2;
+    }
     RingPlace place;
     StreamUnit unit(part, warp());
 #pragma unroll 1
@@ -194,28 +210,30 @@ struct StreamKernel {
 #pragma unroll 1
       for (; unit.strip < end; unit.advance(part)) {
         const uint32_t first_step = unit.section * plan.section_steps;
-        const uint8_t *fragments = x.fragments + first_step * Plan::STEP_BYTES;
-        const float *row_sums = x.sums + first_step * Plan::ROWS;
+        const uint8_t *fragments = x.fragments + first_step * x.step_bytes;
+        const float *row_sums = x.sums + first_step * x.sums_stride;
         Sums sums = {};
 #pragma unroll 1
-        for (uint32_t left = part.chunks(unit.section); left;) {
+        for (uint32_t left = part.chunks(unit.section) * W::CHUNK_BYTES; left;) {
           ring.barriers[place.stage].wait(place.parity);
           const uint8_t *weights = ring.stage_at(place.stage);
-          uint32_t chunks = Plan::STAGE_CHUNKS == 1 ? 1 : min(Plan::STAGE_CHUNKS, left);
-          left -= chunks;
+          const uint8_t *const end = weights + min(plan.panel_bytes, left);
+          left -= static_cast<uint32_t>(end - weights);
 #pragma unroll 1
-          for (; chunks; --chunks, weights += W::CHUNK_BYTES, fragments += W::STEPS * Plan::STEP_BYTES, row_sums += W::STEPS * Plan::ROWS)
-            add_chunk(sums, weights, fragments, row_sums);
+          for (; weights < end; weights += W::CHUNK_BYTES, fragments += W::STEPS * x.step_bytes, row_sums += W::STEPS * x.sums_stride)
+            add_chunk(sums, weights, fragments, row_sums, places);
           __syncwarp();
           ring.fetch(place.stage);
           place.advance(plan.stages);
         }
-        write_shares(sums, shares(group, unit.strip - begin) + unit.section * plan.unit_floats(), x.scales + unit.section * Plan::ROWS);
+        write_shares(sums, shares(group, unit.strip - begin) + unit.section * plan.unit_floats(), x.scales + unit.section * x.scales_stride);
       }
-      if (group > 0) meet(group - 1);
-      if (begin < part.end_strip) arrive();
-      if (group > 0) add_up(group - 1, begin - plan.group_strips, min(begin, part.end_strip));
+      if (group > 0) {
+        meet(group - 1);
+        add_up(group - 1, begin - plan.group_strips, min(begin, part.end_strip));
+      }
       if (begin >= part.end_strip) break;
+      arrive();
     }
     cluster.leave();
   }
@@ -231,18 +249,22 @@ struct StreamKernel {
     at<Barrier>(plan.meeting_at())->wait(group % 2);
   }
 
-  // Rows that are not there have activations that nobody wrote, and sums that nobody reads.
-  __device__ __forceinline__ static void add_chunk(Sums &sums, const uint8_t *weights, const uint8_t *fragments, const float *row_sums) {
+  // Where a lane's activations lie within a step.
+  struct LanePlaces {
+    uint32_t x[COLUMNS], row_sums[COLUMNS];
+  };
+
+  __device__ __forceinline__ void add_chunk(Sums &sums, const uint8_t *weights, const uint8_t *fragments, const float *row_sums, const LanePlaces &places) const {
 #pragma unroll(P::STEPS_AT_ONCE)
     for (uint32_t step = 0; step < W::STEPS; ++step) {
       typename W::Fragment panels[P::STRIP];
 #pragma unroll
-      for (uint32_t p = 0; p < P::STRIP; ++p) panels[p] = W::load(weights + p * Plan::PANEL_BYTES, step, lane());
+      for (uint32_t p = 0; p < P::STRIP; ++p) panels[p] = W::load(weights + p * plan.panel_bytes, step, lane());
 #pragma unroll
       for (uint32_t n = 0; n < COLUMNS; ++n) {
-        const Operand operand = Activations::load(fragments + step * Plan::STEP_BYTES, Plan::LOW_BYTES, n, lane());
+        const Operand operand = Activations::load(fragments + step * plan.step_bytes() + places.x[n], plan.low_bytes());
         float2 pair{};
-        if constexpr (W::Fragment::MINIMUM) pair = reinterpret_cast<const float2 *>(row_sums + step * Plan::ROWS)[n * 4 + lane() % 4];
+        if constexpr (W::Fragment::MINIMUM) pair = *reinterpret_cast<const float2 *>(row_sums + step * plan.sums_stride() + places.row_sums[n]);
 #pragma unroll
         for (uint32_t p = 0; p < P::STRIP; ++p) add_products<typename W::Number>(sums[p][n], panels[p], operand, pair);
       }
@@ -264,20 +286,23 @@ struct StreamKernel {
     }
   }
 
-  // Adds up a group's outputs. The cluster's warps take turns by strips, so that the others go on.
+  // Adds up a group's outputs. The cluster's warps take turns, two rows of a strip each, so that the others go on.
   __device__ __forceinline__ void add_up(uint32_t group, uint32_t begin, uint32_t end) const {
     static_assert(P::STRIP_OUTPUTS == 32, "a lane has an output of the strip");
+    const uint32_t pairs = div_up(call.rows, 2), warps = plan.blocks * P::WARPS, own = warp() * plan.blocks + cluster.rank();
 #pragma unroll 1
-    for (uint32_t strip = begin; strip < end; ++strip) {
-      const uint32_t panel_index = strip * P::STRIP + lane() / PANEL;
-      if (strip % plan.blocks != cluster.rank() || strip / plan.blocks % P::WARPS != warp() || panel_index >= call.panels()) continue;
+    for (uint32_t task = begin * pairs + (own - begin * pairs) % warps; task < end * pairs; task += warps) {
+      const uint32_t strip = task / pairs, panel_index = strip * P::STRIP + lane() / PANEL;
+      if (panel_index >= call.panels()) continue;
       const Panel panel = panel_of<W>(call, panel_index);
       float *first = shares(group, strip - begin);
-#pragma unroll 2
-      for (uint32_t row = 0; row < call.rows; ++row) {
+#pragma unroll
+      for (uint32_t i = 0; i < 2; ++i) {
+        const uint32_t row = task % pairs * 2 + i;
         float *share = first + share_index(row, lane());
-        panel.store(row, lane() % PANEL, plan.blocks == 1 ? sum_own(share, plan.sections, plan.unit_floats())
-                                                          : cluster.sum_sections(share, plan.sections, plan.block_sections, static_cast<int>(plan.unit_floats())));
+        if (row < call.rows)
+          panel.store(row, lane() % PANEL, plan.blocks == 1 ? sum_own(share, plan.sections, plan.unit_floats())
+                                                            : cluster.sum_sections(share, plan.sections, plan.block_sections, static_cast<int>(plan.unit_floats())));
       }
     }
   }
@@ -293,12 +318,12 @@ struct StreamKernel {
 
 template <class W, uint32_t COLUMNS>
 __global__ void __launch_bounds__(StreamPolicy::THREADS, 1)
-    multiply_streaming(const __grid_constant__ Call call, const float *x, const __grid_constant__ StreamPlan<W, COLUMNS> plan) {
+    multiply_streaming(const __grid_constant__ Call call, const float *x, const __grid_constant__ StreamPlan plan) {
   extern __shared__ __align__(128) uint8_t shared[];
   const StreamKernel<W, COLUMNS> kernel(call, plan, shared);
   const uint32_t first_stage = kernel.warp() * plan.stages;
-  WeightRing<W, COLUMNS> ring{call, kernel.part, shared + first_stage * StreamPlan<W, COLUMNS>::STAGE_BYTES, kernel.template at<Barrier>(plan.barriers_at()) + first_stage,
-                     plan.stages, kernel.lane(), StreamUnit(kernel.part, kernel.warp())};
+  WeightRing<W> ring{call, kernel.part, plan, shared + first_stage * plan.stage_bytes(), kernel.template at<Barrier>(plan.barriers_at()) + first_stage,
+                     kernel.lane(), StreamUnit(kernel.part, kernel.warp())};
   ring.start();  // the weights are on their way before the activations are there
   let_next_begin();
   kernel.split(x);
@@ -306,23 +331,22 @@ __global__ void __launch_bounds__(StreamPolicy::THREADS, 1)
 }
 
 // Cycles that a block takes: its share of the weights comes at its share of the memory's speed; then what splitting a slice of a row takes a warp, and
-// what a meeting takes. (Measured on an H200; they decide which way is taken, never a result.)
+// what a meeting takes; a fifth more where there are few stages or small groups. (Measured on an H200; they decide which way is taken, never a result.)
 struct StreamCosts {
-  static constexpr uint32_t BYTES_A_CYCLE = 19, SPLIT = 300, MEETING = 3000;
+  static constexpr uint32_t BYTES_A_CYCLE = 19, SPLIT = 800, MEETING = 3000, TIGHT = 5;
 };
 
 // The size of a cluster that takes the least time.
 template <class W, uint32_t COLUMNS>
 cudaError_t launch_streaming(const Call &call, const float *x, const Device &device, cudaStream_t stream) {
   using P = StreamPolicy;
-  using Plan = StreamPlan<W, COLUMNS>;
   auto kernel = multiply_streaming<W, COLUMNS>;
   if (cudaError_t status = allow_shared_bytes(kernel, device)) return status;
   const uint32_t sections = sections_of(call.inputs).count, strips = div_up(call.panels(), P::STRIP), shared_bytes = static_cast<uint32_t>(device.shared_bytes);
   uint32_t best_blocks = 0, best_clusters = 0;
   uint64_t best_cycles = ~0ull;
   for (uint32_t blocks = 1; blocks < 2 * sections && blocks <= MAX_SECTIONS; blocks *= 2) {
-    const Plan plan(call.rows, call.inputs, blocks, shared_bytes);
+    const StreamPlan plan = StreamPlan::make<W>(call.rows, call.inputs, blocks, shared_bytes);
     if (!plan.stages) continue;
     Launch launch(dim3(blocks), P::THREADS, blocks, stream);
     launch.shared_bytes(plan.bytes());
@@ -330,10 +354,11 @@ cudaError_t launch_streaming(const Call &call, const float *x, const Device &dev
     if (cudaError_t status = cluster_count(kernel, launch, device, blocks, clusters)) return status;
     const uint64_t bytes = uint64_t{div_up(strips, clusters)} * plan.block_sections * plan.section_steps / W::STEPS * P::STRIP * W::CHUNK_BYTES;
     const uint32_t slices = call.rows * plan.block_sections * plan.section_steps * STEP / SLICE;
-    const uint64_t cycles = bytes / StreamCosts::BYTES_A_CYCLE + div_up(slices, P::WARPS) * StreamCosts::SPLIT + (blocks > 1 ? StreamCosts::MEETING : 0);
+    uint64_t cycles = bytes / StreamCosts::BYTES_A_CYCLE + div_up(slices, P::WARPS) * StreamCosts::SPLIT + (blocks > 1 ? StreamCosts::MEETING : 0);
+    if (plan.stages < P::GOOD_STAGES || plan.group_strips * plan.block_sections < 2 * P::WARPS) cycles += cycles / StreamCosts::TIGHT;
     if (cycles < best_cycles) best_blocks = blocks, best_clusters = clusters, best_cycles = cycles;
   }
-  const Plan plan(call.rows, call.inputs, best_blocks, shared_bytes);
+  const StreamPlan plan = StreamPlan::make<W>(call.rows, call.inputs, best_blocks, shared_bytes);
   Launch launch(dim3(best_blocks * (best_clusters < strips ? best_clusters : strips)), P::THREADS, best_blocks, stream);
   launch.shared_bytes(plan.bytes());
   return launch(kernel, call, x, plan);
@@ -346,7 +371,7 @@ bool streams(uint32_t rows, uint32_t inputs, const Device &device) {
   const uint32_t bytes = static_cast<uint32_t>(device.shared_bytes);
   uint32_t blocks = 1;
   while (blocks < sections_of(inputs).count) blocks *= 2;
-  return rows <= 8 ? StreamPlan<W, 1>(rows, inputs, blocks, bytes).stages : StreamPlan<W, 2>(rows, inputs, blocks, bytes).stages;
+  return StreamPlan::make<W>(rows, inputs, blocks, bytes).stages;
 }
 
 template <class W>

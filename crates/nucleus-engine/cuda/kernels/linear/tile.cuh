@@ -42,6 +42,7 @@ struct TileLayout {
   static constexpr uint32_t BYTES = BARRIERS_AT + sizeof(Barriers);
   static_assert(X_STAGES >= 2 && WEIGHT_STAGES >= 2 && BYTES <= P::SHARED_BYTES && TOTALS_BYTES <= TOTALS_AT);
   static_assert(WARP_PANELS * WARPS_ACROSS == PANELS && P::THREADS % OUTPUTS == 0);
+  static_assert(2 * BYTES > P::SHARED_BYTES, "a block fills a multiprocessor");
 };
 
 // What a block computes.
@@ -69,10 +70,9 @@ struct TileKernel {
   __device__ __forceinline__ uint32_t turns() const { return (tile.end_step - tile.first_step) / P::X_STEPS; }
   __device__ __forceinline__ uint8_t *weights_at(uint32_t stage) const { return shared + stage * L::WEIGHT_BYTES; }
   __device__ __forceinline__ uint8_t *x_at(uint32_t stage) const { return shared + L::X_AT + stage * L::X_STAGE_BYTES; }
+  __device__ __forceinline__ float *totals() const { return reinterpret_cast<float *>(shared + L::TOTALS_AT); }
   // Pairs of rows are shifted against each other, so that the lanes of a warp write to different banks.
-  __device__ __forceinline__ float *total_at(uint32_t row, uint32_t output, bool is_second = false) const {
-    return reinterpret_cast<float *>(shared + (is_second ? 0 : L::TOTALS_AT)) + row * L::OUTPUTS + (output ^ row / 2 % 4 * 8);
-  }
+  static __device__ __forceinline__ uint32_t total_index(uint32_t row, uint32_t output) { return row * L::OUTPUTS + (output ^ row / 2 % 4 * 8); }
 
   __device__ __forceinline__ void init() const {
     if (threadIdx.x == 0) {
@@ -150,7 +150,7 @@ struct TileKernel {
     for (uint32_t p = 0; p < L::WARP_PANELS; ++p) fragments[p] = W::load(weights + p * W::CHUNK_BYTES, step, lane());
 #pragma unroll
     for (uint32_t n = 0; n < P::COLUMNS; ++n) {
-      const Operand operand = Activations::load(x, SplitRows::LOW_BYTES, n, lane());
+      const Operand operand = Activations::load(x + n * 8 * Activations::PART_BYTES + lane() * Activations::UNIT_BYTES, SplitRows::LOW_BYTES);
       float2 row_sums{};
       if constexpr (W::Fragment::MINIMUM) row_sums = reinterpret_cast<const float2 *>(x + SplitRows::SUMS_AT)[n * 4 + lane() % 4];
 #pragma unroll
@@ -162,6 +162,8 @@ struct TileKernel {
     const float *scales = split.scales(tile.row_tile + row_tile, section);
     const bool is_first = section == tile.first_section, is_second = tile.in_cluster && !is_first;
     if (is_second) __syncthreads();  // the rings have been read
+    float *const to = is_second ? reinterpret_cast<float *>(shared) : totals();
+    const bool begins = is_first || is_second;
 #pragma unroll
     for (uint32_t n = 0; n < P::COLUMNS; ++n) {
 #pragma unroll
@@ -170,8 +172,8 @@ struct TileKernel {
         const float scale = scales[row];
 #pragma unroll
         for (uint32_t p = 0; p < L::WARP_PANELS; ++p) {
-          float *total = total_at(row_tile * ROW_TILE + row, (panel + p) * PANEL + lane() / 4 + i / 2 * 8, is_second);
-          *total = __fadd_rn(is_first || is_second ? 0.0f : *total, section_share(sums[p][n][i], scale));
+          float *total = to + total_index(row_tile * ROW_TILE + row, (panel + p) * PANEL + lane() / 4 + i / 2 * 8);
+          *total = __fadd_rn(begins ? 0.0f : *total, section_share(sums[p][n][i], scale));
         }
       }
     }
@@ -188,7 +190,7 @@ struct TileKernel {
       const uint32_t first_row = tile.row_tile * ROW_TILE, rows = min(L::ROWS, call.rows - first_row);
 #pragma unroll 4
       for (uint32_t row = cluster.rank() * ROWS_AT_ONCE + threadIdx.x / L::OUTPUTS; row < rows; row += cluster.blocks() * ROWS_AT_ONCE) {
-        float *first = total_at(row, output);
+        float *first = totals() + total_index(row, output);
         const int to_second = -static_cast<int>(L::TOTALS_AT / sizeof(float));
         panel.store(first_row + row, output % PANEL, tile.in_cluster ? cluster.sum_sections(first, sections, block_sections, to_second) : *first);
       }
@@ -228,10 +230,11 @@ struct TileChoice {
   uint64_t cycles = ~0ull;
 };
 
-// What one step of a panel takes a block, for 32 rows, and a block's beginning and end with a meeting or without. (Measured on an H200; they decide which way is
-// taken, never a result.)
+// Cycles of a block: of a step of a panel for 32 rows, where a warp has as many panels; of its beginning and end; of a meeting. (Measured on an H200;
+// they decide which way is taken, never a result.)
 struct TileCosts {
-  static constexpr uint64_t PANEL_STEP = 45, BLOCK = 6000, MEETING = 2000;
+  static constexpr uint64_t BLOCK = 4000, MEETING = 2000;
+  static constexpr uint64_t panel_step(uint32_t warp_panels) { return warp_panels == 1 ? 79 : warp_panels == 2 ? 58 : 45; }
 };
 
 // The best size of a cluster: one block, or so many that each has one section or two.
@@ -249,7 +252,8 @@ cudaError_t choose_tiles(const Call &call, const Device &device, TileChoice &bes
     launch.shared_bytes(L::BYTES);
     uint32_t clusters = 0;
     if (cudaError_t status = cluster_count(kernel, launch, device, blocks, clusters)) return status;
-    const uint64_t block = TileCosts::PANEL_STEP * PANELS * ROW_TILES * block_sections * (sections.inputs / STEP) + TileCosts::BLOCK + (blocks > 1 ? TileCosts::MEETING : 0);
+    const uint64_t steps = PANELS * ROW_TILES * block_sections * (sections.inputs / STEP);
+    const uint64_t block = TileCosts::panel_step(L::WARP_PANELS) * steps + TileCosts::BLOCK + (blocks > 1 ? TileCosts::MEETING : 0);
     const uint64_t cycles = div_up(tiles, clusters) * block;
     if (cycles < best.cycles) best = {blocks, cycles};
   }
@@ -265,6 +269,15 @@ cudaError_t launch_tiles(const Call &call, const SplitRows &split, uint32_t bloc
   return launch(multiply_tiles<W, PANELS, ROW_TILES>, call, split);
 }
 
+template <class W, uint32_t ROW_TILES>
+cudaError_t launch_best_tiles(const Call &call, const SplitRows &split, const Device &device, cudaStream_t stream) {
+  TileChoice narrow, wide;
+  if (cudaError_t status = choose_tiles<W, 8, ROW_TILES>(call, device, narrow)) return status;
+  if (cudaError_t status = choose_tiles<W, 16, ROW_TILES>(call, device, wide)) return status;
+  return narrow.cycles < wide.cycles ? launch_tiles<W, 8, ROW_TILES>(call, split, narrow.blocks, stream)
+                                     : launch_tiles<W, 16, ROW_TILES>(call, split, wide.blocks, stream);
+}
+
 // Rows of a workspace: whole blocks of the kernel that takes them.
 inline uint32_t split_row_count(uint32_t rows) { return rows <= ROW_TILE ? ROW_TILE : div_up(rows, 2 * ROW_TILE) * 2 * ROW_TILE; }
 
@@ -273,15 +286,7 @@ cudaError_t launch_tiles(const Call &call, const float *x, void *workspace, cons
   const SplitRows split(call.inputs, workspace);
   Launch launch(dim3(sections_of(call.inputs).count, split_row_count(call.rows)), 256, 1, stream);
   if (cudaError_t status = launch(split_rows<typename W::Number>, x, call.rows, split)) return status;
-  TileChoice narrow, wide;
-  if (call.rows <= ROW_TILE) {
-    if (cudaError_t status = choose_tiles<W, 8, 1>(call, device, narrow)) return status;
-    return launch_tiles<W, 8, 1>(call, split, narrow.blocks, stream);
-  }
-  if (cudaError_t status = choose_tiles<W, 8, 2>(call, device, narrow)) return status;
-  if (cudaError_t status = choose_tiles<W, 16, 2>(call, device, wide)) return status;
-  if (narrow.cycles < wide.cycles) return launch_tiles<W, 8, 2>(call, split, narrow.blocks, stream);
-  return launch_tiles<W, 16, 2>(call, split, wide.blocks, stream);
+  return call.rows <= ROW_TILE ? launch_best_tiles<W, 1>(call, split, device, stream) : launch_best_tiles<W, 2>(call, split, device, stream);
 }
 
 }  // namespace nucleus::linear
