@@ -62,6 +62,10 @@ class LlamaCpp:
         """Forgets all sequences."""
         ll.llama_memory_clear(ll.llama_get_memory(self.context), True)
 
+    def cut(self, sequence, length):
+        """Forgets what a sequence has beyond its first `length` tokens."""
+        ll.llama_memory_seq_rm(ll.llama_get_memory(self.context), sequence, length, -1)
+
     def copy(self, source, target):
         """Gives a sequence the keys and values of another."""
         ll.llama_memory_seq_cp(ll.llama_get_memory(self.context), source, target, -1, -1)

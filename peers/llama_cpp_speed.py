@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Decoding speed of llama.cpp on the CPU, as JSON on standard output.
 
-Each batch size holds that many sequences, all filled with a prompt of --context tokens and then decoded together, one token each
+For each of --context and --batch, that many sequences, all filled with a prompt of that many tokens, are decoded together, one token each
 a step, greedily. Timed: --steps forward passes through llama_decode, with the choice of the largest logit (numpy) and the
-filling of the batch, and apart from them the prompt of the first sequence, whose keys and values are copied for the others; not timed:
+filling of the batch, and apart from them, once, the prompt of the first sequence, whose keys and values are copied for the others; not timed:
 loading and --warmup steps before. Shown: the median of --repeats such runs.
 """
 import argparse
@@ -30,34 +30,38 @@ def steps(llm, last, position, count):
     return last
 
 
-def run(llm, batch, args):
-    """Seconds of the first sequence's prompt, and of the timed steps."""
-    llm.clear()
-    ids = prompt_of(llm, args.context)
-    start = time.perf_counter()
-    first = int(llm.prefill(ids).argmax())
-    prefilled = time.perf_counter()
+def run(llm, first, batch, context, args):
+    """Seconds of the timed steps of so many sequences, which go on from the prompt of the first with the token `first`."""
+    llm.cut(0, context)
+    for sequence in range(1, batch):
+        llm.cut(sequence, 0)
+        llm.copy(0, sequence)
     # Different tokens, so that the sequences go different ways.
     last = [(first + 101 * sequence) % llm.vocab_size for sequence in range(batch)]
-    for sequence in range(1, batch):
-        llm.copy(0, sequence)
-    last = steps(llm, last, args.context, args.warmup)
+    last = steps(llm, last, context, args.warmup)
     warm = time.perf_counter()
-    steps(llm, last, args.context + args.warmup, args.steps)
-    return prefilled - start, time.perf_counter() - warm
+    steps(llm, last, context + args.warmup, args.steps)
+    return time.perf_counter() - warm
 
 
-def measure(batch, args):
-    """The row of one batch size."""
-    llm = LlamaCpp(args.model, threads=args.threads, kv=args.kv, context=args.context + args.warmup + args.steps,
-                   sequences=batch, flash_attention=args.flash_attention)
-    run(llm, batch, args)
-    prefill, decode = zip(*(run(llm, batch, args) for _ in range(args.repeats)))
-    rates = [batch * args.steps / seconds for seconds in decode]
-    return {"context": args.context, "batch": batch, "decode_tokens_per_s": round(statistics.median(rates), 1),
-            "decode_tokens_per_s_min": round(min(rates), 1), "decode_tokens_per_s_max": round(max(rates), 1),
-            "ms_per_step": round(1e3 * statistics.median(decode) / args.steps, 4),
-            "prefill_tokens_per_s": round(args.context / statistics.median(prefill), 1)}
+def measure(context, args):
+    """The rows of one context."""
+    llm = LlamaCpp(args.model, threads=args.threads, kv=args.kv, context=context + args.warmup + args.steps,
+                   sequences=max(args.batch), flash_attention=args.flash_attention)
+    # The first pass through a model reads its file.
+    llm.prefill(prompt_of(llm, 1))
+    llm.clear()
+    ids = prompt_of(llm, context)
+    start = time.perf_counter()
+    first = int(llm.prefill(ids).argmax())
+    prefill = time.perf_counter() - start
+    for batch in args.batch:
+        decode = [run(llm, first, batch, context, args) for _ in range(args.repeats)]
+        rates = [batch * args.steps / seconds for seconds in decode]
+        yield {"context": context, "batch": batch, "decode_tokens_per_s": round(statistics.median(rates), 1),
+               "decode_tokens_per_s_min": round(min(rates), 1), "decode_tokens_per_s_max": round(max(rates), 1),
+               "ms_per_step": round(1e3 * statistics.median(decode) / args.steps, 4),
+               "prefill_tokens_per_s": round(context / prefill, 1)}
 
 
 def cpu_name():
@@ -72,16 +76,16 @@ def main():
     parser.add_argument("--model", type=Path, default=BUNDLED_MODEL)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 4, 16], help="sequences decoded together")
-    parser.add_argument("--context", type=int, default=16, help="tokens in each sequence before decoding")
+    parser.add_argument("--context", type=int, nargs="+", default=[16], help="tokens in each sequence before decoding")
     parser.add_argument("--steps", type=int, default=128, help="timed steps")
     parser.add_argument("--warmup", type=int, default=8, help="steps before them")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--kv", choices=KV_TYPES, default="f16", help="type of the KV cache")
     parser.add_argument("--flash-attention", action="store_true")
     args = parser.parse_args()
-    rows = [measure(batch, args) for batch in args.batch]
+    rows = [row for context in args.context for row in measure(context, args)]
     header = {"made_by": "peers/llama_cpp_speed.py", **versions(), "cpu": cpu_name(), "cores": os.cpu_count()}
-    settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items() if name != "batch"}
+    settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items() if name not in ("batch", "context")}
     print(json.dumps({"header": header, "settings": settings | {"model": args.model.name}, "rows": rows}, indent=2))
 
 

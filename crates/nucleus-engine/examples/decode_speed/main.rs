@@ -2,7 +2,7 @@
 //! [--batch 1,4,16] [--context 16,960] [--steps N] [--repeats N] [--step-tokens N]`.
 //!
 //! As `peers/llama_cpp_speed.py` measures llama.cpp: so many sequences, each with a prompt of `--context` tokens, decode together, one
-//! token each a step, the likeliest. Timed: `--steps` forward passes and the choice of the tokens, and apart from them the prompt of the
+//! token each a step, the likeliest. Timed: `--steps` forward passes and the choice of the tokens, and apart from them, once, the prompt of the
 //! first sequence, whose keys and values are copied for the others. Shown: the median of `--repeats` runs. On a GPU also where a step's
 //! time goes, by events between kernels that are queued one by one (their sum is more than a step, which is one graph), how long a draw
 //! takes alone, and how long the host takes to queue a step.
@@ -70,6 +70,9 @@ impl Options {
     }
 }
 
+/// Steps before those that are timed.
+const WARMUP: usize = 2;
+
 /// A prompt of so many tokens.
 fn prompt(context: usize, vocab_size: usize) -> Vec<u32> {
     let token = |i: usize| (7919 * i % vocab_size) as u32;
@@ -82,76 +85,88 @@ fn median(values: &mut [f64]) -> f64 {
     values[values.len() / 2]
 }
 
-/// Sequences that decode together.
-struct Batch<'a> {
+/// A prompt in the cache, with room for sequences that go on from it.
+struct Prompt<'a> {
     model: &'a mut dyn Model,
-    /// The blocks of each sequence.
+    context: usize,
+    /// The blocks of each sequence; the first has the prompt.
     blocks: Vec<Vec<BlockId>>,
-    position: usize,
-    /// The newest token of each.
-    last: Vec<u32>,
+    /// The likeliest token after it.
+    next: u32,
+    /// How long it took.
+    seconds: f64,
 }
 
-impl<'a> Batch<'a> {
-    fn new(model: &'a mut dyn Model, sequences: usize, tokens: usize) -> Self {
-        let each = blocks_for(tokens, BLOCK_SIZE) as u32;
+impl<'a> Prompt<'a> {
+    /// Computes a prompt of so many tokens.
+    fn new(
+        model: &'a mut dyn Model,
+        context: usize,
+        options: &Options,
+    ) -> Result<Self, EngineError> {
+        let most = options.batches.iter().copied().max().unwrap_or(1) as u32;
+        let each = blocks_for(context + WARMUP + options.steps, BLOCK_SIZE) as u32;
         let blocks = |sequence| {
             (sequence * each..(sequence + 1) * each)
                 .map(BlockId)
                 .collect()
         };
-        Self {
-            model,
-            blocks: (0..sequences as u32).map(blocks).collect(),
+        let blocks: Vec<Vec<BlockId>> = (0..most).map(blocks).collect();
+        let prompt = prompt(context, model.spec().vocab_size);
+        let mut next = 0;
+        // The first pass after loading takes memory for the first time.
+        let first = Chunk {
+            tokens: &prompt[..1],
             position: 0,
-            last: vec![0; sequences],
-        }
-    }
-
-    /// Computes a prompt of so many tokens, and copies its keys and values for the other sequences. Gives the seconds of the
-    /// first.
-    fn prefill(&mut self, context: usize, step_tokens: usize) -> Result<f64, EngineError> {
-        let vocab_size = self.model.spec().vocab_size;
-        let prompt = prompt(context, vocab_size);
+            blocks: &blocks[0],
+            wants_logits: true,
+        };
+        likeliest(model, &[first])?;
         let start = Instant::now();
-        for (index, tokens) in prompt.chunks(step_tokens).enumerate() {
+        for (index, tokens) in prompt.chunks(options.step_tokens).enumerate() {
             let chunk = Chunk {
                 tokens,
-                position: index * step_tokens,
-                blocks: &self.blocks[0],
+                position: index * options.step_tokens,
+                blocks: &blocks[0],
                 wants_logits: true,
             };
-            self.last[0] = likeliest(&mut *self.model, &[chunk])?[0];
+            next = likeliest(model, &[chunk])?[0];
         }
-        let seconds = start.elapsed().as_secs_f64();
-        // Different tokens, so that the sequences go different ways.
-        let next =
-            (0..).map(|sequence| self.last[0].wrapping_add(101 * sequence) % vocab_size as u32);
-        self.last = next.take(self.last.len()).collect();
-        for blocks in &self.blocks[1..] {
-            for (&from, &to) in self.blocks[0].iter().zip(blocks) {
+        Ok(Self {
+            model,
+            context,
+            blocks,
+            next,
+            seconds: start.elapsed().as_secs_f64(),
+        })
+    }
+
+    /// Lets so many sequences go on from the prompt, a token each a step, and gives the seconds of the steps.
+    fn decode(&mut self, sequences: usize, steps: usize) -> Result<f64, EngineError> {
+        let (first, others) = self.blocks.split_first().expect("at least one sequence");
+        for blocks in &others[..sequences - 1] {
+            for (&from, &to) in first.iter().zip(blocks) {
                 self.model.copy_block(from, to);
             }
         }
-        self.position = context;
-        Ok(seconds)
-    }
-
-    fn step(&mut self) -> Result<(), EngineError> {
-        let chunks: Vec<Chunk<'_>> = self
-            .last
-            .iter()
-            .zip(&self.blocks)
-            .map(|(token, blocks)| Chunk {
+        // Different tokens, so that the sequences go different ways.
+        let vocab_size = self.model.spec().vocab_size as u32;
+        let next = (0..sequences as u32).map(|sequence| (self.next + 101 * sequence) % vocab_size);
+        let mut last: Vec<u32> = next.collect();
+        let mut start = Instant::now();
+        for step in 0..WARMUP + steps {
+            if step == WARMUP {
+                start = Instant::now();
+            }
+            let chunks = last.iter().zip(&self.blocks).map(|(token, blocks)| Chunk {
                 tokens: std::slice::from_ref(token),
-                position: self.position,
+                position: self.context + step,
                 blocks,
                 wants_logits: true,
-            })
-            .collect();
-        self.last = likeliest(&mut *self.model, &chunks)?;
-        self.position += 1;
-        Ok(())
+            });
+            last = likeliest(self.model, &chunks.collect::<Vec<_>>())?;
+        }
+        Ok(start.elapsed().as_secs_f64())
     }
 }
 
@@ -170,33 +185,26 @@ fn likeliest(model: &mut dyn Model, chunks: &[Chunk<'_>]) -> Result<Vec<u32>, En
     Ok(tokens)
 }
 
+/// A batch of a context.
 fn measure(
-    model: &mut dyn Model,
+    prompt: &mut Prompt<'_>,
     sequences: usize,
-    context: usize,
     options: &Options,
 ) -> Result<Value, EngineError> {
-    let warmup = 2;
-    let (mut prefill, mut decode) = (Vec::new(), Vec::new());
+    let mut rates = Vec::new();
     for _ in 0..options.repeats {
-        let mut batch = Batch::new(&mut *model, sequences, context + warmup + options.steps);
-        prefill.push(context as f64 / batch.prefill(context, options.step_tokens)?);
-        (0..warmup).try_for_each(|_| batch.step())?;
-        let start = Instant::now();
-        (0..options.steps).try_for_each(|_| batch.step())?;
-        decode.push((sequences * options.steps) as f64 / start.elapsed().as_secs_f64());
+        let seconds = prompt.decode(sequences, options.steps)?;
+        rates.push((sequences * options.steps) as f64 / seconds);
     }
-    let rounded = |rates: &mut Vec<f64>, at: fn(usize) -> usize| {
-        rates.sort_by(f64::total_cmp);
-        (rates[at(rates.len())] * 10.0).round() / 10.0
-    };
+    rates.sort_by(f64::total_cmp);
+    let rounded = |rate: f64| (rate * 10.0).round() / 10.0;
     Ok(json!({
-        "context": context,
+        "context": prompt.context,
         "batch": sequences,
-        "decode_tokens_per_s": rounded(&mut decode, |len| len / 2),
-        "decode_tokens_per_s_min": rounded(&mut decode, |_| 0),
-        "decode_tokens_per_s_max": rounded(&mut decode, |len| len - 1),
-        "prefill_tokens_per_s": rounded(&mut prefill, |len| len / 2),
+        "decode_tokens_per_s": rounded(rates[rates.len() / 2]),
+        "decode_tokens_per_s_min": rounded(rates[0]),
+        "decode_tokens_per_s_max": rounded(rates[rates.len() - 1]),
+        "prefill_tokens_per_s": rounded(prompt.context as f64 / prompt.seconds),
     }))
 }
 
@@ -231,9 +239,10 @@ fn measure_all(
     if options.device != Device::Cpu {
         return gpu::measure(model, context, options);
     }
+    let mut prompt = Prompt::new(model, context, options)?;
     let batches = options.batches.iter();
     Ok(batches
-        .map(|&batch| measure(model, batch, context, options))
+        .map(|&batch| measure(&mut prompt, batch, options))
         .collect::<Result<_, _>>()?)
 }
 

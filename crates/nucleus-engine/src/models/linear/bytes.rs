@@ -439,6 +439,20 @@ fn round(value: f32) -> i32 {
     (value + 0.5_f32.copysign(value)) as i32
 }
 
+/// `sums[output] += scales[output]·products[output]`. The numbers are far from overflow, and are not checked for it, so that builds
+/// with checks are as fast as others.
+#[inline(always)]
+fn add_scaled<T: Copy + Into<i32>>(
+    sums: &mut [i32; PANEL],
+    scales: &[T; PANEL],
+    products: &[i32; PANEL],
+) {
+    for lane in 0..PANEL {
+        let scale: i32 = scales[lane].into();
+        sums[lane] = sums[lane].wrapping_add(scale.wrapping_mul(products[lane]));
+    }
+}
+
 struct Multiply<'a, 'b> {
     panels: &'a BytePanels,
     activations: &'a ByteActivations,
@@ -522,6 +536,16 @@ impl<L: Lanes, const ROWS: usize> Product<'_, L, ROWS> {
         }
     }
 
+    /// The lower four bits of each byte, or the upper.
+    #[inline(always)]
+    fn half(&self, bytes: &[u8; QUADS], half: usize) -> L::Bytes {
+        let bytes = self.lanes.load(bytes);
+        match half {
+            0 => self.lanes.low(bytes),
+            _ => self.lanes.high(bytes),
+        }
+    }
+
     #[inline(always)]
     fn q4_0(&self) -> [[f32; PANEL]; ROWS] {
         let groups = self.panels.groups;
@@ -529,10 +553,11 @@ impl<L: Lanes, const ROWS: usize> Product<'_, L, ROWS> {
         let scales = self.part(&self.panels.scales, groups);
         let mut totals = [[0.0; PANEL]; ROWS];
         for (group, (low, d)) in low.iter().zip(scales).enumerate() {
-            let mut sums = self
-                .tile
-                .at(self.sums, group)
-                .map(|[a, b]| self.lanes.splat(-8 * (a + b)));
+            let mut sums = [self.lanes.splat(0); ROWS];
+            let all: &[_; ROWS] = self.tile.at(self.sums, group);
+            for (sums, [a, b]) in sums.iter_mut().zip(all) {
+                *sums = self.lanes.splat(-8 * (a + b));
+            }
             self.add_nibbles(&mut sums, low, group);
             let d = self.lanes.halves(d);
             let scales: &[_; ROWS] = self.tile.at(self.scales, group);
@@ -563,9 +588,7 @@ impl<L: Lanes, const ROWS: usize> Product<'_, L, ROWS> {
                 let inner = &inner[group];
                 for row in 0..ROWS {
                     let sums = self.lanes.numbers(sums[row]);
-                    for lane in 0..PANEL {
-                        scaled[row][lane] += i32::from(inner[lane]) * sums[lane];
-                    }
+                    add_scaled(&mut scaled[row], inner, &sums);
                 }
             }
             let (d, dmin) = (self.lanes.halves(d), self.lanes.halves(dmin));
@@ -576,9 +599,7 @@ impl<L: Lanes, const ROWS: usize> Product<'_, L, ROWS> {
                 for (group, mins) in (first..).zip(&mins[first..first + K_GROUPS]) {
                     let sums: &[_; ROWS] = self.tile.at(self.sums, group);
                     let [a, b] = sums[row];
-                    for lane in 0..PANEL {
-                        below[lane] -= i32::from(mins[lane]) * (a + b);
-                    }
+                    add_scaled(&mut below, mins, &[-(a + b); PANEL]);
                 }
                 self.scale(&mut totals[row], &below, &dmin, scales[row]);
             }
@@ -599,19 +620,13 @@ impl<L: Lanes, const ROWS: usize> Product<'_, L, ROWS> {
             let mut scaled = [[0; PANEL]; ROWS];
             for group in block * K_GROUPS..(block + 1) * K_GROUPS {
                 for half in 0..2 {
-                    let nibbles = |j: usize| {
-                        let bytes = self.lanes.load(&low[group][j]);
-                        match half {
-                            0 => self.lanes.low(bytes),
-                            _ => self.lanes.high(bytes),
-                        }
-                    };
                     let bits = self.lanes.load(&high[group][half]);
+                    let low = &low[group];
                     let weights = [
-                        self.lanes.join::<0>(nibbles(0), bits),
-                        self.lanes.join::<1>(nibbles(1), bits),
-                        self.lanes.join::<2>(nibbles(2), bits),
-                        self.lanes.join::<3>(nibbles(3), bits),
+                        self.lanes.join::<0>(self.half(&low[0], half), bits),
+                        self.lanes.join::<1>(self.half(&low[1], half), bits),
+                        self.lanes.join::<2>(self.half(&low[2], half), bits),
+                        self.lanes.join::<3>(self.half(&low[3], half), bits),
                     ];
                     let inner = &inner[2 * group + half];
                     let quads: &[_; ROWS] = self.tile.at(self.quads, group);
@@ -624,9 +639,7 @@ impl<L: Lanes, const ROWS: usize> Product<'_, L, ROWS> {
                         }
                         let scaled = &mut scaled[row];
                         let products = self.lanes.numbers(products);
-                        for lane in 0..PANEL {
-                            scaled[lane] += i32::from(inner[lane]) * products[lane];
-                        }
+                        add_scaled(scaled, inner, &products);
                     }
                 }
             }
