@@ -1,7 +1,7 @@
 // Causal attention of grouped queries over the paged cache.
 //
-// Tiles of few rows, such as those that decode, are taken by blocks of one warp; tiles of a prompt by blocks of several, which share what they read. Both compute
-// with the same code, so a row's result does not show which of them it was.
+// Tiles of few rows, such as those that decode, are taken by blocks of one team of warps; tiles of a prompt by blocks whose warps take rows of their own. Both
+// compute with the same code, so a row's result does not show which of them it was.
 #include <algorithm>
 
 #include "attention_kernel.cuh"
@@ -31,8 +31,8 @@ using DecodeShape = AttentionShape<WIDTH, TILES, decode_team(WIDTH), decode_team
 template <uint32_t WIDTH>
 using PromptShape = AttentionShape<WIDTH, PROMPT_TILES, 1, prompt_warps(WIDTH), prompt_stages(WIDTH), 1>;
 
-// Blocks that are worth having, so that unequal contexts even out; more only begin and end. So many tiles and key heads are blocks enough without splits, whose
-// results would have to be added.
+// Blocks that are worth having: for rows that decode, some for each place on the machine, so that unequal contexts even out; for prompts, one a multiprocessor. More
+// only begin and end. So many pairs of a tile and a key head are blocks enough without splits, whose results would have to be added.
 constexpr uint32_t DECODE_BLOCKS = 2048, PROMPT_BLOCKS = 132, ENOUGH_PAIRS = 1024;
 // Rows of a tile of a prompt with a query head a key head.
 constexpr uint32_t MAX_TILE_ROWS = 8 * PROMPT_TILES * TILE;
@@ -64,7 +64,7 @@ uint32_t most_splits(uint32_t window, uint32_t tile_positions, uint32_t max_cont
 // Bytes of a row's results of one split.
 constexpr size_t partial_bytes(uint32_t width) { return width * sizeof(float) + sizeof(Softmax); }
 
-// Shares a call out to at least so many blocks, if its contexts have so many splits and the workspace has room for their results.
+// Shares a call out to about so many blocks, if its contexts have so many splits and the workspace has room for their results.
 AttentionPlan plan_of(const NucleusAttention &call, uint32_t blocks, uint32_t tile_rows, uint32_t width) {
   const uint64_t pairs = uint64_t(call.tile_count) * call.cache.kv_heads;
   const uint32_t splits = most_splits(call.window, tile_rows, call.max_context);
