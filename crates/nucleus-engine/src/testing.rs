@@ -18,6 +18,8 @@ pub enum Fault {
     NanRow(usize),
     /// There is no memory for steps of more than so many tokens, until one is smaller or ends a request.
     OutOfMemory(usize),
+    /// There is no memory to give a sequence a slot of the device's sampler, once.
+    NoSlot,
     /// The device is lost in the forward pass.
     DeviceLost,
     /// The device is lost before the tokens of a step have come.
@@ -203,7 +205,9 @@ impl Model for ScriptedModel {
         check_owners(chunks, self.layout.block_size);
         chunks.iter().for_each(|chunk| self.run(chunk));
         self.logits.clear();
-        let fault = self.faults.take_if(|fault| fault != Fault::DrawLost);
+        let fault = self
+            .faults
+            .take_if(|fault| !matches!(fault, Fault::DrawLost | Fault::NoSlot));
         match fault {
             Some(Fault::Error) => return Err(EngineError::Unsupported("scripted error".into())),
             Some(Fault::Panic) => panic!("scripted panic"),

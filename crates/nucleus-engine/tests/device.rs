@@ -118,7 +118,7 @@ fn requests(engine: &Engine) -> Vec<Request> {
                     seed: Some((10 * index + turn) as u64),
                     ..params.clone()
                 },
-                max_tokens: Some([60, 40, 1, 25][(index + turn) % 4]),
+                max_tokens: Some([200, 90, 1, 60][(index + turn) % 4]),
                 stop: stop.iter().map(|&text| text.to_owned()).collect(),
                 logprobs_mode: if turn == 3 {
                     LogprobsMode::Processed
@@ -183,7 +183,7 @@ fn a_device_draws_what_the_host_draws_from_its_logits() {
                 ..request.clone()
             },
         );
-        assert!(on_host.0.iter().all(|token| token.top_logprobs.len() >= 2));
+        assert!(on_host.0.iter().all(|token| !token.top_logprobs.is_empty()));
         assert_eq!(
             essence(&on_device),
             essence(&on_host),

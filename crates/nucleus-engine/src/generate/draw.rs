@@ -217,13 +217,15 @@ impl DeviceDraw {
                     continue;
                 }
                 let slot = self.free.pop().expect("a slot for each that may run");
-                // Should the device refuse, the slot is freed with the sequence.
-                self.slots.insert(id, slot);
-                let leader = self.slots.get(&run.id).filter(|_| id != run.id);
-                match leader {
-                    Some(&leader) => self.sampler.fork(leader, slot, &sequence.state)?,
-                    None => self.sampler.restore(slot, &sequence.state)?,
+                let given = match self.slots.get(&run.id) {
+                    Some(&leader) => self.sampler.fork(leader, slot, &sequence.state),
+                    None => self.sampler.restore(slot, &sequence.state),
+                };
+                if let Err(error) = given {
+                    self.free.push(slot);
+                    return Err(error);
                 }
+                self.slots.insert(id, slot);
             }
         }
         Ok(())

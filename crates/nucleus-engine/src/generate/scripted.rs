@@ -32,17 +32,24 @@ impl ScriptedSlots {
         }
     }
 
-    fn give(&mut self, slot: u32, state: &SamplerState) {
+    fn give(&mut self, slot: u32, state: &SamplerState) -> Result<(), EngineError> {
         let slot = &mut self.slots[slot as usize];
         assert!(slot.is_none(), "the slot has a sequence");
+        if self
+            .faults
+            .take_if(|fault| fault == Fault::NoSlot)
+            .is_some()
+        {
+            return Err(EngineError::OutOfMemory("scripted slot".into()));
+        }
         *slot = Some(state.clone());
+        Ok(())
     }
 }
 
 impl SlotSampler for ScriptedSlots {
     fn restore(&mut self, slot: u32, state: &SamplerState) -> Result<(), EngineError> {
-        self.give(slot, state);
-        Ok(())
+        self.give(slot, state)
     }
 
     fn fork(&mut self, from: u32, to: u32, state: &SamplerState) -> Result<(), EngineError> {
@@ -50,8 +57,7 @@ impl SlotSampler for ScriptedSlots {
             .as_ref()
             .expect("it has a sequence");
         assert_eq!(from.tokens(), state.tokens(), "a fork has other tokens");
-        self.give(to, state);
-        Ok(())
+        self.give(to, state)
     }
 
     fn free(&mut self, slot: u32) {
