@@ -185,7 +185,7 @@ struct StreamKernel {
   __device__ __forceinline__ void split(const float *x) const {
     uint32_t *largest = at<uint32_t>(plan.largest_at());
     for (uint32_t i = threadIdx.x; i < plan.block_sections * plan.rows; i += P::THREADS) largest[i] = 0;
-    if (threadIdx.x == 0) at<Barrier>(plan.meeting_at())->init(P::WARPS);
+    if (threadIdx.x == 0) at<Barrier>(plan.meeting_at())->init(P::THREADS);
     __syncthreads();
     wait_for_inputs();
     split_sections<typename W::Number>({x, call.rows, call.inputs, part.first_chunk(0) * W::STEPS, part.steps(), plan.section_steps}, call.rows, activations(),
@@ -241,8 +241,7 @@ struct StreamKernel {
   // The cluster's threads have written a group's shares; a warp need not wait for the others before it goes on with the next group.
   __device__ __forceinline__ void arrive() const {
     if (plan.blocks > 1) return cluster.arrive();
-    __syncwarp();
-    if (lane() == 0) at<Barrier>(plan.meeting_at())->arrive();
+    at<Barrier>(plan.meeting_at())->arrive();
   }
   __device__ __forceinline__ void meet(uint32_t group) const {
     if (plan.blocks > 1) return cluster.wait();
