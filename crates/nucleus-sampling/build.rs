@@ -20,6 +20,7 @@ fn build() -> Result<(), String> {
     let units = [
         "bounded",
         "sampling",
+        "pairs",
         "whole",
         "top",
         "config_fields",

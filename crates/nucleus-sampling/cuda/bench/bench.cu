@@ -181,7 +181,7 @@ int main(int argc, char **argv) {
         b.logits = dtype ? static_cast<const void *>(bf16.data) : c.flat ? flat.data : logits.data + copy * one.size();
         b.dtype = dtype;
         b.cluster = cluster;
-        b.flags = flags | (c.bounded ? NUCLEUS_BATCH_ALL_BOUNDED : NUCLEUS_BATCH_NONE_BOUNDED);
+        b.flags = flags | NUCLEUS_BATCH_REQUEST_EACH | (c.bounded ? NUCLEUS_BATCH_ALL_BOUNDED : NUCLEUS_BATCH_NONE_BOUNDED);
         int code = launch_advanced_sample_batch(&b, workspace.data, workspace.count, s);
         if (code) { std::printf("launch %d\n", code); std::exit(1); }
       };

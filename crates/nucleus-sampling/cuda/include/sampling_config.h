@@ -158,9 +158,12 @@ NUCLEUS_ASSERT(sizeof(SamplingBatch) == 120);
 #define NUCLEUS_BATCH_EXACT 1u
 /* Rows take the ways of large batches, for tests; never changes a result. */
 #define NUCLEUS_BATCH_MANY_ROWS 2u
-/* What the caller knows of the requests spares launches; never changes a result. Bounded: edits by id and temperatures, then top_k, min_p or argmax. */
+/* What the caller knows of the requests spares launches; never changes a result. Bounded: at most 1,536 ids edited (biases, masks by id, history
+ * windows), and temperatures, then top_k up to 128, min_p or argmax. */
 #define NUCLEUS_BATCH_ALL_BOUNDED 4u
 #define NUCLEUS_BATCH_NONE_BOUNDED 8u
+/* There is a request for each row, and most often row i's is i: then it is read before the row is known. */
+#define NUCLEUS_BATCH_REQUEST_EACH 16u
 
 /* Results of a launch. A CUDA error is NUCLEUS_LAUNCH_CUDA + its code. */
 #define NUCLEUS_LAUNCH_OK 0

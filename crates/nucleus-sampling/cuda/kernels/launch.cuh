@@ -4,17 +4,10 @@
 #include <cuda_runtime.h>
 
 #include "bounded.cuh"
+#include "overlap.cuh"
 #include "whole.cuh"
 
 namespace nucleus {
-
-// A launch that may begin while the one before it ends.
-inline cudaLaunchAttribute begins_early() {
-  cudaLaunchAttribute attribute;
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  return attribute;
-}
 
 constexpr u32 SLICE_BYTES_MAX = 232448 - SHARED_BYTES;  // of shared memory that a block may have
 constexpr u32 SLICE_ENOUGH = 19456;                     // logits a block for which more blocks a row do not pay where rows are many
@@ -90,6 +83,10 @@ u32 segments_of(u32 rows, u32 row_len, u32 dtype);
 
 // Bounded requests get their token; the status of every other row is PENDING afterwards. `heads` and `rest` have room for all segments.
 cudaError_t launch_bounded(const SamplingBatch &batch, SegmentHead *heads, u64 *rest, cudaStream_t stream);
+
+// The same where rows are neither few nor many.
+constexpr u32 PAIRS_FROM = 32, PAIRS_TO = 132;
+cudaError_t launch_pairs(const SamplingBatch &batch, cudaStream_t stream);
 
 // Bytes of workspace that launch_whole needs.
 size_t whole_bytes(size_t rows);

@@ -61,10 +61,10 @@ HD bool begin_weighing(float largest, float temperature, Weighing &w) {
 }
 
 // The number that draws.
-HD u64 uniform_of(const Request &r) {
-  const SamplingRow &row = *r.row;
-  return row.flags & NUCLEUS_ROW_UNIFORM ? row.uniform : philox(r.config->seed, row.position, 0, row.choice, row.attempt);
+HD u64 uniform_of(const SamplingRow &row, const SamplingConfig &config) {
+  return row.flags & NUCLEUS_ROW_UNIFORM ? row.uniform : philox(config.seed, row.position, 0, row.choice, row.attempt);
 }
+HD u64 uniform_of(const Request &r) { return uniform_of(*r.row, *r.config); }
 
 // When a running sum suffices.
 struct Until {

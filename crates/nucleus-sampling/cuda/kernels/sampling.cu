@@ -22,6 +22,7 @@ __global__ void __launch_bounds__(THREADS, 2) sample_rows(const __grid_constant_
   Shared *sh = shared_state();
   DeviceTeam team;
   if (threadIdx.x < sizeof(SamplingBatch) / 4) reinterpret_cast<u32 *>(&sh->batch)[threadIdx.x] = reinterpret_cast<const u32 *>(&batch)[threadIdx.x];
+  let_next_launch_begin();
   wait_for_launch_before();
   const Rows rows = rows_of(batch, team.share_of(blockIdx.x), team.share_of(gridDim.x), pending);
   if (rows.bits) sample_by_cluster(batch, workspace, rows, slice_room, batch.flags & NUCLEUS_BATCH_EXACT);
@@ -57,7 +58,9 @@ struct Launcher {
     cudaError_t error = shape.fit(batch, reinterpret_cast<const void *>(sample_rows));
     if (error != cudaSuccess) return error;
     const u32 least = (batch.rows + CLUSTER_ROWS - 1) / CLUSTER_ROWS;
-    if (batch.flags & NUCLEUS_BATCH_MANY_ROWS || shape.clusters < least) shape.clusters = least;
+    // Few, too, where there should be nothing left to do.
+    const bool few = batch.flags & NUCLEUS_BATCH_MANY_ROWS || (follows && batch.flags & NUCLEUS_BATCH_ALL_BOUNDED);
+    if (few || shape.clusters < least) shape.clusters = least;
     cudaLaunchAttribute attributes[2];
     cudaLaunchConfig_t config = shape.config(attributes, stream);
     attributes[1] = begins_early();

@@ -144,10 +144,12 @@ const _: () = assert!(offset_of!(SamplingBatch, out) == 88);
 
 /// The launch's bit that sends every row down the exact path.
 pub(super) const BATCH_EXACT: u32 = 1;
-/// The launch's bit that says that every row is bounded, which spares it a kernel.
+/// The launch's bit that says that every row is bounded, which spares it work.
 pub(super) const BATCH_ALL_BOUNDED: u32 = 4;
 /// The launch's bit that says that no row is bounded.
 pub(super) const BATCH_NONE_BOUNDED: u32 = 8;
+/// The launch's bit that says that there is a request for each row, most often of its own number.
+pub(super) const BATCH_REQUEST_EACH: u32 = 16;
 /// A device's status beyond [`Status`](crate::Status): more ids are edited than the workspace has room for.
 pub(super) const STATUS_WORKSPACE: u32 = 4;
 /// A device's status beyond [`Status`](crate::Status): tfs on more tokens than a list holds.

@@ -55,23 +55,55 @@ impl<'a> Work<'a> {
     /// No fewer ids than the row edits: every entry of its lists, and the whole history.
     fn edited(&self) -> u32 {
         let tables = self.params.tables();
-        let history = match self.history {
+        (self.history_len() + tables.bias.len() + tables.bad_words.len() + tables.eos.len()) as u32
+    }
+
+    fn history_len(&self) -> usize {
+        match self.history {
             History::State(state) => state.tokens().len(),
             History::Slot { len, .. } => len as usize,
-        };
-        (history + tables.bias.len() + tables.bad_words.len() + tables.eos.len()) as u32
+        }
     }
 
     /// Whether few tokens decide: edits by id and temperatures come first, then `top_k`, `min_p` or the largest logit, and the
     /// log-probability does not ask for the whole row.
     fn bounded(&self) -> bool {
-        let ops = self.params.tables().program.ops();
-        let decides = ops
+        let tables = self.params.tables();
+        let decides = tables
+            .program
+            .ops()
             .iter()
-            .map(|op| op.code)
-            .find(|code| !LEADING.contains(code));
-        self.logprobs == LogprobsMode::Processed
-            && decides.is_some_and(|code| BOUNDED.contains(&code))
+            .find(|op| !LEADING.contains(&op.code));
+        let first = decides.is_some_and(|op| match op.code {
+            OpCode::TopK => op.threshold <= BOUND_K,
+            OpCode::MinP => u64::from(self.params.config().min_keep) <= BOUND_K,
+            OpCode::Argmax => true,
+            _ => false,
+        });
+        first
+            && self.logprobs == LogprobsMode::Processed
+            && tables.allowed.is_none()
+            && self.window() + tables.bias.len() + tables.bad_words.len() + tables.eos.len()
+                <= EDITS_MOST
+    }
+
+    /// Tokens at the end of the history that operations by id look at.
+    fn window(&self) -> usize {
+        let config = self.params.config();
+        self.params
+            .tables()
+            .program
+            .ops()
+            .iter()
+            .map(|op| match op.code {
+                OpCode::Dry => config.dry_penalty_last_n as usize,
+                OpCode::Penalties => config.repeat_last_n as usize,
+                OpCode::NoRepeatNgram => usize::MAX,
+                _ => 0,
+            })
+            .max()
+            .unwrap_or(0)
+            .min(self.history_len())
     }
 }
 
@@ -83,7 +115,10 @@ const LEADING: [OpCode; 5] = [
     OpCode::Penalties,
     OpCode::Temperature,
 ];
-const BOUNDED: [OpCode; 3] = [OpCode::TopK, OpCode::MinP, OpCode::Argmax];
+/// The largest `top_k` or `min_keep` of a request that few tokens decide (`BOUND_K` of `bounded.cuh`).
+const BOUND_K: u64 = 128;
+/// The most ids that it may edit, its history's repetitions counted (`EDITS_MOST` of `bounded.cuh`).
+const EDITS_MOST: usize = 1536;
 
 /// The rows of one launch, on the host. Kept between launches so that nothing is allocated once it has grown.
 #[derive(Debug, Default)]

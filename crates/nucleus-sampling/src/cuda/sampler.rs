@@ -12,8 +12,8 @@ use crate::state::SamplerState;
 use super::device::{Buffer, SharedStream, Stream, read_from};
 use super::error::CudaError;
 use super::layout::{
-    BATCH_EXACT, DeviceToken, STATUS_FULL, STATUS_UNSUPPORTED, STATUS_WORKSPACE, SamplingBatch,
-    SamplingRow, bytes_of,
+    BATCH_EXACT, BATCH_REQUEST_EACH, DeviceToken, STATUS_FULL, STATUS_UNSUPPORTED,
+    STATUS_WORKSPACE, SamplingBatch, SamplingRow, bytes_of,
 };
 use super::logits::{DeviceLogits, DeviceTokens, Dtype};
 use super::pack::{Packed, Work};
@@ -480,6 +480,8 @@ impl CudaSampler {
                 max_edited: packed.max_edited,
                 flags: if self.options.exact_path {
                     BATCH_EXACT
+                } else if first == 0 {
+                    BATCH_REQUEST_EACH | packed.bounded_flag()
                 } else {
                     packed.bounded_flag()
                 },
