@@ -85,7 +85,7 @@ u32 segments_of(u32 rows, u32 row_len, u32 dtype);
 cudaError_t launch_bounded(const SamplingBatch &batch, SegmentHead *heads, u64 *rest, cudaStream_t stream);
 
 // The same where rows are neither few nor many.
-constexpr u32 PAIRS_FROM = 32, PAIRS_TO = 132;
+constexpr u32 PAIRS_FROM = 48, PAIRS_TO = 132;
 cudaError_t launch_pairs(const SamplingBatch &batch, cudaStream_t stream);
 
 // Bytes of workspace that launch_whole needs.
