@@ -70,8 +70,8 @@ fn a_directory_of_safetensors_files_can_be_looked_at() {
         (&norm["type"], &norm["bytes"]),
         (&"BF16".into(), &128.into())
     );
-    // Keys and values of 2 heads of 32 values in f32, in 2 layers, at 128 positions.
-    assert_eq!(object["memory"]["kv_cache_bytes"], 2 * 2 * 32 * 4 * 2 * 128);
+    // Keys and values of 2 heads of 32 values in f16, in 2 layers, at 128 positions.
+    assert_eq!(object["memory"]["kv_cache_bytes"], 2 * 2 * 32 * 2 * 2 * 128);
     let text = run(&["models", "inspect", DIRECTORY]);
     for word in ["safetensors", "model_type", "self_attn.q_norm.weight", "MB"] {
         assert!(

@@ -1,5 +1,8 @@
 //! The socket: slow clients, clients that leave, too many clients, and the end of the server.
 
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use nucleus_engine::generate::Load;
@@ -470,11 +473,13 @@ async fn a_dead_engine_ends_the_server() {
 /// A device that is lost ends the server with the reason, after every stream has been told and while whoever asks hears it.
 #[tokio::test]
 async fn a_lost_device_ends_the_server() {
-    let script = |index| {
-        if index < 3 {
-            Reply::Token(5)
-        } else {
+    let lost = Arc::new(AtomicBool::new(false));
+    let is_lost = Arc::clone(&lost);
+    let script = move |_| {
+        if is_lost.load(Ordering::Relaxed) {
             Reply::Lost
+        } else {
+            Reply::Token(5)
         }
     };
     let gated = RigOptions {
@@ -482,11 +487,22 @@ async fn a_lost_device_ends_the_server() {
         ..RigOptions::default()
     };
     let worker = Worker::start(gated, script).await;
-    // One step lets the first begin, the next one the second.
     worker.gate.allow(1);
     let first = worker.execute(&endless()).await;
-    worker.gate.allow(1);
-    let mut streams = [first, worker.execute(&endless()).await];
+    // A step may be the first one's alone: the second begins with the next that finds it.
+    let second = {
+        let request = endless();
+        let mut beginning = pin!(worker.execute(&request));
+        loop {
+            worker.gate.allow(1);
+            let patience = Duration::from_millis(10);
+            if let Ok(stream) = tokio::time::timeout(patience, &mut beginning).await {
+                break stream;
+            }
+        }
+    };
+    let mut streams = [first, second];
+    lost.store(true, Ordering::Relaxed);
     worker.gate.open();
     for stream in &mut streams {
         let rest = stream.rest().await;
