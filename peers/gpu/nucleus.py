@@ -8,7 +8,7 @@ import torch
 OPS = ["none", "dry", "no_repeat_ngram", "penalties", "temperature", "dynamic_temperature", "smoothing", "top_n_sigma", "top_k", "typical_p", "top_p",
        "min_p", "epsilon", "eta", "top_a", "tfs", "xtc", "argmax", "draw", "mirostat_1", "mirostat_2", "adaptive_p"]
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
-PROCESSED, EXACT, ALL_BOUNDED, NONE_BOUNDED = 2, 1, 4, 8
+PROCESSED, EXACT, ALL_BOUNDED, NONE_BOUNDED, ALL_COUNTED = 2, 1, 4, 8, 32
 # Field order of SamplingConfig with neutral values; the floats, then the integers.
 FLOATS = dict(temperature=1, dynatemp_range=0, dynatemp_exponent=1, smoothing_factor=0, smoothing_curve=1, top_p=1, min_p=0, typical_p=1,
               top_n_sigma=0, epsilon_cutoff=0, eta_cutoff=0, top_a=0, tfs_z=1, xtc_probability=0, xtc_threshold=0.1, repetition_penalty=1,
@@ -60,7 +60,9 @@ def to_device(data):
 def bounded(ops):
     """The bit that says whether few tokens decide a chain."""
     first = next(name for name, _, _ in ops if name not in ("dry", "penalties", "no_repeat_ngram", "temperature"))
-    return ALL_BOUNDED if first in ("top_k", "min_p", "argmax") else NONE_BOUNDED
+    if first in ("top_k", "argmax"):
+        return ALL_BOUNDED | ALL_COUNTED
+    return ALL_BOUNDED if first == "min_p" else NONE_BOUNDED
 
 
 class Sampler:

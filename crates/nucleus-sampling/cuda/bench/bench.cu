@@ -80,6 +80,14 @@ static SamplingProgram program(std::vector<SamplingOp> ops) {
   return p;
 }
 
+// What a caller says of a batch of such rows.
+static uint32_t what_is_known(const Case &c) {
+  if (!c.bounded) return NUCLEUS_BATCH_NONE_BOUNDED;
+  for (uint32_t i = 0; i < c.program.len; ++i)
+    if (c.program.ops[i].code == NUCLEUS_OP_TOP_K || c.program.ops[i].code == NUCLEUS_OP_ARGMAX) return NUCLEUS_BATCH_ALL_BOUNDED | NUCLEUS_BATCH_ALL_COUNTED;
+  return NUCLEUS_BATCH_ALL_BOUNDED;
+}
+
 int main(int argc, char **argv) {
   cudaDeviceProp prop;
   CHECK(cudaGetDeviceProperties(&prop, 0));
@@ -181,7 +189,7 @@ int main(int argc, char **argv) {
         b.logits = dtype ? static_cast<const void *>(bf16.data) : c.flat ? flat.data : logits.data + copy * one.size();
         b.dtype = dtype;
         b.cluster = cluster;
-        b.flags = flags | NUCLEUS_BATCH_REQUEST_EACH | (c.bounded ? NUCLEUS_BATCH_ALL_BOUNDED : NUCLEUS_BATCH_NONE_BOUNDED);
+        b.flags = flags | NUCLEUS_BATCH_REQUEST_EACH | what_is_known(c);
         int code = launch_advanced_sample_batch(&b, workspace.data, workspace.count, s);
         if (code) { std::printf("launch %d\n", code); std::exit(1); }
       };

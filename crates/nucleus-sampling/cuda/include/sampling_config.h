@@ -164,6 +164,9 @@ NUCLEUS_ASSERT(sizeof(SamplingBatch) == 120);
 #define NUCLEUS_BATCH_NONE_BOUNDED 8u
 /* There is a request for each row, and most often row i's is i: then it is read before the row is known. */
 #define NUCLEUS_BATCH_REQUEST_EACH 16u
+/* Every row is bounded by a count (top_k or argmax), so that only ties can leave rows to the last launch, which is kept small then. min_p bounds no
+ * count: flat rows would all be left to it. */
+#define NUCLEUS_BATCH_ALL_COUNTED 32u
 
 /* Results of a launch. A CUDA error is NUCLEUS_LAUNCH_CUDA + its code. */
 #define NUCLEUS_LAUNCH_OK 0

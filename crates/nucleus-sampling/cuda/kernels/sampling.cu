@@ -59,7 +59,7 @@ struct Launcher {
     if (error != cudaSuccess) return error;
     const u32 least = (batch.rows + CLUSTER_ROWS - 1) / CLUSTER_ROWS;
     // Few, too, where there should be nothing left to do.
-    const bool few = batch.flags & NUCLEUS_BATCH_MANY_ROWS || (follows && batch.flags & NUCLEUS_BATCH_ALL_BOUNDED);
+    const bool few = batch.flags & NUCLEUS_BATCH_MANY_ROWS || (follows && batch.flags & NUCLEUS_BATCH_ALL_COUNTED);
     if (few || shape.clusters < least) shape.clusters = least;
     cudaLaunchAttribute attributes[2];
     cudaLaunchConfig_t config = shape.config(attributes, stream);

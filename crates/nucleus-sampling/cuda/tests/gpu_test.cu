@@ -137,7 +137,7 @@ int main(int argc, char **argv) {
     Loaded loaded(b);
     DeviceArray<char> logits(b.logits);
     for (uint32_t cluster : {0u, 1u, 2u, 4u, 8u})
-      for (uint32_t flags : {0u, NUCLEUS_BATCH_EXACT, NUCLEUS_BATCH_MANY_ROWS, NUCLEUS_BATCH_ALL_BOUNDED, NUCLEUS_BATCH_ALL_BOUNDED | NUCLEUS_BATCH_REQUEST_EACH, NUCLEUS_BATCH_NONE_BOUNDED})
+      for (uint32_t flags : {0u, NUCLEUS_BATCH_EXACT, NUCLEUS_BATCH_MANY_ROWS, NUCLEUS_BATCH_ALL_BOUNDED, NUCLEUS_BATCH_ALL_BOUNDED | NUCLEUS_BATCH_ALL_COUNTED | NUCLEUS_BATCH_REQUEST_EACH, NUCLEUS_BATCH_NONE_BOUNDED})
         if (flags != NUCLEUS_BATCH_EXACT || cluster) loaded.check(i, Way{cluster, flags}, logits.data, b.stride);
     loaded.check_top(i, logits.data, b.stride);
     if (b.rows > 8 && b.row_len >= 32000 && !far[b.dtype]) far[b.dtype] = check_far_rows(loaded, i);

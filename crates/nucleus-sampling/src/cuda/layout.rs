@@ -150,6 +150,8 @@ pub(super) const BATCH_ALL_BOUNDED: u32 = 4;
 pub(super) const BATCH_NONE_BOUNDED: u32 = 8;
 /// The launch's bit that says that there is a request for each row, most often of its own number.
 pub(super) const BATCH_REQUEST_EACH: u32 = 16;
+/// The launch's bit that says that every row is bounded by a count, so that only ties leave work to its end.
+pub(super) const BATCH_ALL_COUNTED: u32 = 32;
 /// A device's status beyond [`Status`](crate::Status): more ids are edited than the workspace has room for.
 pub(super) const STATUS_WORKSPACE: u32 = 4;
 /// A device's status beyond [`Status`](crate::Status): tfs on more tokens than a list holds.

@@ -4,7 +4,9 @@ use crate::config::{CompiledParams, OpCode, Program, SamplingConfig};
 use crate::row::{LogprobsMode, Row};
 use crate::state::SamplerState;
 
-use super::layout::{BATCH_ALL_BOUNDED, BATCH_NONE_BOUNDED, SamplingList, SamplingRow, row_flags};
+use super::layout::{
+    BATCH_ALL_BOUNDED, BATCH_ALL_COUNTED, BATCH_NONE_BOUNDED, SamplingList, SamplingRow, row_flags,
+};
 use super::slots::SlotRow;
 
 /// Where a row's history is.
@@ -65,26 +67,27 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// Whether few tokens decide: edits by id and temperatures come first, then `top_k`, `min_p` or the largest logit, and the
-    /// log-probability does not ask for the whole row.
-    fn bounded(&self) -> bool {
+    /// The operation that leaves few tokens, if they alone decide: edits by id and temperatures come first, then `top_k`, `min_p` or
+    /// the largest logit, and the log-probability does not ask for the whole row.
+    fn bounded_by(&self) -> Option<OpCode> {
         let tables = self.params.tables();
         let decides = tables
             .program
             .ops()
             .iter()
-            .find(|op| !LEADING.contains(&op.code));
-        let first = decides.is_some_and(|op| match op.code {
-            OpCode::TopK => op.threshold <= BOUND_K,
+            .find(|op| !LEADING.contains(&op.code))?;
+        let first = match decides.code {
+            OpCode::TopK => decides.threshold <= BOUND_K,
             OpCode::MinP => u64::from(self.params.config().min_keep) <= BOUND_K,
             OpCode::Argmax => true,
             _ => false,
-        });
-        first
+        };
+        let bounded = first
             && self.logprobs == LogprobsMode::Processed
             && tables.allowed.is_none()
             && self.window() + tables.bias.len() + tables.bad_words.len() + tables.eos.len()
-                <= EDITS_MOST
+                <= EDITS_MOST;
+        bounded.then_some(decides.code)
     }
 
     /// Tokens at the end of the history that operations by id look at.
@@ -134,6 +137,8 @@ pub(super) struct Packed {
     pub(super) max_edited: u32,
     /// Rows that few tokens decide.
     bounded: usize,
+    /// Of those, the ones whose tokens are bounded by a count.
+    counted: usize,
 }
 
 impl Packed {
@@ -146,6 +151,7 @@ impl Packed {
         self.masks.clear();
         self.max_edited = 0;
         self.bounded = 0;
+        self.counted = 0;
         // A mask without words forbids every id, for which one word is needed.
         self.mask_words = rows
             .clone()
@@ -158,15 +164,20 @@ impl Packed {
             self.configs.push(*row.params.config());
             self.programs.push(row.params.tables().program);
             self.max_edited = self.max_edited.max(row.edited());
-            self.bounded += usize::from(row.bounded());
+            if let Some(code) = row.bounded_by() {
+                self.bounded += 1;
+                self.counted += usize::from(code != OpCode::MinP);
+            }
         }
     }
 
     /// What the launch may know of its rows.
     pub(super) fn bounded_flag(&self) -> u32 {
+        let rows = self.rows.len();
         match self.bounded {
             0 => BATCH_NONE_BOUNDED,
-            count if count == self.rows.len() => BATCH_ALL_BOUNDED,
+            _ if self.counted == rows => BATCH_ALL_BOUNDED | BATCH_ALL_COUNTED,
+            bounded if bounded == rows => BATCH_ALL_BOUNDED,
             _ => 0,
         }
     }
@@ -354,7 +365,13 @@ mod tests {
             packed.bounded_flag()
         };
         let (drawn, processed) = (SamplingParams::default(), LogprobsMode::Processed);
-        assert_eq!(flag(&[&greedy, &greedy], processed), BATCH_ALL_BOUNDED);
+        let min_p = SamplingParams {
+            min_p: Some(0.1),
+            ..SamplingParams::default()
+        };
+        let counted = BATCH_ALL_BOUNDED | BATCH_ALL_COUNTED;
+        assert_eq!(flag(&[&greedy, &greedy], processed), counted);
+        assert_eq!(flag(&[&greedy, &min_p], processed), BATCH_ALL_BOUNDED);
         assert_eq!(flag(&[&greedy, &drawn], processed), 0);
         assert_eq!(flag(&[&drawn], processed), BATCH_NONE_BOUNDED);
         assert_eq!(flag(&[&greedy], LogprobsMode::Raw), BATCH_NONE_BOUNDED);
