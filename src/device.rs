@@ -113,9 +113,10 @@ pub(crate) struct Model<'a> {
 
 #[cfg(feature = "cuda")]
 impl Model<'_> {
-    fn plan(&self, device: u32) -> Result<DevicePlan, nucleus_engine::error::EngineError> {
+    fn plan(&self, device: u32) -> anyhow::Result<DevicePlan> {
         let options = (self.options)(Device::Cuda(device));
-        nucleus_engine::models::device_plan(self.weights, device, &options)
+        let plan = nucleus_engine::models::device_plan(self.weights, device, &options)?;
+        Ok(plan)
     }
 
     fn auto(&self, notes: Notes) -> Device {
