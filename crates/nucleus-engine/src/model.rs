@@ -216,7 +216,7 @@ pub trait Model: Send {
     /// Copies the keys and values of a block into another, in every layer.
     fn copy_block(&mut self, from: BlockId, to: BlockId);
 
-    /// Where it computes. What [`Compute::Cuda`] names lives as long as the model, and does not change.
+    /// Where it computes. What `Compute::Cuda` names lives as long as the model, and does not change.
     fn compute(&self) -> Compute {
         Compute::Host
     }
