@@ -5,7 +5,7 @@
 //!
 //! What is queued reads and writes device memory only, and a device's memory is no memory of this process: a wrong address would be an error of the
 //! device, or wrong numbers, but no undefined behaviour here. The kernels' wrappers check sizes all the same. Host memory that the device
-//! reads is pinned, belongs to an [`Uploader`], and is written again only when it was read.
+//! reads is pinned, belongs to an `Uploader`, and is written again only when it was read.
 #![allow(unsafe_code)]
 
 mod device;
