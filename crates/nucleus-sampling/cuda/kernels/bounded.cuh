@@ -7,14 +7,10 @@
 // numbers alone and other requests are PENDING.
 #pragma once
 
-#include "call.cuh"
+#include "tile.cuh"
 
 namespace nucleus {
 
-constexpr u32 TILE_THREADS = 512;
-constexpr u32 TILE_WARPS = TILE_THREADS / 32;
-constexpr u32 TILE_LOADS = 4;  // of 16 bytes a thread
-constexpr u32 TILE_BYTES = TILE_THREADS * TILE_LOADS * 16;
 constexpr u32 TILES_AHEAD = 2;   // in the ring
 constexpr u32 TILE_BLOCKS = 2;   // resident on a multiprocessor
 constexpr u32 SEGMENTS_MOST = 64;  // of a row
@@ -22,8 +18,6 @@ constexpr u32 SEGMENT_ROWS = 132 * TILE_BLOCKS;  // blocks resident at a time on
 constexpr u32 HEAD_WORDS = 128;
 constexpr u32 HEAD_ROOM = HEAD_WORDS - 1;  // tokens that most segments leave at most
 constexpr u32 SEGMENT_ROOM = 256;  // tokens that a segment may leave
-constexpr u32 BOUND_K = 128;       // the largest k
-constexpr u32 EDITS_MOST = 1536;   // ids that a request may edit, its history's repetitions counted
 
 constexpr u32 UNDECIDED = 0xFFFFFFFFu;  // count of a segment with NaN, +inf or more tokens than there is room for
 
@@ -53,15 +47,6 @@ struct BoundedRow : Description {
   u32 strange;  // NaN or +inf was seen
   u32 maxima[TILE_WARPS];
 };
-
-// The tokens at the end of the history that operations by id look at.
-__device__ __forceinline__ u32 editable_window(const Description &d, const SlicePlan &plan) {
-  const u32 len = d.row.history.len;
-  u32 window = 0;
-  if (plan.passages) window = d.config.dry_penalty_last_n;
-  if (plan.occurrences && d.config.repeat_last_n > window) window = d.config.repeat_last_n;
-  return plan.ngrams || window > len ? len : window;
-}
 
 // The ids that a request may edit, by position: the window of its history, then its lists. Some come more than once.
 struct Editable {

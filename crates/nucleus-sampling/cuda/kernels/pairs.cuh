@@ -6,20 +6,12 @@
 // PENDING.
 #pragma once
 
-#include "call.cuh"
+#include "tile.cuh"
 
 namespace nucleus::pairs {
 
-constexpr u32 TILE_THREADS = 512;
-constexpr u32 TILE_WARPS = TILE_THREADS / 32;
-constexpr u32 TILE_LOADS = 4;  // of 16 bytes a thread, in a part of a tile
-constexpr u32 TILE_PARTS = 1;
-constexpr u32 PART_BYTES = TILE_THREADS * TILE_LOADS * 16;
-constexpr u32 TILE_BYTES = TILE_PARTS * PART_BYTES;
 constexpr u32 STAGES_MOST = 6;     // tiles in the ring
 constexpr u32 SHARERS_MOST = 2;    // blocks a row
-constexpr u32 BOUND_K = 128;       // the largest k
-constexpr u32 EDITS_MOST = 1536;   // ids that a request may edit, its history's repetitions counted
 constexpr u32 COLLECT_MOST = LISTED;  // tokens that a block has room for
 constexpr u32 CHANGED = 256;       // tokens with edits that may be among the first
 constexpr u32 CHANGED_SLOTS = 2 * CHANGED;
@@ -78,15 +70,6 @@ constexpr u64 EDITABLE = 1ull << 31;
 __device__ __forceinline__ u64 editable_place(u64 place) { return place & ~EDITABLE; }
 __device__ __forceinline__ bool is_editable(u64 place) { return place && !(place & EDITABLE); }
 __device__ __forceinline__ u32 editable_id(u64 place) { return id_at(place | EDITABLE); }
-
-// The tokens at the end of the history that operations by id look at.
-__device__ __forceinline__ u32 editable_window(const Description &d, const SlicePlan &plan) {
-  const u32 len = d.row.history.len;
-  u32 window = 0;
-  if (plan.passages) window = d.config.dry_penalty_last_n;
-  if (plan.occurrences && d.config.repeat_last_n > window) window = d.config.repeat_last_n;
-  return plan.ngrams || window > len ? len : window;
-}
 
 // The ids that a request may edit, by position: the window of its history, then its lists. Some come more than once.
 struct Editable {

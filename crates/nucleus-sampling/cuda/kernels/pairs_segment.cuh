@@ -75,77 +75,6 @@ struct Ring {
   }
 };
 
-// A thread's share of a part of a tile: vector j holds the ids from first + offset(j) on.
-template <u32 DTYPE>
-struct Tile {
-  using Vector = Lane<DTYPE>;
-  static constexpr u32 WIDTH = Vector::WIDTH, IDS = TILE_THREADS * TILE_LOADS * WIDTH;
-  static constexpr u32 NONE = DTYPE == NUCLEUS_F32 ? 0xFF800000u : DTYPE == NUCLEUS_BF16 ? 0xFF80FF80u : 0xFC00FC00u;  // -inf in every place
-  uint4 v[TILE_LOADS];
-
-  __device__ __forceinline__ static u32 offset(u32 j) { return (j * TILE_THREADS + threadIdx.x) * WIDTH; }
-  __device__ __forceinline__ explicit Tile(const unsigned char *from) {
-#pragma unroll
-    for (u32 j = 0; j < TILE_LOADS; ++j) v[j] = reinterpret_cast<const uint4 *>(from)[j * TILE_THREADS + threadIdx.x];
-  }
-
-  // Puts at -inf what masks forbid, and ids from `limit` on, relative to the part's first.
-  __device__ __forceinline__ void restrict(const u32 *mask, u32 mask_words, u32 first, u32 limit) {
-#pragma unroll
-    for (u32 j = 0; j < TILE_LOADS; ++j) {
-      const u32 at = offset(j), id = first + at;
-      if (!mask && at + WIDTH <= limit) continue;
-      if (at >= limit) {
-        v[j] = make_uint4(NONE, NONE, NONE, NONE);
-        continue;
-      }
-      u32 allowed = !mask ? ~0u : id / 32 < mask_words ? mask[id / 32] >> id % 32 : 0;
-      if (at + WIDTH > limit) allowed &= ~(~0u << (limit - at));
-      u32 words[4] = {v[j].x, v[j].y, v[j].z, v[j].w};
-#pragma unroll
-      for (u32 i = 0; i < WIDTH; ++i) {
-        if (allowed >> i & 1) continue;
-        if (DTYPE == NUCLEUS_F32) words[i] = NONE;
-        else words[i / 2] = i % 2 ? (words[i / 2] & 0xFFFFu) | (NONE & 0xFFFF0000u) : (words[i / 2] & 0xFFFF0000u) | (NONE & 0xFFFFu);
-      }
-      v[j] = make_uint4(words[0], words[1], words[2], words[3]);
-    }
-  }
-
-  // The largest logit; NaN if one is.
-  __device__ __forceinline__ float most() const {
-    float m[TILE_LOADS];
-#pragma unroll
-    for (u32 j = 0; j < TILE_LOADS; ++j) {
-      const Vector x(v[j]);
-      m[j] = x.x[0];
-#pragma unroll
-      for (u32 i = 1; i < WIDTH; ++i) m[j] = max_nan(m[j], x.x[i]);
-    }
-    return max_nan(max_nan(m[0], m[1]), max_nan(m[2], m[3]));
-  }
-
-  // Which logits reach the threshold, as bits; never those at -inf.
-  __device__ __forceinline__ u32 reaching(float threshold) const {
-    threshold = fmaxf(threshold, value_of(key_of(-infinity()) + 1));
-    u32 bits = 0;
-#pragma unroll
-    for (u32 j = 0; j < TILE_LOADS; ++j) {
-      const Vector x(v[j]);
-#pragma unroll
-      for (u32 i = 0; i < WIDTH; ++i) bits |= x.x[i] >= threshold ? 1u << (j * WIDTH + i) : 0;
-    }
-    return bits;
-  }
-  // Where the logit of a bit lies in the part.
-  __device__ __forceinline__ static u32 place(u32 bit) { return offset(bit / WIDTH) + bit % WIDTH; }
-  __device__ __forceinline__ static float logit(const unsigned char *part, u32 at) {
-    if (DTYPE == NUCLEUS_F32) return reinterpret_cast<const float *>(part)[at];
-    const uint16_t half = reinterpret_cast<const uint16_t *>(part)[at];
-    return DTYPE == NUCLEUS_BF16 ? float_of(static_cast<u32>(half) << 16) : widen_f16(half);
-  }
-};
-
 // What a block knows of the segment it reads.
 template <u32 DTYPE>
 struct Segment {
@@ -190,45 +119,32 @@ struct Segment {
   __device__ __forceinline__ T load(const unsigned char *data, u32 begin) const {
     T own(data);
     const u32 limit = held > begin ? held - begin : 0;
-    if (mask || limit < T::IDS) own.restrict(mask, mask_words, first + begin, limit);
+    if (mask || limit < T::IDS) own.template restrict<true>(mask, mask_words, first + begin, limit);
     return own;
   }
 
   // The largest logit of this thread's share of a tile; NaN if one is.
-  __device__ __forceinline__ float most(const unsigned char *data, u32 begin) const {
-    float m = -infinity();
-#pragma unroll
-    for (u32 part = 0; part < TILE_PARTS; ++part) m = max_nan(m, load(data + part * PART_BYTES, begin + part * T::IDS).most());
-    return m;
-  }
+  __device__ __forceinline__ float most(const unsigned char *data, u32 begin) const { return max_nan(-infinity(), load(data, begin).most()); }
 
   // Where this logit is in this thread's share of a tile.
   __device__ __forceinline__ u32 place_in_tile(const unsigned char *data, u32 begin, float x) const {
-    u32 at = 0;
-#pragma unroll
-    for (u32 part = 0; part < TILE_PARTS; ++part) {
-      const u32 bits = load(data + part * PART_BYTES, begin + part * T::IDS).reaching(x);
-      if (bits) at = part * T::IDS + T::place(__ffs(bits) - 1);
-    }
-    return at;
+    const u32 bits = load(data, begin).reaching(x);
+    return bits ? T::place(__ffs(bits) - 1) : 0;
   }
 
   // Collects this thread's tokens of a tile that reach the threshold; true if the bound should be raised.
   __device__ __forceinline__ bool collect(const unsigned char *data, u32 begin, float threshold) const {
     bool many = false;
+    u32 reaching = load(data, begin).reaching(threshold);
     UNROLL_NOT
-    for (u32 part = 0; part < TILE_PARTS; ++part, data += PART_BYTES, begin += T::IDS) {
-      u32 reaching = load(data, begin).reaching(threshold);
-      UNROLL_NOT
-      for (; reaching; reaching &= reaching - 1) {
-        const u32 at = T::place(__ffs(reaching) - 1);
-        u64 place = place_of(T::logit(data, at) + 0.0f, first + begin + at);
-        if (edits && may_edit(begin + at)) {
-          if (!sh->lowers) continue;
-          place = editable_place(place);
-        }
-        many |= append(sh, place) >= RAISE_FROM;
+    for (; reaching; reaching &= reaching - 1) {
+      const u32 at = T::place(__ffs(reaching) - 1);
+      u64 place = place_of(T::logit(data, at) + 0.0f, first + begin + at);
+      if (edits && may_edit(begin + at)) {
+        if (!sh->lowers) continue;
+        place = editable_place(place);
       }
+      many |= append(sh, place) >= RAISE_FROM;
     }
     return many;
   }

@@ -80,72 +80,6 @@ struct Ring {
   }
 };
 
-// A thread's part of a tile: vector j holds the ids from first + offset(j) on.
-template <u32 DTYPE>
-struct Tile {
-  using Vector = Lane<DTYPE>;
-  static constexpr u32 WIDTH = Vector::WIDTH, EACH = TILE_LOADS * WIDTH;
-  static constexpr u32 NONE = DTYPE == NUCLEUS_F32 ? 0xFF800000u : DTYPE == NUCLEUS_BF16 ? 0xFF80FF80u : 0xFC00FC00u;  // -inf in every place
-  uint4 v[TILE_LOADS];
-
-  __device__ __forceinline__ static u32 offset(u32 j) { return (j * TILE_THREADS + threadIdx.x) * WIDTH; }
-  __device__ __forceinline__ explicit Tile(const unsigned char *from) {
-#pragma unroll
-    for (u32 j = 0; j < TILE_LOADS; ++j) v[j] = reinterpret_cast<const uint4 *>(from)[j * TILE_THREADS + threadIdx.x];
-  }
-
-  // Puts at -inf what masks forbid, and ids from `limit` on, relative to the tile's first.
-  __device__ __forceinline__ void restrict(const Request &r, u32 first, u32 limit) {
-#pragma unroll
-    for (u32 j = 0; j < TILE_LOADS; ++j) {
-      const u32 at = offset(j), id = first + at;
-      u32 allowed = !r.mask ? ~0u : id / 32 < r.mask_words ? r.mask[id / 32] >> id % 32 : 0;
-      if (at + WIDTH > limit) allowed &= at < limit ? ~(~0u << (limit - at)) : 0;
-      u32 words[4] = {v[j].x, v[j].y, v[j].z, v[j].w};
-#pragma unroll
-      for (u32 i = 0; i < WIDTH; ++i) {
-        if (allowed >> i & 1) continue;
-        if (DTYPE == NUCLEUS_F32) words[i] = NONE;
-        else words[i / 2] = i % 2 ? (words[i / 2] & 0xFFFFu) | (NONE & 0xFFFF0000u) : (words[i / 2] & 0xFFFF0000u) | (NONE & 0xFFFFu);
-      }
-      v[j] = make_uint4(words[0], words[1], words[2], words[3]);
-    }
-  }
-
-  // The largest logit; NaN if one is.
-  __device__ __forceinline__ float most() const {
-    float m[TILE_LOADS];
-#pragma unroll
-    for (u32 j = 0; j < TILE_LOADS; ++j) {
-      const Vector x(v[j]);
-      m[j] = x.x[0];
-#pragma unroll
-      for (u32 i = 1; i < WIDTH; ++i) m[j] = max_nan(m[j], x.x[i]);
-    }
-    return max_nan(max_nan(m[0], m[1]), max_nan(m[2], m[3]));
-  }
-
-  // Which logits reach the threshold, as bits; never those at -inf.
-  __device__ __forceinline__ u32 reaching(float threshold) const {
-    threshold = fmaxf(threshold, value_of(key_of(-infinity()) + 1));
-    u32 bits = 0;
-#pragma unroll
-    for (u32 j = 0; j < TILE_LOADS; ++j) {
-      const Vector x(v[j]);
-#pragma unroll
-      for (u32 i = 0; i < WIDTH; ++i) bits |= x.x[i] >= threshold ? 1u << (j * WIDTH + i) : 0;
-    }
-    return bits;
-  }
-  // Where the logit of a bit lies in the tile.
-  __device__ __forceinline__ static u32 place(u32 bit) { return offset(bit / WIDTH) + bit % WIDTH; }
-  __device__ __forceinline__ static float logit(const unsigned char *tile, u32 at) {
-    if (DTYPE == NUCLEUS_F32) return reinterpret_cast<const float *>(tile)[at];
-    const uint16_t half = reinterpret_cast<const uint16_t *>(tile)[at];
-    return DTYPE == NUCLEUS_BF16 ? float_of(static_cast<u32>(half) << 16) : widen_f16(half);
-  }
-};
-
 // Whether a token of the segment has an edit.
 __device__ __forceinline__ bool is_edited(u32 at) { return edited_bits()[at / 32] >> at % 32 & 1; }
 
@@ -234,7 +168,7 @@ __device__ __forceinline__ void sample_segments(const SamplingBatch &batch, cons
           __syncthreads();
         }
         T own(data);
-        if (r.mask || limit < ring.IDS) own.restrict(r, first + begin, limit);
+        if (r.mask || limit < ring.IDS) own.template restrict<false>(r.mask, r.mask_words, first + begin, limit);
         const float most = own.most();
         const bool strange = !(most < infinity());
         if (strange) sh->strange = 1;

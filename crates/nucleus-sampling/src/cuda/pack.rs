@@ -118,9 +118,9 @@ const LEADING: [OpCode; 5] = [
     OpCode::Penalties,
     OpCode::Temperature,
 ];
-/// The largest `top_k` or `min_keep` of a request that few tokens decide (`BOUND_K` of `bounded.cuh`).
+/// The largest `top_k` or `min_keep` of a request that few tokens decide (`BOUND_K` of `tile.cuh`).
 const BOUND_K: u64 = 128;
-/// The most ids that it may edit, its history's repetitions counted (`EDITS_MOST` of `bounded.cuh`).
+/// The most ids that it may edit, its history's repetitions counted (`EDITS_MOST` of `tile.cuh`).
 const EDITS_MOST: usize = 1536;
 
 /// The rows of one launch, on the host. Kept between launches so that nothing is allocated once it has grown.
