@@ -4,6 +4,7 @@
 //! shared between threads and used from async code. Each request gets a [`Generation`], a stream of events that ends
 //! with exactly one [`Event::End`] or [`Event::Failed`]; dropping it cancels the request.
 
+mod at_work;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod draw;

@@ -253,6 +253,37 @@ fn many_at_once_are_as_each_is_alone() {
     println!("{counters:?} {:?} {:?}", crowded.device_name(), memory);
 }
 
+/// A process may end at any point of a step, or while the engine frees its memory, without a crash.
+#[test]
+#[ignore = "needs a GPU"]
+fn a_process_may_end_while_the_engine_works() {
+    const CHILD: &str = "NUCLEUS_TEST_ENDS_AFTER_MICROSECONDS";
+    if let Ok(after) = std::env::var(CHILD) {
+        let engine = engine(4, 2048);
+        let requests = requests(&engine);
+        let running: Vec<_> = requests[..4]
+            .iter()
+            .map(|request| engine.submit(request.clone()).unwrap())
+            .collect();
+        let after: u64 = after.parse().unwrap();
+        std::thread::sleep(std::time::Duration::from_micros(after));
+        if after.is_multiple_of(2) {
+            drop((running, engine));
+        }
+        std::process::exit(7);
+    }
+    let program = std::env::current_exe().unwrap();
+    for after in (0..24).map(|turn| 1501 * turn) {
+        let status = std::process::Command::new(&program)
+            .args(["--ignored", "--exact"])
+            .arg("a_process_may_end_while_the_engine_works")
+            .env(CHILD, after.to_string())
+            .status()
+            .unwrap();
+        assert_eq!(status.code(), Some(7), "after {after} µs: {status}");
+    }
+}
+
 /// How fast the loop is: tokens a second, with everything that it does on the host.
 #[test]
 #[ignore = "needs a GPU; it measures"]

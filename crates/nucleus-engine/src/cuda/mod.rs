@@ -8,12 +8,14 @@
 //! reads is pinned, belongs to an `Uploader`, and is written again only when it was read.
 #![allow(unsafe_code)]
 
+mod at_work;
 mod device;
 mod graph;
 mod kernels;
 mod memory;
 mod sys;
 
+pub(crate) use at_work::AtWork;
 pub use device::rows_to_host;
 pub(crate) use device::{Event, Stream};
 pub(crate) use graph::Graph;

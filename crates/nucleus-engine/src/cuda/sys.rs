@@ -104,6 +104,8 @@ pub(super) struct NucleusAttention {
 }
 
 unsafe extern "C" {
+    pub(super) fn atexit(function: extern "C" fn()) -> c_int;
+
     // Of numbers alone.
     pub(super) safe fn nucleus_matrix_bytes(kind: u32, outputs: u32, inputs: u32) -> usize;
     pub(super) safe fn nucleus_linear_workspace(rows: u32, inputs: u32) -> usize;

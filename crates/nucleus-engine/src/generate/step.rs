@@ -8,6 +8,7 @@ use std::time::Instant;
 use nucleus_sampling::Status;
 use tokio::sync::mpsc as events;
 
+use super::at_work::AtWork;
 use super::draw::{Drawing, Outcome};
 use super::rows::{Purpose, chunks_of, purposes_of};
 use super::{Command, Event, Gauges, GenerationError, Shared, Submission};
@@ -59,19 +60,22 @@ impl Worker {
     }
 
     /// Steps while there is work, sleeps while there is none, until everyone has left or a shutdown has drained.
-    pub(super) fn run(mut self) {
-        while self.take_commands() {
-            self.step();
+    pub(super) fn run(self) {
+        let mut at_work = AtWork::on(self.model.compute());
+        // Dropped before `at_work`: freeing a device's memory is work too.
+        let mut worker = self;
+        while worker.take_commands(&mut at_work) {
+            worker.step();
         }
     }
 
     /// Handles what has come in; waits for something when idle. False when the thread should end.
-    fn take_commands(&mut self) -> bool {
+    fn take_commands(&mut self, at_work: &mut AtWork) -> bool {
         if self.live.is_empty() {
             if self.draining {
                 return false;
             }
-            match self.inbox.recv() {
+            match at_work.pause(|| self.inbox.recv()) {
                 Ok(command) => self.handle(command),
                 Err(mpsc::RecvError) => return false,
             }
