@@ -280,6 +280,7 @@ impl Loaded {
         let options = EncodeOptions {
             add_bos: tokenizer.add_bos(),
             parse_special: true,
+            ..EncodeOptions::default()
         };
         Ok(tokenizer.encode(text, options)?)
     }
@@ -290,8 +291,8 @@ impl Loaded {
         Ok(self.engine.tokenizer().encode(
             &text,
             EncodeOptions {
-                add_bos: false,
                 parse_special: true,
+                ..EncodeOptions::default()
             },
         )?)
     }

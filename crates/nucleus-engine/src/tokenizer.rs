@@ -5,6 +5,8 @@
 //! | byte-level BPE (Sennrich et al. 2016, arXiv:1508.07909; on bytes: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners") | `gpt2` | `byte_level` |
 //! | SentencePiece's BPE | `llama` | `sentencepiece` |
 //! | BPE on characters | `gemma4` | `byte_level::CharacterBpe` |
+//! | WordPiece | `bert` | `wordpiece` |
+//! | Unigram | `t5` | `unigram`, `character_map` |
 //! | `tokenizer.json` of a directory | | `json` |
 //!
 //! Text is encoded in steps: special tokens that are written out in the text are cut out of it (`special`); for byte-level
@@ -16,12 +18,16 @@
 
 mod byte_level;
 mod bytes;
+mod character_map;
 mod error;
 mod json;
 mod pre;
 mod sentencepiece;
 mod special;
+mod spelling;
+mod unigram;
 mod vocabulary;
+mod wordpiece;
 
 use std::collections::BTreeSet;
 
@@ -35,7 +41,10 @@ use byte_level::{ByteLevel, CharacterBpe};
 use json::JsonTokenizer;
 use sentencepiece::SentencePiece;
 use special::SpecialTokens;
-use vocabulary::{Spelling, Vocabulary};
+use spelling::Spelling;
+use unigram::Unigram;
+use vocabulary::Vocabulary;
+use wordpiece::WordPiece;
 
 /// The greatest text that is encoded, in bytes; far more than any context holds.
 pub const MAX_TEXT_BYTES: usize = 1 << 26;
@@ -45,6 +54,9 @@ pub const MAX_TEXT_BYTES: usize = 1 << 26;
 pub struct EncodeOptions {
     /// Begin with the beginning-of-text token, if the vocabulary has one. [`Tokenizer::add_bos`] is what the model wants.
     pub add_bos: bool,
+    /// End with the token that a whole text ends with, if the vocabulary has one ([`Tokenizer::text_end`]). [`Tokenizer::add_eos`] is what
+    /// the model wants; leave it off for a text that is to be continued.
+    pub add_eos: bool,
     /// Take control tokens that are written out in the text, such as `<|im_end|>`, for those tokens. Set it for a prompt
     /// that a chat template made; leave it off for text from users, which then cannot end a turn.
     ///
@@ -71,6 +83,7 @@ pub struct Tokenizer {
     model: Model,
     add_bos: bool,
     add_eos: bool,
+    text_end: Option<u32>,
     /// Whether the first token of a text begins with a space that is not the text's.
     adds_space_prefix: bool,
 }
@@ -81,6 +94,8 @@ enum Model {
     ByteLevel(ByteLevel),
     CharacterBpe(CharacterBpe),
     SentencePiece(SentencePiece),
+    WordPiece(Box<WordPiece>),
+    Unigram(Box<Unigram>),
     Json(Box<JsonTokenizer>),
 }
 
@@ -115,22 +130,30 @@ impl Tokenizer {
                 let model = CharacterBpe::new(&vocabulary, merges()?)?;
                 (vocabulary, Model::CharacterBpe(model), true)
             }
+            "bert" => {
+                let (vocabulary, model) = WordPiece::from_gguf(metadata)?;
+                (vocabulary, Model::WordPiece(Box::new(model)), true)
+            }
+            "t5" => {
+                let (vocabulary, model) = Unigram::from_gguf(metadata)?;
+                (vocabulary, Model::Unigram(Box::new(model)), false)
+            }
             other => {
                 return Err(TokenizerError::UnsupportedModel {
                     name: other.to_owned(),
                 });
             }
         };
+        let (text_end, add_eos) = text_end(metadata, &vocabulary, &model)?;
         // Phi-3's template writes a line end after each role, which its tokens swallow.
         let strips_right =
             kind == "llama" && metadata.find("general.architecture")? == Some("phi3");
         Ok(Self {
             special: SpecialTokens::new(&vocabulary, strips_right),
             add_bos: add_bos(metadata, &vocabulary, default_bos)?,
-            add_eos: metadata
-                .find("tokenizer.ggml.add_eos_token")?
-                .unwrap_or(false),
-            adds_space_prefix: matches!(&model, Model::SentencePiece(model) if model.adds_space_prefix()),
+            add_eos,
+            text_end,
+            adds_space_prefix: model.prefixes_all() || vocabulary.of_words,
             vocabulary,
             model,
         })
@@ -148,6 +171,7 @@ impl Tokenizer {
             vocabulary,
             add_bos,
             add_eos,
+            text_end,
             adds_space_prefix,
         } = json::read(checkpoint)?;
         Ok(Self {
@@ -156,6 +180,7 @@ impl Tokenizer {
             vocabulary,
             add_bos,
             add_eos,
+            text_end,
             adds_space_prefix,
         })
     }
@@ -177,35 +202,42 @@ impl Tokenizer {
         if options.add_bos {
             ids.extend(self.bos());
         }
-        if let Model::Json(model) = &self.model {
-            model.encode(text, options.parse_special, &mut ids)?;
-            return Ok(ids);
+        match &self.model {
+            Model::Json(model) => model.encode(text, options.parse_special, &mut ids)?,
+            _ => self.encode_parts(text, options.parse_special, &mut ids)?,
         }
-        let mut rest = text;
-        let mut begins = true;
-        while let Some(found) = self.special.find(rest, options.parse_special) {
-            self.encode_plain(&rest[..found.start], begins, &mut ids)?;
-            ids.push(found.id);
-            rest = &rest[found.end..];
-            begins = true;
+        if options.add_eos {
+            ids.extend(self.text_end);
         }
-        self.encode_plain(rest, begins, &mut ids)?;
         Ok(ids)
     }
 
-    /// Appends the tokens of text without special tokens; `begins` says whether it begins or follows one.
-    fn encode_plain(
+    /// Appends the special tokens of a text, and the tokens of what is between them.
+    fn encode_parts(
         &self,
         text: &str,
-        begins: bool,
+        parse_special: bool,
         ids: &mut Vec<u32>,
     ) -> Result<(), TokenizerError> {
+        let mut rest = text;
+        while let Some(found) = self.special.find(rest, parse_special) {
+            self.encode_plain(&rest[..found.start], ids)?;
+            ids.push(found.id);
+            rest = &rest[found.end..];
+        }
+        self.encode_plain(rest, ids)
+    }
+
+    /// Appends the tokens of text without special tokens, which begins or follows one.
+    fn encode_plain(&self, text: &str, ids: &mut Vec<u32>) -> Result<(), TokenizerError> {
         match &self.model {
             Model::ByteLevel(model) => model.encode(text, ids),
             Model::CharacterBpe(model) => model.encode(text, ids),
+            Model::WordPiece(model) => model.encode(text, ids),
+            Model::Unigram(model) => model.encode(text, ids),
             Model::Json(model) => model.encode(text, false, ids),
             Model::SentencePiece(model) => {
-                model.encode(text, begins, ids);
+                model.encode(text, ids);
                 Ok(())
             }
         }
@@ -219,14 +251,14 @@ impl Tokenizer {
         let mut begins = self.adds_space_prefix;
         for &id in ids {
             if self.is_special(id) {
-                let name = if skip_special {
-                    ""
-                } else {
-                    self.token_text(id)
-                };
-                text.extend_from_slice(name.as_bytes());
-                begins |=
-                    matches!(&self.model, Model::SentencePiece(model) if model.adds_space_prefix());
+                if !skip_special && self.vocabulary.of_words {
+                    text.extend_from_slice(if begins { b"" } else { b" " });
+                    begins = false;
+                }
+                if !skip_special {
+                    text.extend_from_slice(self.token_text(id).as_bytes());
+                }
+                begins |= self.model.prefixes_all();
             } else {
                 let bytes = self.token_bytes(id);
                 let own = bytes.strip_prefix(b" ").filter(|_| begins);
@@ -255,6 +287,8 @@ impl Tokenizer {
             Model::ByteLevel(model) => model.id_of(piece),
             Model::CharacterBpe(model) => model.id_of(piece),
             Model::SentencePiece(model) => model.id_of(piece),
+            Model::WordPiece(model) => model.id_of(piece),
+            Model::Unigram(model) => model.id_of(piece),
             Model::Json(model) => model.id_of(piece),
         })
     }
@@ -319,11 +353,49 @@ impl Tokenizer {
         self.add_bos
     }
 
-    /// Whether the file asks for the end-of-text token after every text, as models that compare texts do. A prompt that is
-    /// to be continued must not have it, so [`encode`](Self::encode) does not add it.
+    /// Whether a whole text ends with [`text_end`](Self::text_end), as models that compare or translate texts want. A prompt that
+    /// is to be continued must not, whatever the model: there is nothing to add to a text that has ended.
     pub fn add_eos(&self) -> bool {
         self.add_eos
     }
+
+    /// The token that a whole text ends with where the model wants one: the separator of WordPiece, what the template of a
+    /// `tokenizer.json` puts there, and the end-of-text token of the others.
+    pub fn text_end(&self) -> Option<u32> {
+        self.text_end
+    }
+}
+
+impl Model {
+    /// Whether text gets a space before it wherever it begins or follows a special token.
+    fn prefixes_all(&self) -> bool {
+        match self {
+            Self::SentencePiece(model) => model.adds_space_prefix(),
+            Self::Unigram(model) => model.adds_space_prefix(),
+            Self::ByteLevel(_) | Self::CharacterBpe(_) | Self::WordPiece(_) | Self::Json(_) => {
+                false
+            }
+        }
+    }
+}
+
+/// The token that whole texts end with, and whether they do.
+fn text_end(
+    metadata: &Metadata,
+    vocabulary: &Vocabulary,
+    model: &Model,
+) -> Result<(Option<u32>, bool), TokenizerError> {
+    const ADD_EOS: &str = "tokenizer.ggml.add_eos_token";
+    let (id, key, default) = match model {
+        Model::WordPiece(_) => {
+            let separator = WordPiece::separator(metadata, vocabulary)?;
+            (separator, "tokenizer.ggml.add_sep_token", true)
+        }
+        Model::Unigram(_) => (vocabulary.eos, ADD_EOS, true),
+        _ => (vocabulary.eos, ADD_EOS, false),
+    };
+    let wanted = metadata.find(key)?.unwrap_or(default);
+    Ok((id, wanted && id.is_some()))
 }
 
 fn add_bos(

@@ -45,8 +45,8 @@ fn engine(max_running: usize, kv_tokens: usize) -> Engine {
 
 fn encode(engine: &Engine, prompt: &str) -> Vec<u32> {
     let options = EncodeOptions {
-        add_bos: false,
         parse_special: true,
+        ..EncodeOptions::default()
     };
     engine.tokenizer().encode(prompt, options).unwrap()
 }

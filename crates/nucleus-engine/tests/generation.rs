@@ -36,8 +36,8 @@ fn engine() -> Engine {
 
 fn request(engine: &Engine, prompt: &str, max_tokens: usize) -> Request {
     let options = EncodeOptions {
-        add_bos: false,
         parse_special: true,
+        ..EncodeOptions::default()
     };
     Request {
         prompt: engine.tokenizer().encode(prompt, options).unwrap(),

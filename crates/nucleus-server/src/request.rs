@@ -298,12 +298,12 @@ pub(crate) fn check_length(tokens: usize, limits: &Limits) -> Result<(), ApiErro
 pub(crate) fn encode(prompt: Prompt, state: &AppState) -> Result<Vec<u32>, ApiError> {
     match prompt {
         Prompt::Tokens(tokens) => Ok(tokens),
-        Prompt::Text(text) => encode_bounded(&[Piece::Text(text)], true, state),
-        Prompt::Mixed(pieces) => encode_bounded(&pieces, true, state),
+        Prompt::Text(text) => encode_bounded(&[Piece::Text(text)], Added::Before, state),
+        Prompt::Mixed(pieces) => encode_bounded(&pieces, Added::Before, state),
         Prompt::Chat(messages) => {
             let text = render(&messages, true, state)?;
             // The template has written the beginning of the text too.
-            encode_bounded(&[Piece::Text(text)], false, state)
+            encode_bounded(&[Piece::Text(text)], Added::Nothing, state)
         }
     }
 }
@@ -326,12 +326,19 @@ pub(crate) fn render(
     })
 }
 
+/// The tokens that are put around a text, as far as the model wants them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Added {
+    /// None: something else has written them.
+    Nothing,
+    /// Beginning of text: what follows continues the text.
+    Before,
+    /// Beginning and end: the text is whole.
+    Around,
+}
+
 /// [`encode_pieces`], for texts that could fit the context.
-fn encode_bounded(
-    pieces: &[Piece],
-    add_special: bool,
-    state: &AppState,
-) -> Result<Vec<u32>, ApiError> {
+fn encode_bounded(pieces: &[Piece], added: Added, state: &AppState) -> Result<Vec<u32>, ApiError> {
     let bytes = pieces.iter().map(|piece| match piece {
         Piece::Text(text) => text.len(),
         Piece::Token(_) => 0,
@@ -345,15 +352,15 @@ fn encode_bounded(
             context_length,
         });
     }
-    encode_pieces(state.engine.tokenizer(), pieces, add_special, true)
+    encode_pieces(state.engine.tokenizer(), pieces, added, true)
 }
 
-/// The tokens of texts and tokens, one behind the other. With `add_special` the first, if it is a text, begins with what the
-/// model wants before a text.
+/// The tokens of texts and tokens, one behind the other. The first, if it is a text, begins with what is added, and the last,
+/// if it is one, ends with it.
 pub(crate) fn encode_pieces(
     tokenizer: &Tokenizer,
     pieces: &[Piece],
-    add_special: bool,
+    added: Added,
     parse_special: bool,
 ) -> Result<Vec<u32>, ApiError> {
     let mut tokens = Vec::new();
@@ -362,7 +369,10 @@ pub(crate) fn encode_pieces(
             Piece::Token(id) => tokens.push(*id),
             Piece::Text(text) => {
                 let options = EncodeOptions {
-                    add_bos: add_special && index == 0 && tokenizer.add_bos(),
+                    add_bos: added != Added::Nothing && index == 0 && tokenizer.add_bos(),
+                    add_eos: added == Added::Around
+                        && index + 1 == pieces.len()
+                        && tokenizer.add_eos(),
                     parse_special,
                 };
                 let more = tokenizer.encode(text, options);
@@ -395,5 +405,46 @@ impl From<&nucleus_sampling::Warning> for ParamWarning {
             param: warning.param,
             message: warning.message.clone(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use nucleus_engine::gguf::{Metadata, Value};
+
+    use super::*;
+
+    /// A vocabulary whose texts stand between `[CLS]` and `[SEP]`.
+    fn bert() -> Tokenizer {
+        let keys = [
+            ("tokenizer.ggml.model", Value::String("bert".into())),
+            (
+                "tokenizer.ggml.tokens",
+                Value::Strings(["[UNK]", "[CLS]", "[SEP]", "▁a"].iter().collect()),
+            ),
+            (
+                "tokenizer.ggml.token_type",
+                Value::Numbers(vec![3, 3, 3, 1].into()),
+            ),
+        ];
+        let keys: HashMap<String, Value> = keys.map(|(key, value)| (key.to_owned(), value)).into();
+        Tokenizer::from_gguf(&Metadata::new(keys)).unwrap()
+    }
+
+    #[test]
+    fn a_prompt_is_begun_and_only_a_whole_text_is_ended() {
+        let tokenizer = bert();
+        let text = || Piece::Text("a".to_owned());
+        let encode =
+            |pieces: &[Piece], added| encode_pieces(&tokenizer, pieces, added, true).unwrap();
+        assert_eq!(encode(&[text()], Added::Nothing), [3]);
+        assert_eq!(encode(&[text()], Added::Before), [1, 3]);
+        assert_eq!(encode(&[text()], Added::Around), [1, 3, 2]);
+        let mixed = [text(), Piece::Token(0), text()];
+        assert_eq!(encode(&mixed, Added::Around), [1, 3, 0, 3, 2]);
+        let tokens_around = [Piece::Token(0), text(), Piece::Token(0)];
+        assert_eq!(encode(&tokens_around, Added::Around), [0, 3, 0]);
     }
 }

@@ -400,6 +400,20 @@ fn elements<'a, T: for<'v> FromValue<'v>>(value: &'a Value) -> Result<Vec<T>, Mi
     }
 }
 
+/// Bytes, which some writers mark as signed.
+impl FromValue<'_> for Vec<u8> {
+    const EXPECTED: &'static str = "array of uint8";
+
+    fn from_value(value: &Value) -> Result<Self, Mismatch> {
+        match value {
+            Value::Numbers(list) if matches!(list.element, ValueType::U8 | ValueType::I8) => {
+                Ok(list.bytes.clone())
+            }
+            _ => Err(Mismatch::Type),
+        }
+    }
+}
+
 impl FromValue<'_> for Vec<i32> {
     const EXPECTED: &'static str = "array of int32";
 

@@ -25,7 +25,7 @@ pub enum TokenizerError {
     },
     /// The bytes of tokens do not follow from the way the file decodes them.
     #[error(
-        "tokenizer.json has a decoder of the kinds {found}, which is not supported; ByteLevel, Metaspace and Replace of \"▁\" are"
+        "tokenizer.json has a decoder of the kinds {found}, which is not supported; ByteLevel, Metaspace, Replace of \"▁\" and WordPiece with \"##\" are"
     )]
     Decoder {
         /// The kinds.
@@ -41,7 +41,7 @@ pub enum TokenizerError {
     },
     /// The tokenizer is of another kind.
     #[error(
-        "tokenizer model {name:?} is not supported; \"gpt2\" (byte-level BPE), \"llama\" (SentencePiece) and \"gemma4\" are"
+        "tokenizer model {name:?} is not supported; \"gpt2\" (byte-level BPE), \"llama\" (SentencePiece), \"gemma4\", \"bert\" (WordPiece) and \"t5\" (Unigram) are"
     )]
     UnsupportedModel {
         /// `tokenizer.ggml.model`.
@@ -145,6 +145,22 @@ pub enum TokenizerError {
     NoBos {
         /// The key.
         key: &'static str,
+    },
+    /// No token stands for what the vocabulary does not have.
+    #[error(
+        "the model file has neither {key:?} nor a token {name:?}, so what the vocabulary does not have cannot be encoded"
+    )]
+    NoUnknown {
+        /// The key.
+        key: &'static str,
+        /// The token's usual name.
+        name: &'static str,
+    },
+    /// The normalisation of texts is not sound.
+    #[error("\"tokenizer.ggml.precompiled_charsmap\": {problem}")]
+    CharacterMap {
+        /// What is wrong.
+        problem: &'static str,
     },
     /// A text is too long.
     #[error("the text has {bytes} bytes; it may have {limit}")]

@@ -7,7 +7,8 @@ use tokenizers::Tokenizer as Library;
 
 use super::error::TokenizerError;
 use super::pre::check_white_space;
-use super::vocabulary::{Ids, Spelling, TokenKind, Vocabulary};
+use super::spelling::{CONTINUATION, Spelling, parse_byte};
+use super::vocabulary::{Ids, TokenKind, Vocabulary};
 use crate::checkpoint::Checkpoint;
 
 /// The library's tokenizer, twice: it looks for control tokens in all texts, or in none.
@@ -23,6 +24,7 @@ pub(super) struct Described {
     pub(super) vocabulary: Vocabulary,
     pub(super) add_bos: bool,
     pub(super) add_eos: bool,
+    pub(super) text_end: Option<u32>,
     pub(super) adds_space_prefix: bool,
 }
 
@@ -71,16 +73,17 @@ pub(super) fn read(checkpoint: &Checkpoint) -> Result<Described, TokenizerError>
     let config = checkpoint
         .read_json("tokenizer_config.json")?
         .unwrap_or_default();
+    let template = Template::of(&library);
     let bos = named(&library, config.get("bos_token"));
     let ids = Ids {
-        bos: bos.or_else(|| first_special(&library)),
+        bos: bos.or(template.first),
         eos: named(&library, config.get("eos_token")),
         ends: ends(checkpoint.config().get("eos_token_id")),
     };
-    let add_bos = match config.get("add_bos_token").and_then(Value::as_bool) {
-        Some(wanted) => wanted && ids.bos.is_some(),
-        None => first_special(&library).is_some(),
-    };
+    let text_end = template.last.or(ids.eos);
+    let wanted = |key| config.get(key).and_then(Value::as_bool);
+    let add_bos = wanted("add_bos_token").unwrap_or(template.first.is_some()) && ids.bos.is_some();
+    let add_eos = wanted("add_eos_token").unwrap_or(template.last.is_some()) && text_end.is_some();
     let vocabulary = vocabulary(&library, spelling, ids, checkpoint)?;
     let mut without_special = library.clone();
     without_special.set_encode_special_tokens(true);
@@ -91,7 +94,8 @@ pub(super) fn read(checkpoint: &Checkpoint) -> Result<Described, TokenizerError>
         },
         vocabulary,
         add_bos,
-        add_eos: config.get("add_eos_token").and_then(Value::as_bool) == Some(true),
+        add_eos,
+        text_end,
         adds_space_prefix,
     })
 }
@@ -103,10 +107,30 @@ fn named(library: &Library, token: Option<&Value>) -> Option<u32> {
     library.token_to_id(name)
 }
 
-/// The token that the file's own template puts before every text.
-fn first_special(library: &Library) -> Option<u32> {
-    let added = library.encode_fast("", true).ok()?;
-    added.get_ids().first().copied()
+/// What the file's own template (its post-processor) puts around every text.
+#[derive(Debug, Default)]
+struct Template {
+    first: Option<u32>,
+    last: Option<u32>,
+}
+
+impl Template {
+    fn of(library: &Library) -> Self {
+        // Any text that has a token.
+        let Ok(encoding) = library.encode_fast("a", true) else {
+            return Self::default();
+        };
+        let added = encoding
+            .get_ids()
+            .iter()
+            .zip(encoding.get_special_tokens_mask());
+        let added: Vec<(u32, bool)> = added.map(|(&id, &mask)| (id, mask == 1)).collect();
+        let at = |end: Option<&(u32, bool)>| end.filter(|(_, added)| *added).map(|&(id, _)| id);
+        Self {
+            first: at(added.first()),
+            last: at(added.last()).filter(|_| added.len() > 1),
+        }
+    }
 }
 
 /// A token's id, or a list of them.
@@ -149,8 +173,7 @@ fn vocabulary(
     let mut texts = vec![String::new(); count];
     let mut kinds = vec![TokenKind::Unused; count];
     for (text, id) in by_text {
-        let is_byte =
-            spelling == Spelling::SentencePiece && super::vocabulary::parse_byte(&text).is_some();
+        let is_byte = spelling == Spelling::SentencePiece && parse_byte(&text).is_some();
         kinds[id as usize] = match is_byte {
             true => TokenKind::Byte,
             false => TokenKind::Normal,
@@ -192,6 +215,12 @@ fn spelling(decoder: Option<&Value>) -> Result<(Spelling, bool), TokenizerError>
     if let Some(metaspace) = steps.iter().find(|step| kind(step) == "Metaspace") {
         let is_never = metaspace.get("prepend_scheme").and_then(Value::as_str) == Some("never");
         return Ok((Spelling::SentencePiece, !is_never));
+    }
+    if let Some(wordpiece) = steps.iter().find(|step| kind(step) == "WordPiece")
+        && wordpiece.get("prefix").and_then(Value::as_str) == Some(CONTINUATION)
+    {
+        let cleanup = wordpiece.get("cleanup").and_then(Value::as_bool) == Some(true);
+        return Ok((Spelling::Continuations { cleanup }, true));
     }
     if steps.iter().any(|step| is_space(step)) {
         return Ok((Spelling::SentencePiece, has("Strip")));

@@ -152,6 +152,7 @@ const TABLE: &[(&[&str], Rules)] = &[
         &[
             "qwen2",
             "deepseek-r1-qwen",
+            "f2llmv2",
             "kormo",
             "megrez",
             "stablelm2",
@@ -164,7 +165,7 @@ const TABLE: &[(&[&str], Rules)] = &[
     (&["qwen35"], plain(&[QWEN35])),
     (&["tekken"], whole_words_with_bos(&[TEKKEN])),
     (
-        &["gpt-4o", "llama4", "kanana2", "minimax-m2"],
+        &["gpt-4o", "llama4", "kanana2", "minimax-m2", "talkie"],
         plain(&[GPT4O]),
     ),
     (

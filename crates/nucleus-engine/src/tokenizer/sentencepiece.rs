@@ -107,16 +107,12 @@ impl SentencePiece {
         self.add_space_prefix
     }
 
-    /// Appends the tokens of text without special tokens; `begins` says whether it begins or follows one.
-    pub(super) fn encode(&self, text: &str, begins: bool, ids: &mut Vec<u32>) {
+    /// Appends the tokens of text without special tokens.
+    pub(super) fn encode(&self, text: &str, ids: &mut Vec<u32>) {
         if text.is_empty() {
             return;
         }
-        let prefix = if begins && self.add_space_prefix {
-            SPACE
-        } else {
-            ""
-        };
+        let prefix = if self.add_space_prefix { SPACE } else { "" };
         let text = prefix.to_owned() + &text.replace(' ', SPACE);
         for symbol in self.merge(&text) {
             self.append(&text[symbol.start..symbol.end], ids);

@@ -4,19 +4,10 @@ use std::collections::HashMap;
 
 use tokenizers::models::bpe::{Merges, Vocab};
 
-use super::byte_level::SPACE;
 use super::bytes;
 use super::error::TokenizerError;
+use super::spelling::{Spelling, token_bytes};
 use crate::gguf::{Metadata, StringList};
-
-/// How tokens of text are spelled.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Spelling {
-    /// In the byte alphabet.
-    ByteLevel,
-    /// As the text, with `▁` for a space.
-    SentencePiece,
-}
 
 /// The ids with a meaning that files name.
 #[derive(Debug, Default)]
@@ -68,6 +59,8 @@ pub(super) struct Vocabulary {
     texts: StringList,
     kinds: Vec<TokenKind>,
     bytes: TokenBytes,
+    /// Whether each token is a word, with a space before it, or a part that goes on with one.
+    pub(super) of_words: bool,
     pub(super) bos: Option<u32>,
     pub(super) eos: Option<u32>,
     /// In ascending order.
@@ -175,6 +168,10 @@ impl Vocabulary {
             texts,
             kinds,
             bytes,
+            of_words: matches!(
+                spelling,
+                Spelling::WordPiece | Spelling::Continuations { .. }
+            ),
             bos: ids.bos.filter(is_known),
             eos: ids.eos.filter(is_known),
             end_of_generation,
@@ -195,6 +192,12 @@ impl Vocabulary {
 
     pub(super) fn kind(&self, id: u32) -> Option<TokenKind> {
         self.kinds.get(id as usize).copied()
+    }
+
+    /// The first token of that spelling.
+    pub(super) fn find(&self, text: &str) -> Option<u32> {
+        let token = self.iter().find(|&(_, spelled, _)| spelled == text);
+        token.map(|(id, ..)| id)
     }
 
     /// Ids, spellings and kinds in order.
@@ -240,7 +243,7 @@ impl Vocabulary {
 
     /// Ids by spelling: of symbols, and of the others. Empty spellings, which some converters write for ids that are not
     /// used, have none.
-    fn ids_by_text(&self) -> Result<(Vocab, HashMap<&str, u32>), TokenizerError> {
+    pub(super) fn ids_by_text(&self) -> Result<(Vocab, HashMap<&str, u32>), TokenizerError> {
         let mut symbols = Vocab::with_capacity(self.len());
         let mut others = HashMap::new();
         for (id, text, kind) in self.iter().filter(|(_, text, _)| !text.is_empty()) {
@@ -349,7 +352,8 @@ fn with_ends_as_control(mut kinds: Vec<TokenKind>, ends: &[u32]) -> Vec<TokenKin
     kinds
 }
 
-fn special_id(
+/// The id that a key names.
+pub(super) fn special_id(
     metadata: &Metadata,
     key: &'static str,
     tokens: usize,
@@ -362,28 +366,23 @@ fn special_id(
     }
 }
 
-/// The bytes of text that a token stands for.
-fn token_bytes(text: &str, kind: TokenKind, spelling: Spelling) -> Vec<u8> {
-    let spelled = || text.as_bytes().to_vec();
-    match kind {
-        TokenKind::Normal if spelling == Spelling::SentencePiece => {
-            text.replace(SPACE, " ").into_bytes()
-        }
-        TokenKind::Normal => text
-            .chars()
-            .map(bytes::from_char)
-            .collect::<Option<_>>()
-            .unwrap_or_else(spelled),
-        TokenKind::UserDefined => spelled(),
-        TokenKind::Byte => parse_byte(text).map_or_else(spelled, |byte| vec![byte]),
-        TokenKind::Unknown | TokenKind::Control | TokenKind::Unused => Vec::new(),
-    }
-}
-
-/// The byte of `<0x2A>`.
-pub(super) fn parse_byte(text: &str) -> Option<u8> {
-    let digits = text.strip_prefix("<0x")?.strip_suffix('>')?;
-    u8::from_str_radix(digits, 16).ok()
+/// The token of what cannot be encoded: that of its key, the first of its kind, or that of its usual name.
+pub(super) fn unknown(
+    metadata: &Metadata,
+    vocabulary: &Vocabulary,
+    name: &'static str,
+) -> Result<u32, TokenizerError> {
+    const KEY: &str = "tokenizer.ggml.unknown_token_id";
+    let of_kind = || {
+        let token = vocabulary
+            .iter()
+            .find(|&(.., kind)| kind == TokenKind::Unknown);
+        token.map(|(id, ..)| id)
+    };
+    special_id(metadata, KEY, vocabulary.len())?
+        .or_else(of_kind)
+        .or_else(|| vocabulary.find(name))
+        .ok_or(TokenizerError::NoUnknown { key: KEY, name })
 }
 
 /// The bytes that are no symbol of their own.

@@ -6,6 +6,7 @@ use std::path::Path;
 use nucleus_engine::chat_template::{ChatTemplate, Message};
 use nucleus_engine::checkpoint::Checkpoint;
 use nucleus_engine::model_source::ModelSource;
+use serde_json::json;
 
 use super::*;
 
@@ -103,7 +104,7 @@ fn names_come_from_the_configuration() {
     assert_eq!((tokenizer.bos(), tokenizer.eos()), (Some(0), Some(1)));
     let with_bos = EncodeOptions {
         add_bos: true,
-        parse_special: false,
+        ..PLAIN
     };
     assert_eq!(tokenizer.encode("a", with_bos).unwrap(), [0, 265]);
     assert_eq!(tokenizer.token_bytes(258), b" ");
@@ -176,4 +177,113 @@ fn chat_templates_come_from_the_configuration_or_a_file() {
             .unwrap()
             .is_none()
     );
+}
+
+/// A directory with another `tokenizer.json`, and what its configuration says of special tokens.
+fn with_tokenizer(tokenizer: &serde_json::Value, config: &serde_json::Value) -> tempfile::TempDir {
+    let directory = copy("qwen3");
+    let write = |name: &str, json: &serde_json::Value| {
+        std::fs::write(directory.path().join(name), json.to_string()).unwrap();
+    };
+    write("tokenizer.json", tokenizer);
+    write("tokenizer_config.json", config);
+    directory
+}
+
+fn special(id: u32, content: &str) -> serde_json::Value {
+    json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true})
+}
+
+/// A tokenizer as BERT has it.
+fn bert() -> serde_json::Value {
+    json!({
+        "version": "1.0", "truncation": null, "padding": null,
+        "added_tokens": [special(0, "[UNK]"), special(1, "[CLS]"), special(2, "[SEP]")],
+        "normalizer": {"type": "BertNormalizer", "clean_text": true, "handle_chinese_chars": true, "strip_accents": null, "lowercase": true},
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "post_processor": {"type": "BertProcessing", "sep": ["[SEP]", 2], "cls": ["[CLS]", 1]},
+        "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": true},
+        "model": {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##", "max_input_chars_per_word": 100,
+                  "vocab": {"[UNK]": 0, "[CLS]": 1, "[SEP]": 2, "hug": 3, "##s": 4, ".": 5, "a": 6}},
+    })
+}
+
+fn whole(tokenizer: &Tokenizer) -> EncodeOptions {
+    EncodeOptions {
+        add_bos: tokenizer.add_bos(),
+        add_eos: tokenizer.add_eos(),
+        ..SPECIAL
+    }
+}
+
+#[test]
+fn wordpiece_decodes_by_words_and_stands_between_what_its_template_adds() {
+    let load = |config| {
+        let directory = with_tokenizer(&bert(), &config);
+        Tokenizer::from_checkpoint(&Checkpoint::open(directory.path()).unwrap()).unwrap()
+    };
+    let tokenizer = load(json!({"cls_token": "[CLS]", "sep_token": "[SEP]"}));
+    let ids = tokenizer.encode("Hugs a. X", whole(&tokenizer)).unwrap();
+    assert_eq!(ids, [1, 3, 4, 6, 5, 0, 2]);
+    assert_eq!(tokenizer.decode(&ids, true), "hugs a.");
+    assert_eq!(tokenizer.decode(&ids, false), "[CLS] hugs a. [UNK] [SEP]");
+    assert_eq!((tokenizer.bos(), tokenizer.text_end()), (Some(1), Some(2)));
+    let without = load(json!({"add_bos_token": false, "add_eos_token": false}));
+    assert_eq!(without.encode("a", whole(&without)).unwrap(), [6]);
+    let mut other = bert();
+    other["decoder"]["prefix"] = json!("@@");
+    let directory = with_tokenizer(&other, &json!({}));
+    assert!(error(directory.path()).contains("a decoder of the kinds WordPiece"));
+    let mut spaced = bert();
+    spaced["decoder"]["cleanup"] = json!(false);
+    let directory = with_tokenizer(&spaced, &json!({}));
+    let spaced = Tokenizer::from_checkpoint(&Checkpoint::open(directory.path()).unwrap()).unwrap();
+    assert_eq!(spaced.decode(&[3, 4, 5], true), "hugs .");
+}
+
+/// A template that only ends texts, as T5's, begins none.
+#[test]
+fn unigram_ends_where_its_template_says_so() {
+    let vocabulary = json!([
+        ["<pad>", 0.0],
+        ["</s>", 0.0],
+        ["<unk>", 0.0],
+        ["\u{2581}", -4.0],
+        ["\u{2581}a", -3.0],
+        ["b", -3.0]
+    ]);
+    let metaspace = json!({"type": "Metaspace", "replacement": "\u{2581}", "prepend_scheme": "always", "split": true});
+    let json = json!({
+        "version": "1.0", "truncation": null, "padding": null,
+        "added_tokens": [special(0, "<pad>"), special(1, "</s>"), special(2, "<unk>")],
+        "normalizer": null, "pre_tokenizer": metaspace, "decoder": metaspace,
+        "post_processor": {"type": "TemplateProcessing", "single": [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "</s>", "type_id": 0}}],
+                           "pair": [], "special_tokens": {"</s>": {"id": "</s>", "ids": [1], "tokens": ["</s>"]}}},
+        "model": {"type": "Unigram", "unk_id": 2, "vocab": vocabulary, "byte_fallback": false},
+    });
+    let directory = with_tokenizer(&json, &json!({"eos_token": "</s>"}));
+    let tokenizer =
+        Tokenizer::from_checkpoint(&Checkpoint::open(directory.path()).unwrap()).unwrap();
+    assert!(!tokenizer.add_bos() && tokenizer.add_eos());
+    assert_eq!(tokenizer.bos(), None);
+    let ids = tokenizer.encode("ab b", whole(&tokenizer)).unwrap();
+    assert_eq!(ids, [4, 5, 3, 5, 1]);
+    assert_eq!(tokenizer.decode(&ids, true), "ab b");
+}
+
+/// A configuration that asks for the end of text, as those of models that compare texts, gets the one it names.
+#[test]
+fn the_configuration_can_ask_for_an_end() {
+    let load = |config| {
+        let directory = copy("qwen3");
+        std::fs::write(directory.path().join("tokenizer_config.json"), config).unwrap();
+        Tokenizer::from_checkpoint(&Checkpoint::open(directory.path()).unwrap()).unwrap()
+    };
+    let tokenizer = load(r#"{"eos_token": "<|eos|>", "add_eos_token": true}"#);
+    assert_eq!((tokenizer.add_eos(), tokenizer.text_end()), (true, Some(1)));
+    let plain = tokenizer.encode("the", SPECIAL).unwrap();
+    let ended = tokenizer.encode("the", whole(&tokenizer)).unwrap();
+    assert_eq!(ended, [plain.as_slice(), &[1]].concat());
+    assert!(!load(r#"{"eos_token": "<|eos|>"}"#).add_eos());
+    assert!(!load(r#"{"add_eos_token": true}"#).add_eos());
 }

@@ -3,6 +3,8 @@
 mod chat_templates;
 mod json;
 mod llama_cpp;
+mod unigram;
+mod wordpiece;
 
 use std::collections::HashMap;
 
@@ -15,11 +17,12 @@ use serde::Deserialize;
 
 const PLAIN: EncodeOptions = EncodeOptions {
     add_bos: false,
+    add_eos: false,
     parse_special: false,
 };
 const SPECIAL: EncodeOptions = EncodeOptions {
-    add_bos: false,
     parse_special: true,
+    ..PLAIN
 };
 
 // The bundled vocabulary.
@@ -570,7 +573,7 @@ fn other_tokenizers_are_refused_by_name() {
         .error();
     assert_eq!(
         error,
-        "tokenizer model \"rwkv\" is not supported; \"gpt2\" (byte-level BPE), \"llama\" (SentencePiece) and \"gemma4\" are"
+        "tokenizer model \"rwkv\" is not supported; \"gpt2\" (byte-level BPE), \"llama\" (SentencePiece), \"gemma4\", \"bert\" (WordPiece) and \"t5\" (Unigram) are"
     );
     let error = small()
         .set("tokenizer.ggml.pre", Value::String("new-bpe".into()))

@@ -18,7 +18,7 @@ use crate::json::show;
 use crate::openai;
 use crate::openapi::{Bounds, Endpoint, Group, Object, either, flag, list, text, token_ids};
 use crate::policy::TEMPLATE;
-use crate::request::{Piece, encode_pieces, render};
+use crate::request::{Added, Piece, encode_pieces, render};
 use crate::warnings;
 
 const CONTENT: &str = "a string, or an array of strings and token ids";
@@ -100,7 +100,7 @@ fn tokenize_schema(_: &Bounds<'_>) -> Object {
         .field(
             "add_special",
             flag(false),
-            "Whether to begin as a prompt does, with the beginning-of-text token if the model wants one.",
+            "Whether to begin and end as a whole text does, with the tokens that the model wants there.",
         )
         .field(
             "parse_special",
@@ -121,13 +121,16 @@ async fn tokenize(
 ) -> Result<Response, ApiError> {
     let mut fields = Fields::lenient(body);
     let pieces = content(fields.value("content"))?;
-    let add_special = fields.boolean("add_special")?.unwrap_or(false);
+    let added = match fields.boolean("add_special")? {
+        Some(true) => Added::Around,
+        Some(false) | None => Added::Nothing,
+    };
     let parse_special = fields.boolean("parse_special")?.unwrap_or(true);
     let with_pieces = fields.boolean("with_pieces")?.unwrap_or(false);
     let headers = warnings::headers(&unknown(fields.rest()));
     let work = move || {
         let tokenizer = state.engine.tokenizer();
-        let tokens = encode_pieces(tokenizer, &pieces, add_special, parse_special);
+        let tokens = encode_pieces(tokenizer, &pieces, added, parse_special);
         let tokens = tokens.map_err(|error| error.about("content"))?;
         Ok(tokens
             .into_iter()

@@ -26,8 +26,8 @@ fn chat_prompt() -> Vec<u32> {
         .render(&[Message::new("user", PROMPT)])
         .expect("a conversation");
     let options = EncodeOptions {
-        add_bos: false,
         parse_special: true,
+        ..EncodeOptions::default()
     };
     tokenizer().encode(&prompt, options).expect("a short text")
 }

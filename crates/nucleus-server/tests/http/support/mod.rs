@@ -355,6 +355,7 @@ pub(crate) fn encode_prompt(text: &str) -> Vec<u32> {
     let options = EncodeOptions {
         add_bos: tokenizer.add_bos(),
         parse_special: true,
+        ..EncodeOptions::default()
     };
     tokenizer.encode(text, options).expect("a short text")
 }
