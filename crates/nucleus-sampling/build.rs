@@ -21,6 +21,7 @@ fn build() -> Result<(), String> {
         "bounded",
         "sampling",
         "pairs",
+        "spread",
         "whole",
         "top",
         "config_fields",

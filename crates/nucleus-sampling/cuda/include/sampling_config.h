@@ -178,7 +178,7 @@ NUCLEUS_ASSERT(sizeof(SamplingBatch) == 120);
  * windows together; a row that edits more ends with NUCLEUS_WORKSPACE. */
 size_t sampling_workspace_size(uint32_t rows, uint32_t max_edited);
 
-/* Samples every row, in two or three launches that overlap; returns once the work is queued on the stream (a cudaStream_t). Allocates nothing,
+/* Samples every row, in one or more launches that overlap; returns once the work is queued on the stream (a cudaStream_t). Allocates nothing,
  * synchronises nothing and can be captured in a CUDA graph. One workspace serves one stream at a time. */
 int launch_advanced_sample_batch(const SamplingBatch *batch, void *workspace, size_t workspace_bytes, void *stream);
 

@@ -18,10 +18,9 @@ struct SlicePlan {
   float temperature;  // in force at that operation
 };
 
-__device__ __forceinline__ SlicePlan plan_of(const Description &d) {
-  const u32 lane = threadIdx.x % 32, len = d.program.len;
-  SamplingOp op{NUCLEUS_OP_NONE, 0, 0};
-  if (lane < len && lane < NUCLEUS_MAX_OPS) op = d.program.ops[lane];
+// By a warp whose lane i has operation i of `len`. `lists`: the row has lists of ids to edit.
+__device__ __forceinline__ SlicePlan plan_of(const SamplingOp &op, u32 len, bool lists, u32 least) {
+  const u32 lane = threadIdx.x % 32;
   bool there = lane < len;
   u32 passages = __ballot_sync(~0u, there && op.code == NUCLEUS_OP_DRY), occurrences = __ballot_sync(~0u, there && op.code == NUCLEUS_OP_PENALTIES);
   u32 ngrams = __ballot_sync(~0u, there && op.code == NUCLEUS_OP_NO_REPEAT_NGRAM), by_id = passages | occurrences | ngrams;
@@ -32,12 +31,11 @@ __device__ __forceinline__ SlicePlan plan_of(const Description &d) {
   plan.passages = passages;
   plan.occurrences = occurrences;
   plan.ngrams = ngrams;
-  const SamplingRow &row = d.row;
-  plan.edits = by_id || row.bias.len || row.bad_words.len || row.eos.len;
+  plan.edits = by_id || lists;
   plan.op = __ffs(~(by_id | temperatures | none)) - 1;
   temperatures &= (1u << plan.op) - 1;
   plan.temperature = temperatures ? __shfl_sync(~0u, op.arg, 31 - __clz(temperatures)) : 1.0f;
-  u32 code = __shfl_sync(~0u, op.code, plan.op), min_keep = d.config.min_keep ? d.config.min_keep : 1;
+  u32 code = __shfl_sync(~0u, op.code, plan.op), min_keep = least ? least : 1;
   u64 k = __shfl_sync(~0u, op.threshold, plan.op);
   plan.kind = SlicePlan::EXACT;
   plan.greedy = code == NUCLEUS_OP_ARGMAX;
@@ -51,6 +49,13 @@ __device__ __forceinline__ SlicePlan plan_of(const Description &d) {
   if (k > THREADS * 3 / 4) plan.kind = SlicePlan::EXACT;
   plan.k = static_cast<u32>(k);
   return plan;
+}
+
+__device__ __forceinline__ SlicePlan plan_of(const Description &d) {
+  const u32 lane = threadIdx.x % 32, len = d.program.len;
+  SamplingOp op{NUCLEUS_OP_NONE, 0, 0};
+  if (lane < len && lane < NUCLEUS_MAX_OPS) op = d.program.ops[lane];
+  return plan_of(op, len, d.row.bias.len || d.row.bad_words.len || d.row.eos.len, d.config.min_keep);
 }
 
 }  // namespace nucleus

@@ -65,9 +65,10 @@ struct Launcher {
     cudaLaunchConfig_t config = shape.config(attributes, stream);
     attributes[1] = begins_early();
     config.numAttrs = follows ? 2 : 1;
-    Workspace edits{reinterpret_cast<Edit *>(workspace + layout.edits), layout.capacity, batch.max_edited};
-    return cudaLaunchKernelEx(&config, sample_rows, batch, edits, shape.room, follows);
+    return cudaLaunchKernelEx(&config, sample_rows, batch, edit_tables(), shape.room, follows);
   }
+
+  Workspace edit_tables() const { return Workspace{reinterpret_cast<Edit *>(workspace + layout.edits), layout.capacity, batch.max_edited}; }
 
   cudaError_t bounded() const {
     return launch_bounded(batch, reinterpret_cast<SegmentHead *>(workspace), reinterpret_cast<u64 *>(workspace + layout.rest), stream);
@@ -80,7 +81,14 @@ struct Launcher {
     const bool exact = batch.flags & NUCLEUS_BATCH_EXACT, many = batch.flags & NUCLEUS_BATCH_MANY_ROWS, chosen = batch.cluster == 0 && !many;
     const bool tiled = !exact && chosen && !(batch.flags & NUCLEUS_BATCH_NONE_BOUNDED);
     bool whole = !exact && (many || (chosen && !(batch.flags & NUCLEUS_BATCH_ALL_BOUNDED)));
-    if (tiled) error = bounded();
+    if (tiled && batch.rows <= SPREAD_TO && batch.row_len >= SPREAD_FROM_LEN) {
+      // Where every row is bounded by a count there is next to nothing left for a launch of clusters.
+      const bool last = batch.flags & NUCLEUS_BATCH_ALL_COUNTED;
+      error = launch_spread(batch, edit_tables(), last, stream);
+      if (error == cudaSuccess && last) return error;
+    } else if (tiled) {
+      error = bounded();
+    }
     if (error == cudaSuccess && whole) error = launch_whole(batch, workspace + layout.whole, tiled, stream, whole);
     return error == cudaSuccess ? clusters(tiled || whole) : error;
   }
