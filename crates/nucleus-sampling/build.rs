@@ -23,7 +23,9 @@ fn build() -> Result<(), String> {
         "pairs",
         "spread",
         "whole",
+        "few",
         "top",
+        "top_processed",
         "config_fields",
         "device",
     ];

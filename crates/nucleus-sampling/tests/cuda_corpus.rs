@@ -5,8 +5,8 @@
 
 use half::{bf16, f16};
 use nucleus_sampling::{
-    CompiledParams, LogitsRow, Logprobs, LogprobsMode, OpCode, ReferenceSampler, Row, SampledToken,
-    Sampler, SamplerState, SamplingParams, Stage, VocabInfo, philox4x32_10,
+    CompiledParams, LogitsRow, Logprobs, LogprobsMode, NO_TOKEN, OpCode, ReferenceSampler, Row,
+    SampledToken, Sampler, SamplerState, SamplingParams, Stage, Status, VocabInfo, philox4x32_10,
 };
 
 /// Deterministic numbers.
@@ -163,6 +163,30 @@ fn put_sampled(bytes: &mut Bytes, sampled: &SampledToken) {
     bytes.u32(sampled.kept_count);
     bytes.u32(sampled.status as u32);
     bytes.u32(sampled.feedback as u32);
+}
+
+/// How many of the likeliest tokens are told of each row.
+const TOP: usize = 8;
+
+/// The likeliest tokens of what a row draws from, as `launch_top_processed` tells them.
+fn put_top(bytes: &mut Bytes, row: Row<'_>, sampled: &SampledToken) {
+    let row = Row {
+        logprobs: Logprobs {
+            top: TOP as u32,
+            mode: LogprobsMode::Processed,
+        },
+        ..row
+    };
+    let top = ReferenceSampler::new().top_logprobs(&row, sampled);
+    let missing = match sampled.status {
+        Status::Ok => f32::NEG_INFINITY,
+        _ => f32::NAN,
+    };
+    let told = top.iter().map(|entry| (entry.token_id, entry.logprob));
+    for (id, logprob) in told.chain(std::iter::repeat((NO_TOKEN, missing))).take(TOP) {
+        bytes.u32(id);
+        bytes.f32(logprob);
+    }
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -398,12 +422,39 @@ fn history(numbers: &mut Numbers, vocab: u32) -> (Vec<u32>, Vec<u32>) {
     (ids(900), ids(500))
 }
 
+/// Equal logits by the thousand, which a top_k that keeps ties all leaves to tfs.
+fn tied_logits(numbers: &mut Numbers, len: usize) -> Vec<f32> {
+    let floor = numbers.pick(&[-100.0, 1.0, 2.5]);
+    let step = numbers.pick(&[4.0, 64.0, 1024.0]);
+    (0..len)
+        .map(|_| (numbers.bell() * step).round().max(floor * step) as f32 / step as f32)
+        .collect()
+}
+
+fn tail_free(numbers: &mut Numbers) -> SamplingParams {
+    SamplingParams {
+        seed: Some(numbers.next() >> 11),
+        preset: Some(numbers.pick(&["vllm", "hf"]).to_owned()),
+        temperature: Some(numbers.pick(&[0.7, 1.0, 4.0, 50.0])),
+        top_k: Some(numbers.pick(&[50, 1000, 4000])),
+        tfs_z: Some(numbers.pick(&[0.1, 0.5, 0.95, 0.9999])),
+        min_p: numbers.chance(0.3).then_some(1e-3),
+        min_keep: numbers
+            .chance(0.3)
+            .then(|| numbers.pick(&[2, 100, 4094, 5000])),
+        repetition_penalty: numbers.chance(0.3).then_some(1.3),
+        ..Default::default()
+    }
+}
+
 struct Spec {
     vocab: u32,
     row_len: usize,
     stride: usize,
     rows: usize,
     dtype: Dtype,
+    /// Ties that a top_k keeps, then tfs; else any request on any row.
+    tied: bool,
 }
 
 /// One batch and what the reference makes of its rows; returns how many rows have each status.
@@ -414,6 +465,7 @@ fn batch(numbers: &mut Numbers, spec: &Spec, file: &mut Bytes) {
         stride,
         rows,
         dtype,
+        tied,
     } = *spec;
     let eos = [0, vocab / 2];
     let info = VocabInfo::new(vocab).with_eos(&eos);
@@ -421,7 +473,8 @@ fn batch(numbers: &mut Numbers, spec: &Spec, file: &mut Bytes) {
     let mut values = vec![f32::NAN; total];
     let distinct = if stride == 0 { 1 } else { rows };
     for row in 0..distinct {
-        values[row * stride..row * stride + row_len].copy_from_slice(&logits(numbers, row_len));
+        let logits = if tied { tied_logits } else { logits }(numbers, row_len);
+        values[row * stride..row * stride + row_len].copy_from_slice(&logits);
     }
     let all = Logits::new(&values, dtype);
     let mask_words = row_len.div_ceil(32) - numbers.below(2).min(row_len.div_ceil(32) - 1);
@@ -438,7 +491,8 @@ fn batch(numbers: &mut Numbers, spec: &Spec, file: &mut Bytes) {
         })
         .collect();
     let mut arena = Arena::default();
-    let (mut row_bytes, mut configs, mut programs, mut expected) = (
+    let (mut row_bytes, mut configs, mut programs, mut expected, mut tops) = (
+        Bytes::default(),
         Bytes::default(),
         Bytes::default(),
         Bytes::default(),
@@ -446,7 +500,9 @@ fn batch(numbers: &mut Numbers, spec: &Spec, file: &mut Bytes) {
     );
     for index in 0..rows {
         let compiled = loop {
-            let params = if numbers.chance(0.1) {
+            let params = if tied {
+                tail_free(numbers)
+            } else if numbers.chance(0.1) {
                 all_on(numbers, vocab)
             } else {
                 params(numbers, vocab)
@@ -478,7 +534,9 @@ fn batch(numbers: &mut Numbers, spec: &Spec, file: &mut Bytes) {
                 },
             },
         };
-        put_sampled(&mut expected, &ReferenceSampler::new().sample(&row));
+        let sampled = ReferenceSampler::new().sample(&row);
+        put_sampled(&mut expected, &sampled);
+        put_top(&mut tops, row, &sampled);
         put_config(&mut configs, &compiled);
         put_program(&mut programs, &compiled);
         put_row(&mut row_bytes, &mut arena, &row, index, mask);
@@ -510,6 +568,7 @@ fn batch(numbers: &mut Numbers, spec: &Spec, file: &mut Bytes) {
         0,
         file.0.len().next_multiple_of(8) - file.0.len(),
     ));
+    file.0.extend(tops.0);
 }
 
 /// `SamplingRow`.
@@ -576,6 +635,7 @@ fn write_the_corpus() {
                 stride: row_len + numbers.pick(&[0, 3, 8]),
                 rows: numbers.pick(&[1, 17, 33]),
                 dtype: numbers.pick(&[Dtype::F32, Dtype::F32, Dtype::F16, Dtype::Bf16]),
+                tied: false,
             });
         }
     }
@@ -587,11 +647,24 @@ fn write_the_corpus() {
                 stride: 0,
                 rows,
                 dtype: [Dtype::F32, Dtype::Bf16, Dtype::F32, Dtype::F16][index % 4],
+                tied: false,
+            });
+        }
+    }
+    for (vocab, count) in [(6000u32, 4), (32_000, 4), (151_936, 2)] {
+        for index in 0..count {
+            batches.push(Spec {
+                vocab,
+                row_len: vocab as usize,
+                stride: 0,
+                rows: 12,
+                dtype: [Dtype::F32, Dtype::Bf16][index % 2],
+                tied: true,
             });
         }
     }
     let mut file = Bytes::default();
-    file.u32(0x3153_4C4E);
+    file.u32(0x3253_4C4E);
     file.u32(batches.len() as u32);
     for spec in &batches {
         batch(&mut numbers, spec, &mut file);

@@ -72,6 +72,7 @@ struct Case {
   bool edits, bounded;
   bool raw = false;   // log-probabilities of the row as it came
   bool flat = false;  // logits of deviation 1 without peaks
+  uint32_t allowed = 0;  // ids that a mask allows; 0: there is none
 };
 
 static SamplingProgram program(std::vector<SamplingOp> ops) {
@@ -82,6 +83,7 @@ static SamplingProgram program(std::vector<SamplingOp> ops) {
 
 // What a caller says of a batch of such rows.
 static uint32_t what_is_known(const Case &c) {
+  if (c.allowed && c.allowed <= 4096) return NUCLEUS_BATCH_ALL_FEW;
   if (!c.bounded) return NUCLEUS_BATCH_NONE_BOUNDED;
   for (uint32_t i = 0; i < c.program.len; ++i)
     if (c.program.ops[i].code == NUCLEUS_OP_TOP_K || c.program.ops[i].code == NUCLEUS_OP_ARGMAX) return NUCLEUS_BATCH_ALL_BOUNDED | NUCLEUS_BATCH_ALL_COUNTED;
@@ -107,8 +109,16 @@ int main(int argc, char **argv) {
       {"top_p, flat", program({top_p, draw}), false, false, false, true},
       {"min_p, flat", program({min_p, draw}), false, true, false, true},
   };
+  const Case all_on = cases[0];
+  for (auto [name, allowed] : {std::pair{"all on, 8 ids", 8u}, {"all on, 200 ids", 200u}, {"all on, 4000 ids", 4000u}, {"all on, half", VOCAB / 2}}) {
+    cases.push_back(all_on);
+    cases.back().name = name;
+    cases.back().allowed = allowed;
+  }
   bool sweep = argc > 1 && !std::strcmp(argv[1], "clusters");
   // `bench launch ROWS`: every case once on that many rows, for a profiler.
+  // `bench case NAME`: cases whose name contains NAME.
+  const char *wanted = argc > 2 && !std::strcmp(argv[1], "case") ? argv[2] : "";
   const uint32_t launch = argc > 2 && !std::strcmp(argv[1], "launch") ? std::atoi(argv[2]) : 0;
   std::mt19937 random(1);
   for (uint32_t rows : {1u, 8u, 32u, 64u, 128u, 256u, 512u}) {
@@ -139,6 +149,13 @@ int main(int argc, char **argv) {
     if (copies > 1) std::printf("  cold %8.2f", floor_cold);
     std::printf("\n");
     for (Case &c : cases) {
+      if (!std::strstr(c.name, wanted)) continue;
+      std::vector<uint32_t> mask((VOCAB + 31) / 32, 0);
+      for (uint32_t set = 0; set < c.allowed;) {
+        const uint32_t id = random() % VOCAB;
+        set += !(mask[id / 32] >> id % 32 & 1);
+        mask[id / 32] |= 1u << id % 32;
+      }
       std::vector<uint32_t> arena;
       std::vector<SamplingRow> row(rows);
       std::vector<SamplingConfig> configs(rows);
@@ -159,8 +176,8 @@ int main(int argc, char **argv) {
         row[r] = {};
         row[r].request = r;
         row[r].position = 7;
-        row[r].mask = -1;
-        row[r].flags = c.raw ? 0 : NUCLEUS_ROW_PROCESSED;
+        row[r].mask = c.allowed ? 0 : -1;
+        row[r].flags = (c.raw ? 0 : NUCLEUS_ROW_PROCESSED) | (c.allowed && c.allowed <= 4096 ? NUCLEUS_ROW_FEW : 0);
         row[r].history = {arena.size(), 1024, 0};
         row[r].prompt_len = 24;
         for (int i = 0; i < 1024; ++i) arena.push_back(random() % VOCAB);
@@ -170,7 +187,7 @@ int main(int argc, char **argv) {
       DeviceArray<SamplingRow> d_row(row);
       DeviceArray<SamplingConfig> d_configs(configs);
       DeviceArray<SamplingProgram> d_programs(programs);
-      DeviceArray<uint32_t> d_arena(arena);
+      DeviceArray<uint32_t> d_arena(arena), d_mask(mask);
       DeviceArray<SampledToken> out(rows);
       SamplingBatch batch = {};
       batch.struct_size = sizeof(batch);
@@ -181,6 +198,8 @@ int main(int argc, char **argv) {
       batch.configs = d_configs.data;
       batch.programs = d_programs.data;
       batch.arena = d_arena.data;
+      batch.masks = d_mask.data;
+      batch.mask_stride = batch.mask_words = mask.size();
       batch.out = out.data;
       DeviceArray<char> workspace(sampling_workspace_size(rows, 0));
       CHECK(cudaMemset(workspace.data, 0x5A, workspace.count));

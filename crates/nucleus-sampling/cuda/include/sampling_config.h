@@ -69,8 +69,6 @@ NUCLEUS_ASSERT(sizeof(SamplingProgram) == 264);
 #define NUCLEUS_EMPTY 3u
 /* More tokens are edited (bias, masks by id, history) than the workspace was sized for. */
 #define NUCLEUS_WORKSPACE 4u
-/* tfs on more than 4096 tokens, which only ties at top_k can leave. */
-#define NUCLEUS_UNSUPPORTED 5u
 /* The slot has no room for the token, which is in token_id and not committed. */
 #define NUCLEUS_FULL 6u
 
@@ -89,6 +87,8 @@ NUCLEUS_ASSERT(sizeof(SamplingBias) == 8);
 #define NUCLEUS_ROW_PADDING 8u   /* not a request: nothing is read or written for it */
 #define NUCLEUS_ROW_SLOT 16u     /* history, prompt_len, position, choice, attempt, mirostat_mu and adaptive_target are those of `slot` */
 #define NUCLEUS_ROW_COMMIT 32u   /* the slot goes on: the token is appended, and mirostat or adaptive-p learn from it */
+#define NUCLEUS_ROW_FEW 128u     /* its mask or its list allows at most 4,096 ids, which are gathered; never changes a result */
+#define NUCLEUS_ROW_TOP 256u     /* launch_top_processed tells its likeliest tokens */
 
 /* A list in the arena: index of its first 32-bit word, and a length in entries.
  * ids: one word each. Biases: two words each (SamplingBias). Sequences: length + 1 start indices, then the ids they index. */
@@ -168,6 +168,10 @@ NUCLEUS_ASSERT(sizeof(SamplingBatch) == 120);
  * count: flat rows would all be left to it. */
 #define NUCLEUS_BATCH_ALL_COUNTED 32u
 
+/* There may be rows with NUCLEUS_ROW_FEW, of which the flags above tell nothing, or nothing but such rows; without either, the rows' flag only costs time. */
+#define NUCLEUS_BATCH_SOME_FEW 64u
+#define NUCLEUS_BATCH_ALL_FEW 128u
+
 /* Results of a launch. A CUDA error is NUCLEUS_LAUNCH_CUDA + its code. */
 #define NUCLEUS_LAUNCH_OK 0
 #define NUCLEUS_LAUNCH_INVALID 1   /* a size, stride, dtype or pointer of the batch is out of range */
@@ -192,6 +196,12 @@ NUCLEUS_ASSERT(sizeof(SamplingLogprob) == 8);
  * Of the batch, struct_size, dtype, rows, row_len, row_stride, logits, row (request and flags) and configs (vocab_size) are read. Needs no workspace;
  * asynchronous and capturable as launch_advanced_sample_batch. */
 int launch_top_logprobs(const SamplingBatch *batch, uint32_t count, SamplingLogprob *top, void *stream);
+
+/* The `count` likeliest tokens of the distribution that each row with NUCLEUS_ROW_TOP draws from, with the log-probabilities that its draw would have with
+ * NUCLEUS_ROW_PROCESSED: top[row * count + i], most likely first, ids ascending where they are equal. Fewer tokens: NUCLEUS_NO_TOKEN and -inf; a row that
+ * ends without a token: NUCLEUS_NO_TOKEN and NaN. Nothing is written for other rows. It commits nothing, and sees slots as they are: where rows commit, it
+ * comes before launch_advanced_sample_batch on the stream. The same batch and the same workspace; asynchronous and capturable. */
+int launch_top_processed(const SamplingBatch *batch, uint32_t count, SamplingLogprob *top, void *workspace, size_t workspace_bytes, void *stream);
 
 /* One row of f32 logits without lists: `random_value` is the uniform number in units of 2^-64. Every pointer is to device memory.
  * `row` is written with a SamplingRow on the stream and must stay alive until the work is done. */

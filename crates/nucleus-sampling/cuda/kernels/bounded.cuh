@@ -101,7 +101,7 @@ __device__ __forceinline__ void describe_bounded(BoundedRow *sh, const SamplingB
   sh->plan = plan;
   sh->window = window;
   sh->bounded = plan.sliced && (plan.kind == SlicePlan::FIRST || plan.kind == SlicePlan::ABOVE) && plan.k <= BOUND_K && ids <= EDITS_MOST &&
-                (flags & (NUCLEUS_ROW_ALLOWED | NUCLEUS_ROW_PROCESSED | NUCLEUS_ROW_PADDING)) == NUCLEUS_ROW_PROCESSED;
+                (flags & (NUCLEUS_ROW_ALLOWED | NUCLEUS_ROW_FEW | NUCLEUS_ROW_PROCESSED | NUCLEUS_ROW_PADDING)) == NUCLEUS_ROW_PROCESSED;
   sh->found = sh->strange = 0;
 }
 

@@ -114,4 +114,21 @@ __device__ __forceinline__ void fail(const RowCall &call, const DeviceTeam &team
   if (team.rank() == 0) *call.out() = result(failed, call.raw, r);
 }
 
+// The edits of a row that is not held in slices, behind the list's scratch; those that shared memory has no room for, in the workspace. False: nor has that.
+__device__ __forceinline__ bool unsliced_edits(const DeviceTeam &team, const Request &r, u32 index, const Workspace &workspace, EditTable &table) {
+  const u64 bound = edited_bound(r);
+  table = EditTable{reinterpret_cast<Edit *>(reinterpret_cast<char *>(team.slice) + LIST_CAPACITY * sizeof(u64)), 16};
+  while (table.capacity < SHARED_EDITS && table.capacity < bound + bound / 2 + 1) table.capacity *= 2;
+  if (bound > SHARED_EDITS_USED) {
+    if (bound > workspace.most) return false;
+    table = EditTable{workspace.edits + static_cast<u64>(index) * (workspace.capacity + 1), workspace.capacity};
+    if (team.leader()) build_edits(team, r, table);
+    __threadfence();
+    team.cluster_sync();
+  } else {
+    build_edits(team, r, table);
+  }
+  return true;
+}
+
 }  // namespace nucleus

@@ -250,6 +250,12 @@ HD float processed_logprob(u64 q, u64 total) {
   return static_cast<float>(ln_of_log2_q48(log2_q48(q) - log2_q48(total)));
 }
 
+// The second difference of three weights.
+HD u64 bend(u64 a, u64 b, u64 c) {
+  const i64 first = static_cast<i64>(a) - static_cast<i64>(b), second = static_cast<i64>(b) - static_cast<i64>(c);
+  return static_cast<u64>(first > second ? first - second : second - first);
+}
+
 // min(eta, sqrt(eta) 2^-H) in Q32.
 HD u64 eta_threshold(u64 eta, const Surprise &surprise) {
   u64 root = static_cast<u64>(isqrt(static_cast<u128>(eta) << 32));

@@ -5,6 +5,7 @@
 
 #include "bounded.cuh"
 #include "overlap.cuh"
+#include "top_processed.cuh"
 #include "whole.cuh"
 
 namespace nucleus {
@@ -36,6 +37,12 @@ struct Shape {
     launch.attrs = attributes;
     launch.numAttrs = 1;
     return launch;
+  }
+  // Rows are read where they lie.
+  void share_unsliced(u32 of) {
+    blocks = of;
+    room = 0;
+    bytes = SHARED_BYTES + SPARE_BYTES;
   }
   // As many clusters as are resident at a time, but no more than rows.
   cudaError_t fill(u32 rows, const void *kernel) {
@@ -91,6 +98,12 @@ cudaError_t launch_spread(const SamplingBatch &batch, const Workspace &workspace
 // The same where rows are neither few nor many.
 constexpr u32 PAIRS_FROM = 48, PAIRS_TO = 132;
 cudaError_t launch_pairs(const SamplingBatch &batch, cudaStream_t stream);
+
+// Rows with NUCLEUS_ROW_FEW get their token or PENDING; unless another launch went before, so does every other row PENDING.
+cudaError_t launch_few(const SamplingBatch &batch, bool follows, cudaStream_t stream);
+
+// Tells the likeliest tokens of the rows with NUCLEUS_ROW_TOP.
+cudaError_t launch_tops(const SamplingBatch &batch, const Workspace &workspace, const TopCall &call, cudaStream_t stream);
 
 // Bytes of workspace that launch_whole needs.
 size_t whole_bytes(size_t rows);

@@ -166,17 +166,13 @@ struct ListMachine {
     high = b;
   }
 
-  // The second difference of the weights at i.
-  HD u64 bend(u32 i) const {
-    i64 first = static_cast<i64>(q(i)) - static_cast<i64>(q(i + 1)), second = static_cast<i64>(q(i + 1)) - static_cast<i64>(q(i + 2));
-    return static_cast<u64>(first > second ? first - second : second - first);
-  }
+  HD u64 bend_at(u32 i) const { return bend(q(i), q(i + 1), q(i + 2)); }
 
   HD void tail_free(const SamplingOp &op, u64 min_keep) {
     if (count() <= 2) return;
     u64 own = 0;
     UNROLL_NOT
-    for (u32 i = low + warp.lane(); i + 2 < high; i += warp.lanes()) own += bend(i);
+    for (u32 i = low + warp.lane(); i + 2 < high; i += warp.lanes()) own += bend_at(i);
     u64 total = warp.sum(own), sum = 0;
     bool flat = total == 0;
     if (flat) total = count() - 2;
@@ -184,7 +180,7 @@ struct ListMachine {
     for (u32 i = low; i + 2 < high; i += warp.lanes()) {
       u32 own_index = i + warp.lane();
       bool there = own_index + 2 < high;
-      u64 prefix = warp.inclusive(there ? (flat ? 1 : bend(own_index)) : 0);
+      u64 prefix = warp.inclusive(there ? (flat ? 1 : bend_at(own_index)) : 0);
       u128 left = static_cast<u128>(sum + prefix) << 32;
       u32 first = warp.first(there && left > static_cast<u128>(op.threshold) * total && own_index - low >= min_keep);
       if (first < warp.lanes()) { high = i + first; return; }
@@ -369,7 +365,8 @@ struct ListMachine {
     return out;
   }
 
-  HD void decide(const SamplingOp &op, Outcome &out) {
+  // What the choice itself keeps, and its weights, but for adaptive-p; false: a status.
+  HD bool narrow(const SamplingOp &op) {
     if (op.code == NUCLEUS_OP_MIROSTAT_1) {
       u64 k = zipf_count(w);
       if (k < count()) high = low + static_cast<u32>(k);
@@ -378,11 +375,15 @@ struct ListMachine {
       i64 offset = w.sums.offset_q16(), mu = r.row->mirostat_mu;
       keep(leading([&](u32 i) { return offset - y(i) <= mu; }), 1);
     }
+    return weigh(false);
+  }
+
+  HD void decide(const SamplingOp &op, Outcome &out) {
+    if (!narrow(op)) return;
     if (op.code == NUCLEUS_OP_ADAPTIVE_P) {
-      adapt(op, out);
+      decide_adapted(out);
       return;
     }
-    if (!weigh(false)) return;
     u32 drawn = draw(mulhi64(uniform_of(r), w.sums.total));
     out.token = id_at(places[drawn]);
     out.kept = count();
@@ -393,10 +394,9 @@ struct ListMachine {
     }
   }
 
-  // adaptive-p: its new logits stay in the order of the old ones, since the draw needs none.
-  HD void adapt(const SamplingOp &, Outcome &out) {
-    Weighing before = w;
-    u64 *old = places + low;
+  // adaptive-p: its new logits stay in the order of the old ones, since the draw needs none; false: a status.
+  HD bool adapt(const Weighing &before) {
+    const u64 *old = places + low;
     u32 n = count();
     u64 most = 0;
     warp.sync();  // no lane still reads weights
@@ -412,15 +412,22 @@ struct ListMachine {
     temperature = 1.0f;
     float largest = logit_at(warp.most(most));
     warp.sync();
-    if (!begin_weighing(largest, temperature, w)) { status = NUCLEUS_OVERFLOW; return; }
-    auto weight_at = [this](u32 i) { return w.q(logit(i)); };
+    if (!begin_weighing(largest, temperature, w)) { status = NUCLEUS_OVERFLOW; return false; }
     u64 own = 0;
     UNROLL_NOT
-    for (u32 i = warp.lane(); i < n; i += warp.lanes()) own += weight_at(i);
+    for (u32 i = warp.lane(); i < n; i += warp.lanes()) own += w.q(logit(i));
     w.sums.total = warp.sum(own);
+    return true;
+  }
+
+  HD void decide_adapted(Outcome &out) {
+    const Weighing before = w;
+    const u64 *old = places + low;
+    if (!adapt(before)) return;
+    auto weight_at = [this](u32 i) { return w.q(logit(i)); };
     u32 drawn = draw_by_bisection(mulhi64(uniform_of(r), w.sums.total), weight_at);
     out.token = id_at(places[drawn]);
-    out.kept = n;
+    out.kept = count();
     out.logprob = processed_logprob(weight_at(drawn), w.sums.total);
     u128 share = static_cast<u128>(before.q(logit_at(old[drawn]))) << 16;
     out.feedback = static_cast<i32>(share / (before.sums.total ? before.sums.total : 1));

@@ -159,7 +159,7 @@ __device__ __forceinline__ void describe_bounded(BoundedRow *sh, const SamplingB
   sh->window = window;
   sh->lowers = edits_lower(sh->config);
   sh->bounded = plan.sliced && (plan.kind == SlicePlan::FIRST || plan.kind == SlicePlan::ABOVE) && plan.k <= BOUND_K && ids <= EDITS_MOST &&
-                (flags & (NUCLEUS_ROW_ALLOWED | NUCLEUS_ROW_PROCESSED | NUCLEUS_ROW_PADDING)) == NUCLEUS_ROW_PROCESSED;
+                (flags & (NUCLEUS_ROW_ALLOWED | NUCLEUS_ROW_FEW | NUCLEUS_ROW_PROCESSED | NUCLEUS_ROW_PADDING)) == NUCLEUS_ROW_PROCESSED;
   sh->found = sh->strange = sh->changed_count = sh->holes = sh->bound = 0;
 }
 

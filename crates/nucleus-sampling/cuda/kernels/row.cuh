@@ -541,7 +541,7 @@ struct RowMachine {
     return philox(r.config->seed, row.position, 1, row.choice, row.attempt) >> 32 < chance_q32(r.config->xtc_probability);
   }
 
-  // One truncation of at least one token; false: a status. tail_free runs on lists alone.
+  // One truncation of at least one token, but for tfs (tail.cuh); false: a status.
   HD bool truncate(const SamplingOp &op) {
     u64 min_keep = r.config->min_keep ? r.config->min_keep : 1;
     bool ties = r.config->flags & NUCLEUS_KEEP_TIES;
@@ -558,10 +558,8 @@ struct RowMachine {
       case NUCLEUS_OP_TOP_A:
         keep_from(probable(top_a_threshold(op.threshold, w.q(logit_at(best)), w.sums.total)), min_keep, false);
         break;
-      case NUCLEUS_OP_XTC:
+      default:
         if (xtc_acts()) exclude_top_choices(op, min_keep);
-        break;
-      default: status = NUCLEUS_UNSUPPORTED; return false;
     }
     return true;
   }
@@ -640,13 +638,18 @@ struct RowMachine {
     conclude(op, logit_of(out.token), out);
   }
 
-  HD void decide(const SamplingOp &op, u64 zipf_count, Outcome &out) {
+  // What the choice itself keeps, and the weights that it draws by; false: a status.
+  HD bool narrow(const SamplingOp &op, u64 zipf_count) {
     if (op.code == NUCLEUS_OP_MIROSTAT_1) keep_first(zipf_count, false);
     if (op.code == NUCLEUS_OP_MIROSTAT_2) mirostat_2();
+    if (op.code == NUCLEUS_OP_ADAPTIVE_P && !edit(op.code)) return false;
+    return op.code == NUCLEUS_OP_DRAW || weigh(false);
+  }
+
+  HD void decide(const SamplingOp &op, u64 zipf_count, Outcome &out) {
     Weighing before = w;
     u32 below = depth;
-    if (op.code == NUCLEUS_OP_ADAPTIVE_P && !edit(op.code)) return;
-    if (op.code != NUCLEUS_OP_DRAW && !weigh(false)) return;
+    if (!narrow(op, zipf_count)) return;
     u64 target = mulhi64(uniform_of(r), w.sums.total);
     out.kept = static_cast<u32>(count);
     if constexpr (Team::SLICES) draw_in_slice(op, target, out);
@@ -659,5 +662,19 @@ struct RowMachine {
     }
   }
 };
+
+// Collects the tokens that are left, of places from `lowest` to `highest`, in the leader's list, sorted; returns how many.
+template <class Team>
+HD u32 gather(const Team &team, const RowMachine<Team> &machine, u64 lowest, u64 highest) {
+  team.begin_list();
+  machine.sweep([&](u32 id, float x) {
+    u64 place = place_of(x, id);
+    if (place >= lowest && place <= highest) team.append(place);
+  });
+  team.end_list();
+  u32 count = team.listed();
+  if (team.leader()) team.sort_list(count);
+  return count;
+}
 
 }  // namespace nucleus

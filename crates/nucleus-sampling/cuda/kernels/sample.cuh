@@ -2,6 +2,7 @@
 #pragma once
 
 #include "list.cuh"
+#include "tail.cuh"
 
 namespace nucleus {
 
@@ -84,24 +85,29 @@ HD_SLOW Outcome run_list(const Warp &warp, const Request &r, const EditTable &ta
   return run_operations(list, call.first);
 }
 
-// Collects the tokens that are left in the leader's list, sorted; returns how many. Tokens below `lowest` are left out.
-template <class Team>
-HD u32 gather(const Team &team, const RowMachine<Team> &machine, u64 lowest) {
-  team.begin_list();
-  machine.sweep([&](u32 id, float x) {
-    u64 place = place_of(x, id);
-    if (place >= lowest) team.append(place);
-  });
-  team.end_list();
-  u32 count = team.listed();
-  if (team.leader()) team.sort_list(count);
-  return count;
-}
-
 // Whether `code` looks tokens up in the edit table.
 HD bool edits_by_id(u32 code) { return code == NUCLEUS_OP_DRY || code == NUCLEUS_OP_NO_REPEAT_NGRAM || code == NUCLEUS_OP_PENALTIES; }
 
-// The exact path. `exact_only` keeps everything on whole-row stages that can be there. Every thread of the team calls it. False: slices
+// One operation before the choice over a whole row; false: a status.
+template <class Team>
+HD bool run_on_row(const Team &team, RowMachine<Team> &machine, const SamplingOp &op) {
+  return op.code == NUCLEUS_OP_TFS && machine.count ? tail_free(team, machine, op) : machine.apply(op);
+}
+
+// How many tokens mirostat 1 keeps of a row that was weighed.
+template <class Team>
+HD u64 zipf_count_of(const Team &team, const RowMachine<Team> &machine) {
+  u64 lowest = machine.count > MIROSTAT_TOKENS ? machine.kth_place(MIROSTAT_TOKENS) : 0;
+  u32 count = gather(team, machine, lowest, ~0ull);
+  team.by_warp([&](const auto &warp) {
+    ListMachine<typename Team::Warp> list(warp, machine.r, machine.table, team.list(), team.scratch(), count, machine.temperature);
+    u64 k = team.leader() ? list.zipf_count(machine.w) : 0;
+    if (warp.lane() == 0) team.tell(k);
+  });
+  return team.told();
+}
+
+// The exact path. `exact_only` keeps everything on whole-row stages. Every thread of the team calls it. False: slices
 // hold NaN or +inf, and nothing was decided.
 template <class Team>
 HD bool sample_exactly(const Team &team, const Request &r, const EditTable &table, const RawSums &raw, bool exact_only, SampledToken *out) {
@@ -112,10 +118,9 @@ HD bool sample_exactly(const Team &team, const Request &r, const EditTable &tabl
   if (!running && Team::SLICES) return false;
   UNROLL_NOT
   for (u32 i = 0; running; ++i) {
-    bool needs_list = i < last && program.ops[i].code == NUCLEUS_OP_TFS;
     bool may_list = !(Team::SLICES && edits_by_id(program.ops[i].code));
-    if (machine.count && machine.count <= LIST_CAPACITY && may_list && (needs_list || !exact_only)) {
-      u32 count = gather(team, machine, 0);
+    if (machine.count && machine.count <= LIST_CAPACITY && may_list && !exact_only) {
+      u32 count = gather(team, machine, 0, ~0ull);
       if (!team.leader()) return true;
       team.by_warp([&](const auto &warp) {
         Outcome outcome = run_list(warp, r, table, ListCall{team.list(), team.scratch(), count, i, machine.temperature, 0});
@@ -124,19 +129,10 @@ HD bool sample_exactly(const Team &team, const Request &r, const EditTable &tabl
       return true;
     }
     if (i == last) break;
-    running = machine.apply(program.ops[i]);
+    running = run_on_row(team, machine, program.ops[i]);
   }
   u64 zipf_count = 1;
-  if (running && machine.count && program.ops[last].code == NUCLEUS_OP_MIROSTAT_1 && machine.weigh()) {
-    u64 lowest = machine.count > MIROSTAT_TOKENS ? machine.kth_place(MIROSTAT_TOKENS) : 0;
-    u32 count = gather(team, machine, lowest);
-    team.by_warp([&](const auto &warp) {
-      ListMachine<typename Team::Warp> list(warp, r, table, team.list(), team.scratch(), count, machine.temperature);
-      u64 k = team.leader() ? list.zipf_count(machine.w) : 0;
-      if (warp.lane() == 0) team.tell(k);
-    });
-    zipf_count = team.told();
-  }
+  if (running && machine.count && program.ops[last].code == NUCLEUS_OP_MIROSTAT_1 && machine.weigh()) zipf_count = zipf_count_of(team, machine);
   Outcome outcome;
   if (machine.status != NUCLEUS_OK) outcome.status = machine.status;
   else outcome = machine.choose(program.ops[last], zipf_count);

@@ -59,7 +59,7 @@ struct Launcher {
     if (error != cudaSuccess) return error;
     const u32 least = (batch.rows + CLUSTER_ROWS - 1) / CLUSTER_ROWS;
     // Few, too, where there should be nothing left to do.
-    const bool few = batch.flags & NUCLEUS_BATCH_MANY_ROWS || (follows && batch.flags & NUCLEUS_BATCH_ALL_COUNTED);
+    const bool few = batch.flags & NUCLEUS_BATCH_MANY_ROWS || (follows && batch.flags & (NUCLEUS_BATCH_ALL_COUNTED | NUCLEUS_BATCH_ALL_FEW));
     if (few || shape.clusters < least) shape.clusters = least;
     cudaLaunchAttribute attributes[2];
     cudaLaunchConfig_t config = shape.config(attributes, stream);
@@ -79,18 +79,20 @@ struct Launcher {
     if (error == cudaSuccess) error = cudaFuncSetAttribute(sample_rows, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
     if (error != cudaSuccess) return error;
     const bool exact = batch.flags & NUCLEUS_BATCH_EXACT, many = batch.flags & NUCLEUS_BATCH_MANY_ROWS, chosen = batch.cluster == 0 && !many;
-    const bool tiled = !exact && chosen && !(batch.flags & NUCLEUS_BATCH_NONE_BOUNDED);
-    bool whole = !exact && (many || (chosen && !(batch.flags & NUCLEUS_BATCH_ALL_BOUNDED)));
+    const bool few = !exact && chosen && batch.flags & (NUCLEUS_BATCH_SOME_FEW | NUCLEUS_BATCH_ALL_FEW);
+    const bool tiled = !exact && chosen && !(batch.flags & (NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_ALL_FEW));
+    bool whole = !exact && (many || (chosen && !(batch.flags & (NUCLEUS_BATCH_ALL_BOUNDED | NUCLEUS_BATCH_ALL_FEW))));
     if (tiled && batch.rows <= SPREAD_TO && batch.row_len >= SPREAD_FROM_LEN) {
       // Where every row is bounded by a count there is next to nothing left for a launch of clusters.
-      const bool last = batch.flags & NUCLEUS_BATCH_ALL_COUNTED;
+      const bool last = batch.flags & NUCLEUS_BATCH_ALL_COUNTED && !few;
       error = launch_spread(batch, edit_tables(), last, stream);
       if (error == cudaSuccess && last) return error;
     } else if (tiled) {
       error = bounded();
     }
-    if (error == cudaSuccess && whole) error = launch_whole(batch, workspace + layout.whole, tiled, stream, whole);
-    return error == cudaSuccess ? clusters(tiled || whole) : error;
+    if (error == cudaSuccess && few) error = launch_few(batch, tiled, stream);
+    if (error == cudaSuccess && whole) error = launch_whole(batch, workspace + layout.whole, tiled || few, stream, whole);
+    return error == cudaSuccess ? clusters(tiled || few || whole) : error;
   }
 };
 
@@ -117,6 +119,17 @@ extern "C" int launch_advanced_sample_batch(const SamplingBatch *batch, void *wo
   const Layout layout(batch->rows, batch->max_edited);
   if (!workspace || workspace_bytes < layout.bytes) return NUCLEUS_LAUNCH_WORKSPACE;
   cudaError_t error = Launcher{*batch, layout, static_cast<char *>(workspace), static_cast<cudaStream_t>(stream)}.all();
+  return error == cudaSuccess ? NUCLEUS_LAUNCH_OK : NUCLEUS_LAUNCH_CUDA + static_cast<int>(error);
+}
+
+extern "C" int launch_top_processed(const SamplingBatch *batch, uint32_t count, SamplingLogprob *top, void *workspace, size_t workspace_bytes, void *stream) {
+  if (!valid(batch) || count > NUCLEUS_MAX_TOP) return NUCLEUS_LAUNCH_INVALID;
+  if (batch->rows == 0 || count == 0) return NUCLEUS_LAUNCH_OK;
+  if (!top) return NUCLEUS_LAUNCH_INVALID;
+  const Layout layout(batch->rows, batch->max_edited);
+  if (!workspace || workspace_bytes < layout.bytes) return NUCLEUS_LAUNCH_WORKSPACE;
+  const Launcher launcher{*batch, layout, static_cast<char *>(workspace), static_cast<cudaStream_t>(stream)};
+  const cudaError_t error = launch_tops(*batch, launcher.edit_tables(), TopCall{top, count}, launcher.stream);
   return error == cudaSuccess ? NUCLEUS_LAUNCH_OK : NUCLEUS_LAUNCH_CUDA + static_cast<int>(error);
 }
 

@@ -116,7 +116,7 @@ struct Block {
     sh->window = window;
     sh->bounded = plan.sliced && (plan.kind == SlicePlan::FIRST || plan.kind == SlicePlan::ABOVE) && plan.k <= BOUND_K &&
                   static_cast<u64>(window) + asked.biases + asked.ends + asked.bad <= EDITS_MOST && aligned() &&
-                  (flags & (NUCLEUS_ROW_ALLOWED | NUCLEUS_ROW_PROCESSED | NUCLEUS_ROW_PADDING)) == NUCLEUS_ROW_PROCESSED;
+                  (flags & (NUCLEUS_ROW_ALLOWED | NUCLEUS_ROW_FEW | NUCLEUS_ROW_PROCESSED | NUCLEUS_ROW_PADDING)) == NUCLEUS_ROW_PROCESSED;
   }
 
   // Learns what is asked, and brings the first chunk on its way. False: the row is not decided here.

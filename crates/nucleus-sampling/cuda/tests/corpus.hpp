@@ -18,7 +18,9 @@ struct CorpusBatch {
   std::vector<uint32_t> arena, masks;
   std::vector<char> logits;
   std::vector<SampledToken> expected;
+  std::vector<SamplingLogprob> top;  // of what each row draws from, CORPUS_TOP a row; empty in files without
 };
+constexpr uint32_t CORPUS_TOP = 8;
 
 class CorpusReader {
  public:
@@ -26,7 +28,8 @@ class CorpusReader {
     if (!file_) { std::perror(path); std::exit(2); }
     uint32_t magic;
     read(&magic, 1);
-    if (magic != 0x31534C4E) { std::fprintf(stderr, "%s is no corpus\n", path); std::exit(2); }
+    tops_ = magic == 0x32534C4E;
+    if (magic != 0x31534C4E && !tops_) { std::fprintf(stderr, "%s is no corpus\n", path); std::exit(2); }
     read(&count_, 1);
   }
   ~CorpusReader() { std::fclose(file_); }
@@ -45,6 +48,7 @@ class CorpusReader {
     align();
     fill(b.expected, b.rows);
     align();
+    if (tops_) fill(b.top, static_cast<size_t>(b.rows) * CORPUS_TOP);
     return b;
   }
 
@@ -57,14 +61,8 @@ class CorpusReader {
 
   std::FILE *file_;
   uint32_t count_ = 0;
+  bool tops_ = false;
 };
-
-// Whether a row may end with NUCLEUS_UNSUPPORTED: tfs where ties at top_k may leave more than a list.
-inline bool may_be_unsupported(const CorpusBatch &b, uint32_t row) {
-  bool tail_free = false;
-  for (uint32_t i = 0; i < b.programs[row].len; ++i) tail_free |= b.programs[row].ops[i].code == NUCLEUS_OP_TFS;
-  return tail_free && (b.configs[row].flags & NUCLEUS_KEEP_TIES);
-}
 
 // Whether two results are the same: every bit, but for raw log-probabilities a difference of a few units in the last place.
 inline bool same_result(const SampledToken &a, const SampledToken &b, bool processed) {
@@ -74,6 +72,10 @@ inline bool same_result(const SampledToken &a, const SampledToken &b, bool proce
   std::memcpy(&y, &b.logprob, 4);
   if (a.logprob != a.logprob) return b.logprob != b.logprob;
   return x == y || (!processed && (x > y ? x - y : y - x) <= 4);
+}
+
+inline bool same_top(const SamplingLogprob &a, const SamplingLogprob &b) {
+  return a.token_id == b.token_id && (std::memcmp(&a.logprob, &b.logprob, 4) == 0 || (a.logprob != a.logprob && b.logprob != b.logprob));
 }
 
 inline void print_difference(uint32_t batch, uint32_t row, const CorpusBatch &b, const SampledToken &got) {

@@ -59,6 +59,8 @@ pub(super) mod row_flags {
     pub(crate) const SLOT: u32 = 1 << 4;
     /// The choice is appended to the slot.
     pub(crate) const COMMIT: u32 = 1 << 5;
+    /// Few ids are allowed, which are gathered.
+    pub(crate) const FEW: u32 = 1 << 7;
 }
 
 /// One row of work beside its logits.
@@ -152,10 +154,12 @@ pub(super) const BATCH_NONE_BOUNDED: u32 = 8;
 pub(super) const BATCH_REQUEST_EACH: u32 = 16;
 /// The launch's bit that says that every row is bounded by a count, so that only ties leave work to its end.
 pub(super) const BATCH_ALL_COUNTED: u32 = 32;
+/// The launch's bit that says that there may be rows of which few ids are allowed; the other bits are about the rest.
+pub(super) const BATCH_SOME_FEW: u32 = 64;
+/// The launch's bit that says that few ids are allowed of every row.
+pub(super) const BATCH_ALL_FEW: u32 = 128;
 /// A device's status beyond [`Status`](crate::Status): more ids are edited than the workspace has room for.
 pub(super) const STATUS_WORKSPACE: u32 = 4;
-/// A device's status beyond [`Status`](crate::Status): tfs on more tokens than a list holds.
-pub(super) const STATUS_UNSUPPORTED: u32 = 5;
 /// A device's status beyond [`Status`](crate::Status): the choice could not be appended to a full slot.
 pub(super) const STATUS_FULL: u32 = 6;
 

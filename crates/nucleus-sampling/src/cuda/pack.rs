@@ -5,7 +5,8 @@ use crate::row::{LogprobsMode, Row};
 use crate::state::SamplerState;
 
 use super::layout::{
-    BATCH_ALL_BOUNDED, BATCH_ALL_COUNTED, BATCH_NONE_BOUNDED, SamplingList, SamplingRow, row_flags,
+    BATCH_ALL_BOUNDED, BATCH_ALL_COUNTED, BATCH_ALL_FEW, BATCH_NONE_BOUNDED, BATCH_SOME_FEW,
+    SamplingList, SamplingRow, row_flags,
 };
 use super::slots::SlotRow;
 
@@ -90,6 +91,29 @@ impl<'a> Work<'a> {
         bounded.then_some(decides.code)
     }
 
+    /// Whether a mask or a list allows few ids and the request can do with these alone: edits by id come first, and the log-probability does
+    /// not ask for the whole row.
+    fn is_few(&self) -> bool {
+        let tables = self.params.tables();
+        let by_id = |code| {
+            matches!(
+                code,
+                OpCode::Dry | OpCode::NoRepeatNgram | OpCode::Penalties
+            )
+        };
+        let codes = tables.program.ops().iter().map(|op| op.code);
+        let serves = self.logprobs == LogprobsMode::Processed
+            && codes
+                .skip_while(|code| by_id(*code))
+                .all(|code| !by_id(code) && code != OpCode::AdaptiveP);
+        let listed = tables.allowed.as_ref().map(Vec::len);
+        let masked = || {
+            let words = self.mask?.iter();
+            Some(words.map(|word| word.count_ones() as usize).sum())
+        };
+        serves && listed.or_else(masked).is_some_and(|ids| ids <= FEW_IDS)
+    }
+
     /// Tokens at the end of the history that operations by id look at.
     fn window(&self) -> usize {
         let config = self.params.config();
@@ -123,6 +147,9 @@ const BOUND_K: u64 = 128;
 /// The most ids that it may edit, its history's repetitions counted (`EDITS_MOST` of `tile.cuh`).
 const EDITS_MOST: usize = 1536;
 
+/// The most ids that are gathered (`FEW_IDS` of `few.cuh`).
+const FEW_IDS: usize = 4096;
+
 /// The rows of one launch, on the host. Kept between launches so that nothing is allocated once it has grown.
 #[derive(Debug, Default)]
 pub(super) struct Packed {
@@ -135,7 +162,9 @@ pub(super) struct Packed {
     pub(super) mask_words: usize,
     /// The most ids that one row edits.
     pub(super) max_edited: u32,
-    /// Rows that few tokens decide.
+    /// Rows of which few ids are allowed, which are gathered.
+    few: usize,
+    /// Other rows that few tokens decide.
     bounded: usize,
     /// Of those, the ones whose tokens are bounded by a count.
     counted: usize,
@@ -150,6 +179,7 @@ impl Packed {
         self.arena.clear();
         self.masks.clear();
         self.max_edited = 0;
+        self.few = 0;
         self.bounded = 0;
         self.counted = 0;
         // A mask without words forbids every id, for which one word is needed.
@@ -159,12 +189,16 @@ impl Packed {
             .max()
             .unwrap_or(0);
         for (index, row) in rows.enumerate() {
-            let packed = self.row(index as u32, &row);
+            let mut packed = self.row(index as u32, &row);
+            let few = row.is_few();
+            packed.flags |= if few { row_flags::FEW } else { 0 };
             self.rows.push(packed);
             self.configs.push(*row.params.config());
             self.programs.push(row.params.tables().program);
             self.max_edited = self.max_edited.max(row.edited());
-            if let Some(code) = row.bounded_by() {
+            if few {
+                self.few += 1;
+            } else if let Some(code) = row.bounded_by() {
                 self.bounded += 1;
                 self.counted += usize::from(code != OpCode::MinP);
             }
@@ -172,14 +206,16 @@ impl Packed {
     }
 
     /// What the launch may know of its rows.
-    pub(super) fn bounded_flag(&self) -> u32 {
-        let rows = self.rows.len();
-        match self.bounded {
+    pub(super) fn known_flags(&self) -> u32 {
+        let others = self.rows.len() - self.few;
+        let bounded = match self.bounded {
+            _ if others == 0 => return BATCH_ALL_FEW,
             0 => BATCH_NONE_BOUNDED,
-            _ if self.counted == rows => BATCH_ALL_BOUNDED | BATCH_ALL_COUNTED,
-            bounded if bounded == rows => BATCH_ALL_BOUNDED,
+            _ if self.counted == others => BATCH_ALL_BOUNDED | BATCH_ALL_COUNTED,
+            bounded if bounded == others => BATCH_ALL_BOUNDED,
             _ => 0,
-        }
+        };
+        bounded | if self.few > 0 { BATCH_SOME_FEW } else { 0 }
     }
 
     fn row(&mut self, request: u32, row: &Work<'_>) -> SamplingRow {
@@ -362,7 +398,7 @@ mod tests {
                 .collect();
             let mut packed = Packed::default();
             packed.fill(rows.iter().map(Work::of_row));
-            packed.bounded_flag()
+            packed.known_flags()
         };
         let (drawn, processed) = (SamplingParams::default(), LogprobsMode::Processed);
         let min_p = SamplingParams {
@@ -375,6 +411,21 @@ mod tests {
         assert_eq!(flag(&[&greedy, &drawn], processed), 0);
         assert_eq!(flag(&[&drawn], processed), BATCH_NONE_BOUNDED);
         assert_eq!(flag(&[&greedy], LogprobsMode::Raw), BATCH_NONE_BOUNDED);
+        let listed = SamplingParams {
+            allowed_token_ids: Some(vec![5, 7]),
+            repetition_penalty: Some(1.2),
+            ..SamplingParams::default()
+        };
+        assert_eq!(flag(&[&listed], processed), BATCH_ALL_FEW);
+        assert_eq!(
+            flag(&[&listed, &greedy], processed),
+            counted | BATCH_SOME_FEW
+        );
+        assert_eq!(
+            flag(&[&listed, &drawn], processed),
+            BATCH_NONE_BOUNDED | BATCH_SOME_FEW
+        );
+        assert_eq!(flag(&[&listed], LogprobsMode::Raw), BATCH_NONE_BOUNDED);
     }
 
     #[test]
@@ -382,6 +433,31 @@ mod tests {
         let packed = pack(&SamplingParams::default(), Some(&[3, 1]));
         assert_eq!([packed.rows[0].mask, packed.rows[1].mask], [0, 1]);
         assert_eq!(packed.masks, [3, 1, 3, 1]);
+    }
+
+    #[test]
+    fn ids_are_gathered_where_few_are_allowed_and_edits_by_id_come_first() {
+        let few = |params: &SamplingParams, mask: Option<&[u32]>| {
+            let compiled = params
+                .validate(&VocabInfo::new(300_000))
+                .expect("the parameters are valid");
+            let state = SamplerState::new(&compiled, &[1]);
+            let mut row = Row::new(LogitsRow::F32(&[]), &compiled, &state);
+            row.mask = mask;
+            row.logprobs.mode = LogprobsMode::Processed;
+            Work::of_row(&row).is_few()
+        };
+        let plain = SamplingParams::default();
+        assert!(!few(&plain, None));
+        assert!(few(&plain, Some(&[u32::MAX; 128])));
+        assert!(!few(&plain, Some(&[u32::MAX; 129])));
+        let late = SamplingParams {
+            repetition_penalty: Some(1.2),
+            top_k: Some(5),
+            samplers: Some(vec!["top_k".to_owned(), "penalties".to_owned()]),
+            ..SamplingParams::default()
+        };
+        assert!(!few(&late, Some(&[1])));
     }
 
     #[test]

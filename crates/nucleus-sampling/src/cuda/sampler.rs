@@ -12,8 +12,8 @@ use crate::state::SamplerState;
 use super::device::{Buffer, SharedStream, Stream, read_from};
 use super::error::CudaError;
 use super::layout::{
-    BATCH_EXACT, BATCH_REQUEST_EACH, DeviceToken, STATUS_FULL, STATUS_UNSUPPORTED,
-    STATUS_WORKSPACE, SamplingBatch, SamplingRow, bytes_of,
+    BATCH_EXACT, BATCH_REQUEST_EACH, DeviceToken, STATUS_FULL, STATUS_WORKSPACE, SamplingBatch,
+    SamplingRow, bytes_of,
 };
 use super::logits::{DeviceLogits, DeviceTokens, Dtype};
 use super::pack::{Packed, Work};
@@ -481,9 +481,9 @@ impl CudaSampler {
                 flags: if self.options.exact_path {
                     BATCH_EXACT
                 } else if first == 0 {
-                    BATCH_REQUEST_EACH | packed.bounded_flag()
+                    BATCH_REQUEST_EACH | packed.known_flags()
                 } else {
-                    packed.bounded_flag()
+                    packed.known_flags()
                 },
                 slots: self.slots.states.address(),
                 slot_tokens: self.slots.tokens.address(),
@@ -555,12 +555,6 @@ fn sampled(row: usize, token: DeviceToken) -> Result<SampledToken, CudaError> {
             return Err(CudaError::Unsupported {
                 row,
                 reason: "it edits more ids than were counted",
-            });
-        }
-        STATUS_UNSUPPORTED => {
-            return Err(CudaError::Unsupported {
-                row,
-                reason: "tail-free sampling of more than 4,096 tokens, which ties at top_k left",
             });
         }
         STATUS_FULL => {

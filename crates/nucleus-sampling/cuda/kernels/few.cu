@@ -1,0 +1,28 @@
+// The launch for rows that few ids are allowed of.
+#include <cuda_runtime.h>
+
+#include "few.cuh"
+#include "launch.cuh"
+
+namespace nucleus {
+
+__global__ void __launch_bounds__(FEW_THREADS, 2) sample_few_rows(const __grid_constant__ SamplingBatch batch, bool follows) {
+  sample_few(batch, blockIdx.x, follows);
+}
+
+cudaError_t launch_few(const SamplingBatch &batch, bool follows, cudaStream_t stream) {
+  cudaError_t error = cudaFuncSetAttribute(sample_few_rows, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(FewShared));
+  if (error == cudaSuccess) error = cudaFuncSetAttribute(sample_few_rows, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
+  if (error != cudaSuccess) return error;
+  cudaLaunchAttribute overlap = begins_early();
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(batch.rows);
+  config.blockDim = dim3(FEW_THREADS);
+  config.dynamicSmemBytes = sizeof(FewShared);
+  config.stream = stream;
+  config.attrs = &overlap;
+  config.numAttrs = follows ? 1 : 0;
+  return cudaLaunchKernelEx(&config, sample_few_rows, batch, follows);
+}
+
+}  // namespace nucleus

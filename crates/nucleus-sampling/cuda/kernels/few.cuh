@@ -1,0 +1,202 @@
+// Rows that a mask or a list allows few ids of: those are gathered, and nothing else of the row is read. A block a row; what does not fit is left PENDING.
+#pragma once
+
+#include "chain.cuh"
+
+namespace nucleus {
+
+constexpr u32 FEW_THREADS = 512;
+constexpr u32 FEW_IDS = LIST_CAPACITY;  // that are gathered at most
+constexpr u32 FEW_EDITS = 1024;         // slots for the edits of allowed ids
+constexpr u32 FEW_SORTED = 256;         // of which all are sorted
+constexpr u32 MASK_WORDS_EACH = 4;      // that a thread reads at a time
+
+struct FewShared : Description {
+  u64 places[FEW_IDS];
+  union {
+    u32 ids[FEW_IDS];
+    u64 weights[FEW_IDS];
+  };
+  Edit edits[FEW_EDITS + 1];
+  u32 maxima[FEW_THREADS / 32];
+  u32 found, strange;
+};
+__device__ __forceinline__ FewShared *few_state() { return reinterpret_cast<FewShared *>(shared_memory); }
+
+// The block as a team of one.
+struct FewTeam {
+  FewShared *sh;
+
+  __device__ __forceinline__ u32 local() const { return threadIdx.x; }
+  __device__ __forceinline__ u32 locals() const { return FEW_THREADS; }
+  __device__ __forceinline__ u32 local_max(u32 v) const {
+    v = __reduce_max_sync(~0u, v);
+    __syncthreads();
+    if (threadIdx.x % 32 == 0) sh->maxima[threadIdx.x / 32] = v;
+    __syncthreads();
+    u32 most = 0;
+#pragma unroll
+    for (u32 warp = 0; warp < FEW_THREADS / 32; ++warp) most = sh->maxima[warp] > most ? sh->maxima[warp] : most;
+    return most;
+  }
+};
+
+// A table for the edits of allowed ids alone.
+struct AllowedTable : EditTable {
+  const Request &r;
+
+  __device__ __forceinline__ AllowedTable(FewShared *sh, const Request &request) : EditTable{sh->edits, FEW_EDITS, &sh->strange}, r(request) {}
+  __device__ __forceinline__ bool covers(u32 id) const { return id < r.limit && admitted(r, id); }
+};
+
+// Lists the ids that are allowed, in any order; more of them are counted than listed if they do not fit. Barriers precede and follow.
+__device__ __forceinline__ void list_allowed(FewShared *sh, const Request &r) {
+  if (r.row->flags & NUCLEUS_ROW_ALLOWED) {
+    const u32 *ids = r.words(r.row->allowed);
+    UNROLL_NOT
+    for (u32 i = threadIdx.x; i < r.row->allowed.len; i += FEW_THREADS) {
+      const u32 id = ids[i];
+      if (id >= r.limit || (r.mask && !mask_allows(r, id))) continue;
+      const u32 at = atomicAdd(&sh->found, 1);
+      if (at < FEW_IDS) sh->ids[at] = id;
+    }
+    return;
+  }
+  const u32 whole = (r.limit + 31) / 32, words = r.mask_words < whole ? r.mask_words : whole;
+  UNROLL_NOT
+  for (u32 base = 0; base < words; base += MASK_WORDS_EACH * FEW_THREADS) {
+    u32 bits[MASK_WORDS_EACH], count = 0;
+#pragma unroll
+    for (u32 i = 0; i < MASK_WORDS_EACH; ++i) {
+      const u32 word = base + i * FEW_THREADS + threadIdx.x;
+      bits[i] = word < words ? __ldg(r.mask + word) : 0;
+      if (word == whole - 1 && r.limit % 32) bits[i] &= (1u << r.limit % 32) - 1;
+      count += __popc(bits[i]);
+    }
+    const u32 through = static_cast<u32>(DeviceWarp{}.inclusive(count));
+    u32 at = 0;
+    if (threadIdx.x % 32 == 31 && through) at = atomicAdd(&sh->found, through);
+    at = __shfl_sync(~0u, at, 31) + through - count;
+#pragma unroll
+    for (u32 i = 0; i < MASK_WORDS_EACH; ++i)
+      for (u32 left = bits[i]; left; left &= left - 1, ++at)
+        if (at < FEW_IDS) sh->ids[at] = (base + i * FEW_THREADS + threadIdx.x) * 32 + __ffs(left) - 1;
+  }
+}
+
+// The edits by id that come first. Barriers precede and follow.
+__device__ __forceinline__ void note_allowed_edits(FewShared *sh, const Request &r, const SlicePlan &plan) {
+  const FewTeam team{sh};
+  const AllowedTable table(sh, r);
+  note_bias_and_bans(team, r, table);
+  if (plan.occurrences) note_occurrences(team, r, table);
+  if (plan.passages) note_passages(team, r, table);
+  if (plan.ngrams) note_ngrams(team, r, table);
+}
+
+// The listed ids' logits after their edits as places; returns how many are left. Barriers precede and follow.
+__device__ __forceinline__ u32 gather_allowed(FewShared *sh, const Request &r, bool edits) {
+  const EditTable table{sh->edits, FEW_EDITS};
+  const u32 found = sh->found;
+  u32 left = 0;
+  bool unusual = false;
+  UNROLL_NOT
+  for (u32 base = 0; base < found; base += FEW_THREADS) {
+    const u32 i = base + threadIdx.x;
+    float x = -infinity();
+    if (i < found) {
+      const u32 id = sh->ids[i];
+      x = load_logit(r, id) + 0.0f;
+      const Edit *edit = edits ? table.find(id) : nullptr;
+      if (edit && x > -infinity()) x = edited(r, x, *edit, unusual);
+      unusual |= !(x < infinity());
+      sh->places[i] = x > -infinity() ? place_of(x, id) : 0;
+    }
+    left += __syncthreads_count(x > -infinity());
+  }
+  if (unusual) sh->strange = 1;
+  return left;
+}
+
+// Leaves the places that may be among the first, where a count or min_p bounds them; returns how many. Barriers precede and follow.
+__device__ __forceinline__ u32 leave_first(FewShared *sh, const SlicePlan &plan) {
+  constexpr u32 EACH = FEW_IDS / FEW_THREADS;
+  u64 own[EACH], most = 0;
+#pragma unroll
+  for (u32 i = 0; i < EACH; ++i) {
+    const u32 at = i * FEW_THREADS + threadIdx.x;
+    own[i] = at < sh->found ? sh->places[at] : 0;
+    most = own[i] > most ? own[i] : most;
+  }
+  const u32 key = static_cast<u32>(most >> 32);
+  u32 bound = kth_of_threads(key, plan.k);
+  if (plan.kind == SlicePlan::ABOVE && bound) {
+    const float threshold = fmaf(plan.temperature, sh->program.ops[plan.op].arg, value_of(kth_of_threads(key, 1)));
+    bound = key_of(fminf(threshold, value_of(bound)) + 0.0f);
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) sh->found = 0;
+  __syncthreads();
+#pragma unroll
+  for (u32 i = 0; i < EACH; ++i) {
+    const bool stays = own[i] && static_cast<u32>(own[i] >> 32) >= bound;
+    const u32 to = reserve(&sh->found, stays);
+    if (stays) sh->places[to] = own[i];
+  }
+  __syncthreads();
+  return sh->found;
+}
+
+// The choice from the sorted list, by one warp.
+__device__ __forceinline__ Outcome choose_allowed(FewShared *sh, const Request &r, const SlicePlan &plan, u32 count) {
+  if (plan.greedy) return first_of_order(count ? sh->places[0] : 0);
+  Outcome outcome;
+  if (run_chain(r, plan, sh->places, sh->weights, count, outcome)) return outcome;
+  EditTable none{nullptr, 0};
+  return run_list(DeviceWarp{}, r, none, ListCall{sh->places, sh->weights, count, plan.op, plan.temperature, 0});
+}
+
+// One row, by one block. With `follows`, rows of other kinds were dealt with by the launch before.
+__device__ __forceinline__ void sample_few(const SamplingBatch &batch, u32 index, bool follows) {
+  FewShared *const sh = few_state();
+  let_next_launch_begin();
+  DescriptionWord word;
+  word.read(batch, index, batch.row[index].request);
+  word.write(sh);
+  if (threadIdx.x == 0) sh->found = sh->strange = 0;
+  UNROLL_NOT
+  for (u32 i = threadIdx.x; i <= FEW_EDITS; i += FEW_THREADS) sh->edits[i] = Edit{NO_ID, 0, 0, 0.0f};
+  __syncthreads();
+  const u32 flags = sh->row.flags;
+  const bool padding = flags & NUCLEUS_ROW_PADDING;
+  if (!padding && flags & NUCLEUS_ROW_SLOT) {
+    if (threadIdx.x == 0) read_slot(batch.slots[sh->row.slot], sh->config, sh->row);
+    __syncthreads();
+  }
+  const SlicePlan plan = plan_of(*sh);
+  const Request r = request_of(batch, index, sh->row, sh->config, sh->program);
+  const bool own = flags & NUCLEUS_ROW_FEW && !padding, bounded = r.mask || (flags & NUCLEUS_ROW_ALLOWED && r.row->allowed.len <= FEW_IDS);
+  bool serves = own && bounded && plan.sliced && flags & NUCLEUS_ROW_PROCESSED;
+  u32 count = 0;
+  if (serves) {
+    list_allowed(sh, r);
+    if (plan.edits) note_allowed_edits(sh, r, plan);
+    __syncthreads();
+    if (sh->found <= FEW_IDS && !sh->strange) count = gather_allowed(sh, r, plan.edits);
+    __syncthreads();
+    serves = sh->found <= FEW_IDS && !sh->strange;
+    if (serves && count > FEW_SORTED && (plan.kind == SlicePlan::FIRST || plan.kind == SlicePlan::ABOVE)) count = leave_first(sh, plan);
+    if (serves) sort_places<FEW_THREADS>(sh->places, sh->found);
+    __syncthreads();
+  }
+  wait_for_launch_before();
+  if (padding || (follows && !own) || threadIdx.x >= 32) return;
+  if (!serves) {
+    if (threadIdx.x == 0) batch.out[index].status = PENDING;
+    return;
+  }
+  const Outcome outcome = choose_allowed(sh, r, plan, count);
+  if (threadIdx.x == 0) batch.out[index] = result(outcome, RawSums{}, r);
+}
+
+}  // namespace nucleus
