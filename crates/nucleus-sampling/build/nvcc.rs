@@ -1,7 +1,7 @@
 //! Compiling CUDA kernels from a build script: nucleus-sampling's, and nucleus-engine's, which has this file by its path.
 //!
 //! * `NUCLEUS_NVCC`: the compiler. Otherwise `$CUDA_HOME/bin/nvcc`, `$CUDA_PATH/bin/nvcc`, then nvcc of `PATH`.
-//! * `NUCLEUS_CUDA_ARCHS`: compute capabilities, such as `90` or `90,120`. Machine code is made for each, and PTX for the largest, which
+//! * `NUCLEUS_CUDA_ARCHS`: compute capabilities, such as `90` or `90,100`. Machine code is made for each, and PTX for the largest, which
 //!   later devices compile when they load it. Default: see [`ARCHS`].
 
 use std::env;
@@ -9,8 +9,8 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Hopper, Blackwell (data centre and consumer).
-const ARCHS: &str = "90,100,120";
+/// Hopper and the Blackwell of data centres: other devices have not the shared memory.
+const ARCHS: &str = "90,100";
 /// The kernels need clusters and the bulk copy engine.
 const OLDEST: u32 = 90;
 
