@@ -9,7 +9,7 @@ constexpr u32 FEW_THREADS = 512;
 constexpr u32 FEW_IDS = LIST_CAPACITY;  // that are gathered at most
 constexpr u32 FEW_EDITS = 1024;         // slots for the edits of allowed ids
 constexpr u32 FEW_SORTED = 256;         // of which all are sorted
-constexpr u32 MASK_WORDS_EACH = 4;      // that a thread reads at a time
+constexpr u32 MASK_WORDS_EACH = 10;     // that a thread reads at a time: all of 163,840 ids
 
 struct FewShared : Description {
   u64 places[FEW_IDS];
@@ -94,56 +94,72 @@ __device__ __forceinline__ void note_allowed_edits(FewShared *sh, const Request 
   if (plan.ngrams) note_ngrams(team, r, table);
 }
 
-// The listed ids' logits after their edits as places; returns how many are left. Barriers precede and follow.
-__device__ __forceinline__ u32 gather_allowed(FewShared *sh, const Request &r, bool edits) {
-  const EditTable table{sh->edits, FEW_EDITS};
-  const u32 found = sh->found;
-  u32 left = 0;
-  bool unusual = false;
-  UNROLL_NOT
-  for (u32 base = 0; base < found; base += FEW_THREADS) {
-    const u32 i = base + threadIdx.x;
-    float x = -infinity();
-    if (i < found) {
-      const u32 id = sh->ids[i];
-      x = load_logit(r, id) + 0.0f;
-      const Edit *edit = edits ? table.find(id) : nullptr;
+// The tokens that a thread holds of those that are listed, in their places; 0: none.
+struct Gathered {
+  static constexpr u32 EACH = FEW_IDS / FEW_THREADS;
+  u64 places[EACH];
+
+  // Reads the listed ids' logits and edits them. `strange` is raised for NaN and +inf.
+  __device__ __forceinline__ Gathered(FewShared *sh, const Request &r, bool edits) {
+    const EditTable table{sh->edits, FEW_EDITS};
+    const bool wide = r.dtype == NUCLEUS_F32;
+    u32 ids[EACH], bits[EACH];
+#pragma unroll
+    for (u32 i = 0; i < EACH; ++i) {
+      const u32 at = i * FEW_THREADS + threadIdx.x;
+      ids[i] = at < sh->found ? sh->ids[at] : NO_ID;
+    }
+#pragma unroll
+    for (u32 i = 0; i < EACH; ++i)  // all on their way before the first is looked at
+      if (ids[i] != NO_ID) bits[i] = wide ? __ldg(static_cast<const u32 *>(r.logits) + ids[i]) : __ldg(static_cast<const uint16_t *>(r.logits) + ids[i]);
+    bool unusual = false;
+#pragma unroll
+    for (u32 i = 0; i < EACH; ++i) {
+      places[i] = 0;
+      if (ids[i] == NO_ID) continue;
+      float x = (wide ? float_of(bits[i]) : r.dtype == NUCLEUS_F16 ? widen_f16(static_cast<uint16_t>(bits[i])) : float_of(bits[i] << 16)) + 0.0f;
+      const Edit *edit = edits ? table.find(ids[i]) : nullptr;
       if (edit && x > -infinity()) x = edited(r, x, *edit, unusual);
       unusual |= !(x < infinity());
-      sh->places[i] = x > -infinity() ? place_of(x, id) : 0;
+      places[i] = x > -infinity() ? place_of(x, ids[i]) : 0;
     }
-    left += __syncthreads_count(x > -infinity());
+    if (unusual) sh->strange = 1;
   }
-  if (unusual) sh->strange = 1;
-  return left;
-}
 
-// Leaves the places that may be among the first, where a count or min_p bounds them; returns how many. Barriers precede and follow.
-__device__ __forceinline__ u32 leave_first(FewShared *sh, const SlicePlan &plan) {
-  constexpr u32 EACH = FEW_IDS / FEW_THREADS;
-  u64 own[EACH], most = 0;
+  // Lists the places whose keys reach a bound; `sh->found` counts them, and was 0.
+  __device__ __forceinline__ void list(FewShared *sh, u32 bound) const {
 #pragma unroll
-  for (u32 i = 0; i < EACH; ++i) {
-    const u32 at = i * FEW_THREADS + threadIdx.x;
-    own[i] = at < sh->found ? sh->places[at] : 0;
-    most = own[i] > most ? own[i] : most;
+    for (u32 i = 0; i < EACH; ++i) {
+      if (!__any_sync(~0u, places[i] != 0)) continue;
+      const bool stays = places[i] && static_cast<u32>(places[i] >> 32) >= bound;
+      const u32 to = reserve(&sh->found, stays);
+      if (stays) sh->places[to] = places[i];
+    }
   }
-  const u32 key = static_cast<u32>(most >> 32);
-  u32 bound = kth_of_threads(key, plan.k);
-  if (plan.kind == SlicePlan::ABOVE && bound) {
+
+  // A key that the first tokens reach, where a count or min_p bounds them; to every thread.
+  __device__ __forceinline__ u32 bound(const FewShared *sh, const SlicePlan &plan) const {
+    u64 most = 0;
+#pragma unroll
+    for (u32 i = 0; i < EACH; ++i) most = places[i] > most ? places[i] : most;
+    const u32 key = static_cast<u32>(most >> 32), reached = kth_of_threads(key, plan.k);
+    if (plan.kind != SlicePlan::ABOVE || !reached) return reached;
     const float threshold = fmaf(plan.temperature, sh->program.ops[plan.op].arg, value_of(kth_of_threads(key, 1)));
-    bound = key_of(fminf(threshold, value_of(bound)) + 0.0f);
+    return key_of(fminf(threshold, value_of(reached)) + 0.0f);
   }
+};
+
+// Lists the allowed tokens that may count, sorted; returns how many. A barrier precedes.
+__device__ __forceinline__ u32 list_sorted(FewShared *sh, const Request &r, const SlicePlan &plan) {
+  const Gathered own(sh, r, plan.edits);
+  const bool many = sh->found > FEW_SORTED && (plan.kind == SlicePlan::FIRST || plan.kind == SlicePlan::ABOVE);
+  const u32 bound = many ? own.bound(sh, plan) : 0;
   __syncthreads();
   if (threadIdx.x == 0) sh->found = 0;
   __syncthreads();
-#pragma unroll
-  for (u32 i = 0; i < EACH; ++i) {
-    const bool stays = own[i] && static_cast<u32>(own[i] >> 32) >= bound;
-    const u32 to = reserve(&sh->found, stays);
-    if (stays) sh->places[to] = own[i];
-  }
+  own.list(sh, bound);
   __syncthreads();
+  sort_places<FEW_THREADS>(sh->places, sh->found);
   return sh->found;
 }
 
@@ -182,12 +198,11 @@ __device__ __forceinline__ void sample_few(const SamplingBatch &batch, u32 index
     list_allowed(sh, r);
     if (plan.edits) note_allowed_edits(sh, r, plan);
     __syncthreads();
-    if (sh->found <= FEW_IDS && !sh->strange) count = gather_allowed(sh, r, plan.edits);
-    __syncthreads();
     serves = sh->found <= FEW_IDS && !sh->strange;
-    if (serves && count > FEW_SORTED && (plan.kind == SlicePlan::FIRST || plan.kind == SlicePlan::ABOVE)) count = leave_first(sh, plan);
-    if (serves) sort_places<FEW_THREADS>(sh->places, sh->found);
     __syncthreads();
+    if (serves) count = list_sorted(sh, r, plan);
+    __syncthreads();
+    serves = serves && !sh->strange;
   }
   wait_for_launch_before();
   if (padding || (follows && !own) || threadIdx.x >= 32) return;

@@ -38,12 +38,6 @@ struct Shape {
     launch.numAttrs = 1;
     return launch;
   }
-  // Rows are read where they lie.
-  void share_unsliced(u32 of) {
-    blocks = of;
-    room = 0;
-    bytes = SHARED_BYTES + SPARE_BYTES;
-  }
   // As many clusters as are resident at a time, but no more than rows.
   cudaError_t fill(u32 rows, const void *kernel) {
     // The answer is the device's own and does not change.

@@ -13,7 +13,7 @@ struct StepCut {
 
 // Descending from `largest`, the first token within the layer's bounds at which the sum of weights, or the count, suffices; the last token if it never
 // does. Not found: one step has more tokens than a list. Every thread of the cluster calls it and gets the same; it makes one sum over the team.
-__device__ __noinline__ StepCut find_in_steps(DeviceTeam team, Layer layer, Weighing w, float largest, Until until, bool by_mass) {
+inline __device__ __noinline__ StepCut find_in_steps(DeviceTeam team, Layer layer, Weighing w, float largest, Until until, bool by_mass) {
   Shared *sh = team.sh;
   const Bounds bounds(layer);
   const float rate = by_mass ? STEPS_PER_OCTAVE * w.s : STEPS_PER_LOGIT;
@@ -92,7 +92,7 @@ __device__ __noinline__ StepCut find_in_steps(DeviceTeam team, Layer layer, Weig
 }
 
 // As RowMachine::select, over slices.
-__device__ __noinline__ Selected select_in_slices(DeviceTeam team, Layer layer, Weighing w, Keys keys, u32 bits, u64 base, Until until) {
+inline __device__ __noinline__ Selected select_in_slices(DeviceTeam team, Layer layer, Weighing w, Keys keys, u32 bits, u64 base, Until until) {
   const Bounds bounds(layer);
   u64 prefix = 0;
   UNROLL_NOT

@@ -1,45 +1,91 @@
-// The likeliest tokens of what rows are drawn from, by a cluster a row that reads it where it lies: a launch for the few rows that ask for them.
+// The likeliest tokens of what rows are drawn from, by a cluster a row: a launch for the rows that ask for them.
 #include <cuda_runtime.h>
 
 #include "launch.cuh"
+#include "steps.cuh"
 
 namespace nucleus {
 
+// From the slices that hold the row; false: they are not of numbers alone.
+__device__ __noinline__ bool tell_from_slices(RowCall call, TopCall top) {
+  const SliceTeam team{call.team()};
+  return tell_top(team, call.request(), EditTable{nullptr, 0}, top);
+}
+
+// From the row as it lies in device memory.
+__device__ __noinline__ void tell_from_row(RowCall call, Workspace workspace, TopCall top) {
+  const PlainTeam team{call.team()};
+  const Request r = call.request();
+  EditTable table{nullptr, 0};
+  if (unsliced_edits(team, r, call.index, workspace, table)) tell_top(team, r, table, top);
+  else top.tell_nothing(team);
+}
+
+// Masks and edits the slices that have arrived.
+__device__ __forceinline__ void change_slices(const DeviceTeam &team, const Request &r, const SlicePlan &plan, const PartLoad &load, const char *logits) {
+  Shared *sh = team.sh;
+  const EditTable table{sh->edits, SLICE_EDITS, &sh->unusual, team.first, team.first + team.held};
+  if (plan.edits) {
+    clear_edits(team, table);
+    __syncthreads();
+    note_slice_edits(team, r, plan, table);
+  }
+  load.settle(logits, r.limit);
+  __syncthreads();
+  if (r.mask || r.row->flags & NUCLEUS_ROW_ALLOWED) mask_slice(team, r);
+  __syncthreads();
+  if (plan.edits && edit_slice(team, r, table)) sh->unusual = 1;
+  __syncthreads();
+}
+
 __global__ void __launch_bounds__(THREADS, 1) top_processed_rows(const __grid_constant__ SamplingBatch batch, const __grid_constant__ Workspace workspace,
-                                                                 const __grid_constant__ TopCall call) {
+                                                                 const __grid_constant__ TopCall call, u32 slice_room) {
   Shared *sh = shared_state();
-  DeviceTeam cluster;
+  DeviceTeam team;
   if (threadIdx.x < sizeof(SamplingBatch) / 4) reinterpret_cast<u32 *>(&sh->batch)[threadIdx.x] = reinterpret_cast<const u32 *>(&batch)[threadIdx.x];
+  team.take_slice(batch.row_len, slice_room);
+  const PartLoad load(team, batch.dtype);
+  if (threadIdx.x % 32 == 0) load.prepare();
+  u32 use = 0;
 #pragma unroll 1
-  for (u32 index = cluster.share_of(blockIdx.x); index < batch.rows; index += cluster.share_of(gridDim.x)) {
+  for (u32 index = team.share_of(blockIdx.x); index < batch.rows; index += team.share_of(gridDim.x)) {
     if ((batch.row[index].flags & (NUCLEUS_ROW_TOP | NUCLEUS_ROW_PADDING)) != NUCLEUS_ROW_TOP) continue;
-    cluster.cluster_sync();  // no block reads what the row before has left
+    const char *logits = static_cast<const char *>(batch.logits) + index * batch.row_stride * PartLoad::size_of(batch.dtype);
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");  // other warps wrote to this part
+    team.cluster_sync();                                          // and no block reads what the row before has left
+    if (threadIdx.x % 32 == 0) load.start(logits);
     DescriptionWord word;
     word.read(batch, index, batch.row[index].request);
     word.write(sh);
+    if (threadIdx.x == 0) sh->unusual = sh->found = sh->kept = 0;
     __syncthreads();
     describe_slot(sh, batch);
-    const RowCall row{index, 0, 0, RawSums{}};
-    const PlainTeam team{row.team()};
-    const Request r = row.request();
+    load.wait(use++);
+    const RowCall row{index, slice_room, 0, RawSums{}};
     const TopCall own{call.top + static_cast<u64>(index) * call.count, call.count};
-    EditTable table{nullptr, 0};
-    if (unsliced_edits(team, r, index, workspace, table)) tell_top(team, r, table, own);
-    else own.tell_nothing(team);
+    const SlicePlan plan = plan_of(*sh);
+    bool told = team.whole && plan.sliced;
+    if (told) {
+      change_slices(team, row.request(), plan, load, logits);
+      told = tell_from_slices(row, own);
+    }
+    if (!told) {
+      team.cluster_sync();
+      tell_from_row(row, workspace, own);
+    }
   }
-  cluster.cluster_sync();  // no block leaves while another may still read its shared memory
+  team.cluster_sync();  // no block leaves while another may still read its shared memory
 }
 
 cudaError_t launch_tops(const SamplingBatch &batch, const Workspace &workspace, const TopCall &call, cudaStream_t stream) {
   cudaError_t error = cudaFuncSetAttribute(top_processed_rows, cudaFuncAttributeMaxDynamicSharedMemorySize, 232448);
-  if (error != cudaSuccess) return error;
+  if (error == cudaSuccess) error = cudaFuncSetAttribute(top_processed_rows, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
   Shape shape;
-  shape.share_unsliced(batch.cluster ? batch.cluster : MAX_BLOCKS);
-  error = shape.fill(batch.rows, reinterpret_cast<const void *>(top_processed_rows));
+  if (error == cudaSuccess) error = shape.fit(batch, reinterpret_cast<const void *>(top_processed_rows));
   if (error != cudaSuccess) return error;
   cudaLaunchAttribute attribute;
   const cudaLaunchConfig_t config = shape.config(&attribute, stream);
-  return cudaLaunchKernelEx(&config, top_processed_rows, batch, workspace, call);
+  return cudaLaunchKernelEx(&config, top_processed_rows, batch, workspace, call, shape.room);
 }
 
 }  // namespace nucleus

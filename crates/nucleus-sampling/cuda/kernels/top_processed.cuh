@@ -1,4 +1,4 @@
-// The likeliest tokens of the distribution that a row is drawn from: its program as far as the draw, over device memory, then the first of what is left.
+// The likeliest tokens of the distribution that a row is drawn from: its program as far as the draw by the exact path, then the first of what is left.
 #pragma once
 
 #include "sample.cuh"
@@ -78,16 +78,18 @@ HD bool tell_top_of_row(const Team &team, RowMachine<Team> &machine, const Sampl
   return true;
 }
 
-// Every thread of the team calls it.
+// Every thread of the team calls it. False: slices hold NaN or +inf, and nothing was told.
 template <class Team>
-HD void tell_top(const Team &team, const Request &r, const EditTable &table, const TopCall &call) {
+HD bool tell_top(const Team &team, const Request &r, const EditTable &table, const TopCall &call) {
   RowMachine<Team> machine(team, r, table);
   const SamplingProgram &program = *r.program;
   const u32 last = program.len - 1;
   bool running = machine.start(false);
+  if (!running && Team::SLICES) return false;
   UNROLL_NOT
   for (u32 i = 0; running; ++i) {
-    if (machine.count && machine.count <= LIST_CAPACITY) {
+    const bool may_list = !(Team::SLICES && edits_by_id(program.ops[i].code));
+    if (machine.count && machine.count <= LIST_CAPACITY && may_list) {
       const u32 count = gather(team, machine, 0, ~0ull);
       team.by_warp([&](const auto &warp) {
         if (!team.leader()) return;
@@ -95,12 +97,13 @@ HD void tell_top(const Team &team, const Request &r, const EditTable &table, con
         if (tell_top_of_list(list, i, call)) return;
         for (u32 k = warp.lane(); k < call.count; k += warp.lanes()) call.top[k] = TopCall::nothing(false);
       });
-      return;
+      return true;
     }
     if (i == last) break;
     running = run_on_row(team, machine, program.ops[i]);
   }
   if (!running || !tell_top_of_row(team, machine, program.ops[last], call)) call.tell_nothing(team);
+  return true;
 }
 
 }  // namespace nucleus
