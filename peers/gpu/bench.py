@@ -260,7 +260,7 @@ class Cell:
         if case in settings:
             values = settings[case]
             found["torch"] = lambda: self.torch(**values)
-        if case == "grammar" or case == "everything":
+        if case.startswith("grammar") or case == "everything":
             return found  # no peer has it in its sampling pipeline
         penalties = case == "all on"  # without DRY and biases, which the peers do not have
         named = {"k", "p", "m"} if penalties else set(settings[case])
@@ -291,6 +291,10 @@ class Cell:
             generator = torch.Generator(device=DEVICE).manual_seed(2)
             bits = torch.randint(-(2**31), 2**31 - 1, ((vocab + 31) // 32,), device=DEVICE, generator=generator, dtype=torch.int64)
             extra["mask"] = bits.to(torch.int32)
+        if "few" in needs:
+            ids = torch.arange(200, device=DEVICE) * (vocab // 200)
+            words = torch.zeros((vocab + 31) // 32, device=DEVICE, dtype=torch.int64).scatter_add_(0, ids // 32, 1 << ids % 32)
+            extra |= dict(mask=(words & 0xFFFFFFFF).to(torch.uint32), few=True)
         return nucleus.Sampler(library, self.logits, ops, **extra, **values, **how)
 
 
@@ -397,7 +401,8 @@ def main():
             floors = rotating([lambda copy=copy: read_once(copy, maxima) for copy in copies])
             measure(table, cold, "floor", "read-once-max", floors, len(copies))
             for case in ("all on", "temp"):
-                samplers = [Cell(copy, peers).ours(args.library, case) for copy in copies]
+                first = cell.ours(args.library, case)
+                samplers = [first.on(copy) for copy in copies]
                 measure(table, cold, case, "nucleus", rotating(samplers), len(copies))
         (out / "plane.md").write_text(table.markdown())
         print(f"{batch} x {vocab} {dtype} {kind}: {time.time() - start:.0f} s", flush=True)

@@ -1,4 +1,5 @@
 """Nucleus's kernel through its C library, on torch tensors: the plain data of cuda/include/sampling_config.h by ctypes."""
+import copy
 import ctypes
 import math
 import struct
@@ -8,7 +9,8 @@ import torch
 OPS = ["none", "dry", "no_repeat_ngram", "penalties", "temperature", "dynamic_temperature", "smoothing", "top_n_sigma", "top_k", "typical_p", "top_p",
        "min_p", "epsilon", "eta", "top_a", "tfs", "xtc", "argmax", "draw", "mirostat_1", "mirostat_2", "adaptive_p"]
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
-PROCESSED, EXACT, ALL_BOUNDED, NONE_BOUNDED, ALL_COUNTED = 2, 1, 4, 8, 32
+PROCESSED, FEW = 2, 128  # of a row
+EXACT, ALL_BOUNDED, NONE_BOUNDED, ALL_COUNTED, ALL_FEW = 1, 4, 8, 32, 128  # of a batch
 # Field order of SamplingConfig with neutral values; the floats, then the integers.
 FLOATS = dict(temperature=1, dynatemp_range=0, dynatemp_exponent=1, smoothing_factor=0, smoothing_curve=1, top_p=1, min_p=0, typical_p=1,
               top_n_sigma=0, epsilon_cutoff=0, eta_cutoff=0, top_a=0, tfs_z=1, xtc_probability=0, xtc_threshold=0.1, repetition_penalty=1,
@@ -68,7 +70,7 @@ def bounded(ops):
 class Sampler:
     """One chain for all rows of a batch; everything but the launch is done when it is made."""
 
-    def __init__(self, library, logits, ops, history=None, bias=None, mask=None, exact=False, cluster=0, **values):
+    def __init__(self, library, logits, ops, history=None, bias=None, mask=None, few=False, exact=False, cluster=0, **values):
         self.library = ctypes.CDLL(library)
         self.library.sampling_workspace_size.restype = ctypes.c_size_t
         rows, vocab = logits.shape
@@ -90,7 +92,7 @@ class Sampler:
             words += [0, 0]
             spans += [(empty, 0)] * 4  # allowed, bad words, breakers, eos
             data = struct.pack("Q", *fields) + b"".join(struct.pack("QII", offset, length, 0) for offset, length in spans)
-            data += struct.pack("5I2iiII", min(24, history_len), row, 7, 0, 0, 0, 0, 0 if mask is not None else -1, PROCESSED, 0)
+            data += struct.pack("5I2iiII", min(24, history_len), row, 7, 0, 0, 0, 0, 0 if mask is not None else -1, PROCESSED | (FEW if few else 0), 0)
             row_data.append(data)
             configs.append(config(row + 1, vocab, **values))
             programs.append(program(*ops))
@@ -103,7 +105,7 @@ class Sampler:
         pointer = lambda tensor: tensor.data_ptr()
         mask_words = 0 if mask is None else mask.numel()
         self.batch = Batch(ctypes.sizeof(Batch), DTYPES[logits.dtype], rows, vocab, logits.stride(0), *map(pointer, self.keep[:6]), mask_words,
-                           mask_words, cluster, pointer(self.keep[6]), max_edited, EXACT if exact else bounded(ops),
+                           mask_words, cluster, pointer(self.keep[6]), max_edited, EXACT if exact else ALL_FEW if few else bounded(ops),
                            None, None)
 
     def __call__(self):
@@ -111,6 +113,14 @@ class Sampler:
         code = self.library.launch_advanced_sample_batch(ctypes.byref(self.batch), ctypes.c_void_p(self.workspace.data_ptr()),
                                                          ctypes.c_size_t(self.workspace.numel()), ctypes.c_void_p(stream))
         assert code == 0, code
+
+    def on(self, logits):
+        """The same requests on other logits of the same shape and type."""
+        other = copy.copy(self)
+        other.keep = [logits, *self.keep[1:]]
+        other.batch = Batch.from_buffer_copy(self.batch)
+        other.batch.logits = logits.data_ptr()
+        return other
 
     def tokens(self):
         """Ids, kept counts and statuses of the last launch."""
@@ -137,4 +147,5 @@ def chains():
         "all on": ([op("dry"), op("penalties"), temperature, top_k, top_p, min_p, draw], base | penalties | dry, ("history", "bias")),
         "everything": (everything, base | penalties | dry | dict(xtc_probability=0.5), ("history", "bias")),
         "grammar": ([temperature, top_k, top_p, draw], base, ("mask",)),
+        "grammar, 200 ids": ([temperature, top_k, top_p, draw], base, ("few",)),
     }
