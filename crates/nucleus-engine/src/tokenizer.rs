@@ -234,9 +234,12 @@ impl Tokenizer {
             Model::ByteLevel(model) => model.encode(text, ids),
             Model::CharacterBpe(model) => model.encode(text, ids),
             Model::WordPiece(model) => model.encode(text, ids),
-            Model::Unigram(model) => model.encode(text, ids),
             Model::Json(model) => model.encode(text, false, ids),
             Model::SentencePiece(model) => {
+                model.encode(text, ids);
+                Ok(())
+            }
+            Model::Unigram(model) => {
                 model.encode(text, ids);
                 Ok(())
             }
@@ -258,7 +261,7 @@ impl Tokenizer {
                 if !skip_special {
                     text.extend_from_slice(self.token_text(id).as_bytes());
                 }
-                begins |= self.model.prefixes_all();
+                begins |= self.kind(id) == Some(TokenKind::Control) && self.model.prefixes_all();
             } else {
                 let bytes = self.token_bytes(id);
                 let own = bytes.strip_prefix(b" ").filter(|_| begins);
@@ -288,7 +291,7 @@ impl Tokenizer {
             Model::CharacterBpe(model) => model.id_of(piece),
             Model::SentencePiece(model) => model.id_of(piece),
             Model::WordPiece(model) => model.id_of(piece),
-            Model::Unigram(model) => model.id_of(piece),
+            Model::Unigram(model) => model.id_of(piece).or_else(|| self.vocabulary.find(piece)),
             Model::Json(model) => model.id_of(piece),
         })
     }

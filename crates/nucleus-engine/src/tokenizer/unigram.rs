@@ -2,9 +2,6 @@
 //! scores have the greatest sum. A character that no token has is unknown, with a score 10 below the least, or becomes
 //! bytes where the vocabulary has them; unknown neighbours are one token.
 
-use tokenizers::Model;
-use tokenizers::models::unigram::Unigram as Library;
-
 use super::byte_level::{SPACE, byte_token};
 use super::character_map::CharacterMap;
 use super::error::TokenizerError;
@@ -24,12 +21,19 @@ struct Normalization {
     merge_spaces: bool,
 }
 
-/// A Unigram vocabulary's way from text to tokens.
+/// How much worse an unknown character is than the worst token.
+const UNKNOWN_PENALTY: f64 = 10.0;
+
+/// A Unigram vocabulary's way from text to tokens. (The library's keeps a hash map in each node of a trie: 126 MB
+/// more for 250,000 tokens.)
 #[derive(Debug)]
 pub(super) struct Unigram {
-    model: Library,
+    tokens: Spellings,
+    /// By id.
+    scores: Vec<f32>,
     normalization: Normalization,
     unknown: u32,
+    unknown_score: f64,
     /// The token of each byte; none where one is missing.
     bytes: Vec<u32>,
     /// Whether no token goes over the beginning of a word, so that words can be cut one by one.
@@ -47,18 +51,17 @@ impl Unigram {
             .map(|byte| by_text.get(&byte_token(byte)).copied())
             .map(|id| id.filter(|&id| vocabulary.kind(id) == Some(TokenKind::Byte)))
             .collect();
-        let is_in_word = |text: &str| !text.trim_start_matches(SPACE).contains(SPACE);
-        let cuts_words = by_text.contains_key(SPACE) && by_text.keys().all(|text| is_in_word(text));
-        let tokens = tokens(&vocabulary, &scores);
-        let model = Library::from(tokens, Some(unknown as usize), false)
-            .map_err(TokenizerError::Library)?;
-        let normalization = Normalization::from_gguf(metadata)?;
+        let tokens = Spellings::new(&vocabulary);
+        let score = |id: u32| f64::from(scores[id as usize]);
+        let least = tokens.ids().map(score).fold(f64::INFINITY, f64::min);
         let unigram = Self {
-            model,
-            normalization,
+            cuts_words: tokens.are_in_words(),
+            tokens,
+            normalization: Normalization::from_gguf(metadata)?,
             unknown,
+            unknown_score: least - UNKNOWN_PENALTY,
+            scores,
             bytes: bytes.unwrap_or_default(),
-            cuts_words,
         };
         Ok((vocabulary, unigram))
     }
@@ -69,7 +72,7 @@ impl Unigram {
     }
 
     /// Appends the tokens of text without special tokens.
-    pub(super) fn encode(&self, text: &str, ids: &mut Vec<u32>) -> Result<(), TokenizerError> {
+    pub(super) fn encode(&self, text: &str, ids: &mut Vec<u32>) {
         let text = self.normalization.apply(text);
         let mut rest = text.as_str();
         while !rest.is_empty() {
@@ -78,44 +81,111 @@ impl Unigram {
                 false => rest.len(),
             });
             rest = after;
-            for token in self
-                .model
-                .tokenize(piece)
-                .map_err(TokenizerError::Library)?
-            {
-                match token.id == self.unknown && !self.bytes.is_empty() {
-                    true => ids.extend(token.value.bytes().map(|byte| self.bytes[byte as usize])),
-                    false => ids.push(token.id),
+            let mut was_unknown = false;
+            for Cut { start, end, id } in self.best_cuts(piece) {
+                let is_unknown = id == self.unknown;
+                match is_unknown && !self.bytes.is_empty() {
+                    true => {
+                        let bytes = piece.as_bytes()[start..end].iter();
+                        ids.extend(bytes.map(|&byte| self.bytes[byte as usize]));
+                    }
+                    false if is_unknown && was_unknown => {}
+                    false => ids.push(id),
                 }
+                was_unknown = is_unknown;
             }
         }
-        Ok(())
     }
 
-    /// The token of that spelling.
+    /// The token of text of that spelling.
     pub(super) fn id_of(&self, spelling: &str) -> Option<u32> {
-        let hidden = || self.model.token_to_id(&hidden(spelling));
-        self.model.token_to_id(spelling).or_else(hidden)
+        self.tokens.id_of(spelling)
+    }
+
+    /// The cuts of the greatest sum of scores, of several the one whose last tokens begin first (Viterbi's algorithm, over the bytes
+    /// at which a token may end).
+    fn best_cuts(&self, text: &str) -> Vec<Cut> {
+        // What ends at each byte, with the sum of scores up to there.
+        let mut best: Vec<Option<(f64, Cut)>> = vec![None; text.len() + 1];
+        for (start, character) in text.char_indices() {
+            let before = best[start].map_or(0.0, |(score, _)| score);
+            let mut offer = |len: usize, id: u32, score: f64| {
+                let (end, score) = (start + len, before + score);
+                if best[end].is_none_or(|(other, _)| score > other) {
+                    best[end] = Some((score, Cut { start, end, id }));
+                }
+            };
+            let mut is_known = false;
+            for (len, id) in self.tokens.beginnings_of(&text.as_bytes()[start..]) {
+                is_known |= len == character.len_utf8();
+                offer(len, id, self.scores[id as usize].into());
+            }
+            if !is_known {
+                offer(character.len_utf8(), self.unknown, self.unknown_score);
+            }
+        }
+        let last = |end: usize| best[end].map(|(_, cut)| cut);
+        let mut cuts: Vec<Cut> =
+            std::iter::successors(last(text.len()), |cut| last(cut.start)).collect();
+        cuts.reverse();
+        cuts
     }
 }
 
-/// Spellings with their scores, in order. Tokens that are no text are hidden, and no worse than the others.
-fn tokens(vocabulary: &Vocabulary, scores: &[f32]) -> Vec<(String, f64)> {
-    let scored = || vocabulary.iter().zip(scores);
-    let is_text = |kind| kind == TokenKind::Normal;
-    let least = scored()
-        .filter(|&((.., kind), _)| is_text(kind))
-        .fold(f32::INFINITY, |least, (_, &score)| least.min(score));
-    let token = |((_, text, kind), &score): ((u32, &str, TokenKind), &f32)| match is_text(kind) {
-        true => (text.to_owned(), score.into()),
-        false => (hidden(text), least.into()),
-    };
-    scored().map(token).collect()
+/// A token in a text, by bytes.
+#[derive(Debug, Clone, Copy)]
+struct Cut {
+    start: usize,
+    end: usize,
+    id: u32,
 }
 
-/// A spelling that no text has: normalised text has no spaces. Text cannot become a token of that spelling.
-fn hidden(text: &str) -> String {
-    format!(" {text}")
+/// The tokens that text can become, in the order of their bytes.
+#[derive(Debug)]
+struct Spellings(Vec<(String, u32)>);
+
+impl Spellings {
+    fn new(vocabulary: &Vocabulary) -> Self {
+        let tokens = vocabulary
+            .iter()
+            .filter(|&(_, text, kind)| kind == TokenKind::Normal && !text.is_empty());
+        let mut tokens: Vec<_> = tokens.map(|(id, text, _)| (text.to_owned(), id)).collect();
+        tokens.sort_unstable();
+        Self(tokens)
+    }
+
+    fn ids(&self) -> impl Iterator<Item = u32> {
+        self.0.iter().map(|&(_, id)| id)
+    }
+
+    /// Whether no token goes over the beginning of a word, and a word's beginning is a token.
+    fn are_in_words(&self) -> bool {
+        let is_in_word = |text: &str| !text.trim_start_matches(SPACE).contains(SPACE);
+        self.id_of(SPACE).is_some() && self.0.iter().all(|(text, _)| is_in_word(text))
+    }
+
+    fn id_of(&self, spelling: &str) -> Option<u32> {
+        let found = self
+            .0
+            .binary_search_by(|(text, _)| text.as_str().cmp(spelling));
+        found.ok().map(|index| self.0[index].1)
+    }
+
+    /// The tokens that a text begins with, from the shortest, and their lengths.
+    fn beginnings_of(&self, text: &[u8]) -> impl Iterator<Item = (usize, u32)> {
+        let mut left = self.0.as_slice();
+        let narrow = move |(depth, byte): (usize, &u8)| {
+            // Those left have the same bytes before, and what ends there is the first.
+            let next = |(text, _): &(String, u32)| text.as_bytes().get(depth).copied();
+            let begin = left.partition_point(|token| next(token) < Some(*byte));
+            let len = left[begin..].partition_point(|token| next(token) == Some(*byte));
+            left = &left[begin..begin + len];
+            let (text, id) = left.first()?;
+            Some((depth + 1, (text.len() == depth + 1).then_some(*id)))
+        };
+        let steps = text.iter().enumerate().map_while(narrow);
+        steps.filter_map(|(len, id)| Some((len, id?)))
+    }
 }
 
 /// Where a text's first word ends, with the spaces before it.

@@ -65,6 +65,9 @@ fn characters_without_a_token_are_unknown_together() {
     let ids = tokenizer.encode("axyzb", PLAIN).unwrap();
     assert_eq!(tokenizer.decode(&ids, true), "ab");
     assert_eq!(tokenizer.decode(&ids, false), "a<unk>b");
+    // What follows keeps its space.
+    let ids = tokenizer.encode("a x b", PLAIN).unwrap();
+    assert_eq!(tokenizer.decode(&ids, true), "a  b");
 }
 
 #[test]
