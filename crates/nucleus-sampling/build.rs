@@ -20,7 +20,7 @@ fn build() -> Result<(), String> {
     let units = [
         "bounded",
         "sampling",
-        "pairs",
+        "relay",
         "spread",
         "whole",
         "few",

@@ -52,15 +52,13 @@ static cudaError_t launch_finish(const SamplingBatch &batch, const Segments &seg
 }
 
 cudaError_t launch_bounded(const SamplingBatch &batch, SegmentHead *heads, u64 *rest, cudaStream_t stream) {
-  if (batch.rows >= PAIRS_FROM && batch.rows <= PAIRS_TO) return launch_pairs(batch, stream);
   const u32 count = segments_of(batch.rows, batch.row_len, batch.dtype), length = ((batch.row_len + count - 1) / count + 63) & ~63u;
   const Segments segments{heads, rest, count, length};
   const cudaError_t error = batch.dtype == NUCLEUS_F32   ? launch_segments<NUCLEUS_F32>(batch, segments, stream)
                             : batch.dtype == NUCLEUS_F16 ? launch_segments<NUCLEUS_F16>(batch, segments, stream)
                                                          : launch_segments<NUCLEUS_BF16>(batch, segments, stream);
   if (error != cudaSuccess) return error;
-  // Where rows are many, so many threads each that all rows are resident at a time.
-  return batch.rows > SEGMENT_ROWS ? launch_finish<TILE_THREADS / 2>(batch, segments, stream) : launch_finish<TILE_THREADS>(batch, segments, stream);
+  return launch_finish<TILE_THREADS>(batch, segments, stream);
 }
 
 }  // namespace nucleus

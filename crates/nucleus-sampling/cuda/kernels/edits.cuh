@@ -229,13 +229,19 @@ HD u32 last_break(const Team &team, const Sequences &breakers, const u32 *h, u32
   return team.local_max(last);
 }
 
+// DRY's longest passage that no sequence breaker ends. The tokens it looks at are the last of the history.
+template <class Team>
+HD u32 passage_limit(const Team &team, const Request &r) {
+  u32 first = window_start(r.row->history.len, r.config->dry_penalty_last_n), size = r.row->history.len - first;
+  return size - last_break(team, Sequences(r, r.row->breakers), r.history + first, size);
+}
+
 template <class Team, class Table>
-HD void note_passages(const Team &team, const Request &r, const Table &table) {
+HD void note_passages(const Team &team, const Request &r, const Table &table, u32 limit) {
   const SamplingConfig &c = *r.config;
   u32 first = window_start(r.row->history.len, c.dry_penalty_last_n), size = r.row->history.len - first;
   const u32 *h = r.history + first;
   Sequences breakers(r, r.row->breakers);
-  u32 limit = size - last_break(team, breakers, h, size);
   u32 allowed = c.dry_allowed_length ? c.dry_allowed_length : 1;
   UNROLL_NOT
   for (u32 end = team.local() + 1; end < size && limit >= allowed; end += team.locals()) {
@@ -243,6 +249,10 @@ HD void note_passages(const Team &team, const Request &r, const Table &table) {
     u32 length = common_suffix(h, end, size, limit);
     if (length >= allowed && !single_breaker(breakers, h[end])) raise_to(&table.insert(h[end])->longest, length);
   }
+}
+template <class Team, class Table>
+HD void note_passages(const Team &team, const Request &r, const Table &table) {
+  note_passages(team, r, table, passage_limit(team, r));
 }
 
 template <class Team, class Table>
@@ -258,20 +268,24 @@ HD void note_ngrams(const Team &team, const Request &r, const Table &table) {
       raise_bits(&table.insert(tokens[end])->flags, NGRAM);
 }
 
-template <class Team, class Table>
-HD void note_bias_and_bans(const Team &team, const Request &r, const Table &table) {
-  const u32 t = team.local(), n = team.locals();
-  const SamplingConfig &c = *r.config;
-  const SamplingBias *bias = reinterpret_cast<const SamplingBias *>(r.words(r.row->bias));
+// `bias(i)`: the i-th of them.
+template <class Team, class Table, class Bias>
+HD void note_biases(const Team &team, const Request &r, const Table &table, Bias bias) {
   UNROLL_NOT
-  for (u32 i = t; i < r.row->bias.len; i += n) {
-    SamplingBias entry = bias[i];
+  for (u32 i = team.local(); i < r.row->bias.len; i += team.locals()) {
+    SamplingBias entry = bias(i);
     if (!table.covers(entry.token_id)) continue;
     Edit *edit = table.insert(entry.token_id);
     raise_bits(&edit->flags, BIASED);
     edit->bias = entry.value;
   }
-  auto ban = [&](u32 id) { if (table.covers(id)) raise_bits(&table.insert(id)->flags, BANNED); };
+}
+
+// Calls ban(id) for the ids that may not be drawn now.
+template <class Team, class Ban>
+HD void each_ban(const Team &team, const Request &r, Ban ban) {
+  const u32 t = team.local(), n = team.locals();
+  const SamplingConfig &c = *r.config;
   if ((c.flags & NUCLEUS_IGNORE_EOS) || r.row->position < c.min_tokens)
     for (u32 i = t; i < r.row->eos.len; i += n) ban(r.words(r.row->eos)[i]);
   Sequences bad(r, r.row->bad_words);
@@ -279,6 +293,13 @@ HD void note_bias_and_bans(const Team &team, const Request &r, const Table &tabl
   UNROLL_NOT
   for (u32 i = t; i < bad.count; i += n)
     if (ends_with(r.history + from, r.row->history.len - from, bad.ids(i), bad.len(i) - 1)) ban(bad.ids(i)[bad.len(i) - 1]);
+}
+
+template <class Team, class Table>
+HD void note_bias_and_bans(const Team &team, const Request &r, const Table &table) {
+  const SamplingBias *bias = reinterpret_cast<const SamplingBias *>(r.words(r.row->bias));
+  note_biases(team, r, table, [bias](u32 i) { return bias[i]; });
+  each_ban(team, r, [&](u32 id) { if (table.covers(id)) raise_bits(&table.insert(id)->flags, BANNED); });
 }
 
 // Fills an empty table with the threads of one block. `team.local_max` reduces over the block.

@@ -89,9 +89,9 @@ cudaError_t launch_bounded(const SamplingBatch &batch, SegmentHead *heads, u64 *
 constexpr u32 SPREAD_TO = 15, SPREAD_FROM_LEN = 16384;
 cudaError_t launch_spread(const SamplingBatch &batch, const Workspace &workspace, bool last, cudaStream_t stream);
 
-// The same where rows are neither few nor many.
-constexpr u32 PAIRS_FROM = 48, PAIRS_TO = 132;
-cudaError_t launch_pairs(const SamplingBatch &batch, cudaStream_t stream);
+// The same where rows are many, without segments. `last`: no launch follows, so that every other row gets its token, too.
+constexpr u32 RELAY_FROM = 48;
+cudaError_t launch_relay(const SamplingBatch &batch, const Workspace &workspace, bool last, cudaStream_t stream);
 
 // Rows with NUCLEUS_ROW_FEW get their token or PENDING; unless another launch went before, so does every other row PENDING.
 cudaError_t launch_few(const SamplingBatch &batch, bool follows, cudaStream_t stream);

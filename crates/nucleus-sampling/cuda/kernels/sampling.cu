@@ -36,8 +36,8 @@ struct Layout {
   u32 capacity;
 
   Layout(u32 rows, u32 max_edited) {
-    // A smaller batch has more segments a row, but never more in all than this.
-    const size_t segments = rows < SEGMENT_ROWS ? static_cast<size_t>(SEGMENT_ROWS) : rows;
+    constexpr size_t segments = SEGMENT_ROWS;  // of all rows; where rows are more, there are none
+    static_assert(RELAY_FROM <= SEGMENT_ROWS);
     capacity = table_capacity(max_edited);
     rest = segments * sizeof(SegmentHead);
     edits = rest + segments * (SEGMENT_ROOM - HEAD_ROOM) * sizeof(u64);
@@ -86,6 +86,10 @@ struct Launcher {
       // Where every row is bounded by a count there is next to nothing left for a launch of clusters.
       const bool last = batch.flags & NUCLEUS_BATCH_ALL_COUNTED && !few;
       error = launch_spread(batch, edit_tables(), last, stream);
+      if (error == cudaSuccess && last) return error;
+    } else if (tiled && batch.rows >= RELAY_FROM) {
+      const bool last = batch.flags & NUCLEUS_BATCH_ALL_COUNTED && !few;
+      error = launch_relay(batch, edit_tables(), last, stream);
       if (error == cudaSuccess && last) return error;
     } else if (tiled) {
       error = bounded();

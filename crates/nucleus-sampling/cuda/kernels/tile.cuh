@@ -21,18 +21,38 @@ __device__ __forceinline__ u32 editable_window(const Description &d, const Slice
   return plan.ngrams || window > len ? len : window;
 }
 
-// A thread's share of a tile: vector j holds the ids from first + offset(j) on.
+// The largest logits of some places: one, or two of 16 bits at a time, for widening changes neither order nor NaN.
 template <u32 DTYPE>
+struct Peak {
+  u32 bits;
+
+  __device__ __forceinline__ Peak operator|(Peak other) const {
+    Peak m;
+    if (DTYPE == NUCLEUS_F32) m.bits = bits_of(max_nan(float_of(bits), float_of(other.bits)));
+    else if (DTYPE == NUCLEUS_BF16) asm("max.NaN.bf16x2 %0, %1, %2;" : "=r"(m.bits) : "r"(bits), "r"(other.bits));
+    else asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(m.bits) : "r"(bits), "r"(other.bits));
+    return m;
+  }
+  __device__ __forceinline__ static Peak of(uint4 v) { return (Peak{v.x} | Peak{v.y}) | (Peak{v.z} | Peak{v.w}); }
+  // NaN if one is.
+  __device__ __forceinline__ float value() const {
+    const Lane<DTYPE> x(make_uint4(bits, bits, bits, bits));
+    return DTYPE == NUCLEUS_F32 ? x.x[0] : max_nan(x.x[0], x.x[1]);
+  }
+};
+
+// A thread's share of a tile that THREADS share: vector j holds the ids from first + offset(j) on.
+template <u32 DTYPE, u32 THREADS = TILE_THREADS, u32 LOADS = TILE_LOADS>
 struct Tile {
   using Vector = Lane<DTYPE>;
-  static constexpr u32 WIDTH = Vector::WIDTH, IDS = TILE_THREADS * TILE_LOADS * WIDTH;
+  static constexpr u32 WIDTH = Vector::WIDTH, IDS = THREADS * LOADS * WIDTH;
   static constexpr u32 NONE = DTYPE == NUCLEUS_F32 ? 0xFF800000u : DTYPE == NUCLEUS_BF16 ? 0xFF80FF80u : 0xFC00FC00u;  // -inf in every place
-  uint4 v[TILE_LOADS];
+  uint4 v[LOADS];
 
-  __device__ __forceinline__ static u32 offset(u32 j) { return (j * TILE_THREADS + threadIdx.x) * WIDTH; }
+  __device__ __forceinline__ static u32 offset(u32 j) { return (j * THREADS + threadIdx.x) * WIDTH; }
   __device__ __forceinline__ explicit Tile(const unsigned char *from) {
 #pragma unroll
-    for (u32 j = 0; j < TILE_LOADS; ++j) v[j] = reinterpret_cast<const uint4 *>(from)[j * TILE_THREADS + threadIdx.x];
+    for (u32 j = 0; j < LOADS; ++j) v[j] = reinterpret_cast<const uint4 *>(from)[j * THREADS + threadIdx.x];
   }
 
   // Puts at -inf what masks forbid, and ids from `limit` on, relative to the tile's first. SKIP: vectors that are all in or all out are looked at first,
@@ -40,7 +60,7 @@ struct Tile {
   template <bool SKIP>
   __device__ __forceinline__ void restrict(const u32 *mask, u32 mask_words, u32 first, u32 limit) {
 #pragma unroll
-    for (u32 j = 0; j < TILE_LOADS; ++j) {
+    for (u32 j = 0; j < LOADS; ++j) {
       const u32 at = offset(j), id = first + at;
       if (SKIP && !mask && at + WIDTH <= limit) continue;
       if (SKIP && at >= limit) {
@@ -62,23 +82,19 @@ struct Tile {
 
   // The largest logit; NaN if one is.
   __device__ __forceinline__ float most() const {
-    float m[TILE_LOADS];
+    Peak<DTYPE> m = Peak<DTYPE>::of(v[0]);
 #pragma unroll
-    for (u32 j = 0; j < TILE_LOADS; ++j) {
-      const Vector x(v[j]);
-      m[j] = x.x[0];
-#pragma unroll
-      for (u32 i = 1; i < WIDTH; ++i) m[j] = max_nan(m[j], x.x[i]);
-    }
-    return max_nan(max_nan(m[0], m[1]), max_nan(m[2], m[3]));
+    for (u32 j = 1; j < LOADS; ++j) m = m | Peak<DTYPE>::of(v[j]);
+    return m.value();
   }
 
   // Which logits reach the threshold, as bits; never those at -inf.
   __device__ __forceinline__ u32 reaching(float threshold) const {
     threshold = fmaxf(threshold, value_of(key_of(-infinity()) + 1));
+    static_assert(LOADS * WIDTH <= 32);
     u32 bits = 0;
 #pragma unroll
-    for (u32 j = 0; j < TILE_LOADS; ++j) {
+    for (u32 j = 0; j < LOADS; ++j) {
       const Vector x(v[j]);
 #pragma unroll
       for (u32 i = 0; i < WIDTH; ++i) bits |= x.x[i] >= threshold ? 1u << (j * WIDTH + i) : 0;

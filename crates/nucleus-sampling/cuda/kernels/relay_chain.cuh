@@ -1,9 +1,9 @@
 // The commonest programs on a short list, without a general machine: top_k, then top_p and min_p in any order, then the draw.
 #pragma once
 
-#include "pairs.cuh"
+#include "relay.cuh"
 
-namespace nucleus::pairs {
+namespace nucleus::relay {
 
 constexpr u32 CHAIN_MOST = 64;  // tokens after top_k: two a lane
 static_assert(ORDERED_MOST == 4 * 32, "four a lane");
@@ -19,14 +19,15 @@ __device__ __forceinline__ u64 prefix_sum(u64 v) {
 }
 
 // The choice from a list that is sorted, and ordered by id, by one warp; false: this is another program, or too long a list.
-__device__ __forceinline__ bool run_chain(BoundedRow *sh, const Request &r, u32 count, SampledToken *out) {
-  const SamplingProgram &program = sh->program;
-  const SlicePlan &plan = sh->plan;
+__device__ __forceinline__ bool run_chain(const Row *row, const Request &r, u32 count, SampledToken *out) {
+  State *const sh = state();
+  const SamplingProgram &program = row->program;
+  const SlicePlan &plan = row->plan;
   const u32 lane = threadIdx.x % 32, last = program.len - 1;
   u32 kept = count;
   if (plan.kind == SlicePlan::FIRST && plan.k < kept) kept = plan.k;
-  if (!sh->common || !kept || kept > CHAIN_MOST || count > ORDERED_MOST) return false;
-  const float largest = logit_at(sh->places[0]), s = sh->scale;
+  if (!row->common || !kept || kept > CHAIN_MOST || count > ORDERED_MOST) return false;
+  const float largest = logit_at(sh->places[0]), s = row->scale;
   if (!(fabsf(largest * s) < SCALED_LIMIT)) return false;
   const i32 most = Exponent(largest, s).n;
   // Lane i has the tokens 2 i and 2 i + 1 of the order.
@@ -67,7 +68,7 @@ __device__ __forceinline__ bool run_chain(BoundedRow *sh, const Request &r, u32 
     sh->ids_by_id[order.y] = id_at(pair.y);
   }
   __syncwarp();
-  const u64 target = mulhi64(sh->uniform, total);
+  const u64 target = mulhi64(row->uniform, total);
   u64 own[4], before;
 #pragma unroll
   for (u32 i = 0; i < 4; ++i) own[i] = sh->weights_by_id[4 * lane + i];
@@ -88,4 +89,4 @@ __device__ __forceinline__ bool run_chain(BoundedRow *sh, const Request &r, u32 
   return true;
 }
 
-}  // namespace nucleus::pairs
+}  // namespace nucleus::relay

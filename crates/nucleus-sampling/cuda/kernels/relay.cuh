@@ -1,0 +1,128 @@
+// Bounded requests where rows are many: one block a multiprocessor, of two teams of warps, in one kernel.
+//
+// The reading team streams one row after another through a ring of tiles in shared memory, without a pause between rows, and collects the tokens that
+// may be among the row's first k: those that reach a lower bound of the k-th largest unedited logit, or of min_p's threshold. The finishing team learns
+// meanwhile what the next row asks for, notes the edits of the row that is being read, and turns what the reading team has collected into a token while
+// that reads the next row. What does not fit, rows that are not of numbers alone and other requests are PENDING.
+#pragma once
+
+#include "tile.cuh"
+
+namespace nucleus::relay {
+
+constexpr u32 TEAM_THREADS = 256;  // of each team
+constexpr u32 TEAM_WARPS = TEAM_THREADS / 32;
+constexpr u32 BLOCK_THREADS = 2 * TEAM_THREADS + 64;  // and a warp that fills the ring, and one that raises bounds
+constexpr u32 STAGES = 5;  // of the ring
+constexpr u32 AHEAD = 2;   // stages that a row's first bound is taken from
+constexpr u32 COLLECT_MOST = LISTED;  // tokens that a row's list has room for
+constexpr u32 ORDERED_MOST = 128;     // a list of no more tokens is also ordered by id
+constexpr u32 CHANGED = 256;          // tokens with edits that may be among the first
+constexpr u32 CHANGED_SLOTS = 2 * CHANGED;
+constexpr u32 FOLLOWED = 256;         // keys that the bound is raised by at a time
+constexpr u32 MARKS = 16384;  // bits that ids which may be edited share
+static_assert((MARKS & (MARKS - 1)) == 0);
+
+// One of the two teams: barriers of its own.
+template <u32 BARRIER>
+struct TeamBarrier {
+  // Not the forms that ask whole warps to come together: the compiler may have one lane take another way to them.
+  __device__ __forceinline__ static void sync() { asm volatile("barrier.sync %0, %1;" ::"n"(BARRIER), "n"(TEAM_THREADS) : "memory"); }
+  __device__ __forceinline__ static u32 count(bool is) {
+    u32 many;
+    asm volatile("{\n.reg .pred p;\nsetp.ne.u32 p, %1, 0;\nbarrier.red.popc.u32 %0, %2, %3, p;\n}"
+                 : "=r"(many)
+                 : "r"(static_cast<u32>(is)), "n"(BARRIER), "n"(TEAM_THREADS)
+                 : "memory");
+    return many;
+  }
+  __device__ __forceinline__ static bool any(bool is) {
+    u32 some;
+    asm volatile("{\n.reg .pred p, q;\nsetp.ne.u32 p, %1, 0;\nbarrier.red.or.pred q, %2, %3, p;\nselp.u32 %0, 1, 0, q;\n}"
+                 : "=r"(some)
+                 : "r"(static_cast<u32>(is)), "n"(BARRIER), "n"(TEAM_THREADS)
+                 : "memory");
+    return some;
+  }
+};
+using Reading = TeamBarrier<1>;
+using Finishing = TeamBarrier<2>;
+
+// A row on its way through the block.
+struct Row : Description {
+  SlicePlan plan;
+  float scale;   // of the plan's temperature
+  u64 uniform;   // that draws
+  bool bounded;  // it is decided here, as far as the description tells
+  bool common;   // its program is one of the commonest (relay_chain.cuh)
+  bool lowers;   // edits by id never raise a logit, biases apart
+  u32 window;    // tokens at the end of the history that may be edited
+  u32 found;     // tokens collected; there may be no room for some
+  u32 strange;   // NaN or +inf was seen
+  u32 bound;     // the largest known key that all of the row's first k reach; 0: none
+  u32 passage_limit;  // DRY's longest passage
+  u32 bans;           // ids that may not be drawn now
+  alignas(16) u32 marks[MARKS / 32];  // of ids that may be edited, and of some others
+  u64 places[COLLECT_MOST];           // of the tokens collected; 0: none yet
+  u32 ids[EDITS_MOST];     // that may be edited: the window of the history, the biases', then those that may not be drawn now
+  float rises[EDITS_MOST];  // of the biases
+
+  __device__ __forceinline__ static u32 mark_of(u32 id) { return id & (MARKS - 1); }
+  __device__ __forceinline__ void mark(u32 id) { atomicOr(&marks[mark_of(id) / 32], 1u << id % 32); }
+  __device__ __forceinline__ bool marked(u32 id) const { return marks[mark_of(id) / 32] >> id % 32 & 1; }
+};
+
+// What a block holds behind the ring.
+struct State {
+  Row rows[2];  // the one that is read, and the one before or after it
+  u32 maxima[TEAM_WARPS], minima[TEAM_WARPS];  // of the reading team
+  u32 followed[FOLLOWED];  // of the warp that raises bounds
+  // Of the finishing team.
+  alignas(16) u64 places[LISTED];
+  u32 listed;
+  alignas(16) u64 weights_by_id[ORDERED_MOST];
+  u32 by_id[ORDERED_MOST];  // of the sorted list: how many have a smaller id
+  u32 ids_by_id[ORDERED_MOST];
+  u32 team_maxima[TEAM_WARPS];
+  SamplingSlot slot;
+  u32 changed_count;
+  u32 undecided;        // rows
+  SampledToken spare;   // of a rehearsal
+  union {
+    struct {
+      Edit changed[CHANGED_SLOTS + 1];
+      float changed_logits[CHANGED_SLOTS];  // as they came
+    };
+    alignas(16) u64 weights[LISTED];  // of a list, once the edits are applied
+  };
+  u64 arrived[STAGES], empty[STAGES];  // mbarriers: a stage of the ring is there; all warps have read it
+  u64 ready[2], read[2];               // a row is described; it is read
+  u64 followed_to_end[2];              // its bound is not raised any more
+};
+constexpr u32 RING_BYTES = STAGES * TILE_BYTES;
+constexpr u32 SHARED_MOST = 232448;  // bytes of shared memory a block may have
+constexpr u32 RELAY_BYTES = RING_BYTES + sizeof(State);
+static_assert(RELAY_BYTES <= SHARED_MOST);
+
+__device__ __forceinline__ unsigned char *ring() { return shared_memory; }
+__device__ __forceinline__ State *state() { return reinterpret_cast<State *>(shared_memory + RING_BYTES); }
+
+// An mbarrier that so many threads arrive at.
+__device__ __forceinline__ void init_barrier(u64 *mbarrier, u32 threads) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(mbarrier)), "r"(threads) : "memory");
+}
+__device__ __forceinline__ void arrive(u64 *mbarrier) { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(mbarrier)) : "memory"); }
+
+// The key of a logit, 0 for -inf.
+__device__ __forceinline__ u32 key_or_none(float x) { return x > -infinity() ? key_of(x + 0.0f) : 0; }
+__device__ __forceinline__ float value_or_none(u32 key) { return key ? value_of(key) : -infinity(); }
+
+// Room in a list for the tokens that lanes of a warp have: the index of this lane's. `total` counts them all.
+__device__ __forceinline__ u32 reserve(u32 *total, bool has) {
+  const u32 lanes = __ballot_sync(~0u, has), lane = threadIdx.x % 32;
+  u32 base = 0;
+  if (lane == 0 && lanes) base = atomicAdd(total, __popc(lanes));
+  return __shfl_sync(~0u, base, 0) + __popc(lanes & ((1u << lane) - 1));
+}
+
+}  // namespace nucleus::relay

@@ -1,0 +1,149 @@
+// Lower bounds of a row's k-th largest logit: the first by the reading team, later ones by a warp that follows what is collected.
+#pragma once
+
+#include "relay.cuh"
+
+namespace nucleus::relay {
+
+// A logit that the first tokens reach, from a bound of the k-th and the largest unedited one.
+__device__ __forceinline__ float threshold_of(const Row *row, float bound, float most) {
+  if (row->plan.kind != SlicePlan::ABOVE || most == -infinity()) return bound;
+  return fminf(bound, fmaf(row->plan.temperature, row->program.ops[row->plan.op].arg, most));
+}
+
+// Tells a threshold, by one thread.
+__device__ __forceinline__ void raise_to(Row *row, float threshold) { atomicMax(&row->bound, key_or_none(threshold)); }
+__device__ __forceinline__ float threshold_now(const Row *row) { return value_or_none(*static_cast<const volatile u32 *>(&row->bound)); }
+
+// Narrows [low, high) down to a number that at least k of the team's numbers reach, and few more.
+__device__ __forceinline__ float narrow(float own, float low, float high, u32 k, u32 rounds) {
+  UNROLL_NOT
+  for (u32 round = 0; round < rounds; ++round) {
+    const float middle = 0.5f * low + 0.5f * high;
+    const u32 reach = Reading::count(own >= middle);
+    if (reach < k) high = middle;
+    else low = middle;
+    if (reach - k <= k / 4) break;
+  }
+  return low;
+}
+
+// A number that at least k of the team's numbers reach, and few more; -inf marks threads without one, and is the result if some warp has too few.
+// `most`: the largest.
+__device__ __forceinline__ float bound_of_threads(float own, u32 k, float &most) {
+  State *const sh = state();
+  // As many of every warp as make k together: the least of these is reached by k, the largest by few.
+  const u32 key = key_or_none(own), largest = __reduce_max_sync(~0u, key);
+  u32 left = key == largest ? 0 : key, found = largest;
+  UNROLL_NOT
+  for (u32 i = TEAM_WARPS; i < k; i += TEAM_WARPS) {
+    found = __reduce_max_sync(~0u, left);
+    left = left == found ? 0 : left;
+  }
+  Reading::sync();  // of the row before
+  if (threadIdx.x % 32 == 0) {
+    sh->maxima[threadIdx.x / 32] = largest;
+    sh->minima[threadIdx.x / 32] = found;
+  }
+  Reading::sync();
+  const u32 one = sh->minima[threadIdx.x % TEAM_WARPS];
+  most = value_or_none(__reduce_max_sync(~0u, sh->maxima[threadIdx.x % TEAM_WARPS]));
+  if (k == 1) return most;
+  const u32 low = __reduce_min_sync(~0u, one), high = __reduce_max_sync(~0u, one);
+  return low ? narrow(own, value_of(low), value_of(high), k, 3) : -infinity();
+}
+
+// The keys of the unedited tokens that a row has collected so far, by one warp: those that reach the bound, and new ones.
+struct Follower {
+  static constexpr u32 EACH = FOLLOWED / 32, LEFT_MOST = FOLLOWED - 96, STEP = 12;
+  Row *row;
+  u32 seen = 0, kept = 0;  // tokens looked at; keys of them in `followed`
+
+  // Raises the bound by tokens up to the `found`-th.
+  __device__ __forceinline__ void follow(u32 found) {
+    State *const sh = state();
+    const u32 lane = threadIdx.x % 32, k = row->plan.k, room = FOLLOWED - kept, taken = found - seen < room ? found - seen : room;
+    u32 keys[EACH], most = 0, least = ~0u, count = 0;
+#pragma unroll
+    for (u32 i = 0; i < EACH; ++i) {
+      const u32 at = i * 32 + lane;
+      keys[i] = 0;
+      if (at < kept) {
+        keys[i] = sh->followed[at];
+      } else if (at < kept + taken) {
+        // 0: it is not written yet, and has no say.
+        const u64 place = *static_cast<const volatile u64 *>(&row->places[seen + (at - kept)]);
+        if (!(row->plan.edits && row->marked(id_at(place)))) keys[i] = static_cast<u32>(place >> 32);
+      }
+      most = keys[i] > most ? keys[i] : most;
+      least = keys[i] && keys[i] < least ? keys[i] : least;
+      count += keys[i] != 0;
+    }
+    seen += taken;
+    count = __reduce_add_sync(~0u, count);
+    most = __reduce_max_sync(~0u, most);
+    u32 bound = 0;
+    if (count >= k) {
+      float low = value_of(__reduce_min_sync(~0u, least)), high = value_of(most);
+      if (k == 1) low = high;
+      UNROLL_NOT
+      for (u32 round = 0; round < 10 && low < high; ++round) {
+        const float middle = 0.5f * low + 0.5f * high;
+        const u32 key = key_of(middle + 0.0f);
+        u32 reach = 0;
+#pragma unroll
+        for (u32 i = 0; i < EACH; ++i) reach += keys[i] >= key;
+        reach = __reduce_add_sync(~0u, reach);
+        if (reach < k) high = middle;
+        else low = middle;
+        if (reach - k <= k / 16) break;
+      }
+      const float threshold = threshold_of(row, low, value_of(most));
+      bound = key_or_none(threshold);
+      if (lane == 0) raise_to(row, threshold);
+    }
+    kept = 0;
+#pragma unroll
+    for (u32 i = 0; i < EACH; ++i) {
+      const bool stays = keys[i] && keys[i] >= bound;
+      const u32 lanes = __ballot_sync(~0u, stays), to = kept + __popc(lanes & ((1u << lane) - 1));
+      __syncwarp();
+      if (stays) sh->followed[to] = keys[i];
+      kept += __popc(lanes);
+    }
+    kept = kept < LEFT_MOST ? kept : LEFT_MOST;
+    __syncwarp();
+  }
+};
+
+// Whether an mbarrier has left its phase of this parity.
+__device__ __forceinline__ bool is_over(const u64 *mbarrier, u32 parity) {
+  u32 done;
+  asm volatile("{\n.reg .pred p;\nmbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
+               : "=r"(done)
+               : "r"(shared_address(mbarrier)), "r"(parity)
+               : "memory");
+  return done;
+}
+
+// The bounds of all rows of the block, by one warp.
+__device__ __forceinline__ void follow_rows(const SamplingBatch &batch) {
+  State *const sh = state();
+  u32 turn = 0;
+  UNROLL_NOT
+  for (u32 index = blockIdx.x; index < batch.rows; index += gridDim.x, ++turn) {
+    const u32 at = turn % 2, parity = turn / 2 % 2;
+    wait_for_copy(&sh->ready[at], parity);
+    Follower follower{&sh->rows[at]};
+    UNROLL_NOT
+    while (!__any_sync(~0u, is_over(&sh->read[at], parity))) {
+      u32 found = *static_cast<volatile u32 *>(&follower.row->found);
+      found = __shfl_sync(~0u, found < COLLECT_MOST ? found : COLLECT_MOST, 0);
+      if (found >= follower.seen + Follower::STEP && found >= follower.row->plan.k) follower.follow(found);
+      else __nanosleep(100);
+    }
+    if (threadIdx.x % 32 == 0) arrive(&sh->followed_to_end[at]);
+  }
+}
+
+}  // namespace nucleus::relay
