@@ -164,8 +164,8 @@ impl Model<'_> {
 
 #[cfg(feature = "cuda")]
 fn first_cuda() -> Option<Device> {
-    let count = nucleus_sampling::cuda::device_count().ok()?;
-    (count > 0).then_some(Device::Cuda(0))
+    let first = nucleus_sampling::cuda::device_info(0).ok()?;
+    first.check().ok().map(|()| Device::Cuda(0))
 }
 
 #[cfg(not(feature = "cuda"))]

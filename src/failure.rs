@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use crate::terminal::{Style, without_controls};
 
+const SUCCESS: u8 = 0;
 const RUNTIME: u8 = 1;
 const USAGE: u8 = 2;
 
@@ -22,9 +23,14 @@ pub(crate) fn usage(message: impl ToString) -> anyhow::Error {
 
 /// Reports how the program ended. A reader that left (`nucleus … | head`) ends it quietly.
 pub(crate) fn report(result: anyhow::Result<()>) -> ExitCode {
+    ExitCode::from(told(result))
+}
+
+/// Tells how the program ended; its exit code.
+pub(crate) fn told(result: anyhow::Result<()>) -> u8 {
     match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Ok(()) => SUCCESS,
+        Err(error) if is_broken_pipe(&error) => SUCCESS,
         Err(error) => {
             let line = chain(&error);
             // Nobody is left to tell when standard error is closed too.
@@ -34,7 +40,7 @@ pub(crate) fn report(result: anyhow::Result<()>) -> ExitCode {
                 Style::stderr().red("error"),
                 without_controls(&line)
             );
-            ExitCode::from(exit_code(&error))
+            exit_code(&error)
         }
     }
 }

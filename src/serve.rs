@@ -6,8 +6,9 @@ use std::io::{self, Write};
 use std::num::NonZeroUsize;
 
 use clap::{ArgMatches, Command};
-use nucleus_engine::generate::EngineThread;
-use nucleus_server::{ServeError, Server};
+use nucleus_engine::chat_template::ChatTemplate;
+use nucleus_engine::generate::{Engine, EngineThread};
+use nucleus_server::{ServeError, Server, ServerConfig};
 use tracing_subscriber::EnvFilter;
 
 use crate::cli::args;
@@ -67,15 +68,25 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<()> {
 fn run_with(settings: Settings, notes: Notes) -> anyhow::Result<()> {
     let loaded = model::load(&options(&settings)?, notes)?;
     log_to_stderr();
+    let engine = (loaded.engine, loaded.thread);
+    serve_engine(settings.server, engine, loaded.chat_template, notes)
+}
+
+fn serve_engine(
+    config: ServerConfig,
+    (engine, thread): (Engine, EngineThread),
+    chat_template: Option<ChatTemplate>,
+    notes: Notes,
+) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
     let ended = runtime.block_on(async {
-        let server = Server::bind(settings.server, loaded.engine)
+        let server = Server::bind(config, engine)
             .await
             .map_err(classify)?
-            .with_chat_template(loaded.chat_template);
-        serve(server, loaded.thread, notes).await
+            .with_chat_template(chat_template);
+        serve(server, thread, notes).await
     });
     // A request that waits for an engine in the middle of a step must not keep the program from ending.
     runtime.shutdown_background();
@@ -133,7 +144,131 @@ fn log_to_stderr() {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{BufRead, BufReader, Read};
+    use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+    use std::process::{self, Stdio};
+    use std::sync::Arc;
+
+    use nucleus_engine::error::EngineError;
+    use nucleus_engine::generate::EngineOptions;
+    use nucleus_engine::gguf::ModelFile;
+    use nucleus_engine::kv_cache::BlockId;
+    use nucleus_engine::model::{Chunk, KvLayout, Model, ModelSpec, Tail};
+    use nucleus_engine::tokenizer::Tokenizer;
+
     use super::*;
+
+    /// A model whose device is lost in its first step.
+    struct Lost(ModelSpec);
+
+    impl Model for Lost {
+        fn spec(&self) -> &ModelSpec {
+            &self.0
+        }
+
+        fn kv_layout(&self) -> KvLayout {
+            KvLayout {
+                block_size: 16,
+                blocks: 64,
+                value_bytes: 4,
+            }
+        }
+
+        fn forward(&mut self, _: &[Chunk<'_>], _: &mut dyn Tail) -> Result<(), EngineError> {
+            Err(EngineError::DeviceLost("it fell off the bus".to_owned()))
+        }
+
+        fn copy_block(&mut self, _: BlockId, _: BlockId) {}
+    }
+
+    impl Lost {
+        fn engine() -> (Engine, EngineThread) {
+            let file = ModelFile::open(concat!(
+                env!("CARGO_MANIFEST_DIR"),
+                "/models/little-storyteller/little-storyteller-15m-Q8_0.gguf"
+            ))
+            .expect("the model is in the repository");
+            let tokenizer = Tokenizer::from_gguf(file.metadata()).expect("it has a vocabulary");
+            let spec = ModelSpec {
+                architecture: "lost".to_owned(),
+                name: "lost".to_owned(),
+                vocab_size: tokenizer.vocab_size(),
+                context_length: 256,
+                layers: 1,
+                heads: 1,
+                kv_heads: 1,
+                head_dim: 1,
+                parameters: 0,
+                weight_bytes: 0,
+                quantization: "F32".to_owned(),
+            };
+            let options = EngineOptions::default();
+            Engine::start(Box::new(Self(spec)), Arc::new(tokenizer), options)
+                .expect("the host has memory")
+        }
+    }
+
+    /// What the worker answers to one request.
+    fn ask(address: &str, head: &str, body: &str) -> String {
+        let mut stream = TcpStream::connect(address).expect("the worker listens");
+        write!(
+            stream,
+            "{head} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        )
+        .expect("the worker reads");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("an answer");
+        answer
+    }
+
+    /// The process ends with exit code 1 and a line that says why, after the stream was told and while `GET /health` says so.
+    #[test]
+    fn a_worker_whose_device_is_lost_ends_with_an_error() {
+        const IS_WORKER: &str = "NUCLEUS_TEST_IS_WORKER";
+        if std::env::var_os(IS_WORKER).is_some() {
+            let config = ServerConfig {
+                address: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+                ..ServerConfig::default()
+            };
+            let result = serve_engine(config, Lost::engine(), None, Notes::new(false));
+            process::exit(crate::failure::told(result).into());
+        }
+        let program = std::env::current_exe().expect("this program has a path");
+        let mut worker = process::Command::new(program)
+            .args(["--exact", "--nocapture"])
+            .arg("serve::tests::a_worker_whose_device_is_lost_ends_with_an_error")
+            .env(IS_WORKER, "1")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("this program runs");
+        let lines = BufReader::new(worker.stderr.take().expect("piped")).lines();
+        let mut lines = lines.map(|line| line.expect("messages are UTF-8"));
+        let address = lines
+            .find_map(|line| line.strip_prefix("listening on http://").map(str::to_owned))
+            .expect("the worker listens");
+        let stream = ask(
+            &address,
+            "POST /execute",
+            r#"{"prompt": "Once upon a time"}"#,
+        );
+        assert!(
+            stream.contains("event: error") && stream.contains("\"device_lost\""),
+            "{stream}"
+        );
+        let health = ask(&address, "GET /health", "");
+        assert!(health.starts_with("HTTP/1.1 503"), "{health}");
+        assert!(health.contains("it fell off the bus"), "{health}");
+        let said: Vec<String> = lines.collect();
+        assert_eq!(worker.wait().expect("the worker ends").code(), Some(1));
+        let last = said.last().expect("an error");
+        assert!(
+            last.contains("error: ") && last.contains("it fell off the bus"),
+            "{last}"
+        );
+    }
 
     #[test]
     fn a_core_is_left_to_the_server_where_there_are_three() {

@@ -188,6 +188,7 @@ mod cuda {
                     "total_bytes": looked.memory.total_bytes,
                     "free_bytes": looked.memory.free_bytes,
                     "code": looked.code().name(),
+                    "kernels": looked.info.check().err().map_or("run".to_owned(), |error| error.to_string()),
                     "sampler": looked.sampler.as_ref().err().map_or("as the CPU's", String::as_str),
                 }),
                 Err(error) => json!({ "device": device, "error": error.to_string() }),
@@ -205,9 +206,10 @@ mod cuda {
                 Code::Intermediate => "intermediate code, which the driver compiles",
                 Code::None => "no code for it",
             };
-            let sampler = match &looked.sampler {
-                Ok(()) => "the sampler draws what the CPU's does".to_owned(),
-                Err(error) => format!("the sampler does not work: {error}"),
+            let sampler = match (looked.info.check(), &looked.sampler) {
+                (Err(error), _) => format!("neither models nor the sampler run on it: {error}"),
+                (Ok(()), Ok(())) => "the sampler draws what the CPU's does".to_owned(),
+                (Ok(()), Err(error)) => format!("the sampler does not work: {error}"),
             };
             format!(
                 "{}, compute capability {}, {:.1} GiB, {:.1} free; {code}; {sampler}",

@@ -2,9 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use nucleus_sampling::{
-    CompiledParams, Logprobs, OpCode, SampledToken, SamplerState, TokenLogprob,
-};
+use nucleus_sampling::{CompiledParams, Logprobs, SampledToken, SamplerState, TokenLogprob};
 
 use crate::detokenizer::Detokenizer;
 use crate::generate::TimeLimits;
@@ -241,13 +239,6 @@ impl Sequence {
     /// Whether the logits that the next token is drawn from are wanted.
     pub(crate) fn wants_logits(&self) -> bool {
         self.first_logits && self.tokens.len() == self.prompt_len
-    }
-
-    /// Whether the next token is drawn on the host even if the logits are on a device, for what the device does not tell: the likeliest
-    /// tokens, or the logits; and tail-free sampling, which the kernel has for no more tokens than ties at `top_k` may leave.
-    pub(crate) fn needs_host(&self) -> bool {
-        let mut ops = self.params.tables().program.ops().iter();
-        self.logprobs.top > 0 || self.wants_logits() || ops.any(|op| op.code == OpCode::Tfs)
     }
 
     /// Whether anything is to be drawn at all.

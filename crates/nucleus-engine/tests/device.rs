@@ -5,14 +5,17 @@
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::Duration;
 
+use nucleus_engine::error::EngineError;
 use nucleus_engine::generate::{Engine, EngineOptions, Event, Generation, Request};
 use nucleus_engine::gguf::ModelFile;
+use nucleus_engine::kv_cache::BlockId;
+use nucleus_engine::model::{Chunk, Compute, KvLayout, Model, ModelSpec, Tail};
 use nucleus_engine::models::{self, Device, LoadOptions};
 use nucleus_engine::sequence::{Completion, FinishReason, TokenEvent};
 use nucleus_engine::tokenizer::{EncodeOptions, Tokenizer};
-use nucleus_sampling::{LogprobsMode, SamplingParams};
+use nucleus_sampling::{Logprobs, LogprobsMode, SamplingParams};
 
 const PROMPTS: [&str; 4] = [
     "Once upon a time",
@@ -22,6 +25,15 @@ const PROMPTS: [&str; 4] = [
 ];
 
 fn engine(max_running: usize, kv_tokens: usize) -> Engine {
+    engine_of(max_running, kv_tokens, |model| model)
+}
+
+/// An engine of what `wrap` makes of the bundled model.
+fn engine_of(
+    max_running: usize,
+    kv_tokens: usize,
+    wrap: impl FnOnce(Box<dyn Model>) -> Box<dyn Model>,
+) -> Engine {
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../../models/little-storyteller/little-storyteller-15m-Q8_0.gguf");
     let file = ModelFile::open(path).unwrap();
@@ -36,7 +48,7 @@ fn engine(max_running: usize, kv_tokens: usize) -> Engine {
         sequences: NonZeroUsize::new(options.logit_rows()),
         ..LoadOptions::default()
     };
-    let model = models::load(&file, load).unwrap();
+    let model = wrap(models::load(&file, load).unwrap());
     let tokenizer = Tokenizer::from_gguf(file.metadata()).unwrap();
     Engine::start(model, Arc::new(tokenizer), options)
         .unwrap()
@@ -169,27 +181,49 @@ fn alone(engine: &Engine, request: &Request) -> (Vec<TokenEvent>, Completion) {
     follow(engine.submit(request.clone()).unwrap())
 }
 
-/// With `top_logprobs` the host draws, from a copy of the row; without, the device does, one step behind.
+/// More likeliest tokens than a device tells: the host draws, from a copy of the row.
+const ON_HOST: u32 = 200;
+
+/// The likeliest tokens, as they are told beside a token.
+fn likeliest(token: &TokenEvent) -> Vec<(u32, u32)> {
+    let entries = token.top_logprobs.iter();
+    entries
+        .map(|entry| (entry.token_id, entry.logprob.to_bits()))
+        .collect()
+}
+
+/// The host draws from a copy of the row, the device one step behind; both tell the same likeliest tokens, of either distribution.
 #[test]
 #[ignore = "needs a GPU"]
 fn a_device_draws_what_the_host_draws_from_its_logits() {
     let engine = engine(8, 4096);
     for request in requests(&engine) {
-        let on_device = alone(&engine, &request);
-        let on_host = alone(
-            &engine,
-            &Request {
-                top_logprobs: 2,
+        let with_top = |top_logprobs| {
+            let request = Request {
+                top_logprobs,
                 ..request.clone()
-            },
-        );
-        assert!(on_host.0.iter().all(|token| !token.top_logprobs.is_empty()));
-        assert_eq!(
-            essence(&on_device),
-            essence(&on_host),
-            "{:?}",
-            request.params
-        );
+            };
+            alone(&engine, &request)
+        };
+        let on_host = with_top(ON_HOST);
+        for top in [0, 1, 5, 20, 128] {
+            let on_device = with_top(top);
+            assert_eq!(
+                essence(&on_device),
+                essence(&on_host),
+                "{:?}",
+                request.params
+            );
+            for (ours, theirs) in on_device.0.iter().zip(&on_host.0) {
+                let (ours_top, theirs_top) = (likeliest(ours), likeliest(theirs));
+                // The token itself comes last if it is not among them; what could be drawn may be fewer.
+                let mut expected: Vec<_> = theirs_top.iter().copied().take(top as usize).collect();
+                if top > 0 && expected.iter().all(|&(id, _)| id != ours.id) {
+                    expected.push((ours.id, ours.logprob.to_bits()));
+                }
+                assert_eq!(ours_top, expected, "{top} of {:?}", request.params);
+            }
+        }
     }
 }
 
@@ -211,7 +245,8 @@ fn many_at_once_are_as_each_is_alone() {
             .enumerate()
             .map(|(index, request)| {
                 let request = Request {
-                    top_logprobs: u32::from(index % 11 == round),
+                    // On the device, and on the host.
+                    top_logprobs: [3, ON_HOST, 0, 0, 0, 0][(index + round) % 6],
                     first_logits: index % 13 == round,
                     prompt_logprobs: index % 7 == round,
                     ..request.clone()
@@ -266,7 +301,7 @@ fn a_process_may_end_while_the_engine_works() {
             .map(|request| engine.submit(request.clone()).unwrap())
             .collect();
         let after: u64 = after.parse().unwrap();
-        std::thread::sleep(std::time::Duration::from_micros(after));
+        std::thread::sleep(Duration::from_micros(after));
         if after.is_multiple_of(2) {
             drop((running, engine));
         }
@@ -284,42 +319,96 @@ fn a_process_may_end_while_the_engine_works() {
     }
 }
 
-/// How fast the loop is: tokens a second, with everything that it does on the host.
+/// The model, of which the loop does not know that it could run ahead.
+struct Waits(Box<dyn Model>);
+
+impl Model for Waits {
+    fn spec(&self) -> &ModelSpec {
+        self.0.spec()
+    }
+
+    fn kv_layout(&self) -> KvLayout {
+        self.0.kv_layout()
+    }
+
+    fn forward(&mut self, chunks: &[Chunk<'_>], tail: &mut dyn Tail) -> Result<(), EngineError> {
+        self.0.forward(chunks, tail)
+    }
+
+    fn copy_block(&mut self, from: BlockId, to: BlockId) {
+        self.0.copy_block(from, to);
+    }
+
+    fn compute(&self) -> Compute {
+        self.0.compute()
+    }
+}
+
+/// How fast the loop is, with everything that it does on the host: one step behind, and waiting for each step's tokens.
 #[test]
 #[ignore = "needs a GPU; it measures"]
 fn speed() {
-    for sequences in [1, 8, 64, 256] {
-        let engine = engine(sequences, sequences * 512);
-        let request = |seed| Request {
-            prompt: (0..64)
-                .map(|at| ((seed * 31 + at * 7) % 8000) as u32)
-                .collect(),
-            params: SamplingParams {
-                seed: Some(seed),
-                ignore_eos: Some(true),
-                temperature: Some(0.8),
-                top_k: Some(40),
-                top_p: Some(0.95),
-                ..SamplingParams::default()
-            },
-            max_tokens: Some(256),
-            ..Request::default()
-        };
-        // The first round captures graphs.
-        for round in 0..2 {
-            let begun = Instant::now();
-            let running: Vec<_> = (0..sequences as u64)
-                .map(|seed| engine.submit(request(seed)).unwrap())
-                .collect();
-            let done: Vec<Completion> = running.into_iter().map(|run| follow(run).1).collect();
-            let decode = done.iter().map(|one| one.timings.decode).max().unwrap();
-            let tokens: usize = done.iter().map(|one| one.token_ids.len() - 1).sum();
-            println!(
-                "round {round}, {sequences} sequences: {:.0} tokens/s, {:.1} us a step, {:?} in all",
-                tokens as f64 / decode.as_secs_f64(),
-                decode.as_secs_f64() * 1e6 / 255.0,
-                begun.elapsed()
-            );
+    for sequences in [1, 4, 16, 64, 256] {
+        let (raw, processed) = (LogprobsMode::Raw, LogprobsMode::Processed);
+        for (name, waits, top, mode) in [
+            ("one step behind", false, 0, raw),
+            ("one step behind, processed", false, 0, processed),
+            ("waiting", true, 0, raw),
+            ("one step behind, with 5 likeliest", false, 5, raw),
+            (
+                "one step behind, processed, with 5 likeliest",
+                false,
+                5,
+                processed,
+            ),
+            ("with 200 likeliest, from the host", false, ON_HOST, raw),
+        ] {
+            let engine = engine_of(sequences, sequences * 512, |model| {
+                if waits { Box::new(Waits(model)) } else { model }
+            });
+            // The first round captures graphs.
+            for round in 0..2 {
+                let (tokens, decode) = decode(&engine, sequences, Logprobs { top, mode });
+                if round > 0 {
+                    println!(
+                        "{sequences} sequences, {name}: {:.0} tokens/s, {:.1} us a step",
+                        tokens as f64 / decode.as_secs_f64(),
+                        decode.as_secs_f64() * 1e6 / 255.0,
+                    );
+                }
+            }
         }
     }
+}
+
+/// Lets so many sequences generate 256 tokens each; the tokens behind the first ones, and the time from the first to the last.
+fn decode(
+    engine: &Engine,
+    sequences: usize,
+    Logprobs { top, mode }: Logprobs,
+) -> (usize, Duration) {
+    let request = |seed| Request {
+        prompt: (0..64)
+            .map(|at| ((seed * 31 + at * 7) % 8000) as u32)
+            .collect(),
+        params: SamplingParams {
+            seed: Some(seed),
+            ignore_eos: Some(true),
+            temperature: Some(0.8),
+            top_k: Some(40),
+            top_p: Some(0.95),
+            ..SamplingParams::default()
+        },
+        max_tokens: Some(256),
+        top_logprobs: top,
+        logprobs_mode: mode,
+        ..Request::default()
+    };
+    let running: Vec<_> = (0..sequences as u64)
+        .map(|seed| engine.submit(request(seed)).unwrap())
+        .collect();
+    let done: Vec<Completion> = running.into_iter().map(|run| follow(run).1).collect();
+    let decode = done.iter().map(|one| one.timings.decode).max().unwrap();
+    let tokens = done.iter().map(|one| one.token_ids.len() - 1).sum();
+    (tokens, decode)
 }

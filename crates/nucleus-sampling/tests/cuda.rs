@@ -13,8 +13,8 @@ mod parity;
 
 use half::{bf16, f16};
 use nucleus_sampling::cuda::{
-    CudaError, CudaOptions, CudaSampler, MAX_QUEUED, PlacedRow, SlotRow, device_count, device_info,
-    device_memory, driver_version, runtime_version,
+    CudaError, CudaOptions, CudaSampler, MAX_QUEUED, MAX_TOP, PlacedRow, SlotRow, device_count,
+    device_info, device_memory, driver_version, runtime_version,
 };
 use nucleus_sampling::{
     CompiledParams, CpuSampler, LogitsRow, Logprobs, LogprobsMode, Row, SampledToken, Sampler,
@@ -642,6 +642,145 @@ fn draws_are_collected_one_behind() {
     expect(&drawn, &queued.pop_front().expect("it is queued"));
     device.collect(&mut drawn).expect("nothing is queued");
     assert!(drawn.is_empty());
+}
+
+/// The likeliest tokens of slots' rows are the host's, bit for bit, of either distribution: of every type of logits, of rows with ties, holes, NaN and infinities, where some
+/// rows of a draw want them and others do not, and several read one row of logits; two draws are queued before the first is collected.
+#[test]
+#[ignore = "needs a GPU"]
+fn draws_tell_the_likeliest_tokens() {
+    const COUNTS: [u32; 7] = [0, 1, 0, 5, 20, 128, 0];
+    let (vocab, count) = (32_001, COUNTS.len());
+    let chains = [
+        SamplingParams::default(),
+        SamplingParams {
+            temperature: Some(0.0),
+            ..SamplingParams::default()
+        },
+        // The choice is rarely among the likeliest.
+        SamplingParams {
+            temperature: Some(3.0),
+            logit_bias: Some([(3, -100.0)].into()),
+            ..SamplingParams::default()
+        },
+    ];
+    let mut params: Vec<_> = chains
+        .into_iter()
+        .map(|params| compile(params, vocab))
+        .collect();
+    params.extend(remembering(vocab));
+    params.truncate(count);
+    let mut host = CpuSampler::new();
+    let mut device = CudaSampler::new(CudaOptions::default()).expect("a CUDA device");
+    device.reserve_slots(count as u32, 128).expect("memory");
+    let mut states: Vec<SamplerState> = params
+        .iter()
+        .map(|params| SamplerState::new(params, &[5, 6, 7]))
+        .collect();
+    for (slot, state) in (0..).zip(&states) {
+        device.restore_slot(slot, state).expect("the slot is there");
+    }
+    let mut queued = std::collections::VecDeque::new();
+    let mut told = 0;
+    let mut check = |device: &mut CudaSampler, expected: Vec<(u32, Vec<TokenLogprob>)>| {
+        let (mut drawn, mut top) = (Vec::new(), Vec::new());
+        device
+            .collect_with_top(&mut drawn, &mut top)
+            .expect("the device is well");
+        let bits = |list: &[TokenLogprob]| -> Vec<(u32, u32)> {
+            list.iter()
+                .map(|entry| (entry.token_id, entry.logprob.to_bits()))
+                .collect()
+        };
+        for (row, (id, expected)) in expected.iter().enumerate() {
+            assert_eq!(
+                drawn[row].as_ref().expect("a token").token_id,
+                *id,
+                "row {row}"
+            );
+            assert_eq!(bits(&top[row]), bits(expected), "row {row}");
+            told += expected.len();
+        }
+    };
+    for step in 0..36_u64 {
+        let rows: Vec<Logits> = (0..4)
+            .map(|row| {
+                let mut logits = RowSpec::plain(
+                    [Shape::Bell(2.0), Shape::Peaked][(step % 2) as usize],
+                    4 * step + row,
+                )
+                .make(vocab);
+                match (step + row) % 6 {
+                    // Ties, of more tokens than are told.
+                    0 => logits.iter_mut().for_each(|x| *x = x.round()),
+                    // Few tokens.
+                    1 => logits[3..].iter_mut().for_each(|x| *x = f32::NEG_INFINITY),
+                    // All alike.
+                    2 => logits.fill(-0.0),
+                    _ => {}
+                }
+                Logits::new(logits)
+            })
+            .collect();
+        let rows: Vec<LogitsRow<'_>> = rows
+            .iter()
+            .map(|row| row.rows()[step as usize % 3])
+            .collect();
+        let lying = device
+            .place_rows(&rows)
+            .expect("memory")
+            .expect("there are rows");
+        let places: Vec<u32> = [0, 1, 1, 1, 2, 3, 3].to_vec();
+        let placed: Vec<PlacedRow<'_>> = (0..count)
+            .map(|row| PlacedRow {
+                logits_row: places[row],
+                row: SlotRow {
+                    top: COUNTS[(row + step as usize) % count],
+                    logprobs: [LogprobsMode::Raw, LogprobsMode::Processed]
+                        [(row + step as usize / 2) % 2],
+                    ..SlotRow::new(row as u32, &params[row])
+                },
+            })
+            .collect();
+        device
+            .queue_slots(&lying, &placed)
+            .expect("the launch succeeds");
+        let mut expected = Vec::new();
+        for (row, placed) in placed.iter().enumerate() {
+            let mut work = Row::new(rows[placed.logits_row as usize], &params[row], &states[row]);
+            work.logprobs = Logprobs {
+                top: placed.row.top,
+                mode: placed.row.logprobs,
+            };
+            let sampled = host.sample(&work);
+            let top = if placed.row.top > 0 && sampled.status == Status::Ok {
+                host.top_logprobs(&work, &sampled)
+            } else {
+                Vec::new()
+            };
+            expected.push((sampled.token_id, top));
+            states[row].commit(&sampled);
+        }
+        queued.push_back(expected);
+        if queued.len() == MAX_QUEUED {
+            check(&mut device, queued.pop_front().expect("a draw"));
+        }
+    }
+    for expected in queued {
+        check(&mut device, expected);
+    }
+    assert!(told > 3000, "{told} entries");
+    let row = SlotRow {
+        top: MAX_TOP + 1,
+        ..SlotRow::new(0, &params[0])
+    };
+    let lying = device.place_rows(&[LogitsRow::F32(&[0.0; 8])]);
+    let lying = lying.expect("memory").expect("a row");
+    let refused = device.queue_slots(&lying, &[PlacedRow { logits_row: 0, row }]);
+    assert!(matches!(
+        refused,
+        Err(CudaError::Batch { field: "top", .. })
+    ));
 }
 
 /// A row without a token does not grow its slot, and the others go on.

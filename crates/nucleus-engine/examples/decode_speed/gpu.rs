@@ -41,6 +41,20 @@ enum Source {
 
 impl Batch<'_> {
     fn step(&mut self, sequences: usize, source: &Source) -> Result<(), Box<dyn Error>> {
+        self.forward(sequences, source, true)?;
+        if self.queued > 1 {
+            self.collect()?;
+        }
+        Ok(())
+    }
+
+    /// Queues a forward pass and, if it is wanted, a draw.
+    fn forward(
+        &mut self,
+        sequences: usize,
+        source: &Source,
+        draws: bool,
+    ) -> Result<(), Box<dyn Error>> {
         let tokens: Vec<u32> = (0..sequences as u32)
             .map(|sequence| match source {
                 Source::Known => 101 * sequence % self.model.spec().vocab_size as u32,
@@ -63,7 +77,9 @@ impl Batch<'_> {
         let mut tail = |logits: Logits<'_>| {
             if let Logits::Device { data, .. } = logits {
                 *kept = Some(data);
-                sampler.queue_slots(&data, &rows)?;
+                if draws {
+                    sampler.queue_slots(&data, &rows)?;
+                }
             }
             Ok(())
         };
@@ -76,10 +92,7 @@ impl Batch<'_> {
             }
         }
         self.position += 1;
-        self.queued += 1;
-        if self.queued > 1 {
-            self.collect()?;
-        }
+        self.queued += usize::from(draws);
         Ok(())
     }
 
@@ -118,14 +131,29 @@ impl Batch<'_> {
         Ok([start.elapsed().as_secs_f64() / steps as f64, busy])
     }
 
-    /// Seconds that drawing takes beside the model, a draw behind the other.
-    fn time_draws(&mut self, sequences: usize) -> Result<f64, Box<dyn Error>> {
+    /// Seconds a forward pass, one behind the other, of which only the last is drawn from.
+    fn time_forward(&mut self, sequences: usize, steps: usize) -> Result<f64, Box<dyn Error>> {
+        self.finish()?;
+        let start = Instant::now();
+        for _ in 1..steps {
+            self.forward(sequences, &Source::Known, false)?;
+        }
+        self.forward(sequences, &Source::Known, true)?;
+        self.finish()?;
+        Ok(start.elapsed().as_secs_f64() / steps as f64)
+    }
+
+    /// Seconds that drawing takes beside the model, a draw behind the other, and of them those in which the host queues it.
+    fn time_draws(&mut self, sequences: usize) -> Result<[f64; 2], Box<dyn Error>> {
         self.finish()?;
         let logits = self.logits.ok_or("no step has run")?;
         let rows = placed(&self.params, sequences, false);
         let start = Instant::now();
+        let mut queueing = 0.0;
         for index in 0..DRAWS {
+            let start = Instant::now();
             self.sampler.queue_slots(&logits, &rows)?;
+            queueing += start.elapsed().as_secs_f64();
             // At most two are queued.
             if index > 0 {
                 self.sampler.collect(&mut self.drawn)?;
@@ -133,7 +161,7 @@ impl Batch<'_> {
         }
         self.sampler.collect(&mut self.drawn)?;
         self.drawn.clear();
-        Ok(start.elapsed().as_secs_f64() / DRAWS as f64)
+        Ok([start.elapsed().as_secs_f64(), queueing].map(|seconds| seconds / DRAWS as f64))
     }
 }
 
@@ -189,7 +217,8 @@ pub(crate) fn measure(
     options: &Options,
 ) -> Result<Vec<Value>, Box<dyn Error>> {
     let spec = model.spec().clone();
-    let most_steps = (WARMUP + options.steps * options.repeats + PROFILED) * options.batches.len();
+    let most_steps =
+        (WARMUP + options.steps * options.repeats + PROFILED + 1) * options.batches.len();
     let each = blocks_for(
         context + WARMUP + options.steps * options.repeats + PROFILED,
         BLOCK_SIZE,
@@ -275,7 +304,10 @@ fn decode(
         seconds.push(each);
         host.push(first);
     }
-    let draw = batch.time_draws(sequences)?;
+    let [draw, draw_host] = batch.time_draws(sequences)?;
+    // The positions that the steps above have taken are taken again.
+    batch.position -= options.steps;
+    let forward = batch.time_forward(sequences, options.steps)?;
     batch.model.profile(true)?;
     batch.time(sequences, PROFILED)?;
     let StepTimes {
@@ -293,7 +325,9 @@ fn decode(
     row["products_us"] = part(products);
     row["attention_us"] = part(attention);
     row["other_kernels_us"] = part(pointwise);
+    row["forward_us"] = microseconds(forward);
     row["draw_us"] = microseconds(draw);
+    row["draw_host_us"] = microseconds(draw_host);
     row["host_us"] = microseconds(median(&mut host));
     Ok(())
 }

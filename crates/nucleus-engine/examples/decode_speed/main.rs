@@ -4,8 +4,8 @@
 //! As `peers/llama_cpp_speed.py` measures llama.cpp: so many sequences, each with a prompt of `--context` tokens, decode together, one
 //! token each a step, the likeliest. Timed: `--steps` forward passes and the choice of the tokens, and apart from them, once, the prompt of the
 //! first sequence, whose keys and values are copied for the others. Shown: the median of `--repeats` runs. On a GPU also where a step's
-//! time goes, by events between kernels that are queued one by one (their sum is more than a step, which is one graph), how long a draw
-//! takes alone, and how long the host takes to queue a step.
+//! time goes, by events between kernels that are queued one by one (their sum is more than a step, which is one graph), how long a forward pass
+//! and a draw take alone, and how long the host takes to queue a draw and a step.
 #![allow(clippy::result_large_err, reason = "an error ends the program")]
 
 use std::error::Error;

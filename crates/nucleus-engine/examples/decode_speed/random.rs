@@ -13,6 +13,10 @@ use nucleus_engine::gguf::ModelFile;
 
 /// Rows that a tensor repeats.
 const RANDOM_ROWS: usize = 16;
+/// Rows that the tensor of logits repeats: so few tokens are equally likely that a draw is as one from any model.
+const RANDOM_LOGIT_ROWS: usize = 4096;
+/// Outputs from which a tensor is that of logits.
+const LEAST_VOCAB: usize = 32_000;
 /// Of every tensor in the file, in bytes.
 const ALIGNMENT: u64 = 32;
 
@@ -298,10 +302,10 @@ fn copy(from: &[u8], to: &mut [u8]) -> usize {
     len
 }
 
-/// A few random rows of a matrix with so many inputs.
-fn random_rows(inputs: usize, dtype: GgmlDType) -> candle_core::Result<Vec<u8>> {
-    let deviation = 1.0 / (inputs as f32).sqrt();
-    let rows = Tensor::randn(0.0, deviation, (RANDOM_ROWS, inputs), &Device::Cpu)?;
+/// Random rows of a matrix with so many inputs.
+fn random_rows(shape: (usize, usize), dtype: GgmlDType) -> candle_core::Result<Vec<u8>> {
+    let deviation = 1.0 / (shape.1 as f32).sqrt();
+    let rows = Tensor::randn(0.0, deviation, shape, &Device::Cpu)?;
     QTensor::quantize(&rows, dtype)?.data().map(Cow::into_owned)
 }
 
@@ -314,7 +318,7 @@ fn ones(width: usize) -> candle_core::Result<Vec<u8>> {
 
 fn computed(shape: Shape, types: &str, recipe: Recipe) -> candle_core::Result<Computed> {
     let mut patterns = vec![ones(shape.hidden)?];
-    let mut known: HashMap<(usize, u32), usize> = HashMap::new();
+    let mut known: HashMap<(usize, usize, u32), usize> = HashMap::new();
     let (mut infos, mut parts) = (Vec::new(), Vec::new());
     let mut end = 0_u64;
     let mut add = |name: &str, dims: &[usize], dtype: GgmlDType, bytes: u64, pattern: usize| {
@@ -340,16 +344,21 @@ fn computed(shape: Shape, types: &str, recipe: Recipe) -> candle_core::Result<Co
     }
     for (name, dims, dtype) in shape.matrices(recipe) {
         let [outputs, inputs] = dims;
-        let key = (inputs, number(dtype));
+        let rows = if outputs < LEAST_VOCAB {
+            RANDOM_ROWS
+        } else {
+            RANDOM_LOGIT_ROWS
+        };
+        let key = (rows, inputs, number(dtype));
         let pattern = match known.get(&key) {
             Some(&pattern) => pattern,
             None => {
-                patterns.push(random_rows(inputs, dtype)?);
+                patterns.push(random_rows((rows, inputs), dtype)?);
                 known.insert(key, patterns.len() - 1);
                 patterns.len() - 1
             }
         };
-        let bytes = (patterns[pattern].len() / RANDOM_ROWS * outputs) as u64;
+        let bytes = (patterns[pattern].len() / rows * outputs) as u64;
         add(&name, &dims, dtype, bytes, pattern);
     }
     let mut header = b"GGUF".to_vec();

@@ -1,13 +1,14 @@
 //! Slots on a CUDA device.
 
+use nucleus_sampling::SamplerState;
 use nucleus_sampling::cuda::{
-    CudaOptions, CudaSampler, DeviceLogits, MAX_ROWS, PlacedRow, SharedStream, SlotRow,
+    CudaOptions, CudaSampler, DeviceLogits, MAX_ROWS, MAX_TOP, PlacedRow, SharedStream, SlotRow,
 };
-use nucleus_sampling::{SampledToken, SamplerState};
 
 use super::draw::{Latest, SlotDraw, SlotSampler};
 use crate::error::EngineError;
 use crate::model::Logits;
+use crate::sequence::Drawn;
 
 /// The most sequences that one launch draws for, and so the most that run at once.
 pub(super) const MOST_SEQUENCES: usize = MAX_ROWS;
@@ -44,13 +45,18 @@ impl SlotSampler for CudaSlots {
         self.sampler.free_slot(slot);
     }
 
+    fn most_likeliest(&self) -> u32 {
+        MAX_TOP
+    }
+
     fn queue(&mut self, logits: Logits<'_>, rows: &[SlotDraw<'_>]) -> Result<(), EngineError> {
         let placed: Vec<PlacedRow<'_>> = rows
             .iter()
             .map(|row| PlacedRow {
                 logits_row: row.logits_row,
                 row: SlotRow {
-                    logprobs: row.logprobs,
+                    logprobs: row.logprobs.mode,
+                    top: row.logprobs.top,
                     ..SlotRow::new(row.slot, row.params)
                 },
             })
@@ -58,12 +64,16 @@ impl SlotSampler for CudaSlots {
         Ok(self.sampler.queue_slots(&on_device(logits)?, &placed)?)
     }
 
-    fn collect(&mut self, out: &mut Vec<SampledToken>) -> Result<(), EngineError> {
-        let mut tokens = Vec::new();
-        self.sampler.collect(&mut tokens)?;
+    fn collect(&mut self, out: &mut Vec<Drawn>) -> Result<(), EngineError> {
+        let (mut tokens, mut top) = (Vec::new(), Vec::new());
+        self.sampler.collect_with_top(&mut tokens, &mut top)?;
         out.clear();
-        for token in tokens {
-            out.push(token?);
+        for (token, top_logprobs) in tokens.into_iter().zip(top) {
+            out.push(Drawn {
+                token: token?,
+                top_logprobs,
+                logits: None,
+            });
         }
         Ok(())
     }

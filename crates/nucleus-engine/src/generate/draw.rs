@@ -1,8 +1,8 @@
 //! Where the tokens of a step are drawn: on the host, or on the device on which the logits lie.
 //!
 //! A device keeps the history of each sequence in a *slot*, draws from it and appends to it, so that nothing but token ids and
-//! log-probabilities comes back, and not before [`DeviceDraw::collect`]. What a device does not tell (the likeliest tokens, the
-//! scores of a prompt, the logits themselves) the host computes from a copy of that row, with the same bits.
+//! log-probabilities comes back, and not before [`DeviceDraw::collect`]. What a device does not tell (the scores of a prompt, the logits
+//! themselves, more of the likeliest tokens than any endpoint tells) the host computes from a copy of that row, with the same bits.
 #![cfg_attr(
     not(any(test, feature = "cuda")),
     allow(dead_code, reason = "this build has no device to draw on")
@@ -10,9 +10,7 @@
 
 use std::collections::HashMap;
 
-use nucleus_sampling::{
-    CompiledParams, CpuSampler, LogitsRow, LogprobsMode, SampledToken, Sampler, SamplerState,
-};
+use nucleus_sampling::{CompiledParams, CpuSampler, LogitsRow, Logprobs, Sampler, SamplerState};
 
 use super::rows::{Purpose, drawn, row_of, scored};
 use crate::error::EngineError;
@@ -51,7 +49,8 @@ pub(super) struct SlotDraw<'a> {
     pub(super) logits_row: u32,
     pub(super) slot: u32,
     pub(super) params: &'a CompiledParams,
-    pub(super) logprobs: LogprobsMode,
+    /// No more of the likeliest tokens are wanted than [`SlotSampler::most_likeliest`].
+    pub(super) logprobs: Logprobs,
 }
 
 /// The tokens of a draw, where they lie.
@@ -85,11 +84,14 @@ pub(super) trait SlotSampler: Send {
     /// The slot's sequence is evicted or over.
     fn free(&mut self, slot: u32);
 
+    /// The most of the likeliest tokens that a draw tells.
+    fn most_likeliest(&self) -> u32;
+
     /// Queues the draw of a token for each row; each is appended to its slot.
     fn queue(&mut self, logits: Logits<'_>, rows: &[SlotDraw<'_>]) -> Result<(), EngineError>;
 
-    /// Waits for the oldest draw that is queued; its tokens, row by row.
-    fn collect(&mut self, out: &mut Vec<SampledToken>) -> Result<(), EngineError>;
+    /// Waits for the oldest draw that is queued; its tokens, row by row, with the likeliest ones where they are wanted.
+    fn collect(&mut self, out: &mut Vec<Drawn>) -> Result<(), EngineError>;
 
     /// The tokens of the draw that was queued last.
     fn latest(&self) -> Latest;
@@ -201,6 +203,11 @@ impl DeviceDraw {
         }
     }
 
+    /// Whether the next token of a sequence is drawn on the host.
+    fn needs_host(&self, sequence: &Sequence) -> bool {
+        sequence.wants_logits() || sequence.logprobs().top > self.sampler.most_likeliest()
+    }
+
     /// Gives everyone who is sampled from these runs on the device a slot, if it has none.
     ///
     /// # Panics
@@ -213,7 +220,7 @@ impl DeviceDraw {
         for run in runs {
             for id in run.sampled() {
                 let sequence = sequences(id);
-                if sequence.needs_host() || self.slots.contains_key(&id) {
+                if self.needs_host(sequence) || self.slots.contains_key(&id) {
                     continue;
                 }
                 let slot = self.free.pop().expect("a slot for each that may run");
@@ -260,7 +267,7 @@ impl DeviceDraw {
                 Purpose::Draw(run) => {
                     for id in run.sampled() {
                         let sequence = sequences(id);
-                        if sequence.needs_host() {
+                        if self.needs_host(sequence) {
                             copied(self)?;
                             let row = row_of(LogitsRow::F32(&self.copied), sequence);
                             let token = self.host.sample(&row);
@@ -273,7 +280,7 @@ impl DeviceDraw {
                                 logits_row: index as u32,
                                 slot: self.slots[&id],
                                 params: &sequence.params,
-                                logprobs: sequence.logprobs().mode,
+                                logprobs: sequence.logprobs(),
                             });
                             outcome.drawn.push((id, None));
                         }
@@ -297,11 +304,7 @@ impl DeviceDraw {
         let awaited = outcome.drawn.iter_mut();
         let awaited = awaited.filter_map(|(_, drawn)| drawn.is_none().then_some(drawn));
         for (drawn, token) in awaited.zip(tokens) {
-            *drawn = Some(Drawn {
-                token,
-                top_logprobs: Vec::new(),
-                logits: None,
-            });
+            *drawn = Some(token);
         }
         Ok(())
     }

@@ -2,18 +2,23 @@
 
 use std::collections::VecDeque;
 
-use nucleus_sampling::{CpuSampler, LogitsRow, Row, SampledToken, Sampler, SamplerState};
+use nucleus_sampling::{CpuSampler, LogitsRow, Row, Sampler, SamplerState};
 
 use super::draw::{Latest, SlotDraw, SlotSampler};
+use super::rows::drawn;
 use crate::error::EngineError;
 use crate::model::Logits;
+use crate::sequence::Drawn;
 use crate::testing::{Fault, Faults};
+
+/// The most of the likeliest tokens that the script tells.
+const MAX_TOP: u32 = 3;
 
 /// Draws from the host's logits by the slots' own histories, at once; the tokens are had as late as anybody asks for them.
 pub(super) struct ScriptedSlots {
     sampler: CpuSampler,
     slots: Vec<Option<SamplerState>>,
-    queued: VecDeque<Vec<SampledToken>>,
+    queued: VecDeque<Vec<Drawn>>,
     latest: Vec<u32>,
     capacity: usize,
     faults: Faults,
@@ -65,6 +70,10 @@ impl SlotSampler for ScriptedSlots {
         assert!(freed.is_some(), "a free slot is freed");
     }
 
+    fn most_likeliest(&self) -> u32 {
+        MAX_TOP
+    }
+
     fn queue(&mut self, logits: Logits<'_>, rows: &[SlotDraw<'_>]) -> Result<(), EngineError> {
         assert!(self.queued.len() < 2, "nobody collects");
         let (data, vocab) = logits.on_host().expect("a script computes on the host");
@@ -73,19 +82,21 @@ impl SlotSampler for ScriptedSlots {
             let logits = &data[row.logits_row as usize * vocab..][..vocab];
             let state = self.slots[row.slot as usize].as_mut();
             let state = state.expect("it has a sequence");
-            let mut drawn = Row::new(LogitsRow::F32(logits), row.params, state);
-            drawn.logprobs.mode = row.logprobs;
-            let token = self.sampler.sample(&drawn);
+            let work = Row {
+                logprobs: row.logprobs,
+                ..Row::new(LogitsRow::F32(logits), row.params, state)
+            };
+            let token = self.sampler.sample(&work);
+            tokens.push(drawn(&mut self.sampler, &work, token, false));
             state.commit(&token);
             assert!(state.tokens().len() <= self.capacity, "the slot is full");
-            tokens.push(token);
         }
-        self.latest = tokens.iter().map(|token| token.token_id).collect();
+        self.latest = tokens.iter().map(|it| it.token.token_id).collect();
         self.queued.push_back(tokens);
         Ok(())
     }
 
-    fn collect(&mut self, out: &mut Vec<SampledToken>) -> Result<(), EngineError> {
+    fn collect(&mut self, out: &mut Vec<Drawn>) -> Result<(), EngineError> {
         if self
             .faults
             .take_if(|fault| fault == Fault::DrawLost)

@@ -87,6 +87,7 @@ NUCLEUS_ASSERT(sizeof(SamplingBias) == 8);
 #define NUCLEUS_ROW_PADDING 8u   /* not a request: nothing is read or written for it */
 #define NUCLEUS_ROW_SLOT 16u     /* history, prompt_len, position, choice, attempt, mirostat_mu and adaptive_target are those of `slot` */
 #define NUCLEUS_ROW_COMMIT 32u   /* the slot goes on: the token is appended, and mirostat or adaptive-p learn from it */
+#define NUCLEUS_ROW_NO_TOP 64u   /* launch_top_logprobs leaves the row out */
 #define NUCLEUS_ROW_FEW 128u     /* its mask or its list allows at most 4,096 ids, which are gathered; never changes a result */
 #define NUCLEUS_ROW_TOP 256u     /* launch_top_processed tells its likeliest tokens */
 
@@ -193,6 +194,7 @@ NUCLEUS_ASSERT(sizeof(SamplingLogprob) == 8);
 
 /* The `count` likeliest tokens of every row as it came, before masks and edits, with the log-probabilities of its softmax: top[row * count + i], most likely
  * first, ids ascending where they are equal. Fewer tokens: NUCLEUS_NO_TOKEN and -inf; a row with NaN, +inf or nothing finite: NUCLEUS_NO_TOKEN and NaN.
+ * Nothing is read or written for rows with NUCLEUS_ROW_PADDING or NUCLEUS_ROW_NO_TOP.
  * Of the batch, struct_size, dtype, rows, row_len, row_stride, logits, row (request and flags) and configs (vocab_size) are read. Needs no workspace;
  * asynchronous and capturable as launch_advanced_sample_batch. */
 int launch_top_logprobs(const SamplingBatch *batch, uint32_t count, SamplingLogprob *top, void *stream);

@@ -59,7 +59,7 @@ template <u32 DTYPE>
 __global__ void __launch_bounds__(THREADS, 2) top_rows(const __grid_constant__ SamplingBatch batch, u32 count, SamplingLogprob *top) {
   __shared__ TopShared sh;
   const u32 warp = threadIdx.x / 32, vocab = batch.configs[batch.row[blockIdx.x].request].vocab_size, limit = vocab < batch.row_len ? vocab : batch.row_len;
-  if (batch.row[blockIdx.x].flags & NUCLEUS_ROW_PADDING) return;
+  if (batch.row[blockIdx.x].flags & (NUCLEUS_ROW_PADDING | NUCLEUS_ROW_NO_TOP)) return;
   const void *row = static_cast<const char *>(batch.logits) + blockIdx.x * batch.row_stride * (DTYPE == NUCLEUS_F32 ? 4 : 2);
   if (threadIdx.x == 0) sh.found = 0;
   float most = -infinity();

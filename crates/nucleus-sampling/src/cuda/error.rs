@@ -1,6 +1,7 @@
 //! What can go wrong between the sampler and the device.
 
 use std::ffi::{CStr, c_int};
+use std::fmt;
 
 use super::sys;
 
@@ -15,12 +16,20 @@ pub enum CudaError {
         reason: String,
     },
     /// The device does not exist.
-    #[error("device is {device}, but there are {count}: it must be 0 to {}", count - 1)]
+    #[error("device is {device}, but {}", Existing(*count))]
     Device {
         /// The number asked for.
         device: u32,
         /// How many there are.
         count: u32,
+    },
+    /// The kernels do not run on the device.
+    #[error("{device} has {what}")]
+    Unfit {
+        /// Its name.
+        device: String,
+        /// What of it does not suffice, and what would.
+        what: String,
     },
     /// A call of the runtime or the driver failed.
     #[error("{call}: {name}: {message}")]
@@ -52,6 +61,19 @@ pub enum CudaError {
         /// Which combination.
         reason: &'static str,
     },
+}
+
+/// How many devices there are, and what they are called.
+struct Existing(u32);
+
+impl fmt::Display for Existing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            0 => f.write_str("there is none"),
+            1 => f.write_str("there is only device 0"),
+            count => write!(f, "there are {count}: it must be 0 to {}", count - 1),
+        }
+    }
 }
 
 /// The runtime's `cudaErrorInsufficientDriver` and `cudaErrorNoDevice`: there is nothing to run on.
@@ -117,4 +139,17 @@ fn describe(code: c_int) -> (String, String) {
         name.to_string_lossy().into_owned(),
         message.to_string_lossy().into_owned(),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_that_exist_are_counted() {
+        let text = |count| CudaError::Device { device: 7, count }.to_string();
+        assert_eq!(text(0), "device is 7, but there is none");
+        assert_eq!(text(1), "device is 7, but there is only device 0");
+        assert_eq!(text(4), "device is 7, but there are 4: it must be 0 to 3");
+    }
 }

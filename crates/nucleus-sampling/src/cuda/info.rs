@@ -43,8 +43,46 @@ pub struct DeviceInfo {
     pub compute_capability: (u32, u32),
     /// Its multiprocessors.
     pub multiprocessors: u32,
+    /// The most bytes of shared memory that a block can have.
+    pub shared_bytes: u32,
     /// Bytes of its memory.
     pub total_bytes: u64,
+}
+
+/// The least compute capability that the kernels run on: the first with clusters and asynchronous copies of whole pieces.
+const LEAST_CAPABILITY: (u32, u32) = (9, 0);
+/// Bytes of shared memory that the kernels' blocks take at most: 227 KiB.
+const SHARED_BYTES: u32 = 227 << 10;
+
+impl DeviceInfo {
+    /// Whether the kernels, the sampler's and a model's, can run on the device, of which this build may or may not have code.
+    ///
+    /// # Errors
+    /// [`CudaError::Unfit`] for one with a compute capability below 9.0, or with less than 227 KiB of shared memory a block, such as GeForce and
+    /// workstation GPUs of compute capability 12.0.
+    pub fn check(&self) -> Result<(), CudaError> {
+        let unfit = |what| {
+            Err(CudaError::Unfit {
+                device: self.name.clone(),
+                what,
+            })
+        };
+        let (major, minor) = self.compute_capability;
+        if self.compute_capability < LEAST_CAPABILITY {
+            let (least, sub) = LEAST_CAPABILITY;
+            return unfit(format!(
+                "compute capability {major}.{minor}; the kernels need {least}.{sub} or later"
+            ));
+        }
+        if self.shared_bytes < SHARED_BYTES {
+            return unfit(format!(
+                "{} KiB of shared memory a block (compute capability {major}.{minor}); the kernels need {} KiB",
+                self.shared_bytes >> 10,
+                SHARED_BYTES >> 10
+            ));
+        }
+        Ok(())
+    }
 }
 
 /// A device's memory.
@@ -99,6 +137,8 @@ pub fn device_info(device: u32) -> Result<DeviceInfo, CudaError> {
         major: 0,
         minor: 0,
         multiprocessors: 0,
+        shared_bytes: 0,
+        reserved: 0,
         name_bytes: 0,
         name: [0; 256],
     };
@@ -110,6 +150,7 @@ pub fn device_info(device: u32) -> Result<DeviceInfo, CudaError> {
         name: String::from_utf8_lossy(name).into_owned(),
         compute_capability: (description.major, description.minor),
         multiprocessors: description.multiprocessors,
+        shared_bytes: description.shared_bytes,
         total_bytes: description.total_bytes,
     })
 }
@@ -139,6 +180,30 @@ mod tests {
         assert_eq!(CudaVersion::of(13_000).to_string(), "13.0");
         assert_eq!(CudaVersion::of(12_080).to_string(), "12.8");
         assert!(runtime_version().is_ok_and(|version| version.major >= 12));
+    }
+
+    #[test]
+    fn a_device_that_the_kernels_do_not_run_on_is_named() {
+        let check = |name: &str, compute_capability, shared_bytes| {
+            let info = DeviceInfo {
+                name: name.to_owned(),
+                compute_capability,
+                multiprocessors: 100,
+                shared_bytes,
+                total_bytes: 1 << 34,
+            };
+            info.check().map_err(|error| error.to_string())
+        };
+        assert_eq!(check("NVIDIA H200", (9, 0), 232_448), Ok(()));
+        assert_eq!(check("NVIDIA B200", (10, 0), 232_448), Ok(()));
+        assert_eq!(
+            check("NVIDIA GeForce RTX 5090", (12, 0), 101_376),
+            Err("NVIDIA GeForce RTX 5090 has 99 KiB of shared memory a block (compute capability 12.0); the kernels need 227 KiB".to_owned())
+        );
+        assert_eq!(
+            check("NVIDIA A100", (8, 0), 166_912),
+            Err("NVIDIA A100 has compute capability 8.0; the kernels need 9.0 or later".to_owned())
+        );
     }
 
     #[test]

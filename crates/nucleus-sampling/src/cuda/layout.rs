@@ -59,8 +59,12 @@ pub(super) mod row_flags {
     pub(crate) const SLOT: u32 = 1 << 4;
     /// The choice is appended to the slot.
     pub(crate) const COMMIT: u32 = 1 << 5;
+    /// The likeliest tokens of the row as it came are not wanted.
+    pub(crate) const NO_TOP: u32 = 1 << 6;
     /// Few ids are allowed, which are gathered.
     pub(crate) const FEW: u32 = 1 << 7;
+    /// The likeliest tokens of the distribution that is drawn from are wanted.
+    pub(crate) const TOP: u32 = 1 << 8;
 }
 
 /// One row of work beside its logits.
@@ -171,11 +175,13 @@ pub(super) struct DeviceDescription {
     pub(super) major: u32,
     pub(super) minor: u32,
     pub(super) multiprocessors: u32,
+    pub(super) shared_bytes: u32,
+    pub(super) reserved: u32,
     pub(super) name_bytes: u32,
     pub(super) name: [u8; 256],
 }
 
-const _: () = assert!(size_of::<DeviceDescription>() == 280);
+const _: () = assert!(size_of::<DeviceDescription>() == 288);
 
 /// [`SampledToken`] as the device writes it: the status is a number that has to be looked at first.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -190,6 +196,25 @@ pub(super) struct DeviceToken {
 
 const _: () = assert!(size_of::<DeviceToken>() == size_of::<SampledToken>());
 const _: () = assert!(offset_of!(DeviceToken, status) == offset_of!(SampledToken, status));
+
+/// The most of the likeliest tokens that a launch tells of a row.
+pub const MAX_TOP: u32 = 128;
+
+/// A token and its log-probability, as the device writes them.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[repr(C)]
+pub(super) struct SamplingLogprob {
+    /// [`NO_TOKEN`](crate::NO_TOKEN) where there are no more.
+    pub(super) token_id: u32,
+    pub(super) logprob: f32,
+}
+
+const _: () = assert!(size_of::<SamplingLogprob>() == 8);
+
+// SAFETY: `repr(C)`; two 4-byte fields.
+unsafe impl Plain for SamplingLogprob {}
+// SAFETY: an integer and a float: every pattern is a value.
+unsafe impl AnyBits for SamplingLogprob {}
 
 // SAFETY: 16 bits, no padding.
 unsafe impl Plain for half::f16 {}

@@ -27,6 +27,7 @@ pub(super) struct Work<'a> {
     mask: Option<&'a [u32]>,
     uniform: Option<u64>,
     logprobs: LogprobsMode,
+    top: u32,
 }
 
 impl<'a> Work<'a> {
@@ -37,6 +38,7 @@ impl<'a> Work<'a> {
             mask: row.mask,
             uniform: row.uniform,
             logprobs: row.logprobs.mode,
+            top: 0,
         }
     }
 
@@ -52,6 +54,7 @@ impl<'a> Work<'a> {
             mask: row.mask,
             uniform: row.uniform,
             logprobs: row.logprobs,
+            top: row.top,
         }
     }
 
@@ -162,6 +165,8 @@ pub(super) struct Packed {
     pub(super) mask_words: usize,
     /// The most ids that one row edits.
     pub(super) max_edited: u32,
+    /// How many of its likeliest tokens each row wants.
+    pub(super) tops: Vec<u32>,
     /// Rows of which few ids are allowed, which are gathered.
     few: usize,
     /// Other rows that few tokens decide.
@@ -178,6 +183,7 @@ impl Packed {
         self.programs.clear();
         self.arena.clear();
         self.masks.clear();
+        self.tops.clear();
         self.max_edited = 0;
         self.few = 0;
         self.bounded = 0;
@@ -196,6 +202,7 @@ impl Packed {
             self.configs.push(*row.params.config());
             self.programs.push(row.params.tables().program);
             self.max_edited = self.max_edited.max(row.edited());
+            self.tops.push(row.top);
             if few {
                 self.few += 1;
             } else if let Some(code) = row.bounded_by() {
@@ -203,6 +210,11 @@ impl Packed {
                 self.counted += usize::from(code != OpCode::MinP);
             }
         }
+    }
+
+    /// The most of the likeliest tokens that a row wants.
+    pub(super) fn most_top(&self) -> u32 {
+        self.tops.iter().copied().max().unwrap_or(0)
     }
 
     /// What the launch may know of its rows.
@@ -243,7 +255,12 @@ impl Packed {
                     row.logprobs == LogprobsMode::Processed,
                     row_flags::PROCESSED,
                 )
-                | flag(tables.allowed.is_some(), row_flags::ALLOWED),
+                | flag(tables.allowed.is_some(), row_flags::ALLOWED)
+                | match row.logprobs {
+                    LogprobsMode::Raw if row.top > 0 => 0,
+                    LogprobsMode::Processed if row.top > 0 => row_flags::NO_TOP | row_flags::TOP,
+                    _ => row_flags::NO_TOP,
+                },
             ..SamplingRow::default()
         };
         match row.history {
@@ -358,12 +375,18 @@ mod tests {
         let mut packed = Packed::default();
         let row = SlotRow::new(3, &params);
         packed.fill(
-            [(row, 70), (row, 50)]
+            [(row, 70), (SlotRow { top: 5, ..row }, 50)]
                 .iter()
                 .map(|(row, len)| Work::of_slot(row, *len)),
         );
         assert_eq!((packed.rows[0].slot, packed.rows[0].history.len), (3, 0));
-        assert_eq!(packed.rows[0].flags, row_flags::SLOT | row_flags::COMMIT);
+        let flags = row_flags::SLOT | row_flags::COMMIT;
+        assert_eq!(packed.rows[0].flags, flags | row_flags::NO_TOP);
+        assert_eq!(packed.rows[1].flags, flags);
+        assert_eq!(
+            (packed.tops.as_slice(), packed.most_top()),
+            (&[0, 5][..], 5)
+        );
         assert_eq!(packed.max_edited, 70);
     }
 

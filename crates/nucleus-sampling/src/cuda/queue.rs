@@ -4,10 +4,11 @@ use std::collections::VecDeque;
 
 use super::device::{Buffer, Stream};
 use super::error::{CudaError, check};
-use super::layout::DeviceToken;
+use super::layout::{DeviceToken, SamplingLogprob};
 use super::pinned::{Event, Pinned};
 use super::slots::{Grown, SlotRow};
 use super::sys;
+use crate::row::{NO_TOKEN, TokenLogprob};
 
 /// The most draws of a sampler that are queued and not collected.
 pub const MAX_QUEUED: usize = 2;
@@ -78,21 +79,54 @@ pub(super) struct Queue {
 #[derive(Debug)]
 struct Arrival {
     tokens: Pinned<DeviceToken>,
+    likeliest: Pinned<SamplingLogprob>,
     copied: Event,
+}
+
+/// What the host has to know of a row when its token comes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct QueuedRow {
+    /// The slot that it commits to.
+    pub(super) grown: Option<Grown>,
+    /// How many of the likeliest tokens it wants.
+    pub(super) top: u32,
 }
 
 #[derive(Debug)]
 struct Queued {
     place: Place,
-    /// For each row, the slot that it commits to.
-    grown: Vec<Option<Grown>>,
+    rows: Vec<QueuedRow>,
 }
 
-/// Room for the tokens of one draw.
+/// Room for what comes of one draw.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Place {
     arrival: usize,
     rows: usize,
+    /// Likeliest tokens of a row.
+    top: usize,
+}
+
+/// What has come of a draw.
+pub(super) struct Arrived<'a> {
+    pub(super) rows: Vec<QueuedRow>,
+    pub(super) tokens: &'a [DeviceToken],
+    likeliest: &'a [SamplingLogprob],
+    top: usize,
+}
+
+impl Arrived<'_> {
+    /// The likeliest tokens of a row, as many as it wants or there are.
+    pub(super) fn likeliest(&self, row: usize) -> impl Iterator<Item = TokenLogprob> {
+        let wanted = self.rows[row].top as usize;
+        let all = &self.likeliest[row * self.top..][..wanted];
+        all.iter()
+            .take_while(|entry| entry.token_id != NO_TOKEN)
+            .map(|entry| TokenLogprob {
+                token_id: entry.token_id,
+                logprob: entry.logprob,
+            })
+    }
 }
 
 impl Queue {
@@ -101,8 +135,8 @@ impl Queue {
         self.queued.len()
     }
 
-    /// Room for one more draw, of so many rows.
-    pub(super) fn reserve(&mut self, rows: usize) -> Result<Place, CudaError> {
+    /// Room for one more draw, of so many rows and likeliest tokens of each.
+    pub(super) fn reserve(&mut self, rows: usize, top: usize) -> Result<Place, CudaError> {
         let is_used = |at: &usize| self.queued.iter().any(|queued| queued.place.arrival == *at);
         let arrival = (0..MAX_QUEUED)
             .find(|at| !is_used(at))
@@ -112,18 +146,21 @@ impl Queue {
             Some(place) => place,
             None => slot.insert(Arrival {
                 tokens: Pinned::new(),
+                likeliest: Pinned::new(),
                 copied: Event::new()?,
             }),
         };
         place.tokens.reserve(rows)?;
-        Ok(Place { arrival, rows })
+        place.likeliest.reserve(rows * top)?;
+        Ok(Place { arrival, rows, top })
     }
 
-    /// Queues the copy of a draw's tokens.
+    /// Queues the copy of a draw's tokens, and of the likeliest ones if any row wants them.
     pub(super) fn read(
         &self,
-        Place { arrival, rows }: Place,
+        Place { arrival, rows, top }: Place,
         tokens: &Buffer<DeviceToken>,
+        likeliest: &Buffer<SamplingLogprob>,
         stream: &Stream,
     ) -> Result<(), CudaError> {
         let arrival = self.arrivals[arrival].as_ref().expect("it was reserved");
@@ -138,25 +175,40 @@ impl Queue {
             )
         };
         check("cudaMemcpyAsync", code)?;
+        if top > 0 {
+            // SAFETY: as above, of `rows * top` entries.
+            let code = unsafe {
+                sys::cudaMemcpyAsync(
+                    arrival.likeliest.address(),
+                    likeliest.address().cast(),
+                    rows * top * size_of::<SamplingLogprob>(),
+                    sys::DEVICE_TO_HOST,
+                    stream.raw(),
+                )
+            };
+            check("cudaMemcpyAsync", code)?;
+        }
         arrival.copied.record(stream)
     }
 
-    pub(super) fn push(&mut self, place: Place, grown: Vec<Option<Grown>>) {
-        self.queued.push_back(Queued { place, grown });
+    pub(super) fn push(&mut self, place: Place, rows: Vec<QueuedRow>) {
+        self.queued.push_back(Queued { place, rows });
     }
 
-    /// Waits for the oldest draw and takes it out; `None` if there is none. The tokens stay until the next [`Queue::reserve`].
-    #[expect(clippy::type_complexity, reason = "two lists of a row each")]
-    pub(super) fn wait(
-        &mut self,
-    ) -> Result<Option<(&[DeviceToken], Vec<Option<Grown>>)>, CudaError> {
-        let Some(Queued { place, grown }) = self.queued.pop_front() else {
+    /// Waits for the oldest draw and takes it out; `None` if there is none. What has come stays until the next [`Queue::reserve`].
+    pub(super) fn wait(&mut self) -> Result<Option<Arrived<'_>>, CudaError> {
+        let Some(Queued { place, rows }) = self.queued.pop_front() else {
             return Ok(None);
         };
         let arrival = self.arrivals[place.arrival].as_ref();
         let arrival = arrival.expect("it was reserved");
         arrival.copied.wait()?;
-        Ok(Some((arrival.tokens.values(place.rows), grown)))
+        Ok(Some(Arrived {
+            rows,
+            tokens: arrival.tokens.values(place.rows),
+            likeliest: arrival.likeliest.values(place.rows * place.top),
+            top: place.top,
+        }))
     }
 }
 

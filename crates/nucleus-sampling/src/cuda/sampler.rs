@@ -6,18 +6,19 @@ use std::ffi::c_void;
 use half::{bf16, f16};
 
 use crate::config::MAX_VOCAB;
-use crate::row::{LogitsRow, Row, SampledToken, Status};
+use crate::row::{LogitsRow, Row, SampledToken, Status, TokenLogprob};
 use crate::state::SamplerState;
 
 use super::device::{Buffer, SharedStream, Stream, read_from};
 use super::error::CudaError;
+use super::info::device_info;
 use super::layout::{
-    BATCH_EXACT, BATCH_REQUEST_EACH, DeviceToken, STATUS_FULL, STATUS_WORKSPACE, SamplingBatch,
-    SamplingRow, bytes_of,
+    BATCH_EXACT, BATCH_REQUEST_EACH, DeviceToken, MAX_TOP, STATUS_FULL, STATUS_WORKSPACE,
+    SamplingBatch, SamplingLogprob, SamplingRow, bytes_of, row_flags,
 };
 use super::logits::{DeviceLogits, DeviceTokens, Dtype};
 use super::pack::{Packed, Work};
-use super::queue::{Launch, MAX_QUEUED, PlacedRow, Queue, launches};
+use super::queue::{Arrived, Launch, MAX_QUEUED, PlacedRow, Queue, QueuedRow, launches};
 use super::slots::{SlotRow, Slots};
 use super::sys;
 use super::upload::Upload;
@@ -40,7 +41,8 @@ pub struct CudaOptions {
 ///
 /// It owns a stream and the memory that a launch needs, which grows with the largest batch it has seen.
 ///
-/// It tells neither [`Row::logprobs`]' likeliest tokens nor traces; a [`CpuSampler`](crate::CpuSampler) does, of the same row.
+/// Of slots' rows it tells the likeliest tokens ([`SlotRow::top`]). It tells neither those of other rows nor traces; a
+/// [`CpuSampler`](crate::CpuSampler) does, of the same row.
 #[derive(Debug)]
 pub struct CudaSampler {
     options: CudaOptions,
@@ -48,6 +50,7 @@ pub struct CudaSampler {
     tokens: Vec<DeviceToken>,
     upload: Upload,
     out: Buffer<DeviceToken>,
+    likeliest: Buffer<SamplingLogprob>,
     queue: Queue,
     workspace: Buffer<u8>,
     logits: Buffer<u8>,
@@ -60,8 +63,8 @@ impl CudaSampler {
     /// A sampler on a device.
     ///
     /// # Errors
-    /// [`CudaError::NoDevice`] without a driver or a device, [`CudaError::Device`] if the device does not exist, [`CudaError::Batch`] if the
-    /// number of blocks is none of those allowed.
+    /// [`CudaError::NoDevice`] without a driver or a device, [`CudaError::Device`] if the device does not exist, [`CudaError::Unfit`] if the
+    /// kernels do not run on it, [`CudaError::Batch`] if the number of blocks is none of those allowed.
     pub fn new(options: CudaOptions) -> Result<Self, CudaError> {
         Self::with_stream(options, || Stream::new(options.device))
     }
@@ -86,12 +89,14 @@ impl CudaSampler {
                 range: "0, 1, 2, 4 or 8".to_owned(),
             });
         }
+        device_info(options.device)?.check()?;
         Ok(Self {
             options,
             packed: Packed::default(),
             tokens: Vec::new(),
             upload: Upload::new(),
             out: Buffer::new(),
+            likeliest: Buffer::new(),
             queue: Queue::default(),
             workspace: Buffer::new(),
             logits: Buffer::new(),
@@ -234,6 +239,7 @@ impl CudaSampler {
         let mut works = Vec::with_capacity(rows.len());
         let mut commits = HashSet::with_capacity(rows.len());
         for PlacedRow { row, .. } in rows {
+            within("top", row.top.into(), 0, MAX_TOP.into())?;
             if row.commit {
                 self.slots.check_room(row.slot)?;
                 let twice = !commits.insert(row.slot);
@@ -244,13 +250,17 @@ impl CudaSampler {
         self.stream.make_current()?;
         self.packed.fill(works.into_iter());
         let launches = launches(rows.iter().map(|row| row.logits_row));
-        let pinned = self.queue.reserve(rows.len())?;
+        let top = self.packed.most_top() as usize;
+        let pinned = self.queue.reserve(rows.len(), top)?;
         self.launch(logits, &launches)?;
-        self.queue.read(pinned, &self.out, &self.stream)?;
-        let grown =
-            |placed: &PlacedRow<'_>| placed.row.commit.then(|| self.slots.grew(placed.row.slot));
-        let grown = rows.iter().map(grown).collect();
-        self.queue.push(pinned, grown);
+        self.queue
+            .read(pinned, &self.out, &self.likeliest, &self.stream)?;
+        let queued = |PlacedRow { row, .. }: &PlacedRow<'_>| QueuedRow {
+            grown: row.commit.then(|| self.slots.grew(row.slot)),
+            top: row.top,
+        };
+        let queued = rows.iter().map(queued).collect();
+        self.queue.push(pinned, queued);
         Ok(())
     }
 
@@ -263,19 +273,33 @@ impl CudaSampler {
         &mut self,
         out: &mut Vec<Result<SampledToken, CudaError>>,
     ) -> Result<(), CudaError> {
+        self.collect_with_top(out, &mut Vec::new())
+    }
+
+    /// As [`CudaSampler::collect`], and for each row what [`Sampler::top_logprobs`](crate::Sampler::top_logprobs) tells: the likeliest tokens, as
+    /// many as [`SlotRow::top`] says, then the one that was chosen if it is not among them; nothing for rows that do not want them or have no
+    /// token.
+    ///
+    /// # Errors
+    /// As [`CudaSampler::collect`].
+    pub fn collect_with_top(
+        &mut self,
+        out: &mut Vec<Result<SampledToken, CudaError>>,
+        top: &mut Vec<Vec<TokenLogprob>>,
+    ) -> Result<(), CudaError> {
         out.clear();
+        top.clear();
         self.stream.make_current()?;
-        let Some((tokens, grown)) = self.queue.wait()? else {
+        let Some(arrived) = self.queue.wait()? else {
             return Ok(());
         };
-        for (row, (&token, grown)) in tokens.iter().zip(grown).enumerate() {
+        for (row, &token) in arrived.tokens.iter().enumerate() {
             let token = sampled(row, token);
-            if let (Some(grown), false) = (
-                grown,
-                matches!(&token, Ok(token) if token.status == Status::Ok),
-            ) {
+            let chosen = token.as_ref().ok().filter(|it| it.status == Status::Ok);
+            if let (Some(grown), None) = (arrived.rows[row].grown, chosen) {
                 self.slots.did_not_grow(grown);
             }
+            top.push(chosen.map_or_else(Vec::new, |chosen| likeliest(&arrived, row, chosen)));
             out.push(token);
         }
         Ok(())
@@ -448,6 +472,8 @@ impl CudaSampler {
         // SAFETY: takes numbers.
         let workspace_bytes = unsafe { sys::sampling_workspace_size(count, packed.max_edited) };
         self.workspace.reserve(workspace_bytes)?;
+        self.likeliest
+            .reserve((count * packed.most_top()) as usize)?;
         let [rows, configs, programs, arena, masks] = self.upload.send(
             [
                 bytes_of(&packed.rows),
@@ -488,7 +514,42 @@ impl CudaSampler {
                 slots: self.slots.states.address(),
                 slot_tokens: self.slots.tokens.address(),
             };
+            // Before the draw, which changes what a slot holds.
+            self.launch_top(&batch, first, workspace_bytes)?;
             self.launch_one(&batch, workspace_bytes)?;
+        }
+        Ok(())
+    }
+
+    /// Queues the likeliest tokens of the launch's rows that want them; the first is row `first` of the draw.
+    fn launch_top(
+        &self,
+        batch: &SamplingBatch,
+        first: usize,
+        workspace_bytes: usize,
+    ) -> Result<(), CudaError> {
+        let top = self.packed.most_top();
+        let to = self.likeliest.address().wrapping_add(first * top as usize);
+        let rows = &self.packed.rows[first..][..batch.rows as usize];
+        let [is_raw, is_processed] = wanted_tops(rows);
+        if is_raw {
+            // SAFETY: as in `launch_one`; there is room for `top` entries of every row of the draw.
+            let code = unsafe { sys::launch_top_logprobs(batch, top, to, self.stream.raw()) };
+            launched("launch_top_logprobs", code)?;
+        }
+        if is_processed {
+            // SAFETY: as above.
+            let code = unsafe {
+                sys::launch_top_processed(
+                    batch,
+                    top,
+                    to,
+                    self.workspace.address().cast(),
+                    workspace_bytes,
+                    self.stream.raw(),
+                )
+            };
+            launched("launch_top_processed", code)?;
         }
         Ok(())
     }
@@ -505,23 +566,49 @@ impl CudaSampler {
                 self.stream.raw(),
             )
         };
-        match code {
-            0 => Ok(()),
-            code if code > LAUNCH_CUDA => Err(CudaError::runtime(
-                "launch_advanced_sample_batch",
-                code - LAUNCH_CUDA,
-            )),
-            code => Err(CudaError::Batch {
-                field: "launch",
-                value: code as u64,
-                range: "0: the sizes were checked".to_owned(),
-            }),
-        }
+        launched("launch_advanced_sample_batch", code)
     }
 }
 
 /// A launch's result is this plus the code of the runtime's error.
 const LAUNCH_CUDA: i32 = 1000;
+
+/// `Ok` if a launch was queued.
+fn launched(call: &'static str, code: i32) -> Result<(), CudaError> {
+    match code {
+        0 => Ok(()),
+        code if code > LAUNCH_CUDA => Err(CudaError::runtime(call, code - LAUNCH_CUDA)),
+        code => Err(CudaError::Batch {
+            field: "launch",
+            value: code as u64,
+            range: "0: the sizes were checked".to_owned(),
+        }),
+    }
+}
+
+/// Whether any row wants the likeliest tokens of its logits as they came, and any those of the distribution that it is drawn from.
+fn wanted_tops(rows: &[SamplingRow]) -> [bool; 2] {
+    let any = |is: fn(u32) -> bool| rows.iter().any(|row| is(row.flags));
+    [
+        any(|flags| flags & row_flags::NO_TOP == 0),
+        any(|flags| flags & row_flags::TOP != 0),
+    ]
+}
+
+/// The likeliest tokens of a row and the one that was chosen, if the row wants them.
+fn likeliest(arrived: &Arrived<'_>, row: usize, chosen: &SampledToken) -> Vec<TokenLogprob> {
+    if arrived.rows[row].top == 0 {
+        return Vec::new();
+    }
+    let mut list: Vec<TokenLogprob> = arrived.likeliest(row).collect();
+    if list.iter().all(|entry| entry.token_id != chosen.token_id) {
+        list.push(TokenLogprob {
+            token_id: chosen.token_id,
+            logprob: chosen.logprob,
+        });
+    }
+    list
+}
 
 /// Whether two rows are the same memory.
 fn same_memory(a: &LogitsRow<'_>, b: &LogitsRow<'_>) -> bool {

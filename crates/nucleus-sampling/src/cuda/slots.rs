@@ -21,6 +21,9 @@ pub struct SlotRow<'a> {
     pub uniform: Option<u64>,
     /// The distribution from which the log-probability is taken.
     pub logprobs: LogprobsMode,
+    /// How many of the likeliest tokens of that distribution to tell, at most [`MAX_TOP`](super::MAX_TOP):
+    /// [`CudaSampler::collect_with_top`](super::CudaSampler::collect_with_top) has them.
+    pub top: u32,
     /// Append the token to the slot's history, where it is chosen; else the slot stays as it is (for warm-up, or to time a launch).
     pub commit: bool,
 }
@@ -34,6 +37,7 @@ impl<'a> SlotRow<'a> {
             mask: None,
             uniform: None,
             logprobs: LogprobsMode::default(),
+            top: 0,
             commit: true,
         }
     }

@@ -2,7 +2,7 @@
 
 use std::ffi::{c_char, c_int, c_void};
 
-use super::layout::{DeviceDescription, SamplingBatch};
+use super::layout::{DeviceDescription, SamplingBatch, SamplingLogprob};
 
 /// `cudaMemcpyHostToDevice`.
 pub(super) const HOST_TO_DEVICE: c_int = 1;
@@ -21,6 +21,21 @@ unsafe extern "C" {
     pub(super) fn sampling_workspace_size(rows: u32, max_edited: u32) -> usize;
     pub(super) fn launch_advanced_sample_batch(
         batch: *const SamplingBatch,
+        workspace: *mut c_void,
+        workspace_bytes: usize,
+        stream: *mut c_void,
+    ) -> c_int;
+    pub(super) fn launch_top_logprobs(
+        batch: *const SamplingBatch,
+        count: u32,
+        top: *mut SamplingLogprob,
+        stream: *mut c_void,
+    ) -> c_int;
+
+    pub(super) fn launch_top_processed(
+        batch: *const SamplingBatch,
+        count: u32,
+        top: *mut SamplingLogprob,
         workspace: *mut c_void,
         workspace_bytes: usize,
         stream: *mut c_void,

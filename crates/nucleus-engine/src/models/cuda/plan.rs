@@ -197,9 +197,12 @@ impl DevicePlan {
 
     fn shortage(&self, fitting_tokens: usize) -> ModelError {
         let help = if fitting_tokens >= LEAST_KV_TOKENS {
-            format!("a KV cache of {fitting_tokens} tokens would fit")
+            format!("a KV cache (kv_tokens) of {fitting_tokens} tokens would fit")
+        } else if self.weights_bytes > self.budget() {
+            "the weights alone are too large: a more strongly quantised file or a GPU with more memory would help"
+                .to_owned()
         } else {
-            "fewer rows a step, fewer sequences, a more strongly quantised file or a GPU with more memory would help"
+            "there is no room for a cache beside the rest: fewer rows a step (step_rows), fewer sequences, a more strongly quantised file or a GPU with more memory would help"
                 .to_owned()
         };
         ModelError::DeviceMemory(Box::new(DeviceShortage {
@@ -401,6 +404,7 @@ mod tests {
             name: "a device".to_owned(),
             compute_capability: (9, 0),
             multiprocessors: 132,
+            shared_bytes: 227 << 10,
             total_bytes: 2 * free_bytes,
         };
         let memory = DeviceMemory {
@@ -461,7 +465,15 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(
-            error.contains("a GPU with more memory would help"),
+            error.contains("the weights alone are too large: "),
+            "{error}"
+        );
+        let weights = plan("tiny-q8_0", GIB, OPTIONS).unwrap().weights_bytes;
+        let error = plan("tiny-q8_0", 2 * weights, asked(256))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("there is no room for a cache beside the rest: "),
             "{error}"
         );
     }
