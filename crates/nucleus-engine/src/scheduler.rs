@@ -141,6 +141,8 @@ struct Running {
     alone: bool,
     /// Tokens whose keys and values are in the cache.
     computed: usize,
+    /// Those of them that can be trusted: a row that is NaN, of which the scheduler hears later, leaves NaN in the cache.
+    sound: usize,
     /// Blocks for all tokens, but for the newest one if it begins another block; none while the sequence follows.
     blocks: Vec<BlockId>,
     /// Full blocks that can be found by their tokens, and what the last of them holds.
@@ -226,12 +228,16 @@ impl Scheduler {
         step
     }
 
-    /// Records that a scheduled run is in the cache, for its sequence and for those that follow it.
+    /// Records that a scheduled run is in the cache, for its sequence and for those that follow it. If its logits are looked at, others find it
+    /// there no sooner than they were: when there is a token ([`Scheduler::grown`]), or the sequence has run again.
     pub fn computed(&mut self, run: &Scheduled) {
         let Some(at) = self.position(run.id) else {
             return;
         };
-        self.running[at].computed = run.start + run.len;
+        let running = &mut self.running[at];
+        running.computed = run.start + run.len;
+        let is_looked_at = run.samples || running.alone;
+        running.sound = run.start + if is_looked_at { 0 } else { run.len };
         self.record_full_blocks(at);
         for &follower in &run.followers {
             if let Some(follower) = self.position(follower) {
@@ -243,7 +249,8 @@ impl Scheduler {
     /// Records that a sequence has one more token, or which one the pending token is. [`PENDING`] is one that is not known yet; it must
     /// be before the sequence has run again and the next token is recorded.
     pub fn grown(&mut self, id: SequenceId, token: u32) {
-        let tokens = match self.position(id) {
+        let at = self.position(id);
+        let tokens = match at {
             Some(at) => &mut self.running[at].tokens,
             // It was evicted while its token was pending.
             None => match self.waiting.iter_mut().find(|waiting| waiting.id == id) {
@@ -254,6 +261,10 @@ impl Scheduler {
         match tokens.last_mut() {
             Some(last) if *last == PENDING => *last = token,
             _ => tokens.push(token),
+        }
+        if let Some(at) = at.filter(|_| token != PENDING) {
+            self.running[at].sound = self.running[at].computed;
+            self.record_full_blocks(at);
         }
     }
 
@@ -412,6 +423,7 @@ impl Scheduler {
             capacity,
             alone,
             computed: hits * self.block_size,
+            sound: hits * self.block_size,
             blocks,
             recorded: hits,
             content: prefix.content,
@@ -489,7 +501,7 @@ impl Scheduler {
     fn record_full_blocks(&mut self, at: usize) {
         let Running {
             tokens,
-            computed,
+            sound,
             blocks,
             recorded,
             content,
@@ -498,7 +510,7 @@ impl Scheduler {
         if !self.limits.prefix_reuse {
             return;
         }
-        let full = tokens[..*computed].chunks_exact(self.block_size);
+        let full = tokens[..*sound].chunks_exact(self.block_size);
         for (tokens, &block) in full.zip(blocks.iter()).skip(*recorded) {
             *content = Some(self.pool.record(*content, tokens, block));
             *recorded += 1;
@@ -508,19 +520,22 @@ impl Scheduler {
     /// Lets a sequence go on from what another has computed.
     fn share_blocks(&mut self, leader: usize, follower: usize) {
         let leader = &self.running[leader];
-        let (computed, recorded, content) = (leader.computed, leader.recorded, leader.content);
+        let (computed, sound) = (leader.computed, leader.sound);
+        let (recorded, content) = (leader.recorded, leader.content);
         let blocks = leader.blocks.clone();
         self.pool.share(&blocks);
         self.counters.reused_tokens += computed as u64;
         let follower = &mut self.running[follower];
         follower.blocks = blocks;
         follower.computed = computed;
+        follower.sound = sound;
         follower.recorded = recorded;
         follower.content = content;
         follower.follows = None;
     }
 
-    /// Frees the blocks of a sequence that has gone; or, if others follow it, leaves them and its work to the first of these.
+    /// Frees the blocks of a sequence that has gone; or, if others follow it, leaves them and its work, as far as it can be trusted, to the first
+    /// of these.
     fn hand_over(&mut self, gone: Running) {
         let follows = |running: &&mut Running| running.follows == Some(gone.id);
         let mut followers = self.running.iter_mut().filter(follows);
@@ -533,7 +548,8 @@ impl Scheduler {
         }
         heir.follows = None;
         heir.blocks = gone.blocks;
-        heir.computed = gone.computed;
+        heir.computed = gone.sound;
+        heir.sound = gone.sound;
         heir.recorded = gone.recorded;
         heir.content = gone.content;
     }
@@ -572,7 +588,8 @@ impl Scheduler {
     fn assert_sound(&self, running: &Running) {
         let covered = running.blocks.len() * self.block_size;
         assert!(running.computed < running.tokens.len(), "{running:?}");
-        assert!(running.recorded * self.block_size <= running.computed);
+        assert!(running.recorded * self.block_size <= running.sound);
+        assert!(running.sound <= running.computed);
         let full = running.computed / self.block_size;
         for &block in running.blocks.iter().skip(full) {
             let found = self.pool.can_be_found(block);

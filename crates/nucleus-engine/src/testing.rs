@@ -14,7 +14,8 @@ pub enum Fault {
     Error,
     /// The forward pass panics.
     Panic,
-    /// The logits of the chunk at this place, modulo their number, are NaN, if it wants any.
+    /// The keys and values of the chunk at this place, modulo their number, are NaN if it wants logits, and so are all logits that follow from
+    /// them.
     NanRow(usize),
     /// There is no memory for steps of more than so many tokens, until one is smaller or ends a request.
     OutOfMemory(usize),
@@ -56,8 +57,8 @@ pub struct ScriptedModel {
     spec: ModelSpec,
     layout: KvLayout,
     faults: Faults,
-    /// The digest at each position of each block.
-    cache: Vec<u64>,
+    /// The digest at each position of each block; `None` is a NaN.
+    cache: Vec<Option<u64>>,
     logits: Vec<f32>,
     step_tokens: usize,
     runs_ahead: bool,
@@ -82,7 +83,7 @@ impl ScriptedModel {
             },
             layout,
             faults: Faults::default(),
-            cache: vec![0; layout.blocks * layout.block_size],
+            cache: vec![Some(0); layout.blocks * layout.block_size],
             logits: Vec::new(),
             step_tokens: usize::MAX,
             runs_ahead: false,
@@ -140,15 +141,16 @@ impl ScriptedModel {
     }
 
     /// What the cache holds at a position.
-    fn digest(&self, blocks: &[BlockId], position: usize) -> u64 {
+    fn digest(&self, blocks: &[BlockId], position: usize) -> Option<u64> {
         self.cache[self.slot(blocks, position)]
     }
 
-    fn run(&mut self, chunk: &Chunk<'_>) {
+    fn run(&mut self, chunk: &Chunk<'_>, is_nan: bool) {
         let before = chunk.position.checked_sub(1);
-        let mut state = before.map_or(START, |before| self.digest(chunk.blocks, before));
+        let before = before.map_or(Some(START), |before| self.digest(chunk.blocks, before));
+        let mut state = before.filter(|_| !is_nan);
         for (index, &token) in chunk.tokens.iter().enumerate() {
-            state = mix(state, token.into());
+            state = state.map(|state| mix(state, token.into()));
             let slot = self.slot(chunk.blocks, chunk.position + index);
             self.cache[slot] = state;
         }
@@ -156,12 +158,14 @@ impl ScriptedModel {
 
     fn read_out(&mut self, chunk: &Chunk<'_>) {
         let end = chunk.position + chunk.tokens.len();
-        let digests = (0..end).map(|position| self.digest(chunk.blocks, position));
-        push_logits(
-            digests.fold(START, mix),
-            self.spec.vocab_size,
-            &mut self.logits,
-        );
+        let mut digests = (0..end).map(|position| self.digest(chunk.blocks, position));
+        let vocab_size = self.spec.vocab_size;
+        match digests.try_fold(START, |state, digest| Some(mix(state, digest?))) {
+            Some(digest) => push_logits(digest, vocab_size, &mut self.logits),
+            None => self
+                .logits
+                .extend(std::iter::repeat_n(f32::NAN, vocab_size)),
+        }
     }
 }
 
@@ -203,26 +207,23 @@ impl Model for ScriptedModel {
         assert!(tokens <= self.step_tokens, "{tokens} tokens in a step");
         self.check_memory(tokens)?;
         check_owners(chunks, self.layout.block_size);
-        chunks.iter().for_each(|chunk| self.run(chunk));
-        self.logits.clear();
         let fault = self
             .faults
             .take_if(|fault| !matches!(fault, Fault::DrawLost | Fault::NoSlot));
+        for (index, chunk) in chunks.iter().enumerate() {
+            let is_named =
+                |fault| matches!(fault, Fault::NanRow(row) if row % chunks.len() == index);
+            self.run(chunk, chunk.wants_logits && fault.is_some_and(is_named));
+        }
+        self.logits.clear();
         match fault {
             Some(Fault::Error) => return Err(EngineError::Unsupported("scripted error".into())),
             Some(Fault::Panic) => panic!("scripted panic"),
             Some(Fault::DeviceLost) => return Err(EngineError::DeviceLost("scripted loss".into())),
             _ => {}
         }
-        for (index, chunk) in chunks.iter().enumerate() {
-            if !chunk.wants_logits {
-                continue;
-            }
-            let start = self.logits.len();
+        for chunk in chunks.iter().filter(|chunk| chunk.wants_logits) {
             self.read_out(chunk);
-            if matches!(fault, Some(Fault::NanRow(row)) if row % chunks.len() == index) {
-                self.logits[start..].fill(f32::NAN);
-            }
         }
         if self.logits.is_empty() {
             return Ok(());

@@ -8,7 +8,10 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Once, mpsc};
 
-use nucleus_sampling::{CpuSampler, LogitsRow, Row, Sampler, SamplerState, SamplingParams};
+use nucleus_sampling::{
+    CpuSampler, LogitsRow, Logprobs, LogprobsMode, Row, Sampler, SamplerState, SamplingParams,
+    TokenLogprob,
+};
 use tokio::sync::mpsc::error::TryRecvError;
 
 use super::draw::{DeviceDraw, Drawing, HostDraw};
@@ -183,6 +186,8 @@ struct Client {
     /// Whether the prompt's scores have come.
     scored: bool,
     received: Vec<u32>,
+    /// The likeliest tokens at the place of each.
+    top_logprobs: Vec<Vec<TokenLogprob>>,
     text: String,
     cancelled: bool,
     /// What went wrong in the step in which it ended, and in the one before, whose tokens may come as late.
@@ -342,7 +347,17 @@ impl Episode {
             params,
             max_tokens: Some(random.below(40)),
             prompt_logprobs: random.one_in(4),
-            top_logprobs: if random.one_in(6) { 2 } else { 0 },
+            // Some that a device tells, and some that it does not.
+            top_logprobs: if random.one_in(5) {
+                [2, 5][random.below(2)]
+            } else {
+                0
+            },
+            logprobs_mode: if random.one_in(4) {
+                LogprobsMode::Processed
+            } else {
+                LogprobsMode::Raw
+            },
             first_logits: random.one_in(10),
             ..Request::default()
         }
@@ -380,6 +395,7 @@ impl Episode {
                 generation: Some(generation),
                 scored: false,
                 received: Vec::new(),
+                top_logprobs: Vec::new(),
                 text: String::new(),
                 cancelled: false,
                 faults: [None; 2],
@@ -489,6 +505,7 @@ impl Episode {
                     let wants = client.request.top_logprobs > 0;
                     assert_eq!(!token.top_logprobs.is_empty(), wants);
                     client.received.push(token.id);
+                    client.top_logprobs.push(token.top_logprobs);
                     client.text.push_str(&token.text);
                     self.tally.tokens += 1;
                 }
@@ -508,10 +525,11 @@ impl Episode {
         let client = &self.clients[at];
         assert_eq!(completion.token_ids, client.received);
         assert_eq!(completion.text, client.text);
-        let alone = self
-            .oracle
-            .tokens(&self.engine, &client.request, client.received.len());
+        let (alone, likeliest) =
+            self.oracle
+                .tokens(&self.engine, &client.request, client.received.len());
         assert_eq!(client.received, alone, "not the tokens of the run alone");
+        assert_eq!(client.top_logprobs, likeliest);
         if !client.received.is_empty() {
             assert_eq!(client.scored, client.request.prompt_logprobs);
         }
@@ -641,16 +659,31 @@ struct Oracle {
 }
 
 impl Oracle {
-    /// The first `count` tokens.
-    fn tokens(&mut self, engine: &Engine, request: &Request, count: usize) -> Vec<u32> {
+    /// The first `count` tokens, and the likeliest ones at the place of each.
+    fn tokens(
+        &mut self,
+        engine: &Engine,
+        request: &Request,
+        count: usize,
+    ) -> (Vec<u32>, Vec<Vec<TokenLogprob>>) {
         let params = engine.validate(&request.params).unwrap();
         let mut state = SamplerState::new(&params, &request.prompt);
-        for _ in 0..count {
+        let mut likeliest = vec![Vec::new(); count];
+        for likeliest in &mut likeliest {
             let logits = self.model.logits_after(state.tokens());
-            let row = Row::new(LogitsRow::F32(&logits), &params, &state);
+            let row = Row {
+                logprobs: Logprobs {
+                    top: request.top_logprobs,
+                    mode: request.logprobs_mode,
+                },
+                ..Row::new(LogitsRow::F32(&logits), &params, &state)
+            };
             let sampled = self.sampler.sample(&row);
+            if request.top_logprobs > 0 {
+                *likeliest = self.sampler.top_logprobs(&row, &sampled);
+            }
             state.commit(&sampled);
         }
-        state.output().to_vec()
+        (state.output().to_vec(), likeliest)
     }
 }

@@ -332,6 +332,10 @@ impl Worker {
             }
             self.tell_prompt(id);
             if !self.sequence_mut(id).wants_output() {
+                if drawn.token.status == Status::Ok {
+                    // Nobody sees the token, but others may use what it was drawn from.
+                    self.scheduler.grown(id, drawn.token.token_id);
+                }
                 self.finish(id, FinishReason::Length);
             } else if drawn.token.status == Status::Ok {
                 self.commit_token(id, drawn);

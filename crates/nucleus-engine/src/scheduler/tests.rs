@@ -501,6 +501,45 @@ fn a_step_is_scheduled_behind_a_pending_token() {
     assert_eq!(run(&mut scheduler), [(8, 4, 1, true)]);
 }
 
+/// The row may turn out to be NaN, and its keys and values with it.
+#[test]
+fn what_a_token_is_drawn_from_is_found_when_there_is_a_token() {
+    for (is_known, start) in [(false, 0), (true, 8)] {
+        let mut scheduler = scheduler(4, 16, 8);
+        let prompt: Vec<u32> = (0..9).collect();
+        let longer = [&prompt[..], &[77]].concat();
+        let first = of_tokens(1, prompt, 12);
+        scheduler.enqueue(vec![first]).unwrap();
+        execute_ahead(&mut scheduler);
+        if is_known {
+            scheduler.grown(SequenceId(1), 55);
+        }
+        scheduler.enqueue(vec![of_tokens(2, longer, 12)]).unwrap();
+        let runs = scheduler.schedule().runs;
+        let second = runs.iter().find(|run| run.id == SequenceId(2)).unwrap();
+        assert_eq!(second.start, start);
+    }
+}
+
+#[test]
+fn who_waited_for_a_prompt_that_failed_goes_on_from_what_was_looked_at() {
+    let mut scheduler = scheduler(4, 4, 8);
+    let tokens: Vec<u32> = (0..9).collect();
+    let scored = Arrival {
+        alone: true,
+        ..of_tokens(1, tokens.clone(), 12)
+    };
+    scheduler
+        .enqueue(vec![scored, of_tokens(2, tokens, 12)])
+        .unwrap();
+    assert_eq!(run(&mut scheduler), [(1, 0, 4, false)]);
+    assert_eq!(run(&mut scheduler), [(1, 4, 4, false)]);
+    // A score of the second run is NaN.
+    scheduler.discard(SequenceId(1));
+    assert_eq!(run(&mut scheduler), [(2, 4, 4, false)]);
+    scheduler.assert_consistent();
+}
+
 #[test]
 fn nothing_runs_behind_the_last_token() {
     let mut scheduler = scheduler(4, 16, 2);
