@@ -1,7 +1,8 @@
-// Rows by a cluster that holds them in the slices of its blocks: what few tokens decide, draws from the whole row and top_p over it, then whatever is left by
-// the exact path.
+// Rows by a cluster that holds them in the slices of its blocks: what few tokens decide, what min_p keeps and draws from the whole row, then whatever is left by
+// the exact path. Where a row was weighed before and keeps many tokens, it is not held (cut.cuh).
 #pragma once
 
+#include "cut.cuh"
 #include "steps.cuh"
 #include "unsliced.cuh"
 
@@ -37,89 +38,43 @@ __device__ __forceinline__ void draw_token(const DeviceTeam &team, const RowCall
   });
 }
 
-// The first k tokens and all above a bound, as a list in the leader: after a barrier of the cluster `count` of them, 0 if they do not fit.
-// False: the request's cut lies beyond the list.
-__device__ __forceinline__ bool run_sent(const DeviceTeam &team, const SlicePlan &plan, const RowCall &call, u32 count, u64 total) {
-  Shared *sh = team.sh;
-  list_candidates(team, count);
-  if (threadIdx.x >= 32) return true;
-  return run_candidates(call, ListCall{sh->listed_places, sh->listed_weights, count, plan.op, plan.temperature, total});
-}
-
-// top_p or min_p that keep more tokens than were sent. The slices are as they were; every block calls it after a barrier of the cluster. False: not decided.
-__device__ __noinline__ bool keep_many(RowCall call, SlicePlan plan, Weighing w, u32 most) {
-  DeviceTeam team = call.team();
-  Shared *sh = team.sh;
-  const Request r = call.request();
-  const SamplingOp &op = r.program->ops[plan.op];
-  const float largest = value_of(most);
-  u64 lowest;
-  if (plan.kind == SlicePlan::MASS) {
-    w.sums.total = published_mass(team, sh->masses);
-    const Until until{Until::REACHES, w.sums.total, op.threshold};
-    const StepCut cut = find_in_steps(team, Layer{NUCLEUS_OP_NONE, 1.0f, 0, 0, 0, 0, ~0ull, 0}, w, largest, until, true);
-    if (!cut.found) return false;
-    lowest = cut.place;
-    if (threadIdx.x == 0) {
-      sh->kept = cut.kept;
-      sh->found = 0;
-    }
-    __syncthreads();
-  } else {
-    const float threshold = fmaxf(fmaf(plan.temperature, op.arg, largest), float_of(0xFF7FFFFFu));  // no lower than the least float
-    lowest = static_cast<u64>(key_of(threshold + 0.0f)) << 32;
-    team.cluster_sync();  // the counts of what was sent have been read
-    if (threadIdx.x == 0) sh->kept = sh->found = 0;
-    team.cluster_sync();
-    u32 own = 0;
-    team.each_four([&](u32, float4 v) { own += (v.x >= threshold) + (v.y >= threshold) + (v.z >= threshold) + (v.w >= threshold); });
-    publish_kept(team, own);
-    team.cluster_sync();
-  }
-  if (sh->kept < plan.k) return false;
-  if (sh->kept <= LISTED) {
-    send_candidates(team, logit_at(lowest), true);
-    team.cluster_sync();
-    const u32 count = sent_candidates(team);
-    if (count) {
-      if (team.leader()) {
-        const bool decided = run_sent(team, plan, call, count, plan.kind == SlicePlan::MASS ? w.sums.total : 0);
-        if (threadIdx.x < team.blocks) team.in_block(sh, threadIdx.x)->verdict = decided;
-      }
-      team.cluster_sync();
-      return sh->verdict;
-    }
-  }
-  if (plan.op + 2 != r.program->len || r.program->ops[plan.op + 1].code != NUCLEUS_OP_DRAW) return false;
-  if (plan.kind != SlicePlan::MASS && !begin_weighing(largest, plan.temperature, w)) {
-    fail(call, team, r, NUCLEUS_OVERFLOW);
-    return true;
-  }
-  const float last = logit_at(lowest);
-  auto weight = [&](u32 id, float x) { return x > last || (x == last && place_of(x, id) >= lowest) ? w.q(x) : 0; };
+// The weight and the count of the tokens from `threshold` up, published by every warp. A barrier of the cluster must follow.
+__device__ __forceinline__ void publish_above(const DeviceTeam &team, const Weighing &w, bool weighs, float threshold) {
+  const Addends addends(w);
+  u32 high = 0, low = 0, added = 0, kept = 0;
   u64 own = 0;
-  team.each_four([&](u32 i, float4 v) {
-    const float x[4] = {v.x + 0.0f, v.y + 0.0f, v.z + 0.0f, v.w + 0.0f};
+  team.each_four([&](u32, float4 v) {
+    const float x[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
-    for (u32 e = 0; e < 4; ++e) own += weight(team.first + i + e, x[e]);
+    for (u32 e = 0; e < 4; ++e) {
+      const bool above = x[e] >= threshold;
+      kept += above;
+      addends.add(above ? x[e] : -infinity(), high, low);
+    }
+    added += 4;
   });
-  publish_mass(team, sh->masses, own);
-  team.cluster_sync();
-  const u64 total = published_mass(team, sh->masses);
-  draw_token(team, call, total, weight);
-  return true;
+  if (addends.serve)
+    own = Addends::sum(high, low, added);
+  else if (weighs)
+    team.each_four([&](u32, float4 v) {
+      const float x[4] = {v.x, v.y, v.z, v.w};
+      UNROLL_NOT
+      for (u32 e = 0; e < 4; ++e) own += x[e] >= threshold ? w.q(x[e]) : 0;
+    });
+  publish_mass(team, team.sh->masses, own);
+  publish_kept(team, kept);
 }
 
-// Decides a row in two barriers of the cluster, and by keep_many.
+// Decides a row by its first tokens, by all above a bound or by all of it, in two or three barriers of the cluster.
 __device__ __noinline__ Fate sample_row(RowCall call, SlicePlan plan) {
   DeviceTeam team = call.team();
   Shared *sh = team.sh;
   const Seen seen = look(team);
   const Maxima m = maxima(team, sh->unusual ? UNUSUAL : seen.key);
-  const bool weighs = plan.kind == SlicePlan::MASS || plan.kind == SlicePlan::ALL;
+  const bool all = plan.kind == SlicePlan::ALL, above = plan.kind == SlicePlan::ABOVE;
   Weighing w, unscaled;
-  const bool strange = m.largest == UNUSUAL;
-  if (strange || (weighs && (!m.largest || !begin_weighing(value_of(m.largest), plan.temperature, w)))) {
+  const bool strange = m.largest == UNUSUAL, weighs = m.largest && !strange && begin_weighing(value_of(m.largest), plan.temperature, w);
+  if (strange || (all && !weighs)) {
     team.cluster_sync();  // every block has read the maxima
     if (!strange) fail(call, team, call.request(), m.largest ? NUCLEUS_OVERFLOW : NUCLEUS_EMPTY);
     return strange ? Fate::STRANGE : Fate::DECIDED;
@@ -131,15 +86,31 @@ __device__ __noinline__ Fate sample_row(RowCall call, SlicePlan plan) {
     raw_here = m.largest && begin_weighing(value_of(m.largest), 1.0f, unscaled);
   }
   if (raw_here) publish_mass(team, sh->raw_masses, team.mass(unscaled));
-  if (weighs) publish_mass(team, sh->masses, team.mass(w));
-  if (plan.kind == SlicePlan::ALL) {
+  float threshold = -infinity();
+  if (above && m.largest) {
+    threshold = fmaxf(fmaf(plan.temperature, sh->program.ops[plan.op].arg, value_of(m.largest)), float_of(0xFF7FFFFFu));  // no lower than the least float
+    publish_above(team, w, weighs, threshold);
+    team.cluster_sync();
+    if (raw_here) {
+      unscaled.sums.total = published_mass(team, sh->raw_masses);
+      call.raw = raw_sums_of(value_of(m.largest), unscaled);
+      raw_here = false;
+    }
+    if (sh->kept > LISTED) {
+      if (plan.op + 2 != sh->program.len || sh->program.ops[plan.op + 1].code != NUCLEUS_OP_DRAW) return Fate::MANY;
+      if (!weighs) fail(call, team, call.request(), NUCLEUS_OVERFLOW);
+      else draw_token(team, call, published_mass(team, sh->masses), [&](u32, float x) { return x >= threshold ? w.q(x) : 0; });
+      return Fate::DECIDED;
+    }
+  }
+  if (all) {
+    publish_mass(team, sh->masses, team.mass(w));
     publish_kept(team, seen.count);
   } else {
-    const u32 most = team.blocks * GROUPS * 3 / 4, k = plan.kind == SlicePlan::MASS && plan.k < most ? most : plan.k;
-    const u32 bound = k == 1 ? m.largest : k <= most ? kth_of_groups(team, k) : kth_of_many(team, m.own, k);
-    float threshold = bound ? value_of(bound) : -infinity();
-    if (plan.kind == SlicePlan::ABOVE && m.largest)
-      threshold = fminf(threshold, fmaf(plan.temperature, sh->program.ops[plan.op].arg, value_of(m.largest)));
+    const u32 most = team.blocks * GROUPS * 3 / 4;
+    const u32 bound = plan.k == 1 ? m.largest : plan.k <= most ? kth_of_groups(team, plan.k) : kth_of_many(team, m.own, plan.k);
+    const float reached = bound ? value_of(bound) : -infinity();
+    threshold = above && m.largest ? fminf(threshold, reached) : reached;
     send_candidates(team, threshold, m.in_warp && value_of(m.in_warp) >= threshold);
   }
   team.cluster_sync();
@@ -147,32 +118,21 @@ __device__ __noinline__ Fate sample_row(RowCall call, SlicePlan plan) {
     unscaled.sums.total = published_mass(team, sh->raw_masses);
     call.raw = raw_sums_of(value_of(m.largest), unscaled);
   }
-  const u64 total = weighs ? published_mass(team, sh->masses) : 0;
-  if (plan.kind == SlicePlan::ALL) {
-    draw_token(team, call, total, [&](u32, float x) { return w.q(x); });
+  if (all) {
+    draw_token(team, call, published_mass(team, sh->masses), [&](u32, float x) { return w.q(x); });
     return Fate::DECIDED;
   }
   const u32 count = sent_candidates(team);
-  bool decided = count || !m.largest;
-  if (decided && plan.greedy) {
-    if (team.leader() && threadIdx.x < 32) {
-      const u64 place = first_candidate(team);
-      if (threadIdx.x == 0) take_first(call, call.request(), place);
-    }
-    return Fate::DECIDED;
+  if (!count && m.largest) return Fate::MANY;
+  if (!team.leader()) return Fate::DECIDED;
+  if (!plan.greedy) {
+    list_candidates(team, count);
+    if (threadIdx.x < 32) run_candidates(call, ListCall{sh->listed_places, sh->listed_weights, count, plan.op, plan.temperature, 0});
+  } else if (threadIdx.x < 32) {
+    const u64 place = first_candidate(team);
+    if (threadIdx.x == 0) take_first(call, call.request(), place);
   }
-  if (decided && team.leader()) {
-    decided = run_sent(team, plan, call, count, total);
-    if (weighs && threadIdx.x < team.blocks) team.in_block(sh, threadIdx.x)->verdict = decided;
-  }
-  if (weighs && (count || !m.largest)) {
-    team.cluster_sync();
-    decided = sh->verdict;
-  } else {
-    decided = count || !m.largest;
-  }
-  if (decided) return Fate::DECIDED;
-  return plan.kind != SlicePlan::FIRST && keep_many(call, plan, w, m.largest) ? Fate::DECIDED : Fate::MANY;
+  return Fate::DECIDED;
 }
 
 // The exact path over slices; false: they are not of numbers alone.
@@ -189,6 +149,30 @@ struct Rows {
 
   __device__ __forceinline__ u32 index(u64 set) const { return first + (__ffsll(static_cast<long long>(set)) - 1) * step; }
 };
+
+// Draws in rows of which choose.cuh found that they keep many tokens; returns those that are not decided, as bits.
+static __device__ __noinline__ u64 draw_by_cluster(const SamplingBatch &batch, const Whole &whole, const Division &division, Rows rows) {
+  Shared *sh = shared_state();
+  CutRoom<THREADS> *room = CutRoom<THREADS>::here();
+  DeviceTeam team;
+  u64 left = 0;
+#pragma unroll 1
+  for (u64 bits = rows.bits; bits; bits &= bits - 1) {
+    const u32 index = rows.index(bits);
+    team.cluster_sync();  // no block reads the last row's results any more
+    DescriptionWord word;
+    word.read(batch, index, batch.row[index].request);
+    word.write(sh);
+    if (threadIdx.x == 0) {
+      room->plan = whole.plans[index];
+      room->many = whole.many[index];
+    }
+    __syncthreads();
+    describe_slot(sh, batch);
+    if (!draw_of_many<THREADS>(index, whole, division)) left |= bits & (0 - bits);
+  }
+  return left;
+}
 
 // Every row of `rows`. With `exact_only`, by the exact path alone.
 __device__ __forceinline__ void sample_by_cluster(const SamplingBatch &batch, const Workspace &workspace, const Rows &rows, u32 slice_room, bool exact_only) {
@@ -235,7 +219,7 @@ __device__ __forceinline__ void sample_by_cluster(const SamplingBatch &batch, co
         __syncthreads();
       }
       fate = Fate::MANY;
-      if (!exact_only && plan.kind != SlicePlan::EXACT) fate = sample_row(call, plan);
+      if (!exact_only && plan.kind != SlicePlan::EXACT && plan.kind != SlicePlan::MASS) fate = sample_row(call, plan);
       if (fate == Fate::MANY) {
         if (raw && !call.raw.wanted) call.raw = raw_before_changes(team);
         if (sample_slices(call, exact_only)) fate = Fate::DECIDED;

@@ -1,7 +1,7 @@
 // A row's token from its sums or its list, by one block.
 #pragma once
 
-#include "whole.cuh"
+#include "cut.cuh"
 
 namespace nucleus {
 
@@ -143,20 +143,34 @@ __device__ __forceinline__ RowSums sums_of(const PartSums &own, u32 &before) {
   return sums;
 }
 
-// False: not decided.
-__device__ __forceinline__ bool choose_token(const SamplingBatch &batch, const Whole &whole, const Division &division, const SlicePlan &own_plan,
-                                             const Findings &found, u64 uniform, u32 index) {
+// The weight of the listed tokens.
+__device__ __forceinline__ u64 mass_of_listed(const Weighing &w, u32 count) {
+  Shared *sh = shared_state();
+  u64 mass = 0, total = 0;
+  UNROLL_NOT
+  for (u32 i = threadIdx.x; i < count; i += CHOOSE_THREADS) mass += w.q(logit_at(sh->listed_places[i]));
+  mass = DeviceWarp{}.sum(mass);
+  if (threadIdx.x % 32 == 0) sh->raw_masses[threadIdx.x / 32] = mass;
+  __syncthreads();
+#pragma unroll
+  for (u32 i = 0; i < CHOOSE_WARPS; ++i) total += sh->raw_masses[i];
+  return total;
+}
+
+// What the row has come to: NUCLEUS_OK if it is decided, else PENDING or MANY_KEPT.
+__device__ __forceinline__ u32 choose_token(const SamplingBatch &batch, const Whole &whole, const Division &division, const SlicePlan &own_plan, const Findings &found,
+                                            u64 uniform, u32 index) {
   Shared *sh = shared_state();
   const RowMaxima &maxima = found.maxima;
   const RowPlan &plan = found.plan;
   RowCall call{index, 0, 0, RawSums{}};
   const Request r = call.request();
-  if (maxima.largest == UNUSUAL) return false;
+  if (maxima.largest == UNUSUAL) return PENDING;
   auto fail_here = [&](u32 status) {
     Outcome failed;
     failed.status = status;
     if (threadIdx.x == 0) *call.out() = result(failed, call.raw, r);
-    return true;
+    return NUCLEUS_OK;
   };
   const bool weighs = plan.kind == SlicePlan::MASS || plan.kind == SlicePlan::ALL;
   Weighing w, unscaled;
@@ -180,15 +194,25 @@ __device__ __forceinline__ bool choose_token(const SamplingBatch &batch, const W
       outcome.logprob = processed_logprob(w.q(x), total);
       *call.out() = result(outcome, raw(), r);
     });
-    return true;
+    return NUCLEUS_OK;
   }
-  if (!sums.fits || sums.listed > LISTED || (maxima.largest && !sums.listed)) return false;
+  const u64 threshold = sh->program.ops[own_plan.op].threshold;
+  u64 total = 0;
+  // Where more tokens are kept than are listed.
+  auto many = [&] {
+    if (!maxima.largest || !then_draws(own_plan, sh->program)) return PENDING;
+    if (threadIdx.x == 0) whole.many[index] = ManyKept{total, threshold, own_plan.k, value_of(maxima.largest), raw()};
+    return MANY_KEPT;
+  };
   if (plan.kind == SlicePlan::MASS) {
     const u64 own = DeviceWarp{}.sum(found.mass());
     if (threadIdx.x % 32 == 0) sh->masses[threadIdx.x / 32] = own;
   }
   if (threadIdx.x < division.blocks * WARPS) sh->groups[threadIdx.x] = before;
   __syncthreads();
+  if (plan.kind == SlicePlan::MASS)
+    for (u32 i = 0; i < CHOOSE_WARPS; ++i) total += sh->masses[i];
+  if (!sums.fits || sums.listed > LISTED || (maxima.largest && !sums.listed)) return many();
   // Several threads a warp's list.
   constexpr u32 SHARING = CHOOSE_THREADS / ROW_WARPS, AHEAD = 4;
   const u32 from = threadIdx.x / SHARING;
@@ -207,9 +231,7 @@ __device__ __forceinline__ bool choose_token(const SamplingBatch &batch, const W
     }
   }
   __syncthreads();
-  u64 total = 0;
-  if (plan.kind == SlicePlan::MASS)
-    for (u32 i = 0; i < CHOOSE_WARPS; ++i) total += sh->masses[i];
+  if (plan.kind == SlicePlan::MASS && !reaches(mass_of_listed(w, sums.listed), total, threshold)) return many();
   sort_places<CHOOSE_THREADS>(sh->listed_places, sums.listed);
   if (threadIdx.x < 32) {
     call.raw = raw();
@@ -219,10 +241,22 @@ __device__ __forceinline__ bool choose_token(const SamplingBatch &batch, const W
     if (threadIdx.x == 0) sh->verdict = decided;
   }
   __syncthreads();
-  return sh->verdict;
+  return sh->verdict ? NUCLEUS_OK : PENDING;
 }
 
-__device__ __forceinline__ void choose_row(const SamplingBatch &batch, const Whole &whole, const Division &division, u32 index) {
+// What `many` wrote of a row is read again, so that nothing of this is in the way of other rows.
+__device__ __noinline__ bool draw_here(const Whole &whole, const Division &division, u32 index) {
+  CutRoom<CHOOSE_THREADS> *room = CutRoom<CHOOSE_THREADS>::here();
+  if (threadIdx.x == 0) {
+    room->plan = whole.plans[index];
+    room->many = whole.many[index];
+  }
+  __syncthreads();
+  return draw_of_many<CHOOSE_THREADS>(index, whole, division);
+}
+
+// `leaves_many`: rows that keep many tokens are left to the next launch, whose clusters share them out.
+__device__ __forceinline__ void choose_row(const SamplingBatch &batch, const Whole &whole, const Division &division, u32 index, bool leaves_many) {
   Shared *sh = shared_state();
   DescriptionWord word;
   word.read(batch, index, batch.row[index].request);
@@ -234,8 +268,14 @@ __device__ __forceinline__ void choose_row(const SamplingBatch &batch, const Who
   wait_for_launch_before();
   const Findings found(whole, division, index, batch.row_len);
   if (found.plan.flags & RowPlan::SKIPPED) return;
-  if (found.plan.kind != SlicePlan::EXACT && choose_token(batch, whole, division, own_plan, found, uniform, index)) return;
-  if (threadIdx.x == 0) batch.out[index].status = PENDING;
+  u32 status = PENDING;
+  if (found.plan.kind != SlicePlan::EXACT) status = choose_token(batch, whole, division, own_plan, found, uniform, index);
+  if (status == MANY_KEPT && !leaves_many) {
+    __syncthreads();
+    if (draw_here(whole, division, index)) return;
+    status = PENDING;
+  }
+  if (status != NUCLEUS_OK && threadIdx.x == 0) batch.out[index].status = status;
 }
 
 }  // namespace nucleus

@@ -102,8 +102,8 @@ cudaError_t launch_tops(const SamplingBatch &batch, const Workspace &workspace, 
 // Bytes of workspace that launch_whole needs.
 size_t whole_bytes(size_t rows);
 
-// Rows that few tokens do not decide get their token; the status of the others is PENDING afterwards. With `pending`, of rows that an earlier launch left
-// PENDING. `launched`: false if the rows are too long.
-cudaError_t launch_whole(const SamplingBatch &batch, char *space, bool pending, cudaStream_t stream, bool &launched);
+// Rows that few tokens do not decide get their token; the status of the others is PENDING afterwards, or MANY_KEPT. With `pending`, of rows that an earlier
+// launch left PENDING. `division`: how rows were shared out; no room if they are too long, then nothing was launched.
+cudaError_t launch_whole(const SamplingBatch &batch, char *space, bool pending, cudaStream_t stream, Division &division);
 
 }  // namespace nucleus

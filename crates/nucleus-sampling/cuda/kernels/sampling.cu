@@ -6,25 +6,33 @@
 
 namespace nucleus {
 
-// The rows of a cluster: of all rows, or of those that an earlier launch left pending.
-__device__ __forceinline__ Rows rows_of(const SamplingBatch &batch, u32 cluster, u32 clusters, bool pending) {
-  u32 own[2];
-#pragma unroll
-  for (u32 half = 0; half < 2; ++half) {
-    const u32 index = cluster + (half * 32 + threadIdx.x % 32) * clusters;
-    own[half] = __ballot_sync(~0u, index < batch.rows && (!pending || is_pending(batch, index)));
-  }
-  return Rows{cluster, clusters, static_cast<u64>(own[1]) << 32 | own[0]};
-}
+// The rows of a cluster: all that are undecided, and those that keep many tokens, which an earlier launch may have left.
+struct OwnRows {
+  Rows undecided, many;
 
+  __device__ __forceinline__ OwnRows(const SamplingBatch &batch, u32 cluster, u32 clusters, bool pending) : undecided{cluster, clusters, 0}, many{cluster, clusters, 0} {
+    u32 status[2];
+#pragma unroll
+    for (u32 half = 0; half < 2; ++half) {
+      const u32 index = cluster + (half * 32 + threadIdx.x % 32) * clusters;
+      status[half] = index < batch.rows ? (pending ? reinterpret_cast<const volatile u32 &>(batch.out[index].status) : PENDING) : NUCLEUS_OK;
+    }
+    undecided.bits = static_cast<u64>(__ballot_sync(~0u, status[1] == PENDING)) << 32 | __ballot_sync(~0u, status[0] == PENDING);
+    many.bits = static_cast<u64>(__ballot_sync(~0u, status[1] == MANY_KEPT)) << 32 | __ballot_sync(~0u, status[0] == MANY_KEPT);
+  }
+};
+
+// `pending`: of the rows that an earlier launch left. `whole`, `division`: what was found of rows that keep many tokens.
 __global__ void __launch_bounds__(THREADS, 2) sample_rows(const __grid_constant__ SamplingBatch batch, const __grid_constant__ Workspace workspace,
-                                                          u32 slice_room, bool pending) {
+                                                          const __grid_constant__ Whole whole, const __grid_constant__ Division division, u32 slice_room, bool pending) {
   Shared *sh = shared_state();
   DeviceTeam team;
   if (threadIdx.x < sizeof(SamplingBatch) / 4) reinterpret_cast<u32 *>(&sh->batch)[threadIdx.x] = reinterpret_cast<const u32 *>(&batch)[threadIdx.x];
   let_next_launch_begin();
   wait_for_launch_before();
-  const Rows rows = rows_of(batch, team.share_of(blockIdx.x), team.share_of(gridDim.x), pending);
+  const OwnRows own(batch, team.share_of(blockIdx.x), team.share_of(gridDim.x), pending);
+  Rows rows = own.undecided;
+  if (own.many.bits) rows.bits |= draw_by_cluster(batch, whole, division, own.many);
   if (rows.bits) sample_by_cluster(batch, workspace, rows, slice_room, batch.flags & NUCLEUS_BATCH_EXACT);
 }
 
@@ -51,6 +59,7 @@ struct Launcher {
   const Layout layout;
   char *workspace;
   cudaStream_t stream;
+  Division division{1, 0, 1};  // of whole rows; no room: they were not looked at
 
   // `follows`: it takes what the launch before left, and may begin while that ends.
   cudaError_t clusters(bool follows) const {
@@ -65,7 +74,8 @@ struct Launcher {
     cudaLaunchConfig_t config = shape.config(attributes, stream);
     attributes[1] = begins_early();
     config.numAttrs = follows ? 2 : 1;
-    return cudaLaunchKernelEx(&config, sample_rows, batch, edit_tables(), shape.room, follows);
+    const Whole whole(workspace + layout.whole, batch.rows);
+    return cudaLaunchKernelEx(&config, sample_rows, batch, edit_tables(), whole, division, shape.room, follows);
   }
 
   Workspace edit_tables() const { return Workspace{reinterpret_cast<Edit *>(workspace + layout.edits), layout.capacity, batch.max_edited}; }
@@ -74,14 +84,14 @@ struct Launcher {
     return launch_bounded(batch, reinterpret_cast<SegmentHead *>(workspace), reinterpret_cast<u64 *>(workspace + layout.rest), stream);
   }
 
-  cudaError_t all() const {
+  cudaError_t all() {
     cudaError_t error = cudaFuncSetAttribute(sample_rows, cudaFuncAttributeMaxDynamicSharedMemorySize, 232448);
     if (error == cudaSuccess) error = cudaFuncSetAttribute(sample_rows, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
     if (error != cudaSuccess) return error;
     const bool exact = batch.flags & NUCLEUS_BATCH_EXACT, many = batch.flags & NUCLEUS_BATCH_MANY_ROWS, chosen = batch.cluster == 0 && !many;
     const bool few = !exact && chosen && batch.flags & (NUCLEUS_BATCH_SOME_FEW | NUCLEUS_BATCH_ALL_FEW);
     const bool tiled = !exact && chosen && !(batch.flags & (NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_ALL_FEW));
-    bool whole = !exact && (many || (chosen && !(batch.flags & (NUCLEUS_BATCH_ALL_BOUNDED | NUCLEUS_BATCH_ALL_FEW))));
+    const bool whole = !exact && (many || (chosen && !(batch.flags & (NUCLEUS_BATCH_ALL_BOUNDED | NUCLEUS_BATCH_ALL_FEW))));
     if (tiled && batch.rows <= SPREAD_TO && batch.row_len >= SPREAD_FROM_LEN) {
       // Where every row is bounded by a count there is next to nothing left for a launch of clusters.
       const bool last = batch.flags & NUCLEUS_BATCH_ALL_COUNTED && !few;
@@ -95,8 +105,8 @@ struct Launcher {
       error = bounded();
     }
     if (error == cudaSuccess && few) error = launch_few(batch, tiled, stream);
-    if (error == cudaSuccess && whole) error = launch_whole(batch, workspace + layout.whole, tiled || few, stream, whole);
-    return error == cudaSuccess ? clusters(tiled || few || whole) : error;
+    if (error == cudaSuccess && whole) error = launch_whole(batch, workspace + layout.whole, tiled || few, stream, division);
+    return error == cudaSuccess ? clusters(tiled || few || division.room) : error;
   }
 };
 

@@ -43,6 +43,15 @@ struct RowMaxima {
   u32 largest, raw;
 };
 
+// What a draw from many tokens starts from.
+struct ManyKept {
+  u64 total;      // top_p: the weight of the row; 0: min_p
+  u64 threshold;  // of top_p
+  u32 least;      // tokens to keep at least
+  float largest;  // logit
+  RawSums raw;
+};
+
 // Where rows' data lie in the workspace.
 struct Whole {
   RowPlan *plans;     // [rows]
@@ -51,10 +60,11 @@ struct Whole {
   u64 *runs;          // [rows][RUNS_MOST]
   u64 *places;        // [rows][ROW_WARPS][WARP_PLACES]
   Changed *changed;   // [rows][ROW_EDITS], by parts
+  ManyKept *many;     // [rows]
   u32 *edits;         // [rows][ROW_WARPS]: where a part's are, and below 16 bits how many
 
   static constexpr size_t ROW_BYTES = sizeof(RowPlan) + sizeof(RowMaxima) + ROW_WARPS * (sizeof(PartSums) + WARP_PLACES * sizeof(u64)) +
-                                      RUNS_MOST * sizeof(u64) + ROW_EDITS * sizeof(Changed) + ROW_WARPS * sizeof(u32);
+                                      RUNS_MOST * sizeof(u64) + ROW_EDITS * sizeof(Changed) + ROW_WARPS * sizeof(u32) + sizeof(ManyKept);
   __host__ Whole(char *at, size_t rows) {
     auto take = [&](auto *&part, size_t a_row) {
       part = reinterpret_cast<std::remove_reference_t<decltype(part)>>(at);
@@ -65,6 +75,7 @@ struct Whole {
     take(runs, RUNS_MOST);
     take(places, ROW_WARPS * WARP_PLACES);
     take(changed, ROW_EDITS);
+    take(many, 1);
     take(maxima, 1);
     take(edits, ROW_WARPS);
   }

@@ -1,5 +1,5 @@
 // The kernel against what the reference made of the corpus, in every cluster size, on the bounded and on the exact path; then rows so far apart that their
-// elements' indices need more than 32 bits.
+// elements' indices need more than 32 bits; then rows without peaks.
 // Usage: gpu_test CORPUS [LARGEST VOCABULARY [PART]]; PART: `top`, `processed`, or a cluster and flags such as `0,8`, for tools that are slow.
 #include <cuda_fp16.h>
 
@@ -8,6 +8,7 @@
 
 #include "corpus.hpp"
 #include "device.hpp"
+#include "flat.hpp"
 
 static uint32_t results = 0, failures = 0, top_results = 0;
 
@@ -186,7 +187,9 @@ int main(int argc, char **argv) {
     for (uint32_t cluster : {0u, 1u, 4u}) loaded.check_processed_top(i, Way{cluster, 0}, logits.data, b.stride);
     if (b.rows > 8 && b.row_len >= 32000 && !far[b.dtype]) far[b.dtype] = check_far_rows(loaded, i);
   }
-  std::printf("%u results, %u top tokens, %u differ; far rows in %s%s%s\n", results, top_results, failures, far[0] ? "f32 " : "", far[1] ? "f16 " : "",
+  uint32_t flat_results = 0;
+  check_all_flat(flat_results, failures);
+  std::printf("%u results, %u of flat rows, %u top tokens, %u differ; far rows in %s%s%s\n", results, flat_results, top_results, failures, far[0] ? "f32 " : "", far[1] ? "f16 " : "",
               far[2] ? "bf16" : "");
   return failures != 0;
 }

@@ -1,0 +1,241 @@
+// A row in device memory by chunks of 256 ids, eight to a lane of a warp; and a sample of it, which tells about where a cut lies.
+#pragma once
+
+#include "whole.cuh"
+
+namespace nucleus {
+
+constexpr u32 CHUNK = 2 * STEP;
+constexpr u32 SAMPLED_FOURS = 4096;  // of four tokens each
+constexpr u32 PIECE = 4;             // of these fours lie together: memory is read by 64 bytes
+constexpr u32 SAMPLE_STEPS = 512;    // of the sampled logits
+constexpr float SAMPLE_STEPS_PER_OCTAVE = 25.0f;
+
+// How a row's logits can be read four at a time: ANY, one by one.
+enum Reading : u32 { F32 = NUCLEUS_F32, F16 = NUCLEUS_F16, BF16 = NUCLEUS_BF16, ANY };
+
+__device__ __forceinline__ Reading reading_of(const Request &r) {
+  const bool aligned = reinterpret_cast<uintptr_t>(r.logits) % (r.dtype == NUCLEUS_F32 ? 16 : 8) == 0;
+  return aligned ? static_cast<Reading>(r.dtype) : ANY;
+}
+
+// A row's logits, masked but not edited, and its edits.
+struct ChunkedRow {
+  const char *logits;
+  const u32 *mask;
+  u32 mask_words, dtype, limit;
+  u32 row_len, edited;
+  const u32 *edits;  // by parts, as Whole's
+  const Changed *changed;
+  Division division;
+
+  __device__ __forceinline__ float single(u32 id) const {
+    if (dtype == NUCLEUS_F32) return reinterpret_cast<const float *>(logits)[id];
+    const uint16_t half = reinterpret_cast<const uint16_t *>(logits)[id];
+    return dtype == NUCLEUS_F16 ? widen_f16(half) : float_of(static_cast<u32>(half) << 16);
+  }
+  template <Reading R>
+  __device__ __forceinline__ float4 four(u32 id) const {
+    if (R == F32) return *reinterpret_cast<const float4 *>(logits + static_cast<size_t>(id) * 4);
+    if (R == ANY) return make_float4(single(id), single(id + 1), single(id + 2), single(id + 3));
+    const uint2 v = *reinterpret_cast<const uint2 *>(logits + static_cast<size_t>(id) * 2);
+    auto half = [](u32 h) { return R == BF16 ? float_of(h << 16) : widen_f16(static_cast<uint16_t>(h)); };
+    return make_float4(half(v.x & 0xFFFF), half(v.x >> 16), half(v.y & 0xFFFF), half(v.y >> 16));
+  }
+  __device__ __forceinline__ float4 masked(float4 v, u32 id) const {
+    if (!mask) return v;
+    const u32 allowed = id / 32 < mask_words ? mask[id / 32] >> (id % 32) : 0;
+    const float out = -infinity();
+    return make_float4(allowed & 1 ? v.x : out, allowed & 2 ? v.y : out, allowed & 4 ? v.z : out, allowed & 8 ? v.w : out);
+  }
+};
+
+__device__ __forceinline__ ChunkedRow row_of(const Request &r, u32 row_len, u32 index, const RowPlan &plan, const Whole &whole, const Division &division) {
+  return ChunkedRow{static_cast<const char *>(r.logits), r.mask, r.mask_words, r.dtype, r.limit, row_len, plan.edited, whole.edits + static_cast<u64>(index) * ROW_WARPS,
+                    whole.changed + static_cast<u64>(index) * ROW_EDITS, division};
+}
+
+// A lane's logits of a chunk: two times four, STEP apart.
+struct ChunkLane {
+  float4 v[2];
+
+  __device__ __forceinline__ static u32 offset(u32 e) { return e / 4 * STEP + threadIdx.x % 32 * 4 + e % 4; }
+  __device__ __forceinline__ float at(u32 e) const {
+    const float4 w = e & 4 ? v[1] : v[0];
+    return e & 2 ? (e & 1 ? w.w : w.z) : (e & 1 ? w.y : w.x);
+  }
+  template <Reading R>
+  __device__ __forceinline__ void read(const ChunkedRow &row, u32 chunk) {
+#pragma unroll
+    for (u32 half = 0; half < 2; ++half) v[half] = row.four<R>(chunk * CHUNK + half * STEP + threadIdx.x % 32 * 4);
+  }
+  // The row's last chunk, which it may not fill.
+  template <Reading R>
+  __device__ __forceinline__ void read_end(const ChunkedRow &row, u32 chunk) {
+    asm volatile("" : "+r"(chunk));  // what follows from it is not to be kept in registers by a loop that comes here once
+#pragma unroll
+    for (u32 half = 0; half < 2; ++half) {
+      const u32 id = chunk * CHUNK + half * STEP + threadIdx.x % 32 * 4;
+      const float out = -infinity();
+      v[half] = make_float4(out, out, out, out);
+      if (id + 4 <= row.limit) v[half] = row.four<R>(id);
+      else if (id < row.limit) {
+        v[half].x = row.single(id);
+        if (id + 1 < row.limit) v[half].y = row.single(id + 1);
+        if (id + 2 < row.limit) v[half].z = row.single(id + 2);
+      }
+    }
+  }
+  // The edits of the chunk, row.changed[begin..end) among others, and masks. `staged`: CHUNK floats of the warp's. By every lane.
+  __device__ __forceinline__ void settle(const ChunkedRow &row, u32 chunk, float *staged, u32 begin, u32 end) {
+    const u32 first = chunk * CHUNK, lane = threadIdx.x % 32;
+    if (begin < end) {
+#pragma unroll
+      for (u32 half = 0; half < 2; ++half) *reinterpret_cast<float4 *>(staged + half * STEP + lane * 4) = v[half];
+      __syncwarp();
+#pragma unroll 1
+      for (u32 i = begin + lane; i < end; i += 32) {
+        const Changed c = row.changed[i];
+        if (c.id - first < CHUNK) staged[c.id - first] = c.logit;
+      }
+      __syncwarp();
+#pragma unroll
+      for (u32 half = 0; half < 2; ++half) v[half] = *reinterpret_cast<const float4 *>(staged + half * STEP + lane * 4);
+      __syncwarp();
+    }
+#pragma unroll
+    for (u32 half = 0; half < 2; ++half) v[half] = row.masked(v[half], first + half * STEP + lane * 4);
+  }
+};
+
+// Where the edits of a chunk's ids are among the row's, and others.
+__device__ __forceinline__ void edits_of(const ChunkedRow &row, u32 chunk, u32 &begin, u32 &end) {
+  begin = end = 0;
+  if (!row.edited) return;
+  const u32 first = chunk * CHUNK, last = (first + CHUNK < row.limit ? first + CHUNK : row.limit) - 1;
+  const u32 from = row.edits[Part::of(row.division, row.row_len, first)], to = row.edits[Part::of(row.division, row.row_len, last)];
+  begin = from >> 16;
+  end = (to >> 16) + (to & 0xFFFF);
+}
+
+// A sample's tokens by steps of their logits, from the lowest up; each of N threads of a block has as many steps. The blocks of a cluster take it together,
+// and all come to the same numbers.
+template <u32 N>
+struct Sample {
+  static constexpr u32 EACH = SAMPLE_STEPS / N;
+  u32 *counts;              // two steps a word
+  float *told;
+  float largest, rate;      // rate: steps a logit
+  float share = 1;          // tokens of the row for one of the sample
+  u32 before = 0, own = 0;  // tokens of the sample below this thread's steps, and in them
+
+  // s: the scale of the weights.
+  __device__ __forceinline__ Sample(u32 *words, float *word, float first, float s) : counts(words), told(word), largest(first), rate(SAMPLE_STEPS_PER_OCTAVE * s) {}
+
+  __device__ __forceinline__ u32 step(u32 i) const { return SAMPLE_STEPS - 1 - (threadIdx.x * EACH + i); }
+  __device__ __forceinline__ u32 count(u32 at) const { return counts[at / 2] >> (at % 2 * 16) & 0xFFFF; }
+  // The weight of a step's tokens in units of 2^-32 of the weight 2^44.
+  __device__ __forceinline__ u64 weight(u32 at, float exponent) const {
+    const float each = exp2f(exponent + 32.0f - (static_cast<float>(at) + 0.5f) * (1.0f / SAMPLE_STEPS_PER_OCTAVE));
+    return static_cast<u64>(static_cast<float>(count(at)) * each);
+  }
+
+  // Counts in the room of Shared's list, for every lane of a warp apart, so that atomic additions do not meet in a bank.
+  template <Reading R>
+  __device__ __forceinline__ void take(const ChunkedRow &row) {
+    constexpr u32 FRACTION = 14, AHEAD = 4, WORDS = SAMPLE_STEPS / 2;
+    const DeviceTeam team;
+    static_assert(WORDS * 32 * sizeof(u32) == LIST_CAPACITY * sizeof(u64));
+    u64 *list = shared_state()->list;
+    u32 *cells = reinterpret_cast<u32 *>(list);
+    const u32 lane = threadIdx.x % 32;
+#pragma unroll
+    for (u32 i = 0; i < LIST_CAPACITY / N; ++i) list[i * N + threadIdx.x] = 0;
+    __syncthreads();
+    const u32 pieces = row.limit / (4 * PIECE), taken = (pieces < SAMPLED_FOURS / PIECE ? pieces : SAMPLED_FOURS / PIECE) * PIECE;
+    const u32 stride = taken ? (pieces << FRACTION) / (taken / PIECE) : 0;
+    share = taken ? static_cast<float>(row.limit) / static_cast<float>(4 * taken) : 1.0f;
+    auto id_of = [&](u32 i) { return (i / PIECE * stride >> FRACTION) * (4 * PIECE) + i % PIECE * 4; };
+    const u32 end = team.share_of(taken * (team.block + 1));
+#pragma unroll 1
+    for (u32 base = team.share_of(taken * team.block) + threadIdx.x; base < end; base += AHEAD * N) {
+      float4 v[AHEAD];
+#pragma unroll
+      for (u32 k = 0; k < AHEAD; ++k) v[k] = row.four<R>(id_of(base + k * N < end ? base + k * N : base));
+#pragma unroll
+      for (u32 k = 0; k < AHEAD; ++k) {
+        if (base + k * N >= end) break;
+        if (row.mask) v[k] = row.masked(v[k], id_of(base + k * N));
+        const float x[4] = {v[k].x, v[k].y, v[k].z, v[k].w};
+#pragma unroll
+        for (u32 e = 0; e < 4; ++e) {
+          const u32 at = static_cast<u32>(fminf(fmaxf((largest - x[e]) * rate, 0.0f), static_cast<float>(SAMPLE_STEPS - 1)));
+          if (x[e] > -infinity()) atomicAdd(&cells[at / 2 * 32 + lane], at % 2 ? 1u << 16 : 1u);
+        }
+      }
+    }
+    __syncthreads();
+    u32 sum = 0;
+    if (threadIdx.x < WORDS) {
+#pragma unroll 8
+      for (u32 i = 0; i < 32; ++i) sum += cells[threadIdx.x * 32 + (lane + i) % 32];
+      counts[threadIdx.x] = sum;
+    }
+    if (team.blocks > 1) {
+      team.cluster_sync();
+      if (threadIdx.x < WORDS)
+        for (u32 other = 1; other < team.blocks; ++other) sum += team.in_block(counts, (team.block + other) & (team.blocks - 1))[threadIdx.x];
+      team.cluster_sync();
+      if (threadIdx.x < WORDS) counts[threadIdx.x] = sum;
+    }
+    __syncthreads();
+  }
+
+  // About how many of the sample's lowest tokens weigh `mass` together, in the units of `weight`. `exponent`: of the largest logit's weight, 44 taken off.
+  // To every thread.
+  __device__ __forceinline__ float rank_of(u64 mass, float exponent) {
+    constexpr u32 MASS_BITS = 48;  // counts lie above
+    constexpr u64 MASS = (1ull << MASS_BITS) - 1;
+    Shared *sh = shared_state();
+    const u32 warp = threadIdx.x / 32;
+    u64 sum = 0;
+#pragma unroll 1
+    for (u32 i = 0; i < EACH; ++i) sum += static_cast<u64>(count(step(i))) << MASS_BITS | weight(step(i), exponent);
+    const u64 through = DeviceWarp{}.inclusive(sum);
+    if (threadIdx.x % 32 == 31) sh->part[warp][0] = through;
+    __syncthreads();
+    u64 below = through - sum, all = 0;
+#pragma unroll 1
+    for (u32 i = 0; i < N / 32; ++i) {
+      if (i < warp) below += sh->part[i][0];
+      all += sh->part[i][0];
+    }
+    before = static_cast<u32>(below >> MASS_BITS);
+    own = static_cast<u32>(sum >> MASS_BITS);
+    if (threadIdx.x == 0 && mass >= (all & MASS)) *told = static_cast<float>(all >> MASS_BITS);
+    below &= MASS;
+    if (mass >= below && mass - below < (sum & MASS)) {
+      u32 rank = before, i = 0;
+#pragma unroll 1
+      for (; mass - below >= weight(step(i), exponent); ++i) {
+        below += weight(step(i), exponent);
+        rank += count(step(i));
+      }
+      const float part = static_cast<float>(mass - below) / static_cast<float>(weight(step(i), exponent));
+      *told = static_cast<float>(rank) + part * static_cast<float>(count(step(i)));
+    }
+    __syncthreads();
+    return *told;
+  }
+  // The logit below which about so many of the sample lie, by the thread whose steps have it.
+  __device__ __forceinline__ void logit_at_rank(float rank, float &logit) const {
+    if (!(rank >= static_cast<float>(before) && rank < static_cast<float>(before + own))) return;
+    u32 at = before, i = 0;
+#pragma unroll 1
+    for (; rank >= static_cast<float>(at + count(step(i))); ++i) at += count(step(i));
+    const float part = (rank - static_cast<float>(at)) / static_cast<float>(count(step(i)));
+    logit = largest - (static_cast<float>(step(i)) + 1.0f - part) / rate;
+  }
+};
+
+}  // namespace nucleus

@@ -1,0 +1,145 @@
+// Rows without peaks, of which top_p and min_p keep thousands of tokens: every way to work against the exact path.
+#pragma once
+
+#include <cuda_fp16.h>
+
+#include <cmath>
+#include <random>
+
+#include "corpus.hpp"
+#include "device.hpp"
+
+struct FlatRows {
+  uint32_t dtype, rows, vocab, row_len;
+  float deviation, grain;  // grain: logits are multiples of it; 0: of nothing
+  std::vector<SamplingRow> row;
+  std::vector<SamplingConfig> configs;
+  std::vector<SamplingProgram> programs;
+  std::vector<uint32_t> arena, masks;
+  std::vector<char> logits;
+  std::mt19937 random;
+
+  FlatRows(uint32_t type, uint32_t count, uint32_t vocab_size, float spread, float multiple)
+      : dtype(type), rows(count), vocab(vocab_size), row_len(vocab_size + 5), deviation(spread), grain(multiple), random(count * 31 + vocab_size + type) {
+    fill_logits();
+    masks.resize(2 * mask_words());
+    for (uint32_t &word : masks) word = random() | random();
+    for (uint32_t r = 0; r < rows; ++r) describe(r);
+  }
+  uint32_t mask_words() const { return (vocab + 31) / 32; }
+  float uniform() { return static_cast<float>(random() >> 8) / 16777216.0f; }
+
+  void fill_logits() {
+    std::normal_distribution<float> normal(0, 1);
+    std::vector<float> base(1 << 18);
+    for (float &x : base) x = normal(random);
+    const size_t size = dtype == NUCLEUS_F32 ? 4 : 2;
+    logits.resize(static_cast<size_t>(rows) * row_len * size);
+    for (size_t i = 0; i < static_cast<size_t>(rows) * row_len; ++i) {
+      float x = deviation * base[(i * 2654435761u + i / row_len * 7919) & ((1 << 18) - 1)] + 2.0f;
+      if (grain > 0) x = std::rint(x / grain) * grain;
+      uint32_t word;
+      std::memcpy(&word, &x, 4);
+      uint16_t half = dtype == NUCLEUS_BF16 ? static_cast<uint16_t>((word + 0x7FFF + (word >> 16 & 1)) >> 16) : __half_as_ushort(__float2half(x));
+      if (size == 4) std::memcpy(&logits[i * 4], &x, 4);
+      else std::memcpy(&logits[i * 2], &half, 2);
+    }
+  }
+  void add(SamplingProgram &p, uint32_t code, float arg, double threshold) {
+    p.ops[p.len++] = SamplingOp{code, arg, static_cast<uint64_t>(threshold * 4294967296.0)};
+  }
+  void describe(uint32_t r) {
+    static const double SHARES[] = {0.02, 0.3, 0.6, 0.9, 0.95, 0.99, 0.9999};
+    static const float LEAST[] = {0.5f, 0.2f, 0.05f, 0.001f};
+    SamplingConfig c = {};
+    c.seed = random();
+    c.vocab_size = vocab;
+    c.repetition_penalty = 1.3f;
+    c.presence_penalty = 0.5f;
+    c.repeat_last_n = 400;
+    SamplingProgram p = {};
+    const bool penalties = random() % 3 == 0;
+    if (penalties) add(p, NUCLEUS_OP_PENALTIES, 0, 0);
+    if (random() % 2) add(p, NUCLEUS_OP_TEMPERATURE, 0.4f + 1.6f * uniform(), 0);
+    const bool by_mass = random() % 3 != 0;
+    if (by_mass) add(p, NUCLEUS_OP_TOP_P, 0, SHARES[random() % 7]);
+    else add(p, NUCLEUS_OP_MIN_P, logf(LEAST[random() % 4]), 0);
+    if (random() % 8 == 0) add(p, NUCLEUS_OP_MIN_P, logf(0.1f), 0);
+    add(p, NUCLEUS_OP_DRAW, 0, 0);
+    SamplingRow w = {};
+    w.request = r;
+    w.position = random() % 1000;
+    w.mask = random() % 4 ? -1 : static_cast<int32_t>(random() % 2);
+    w.flags = random() % 2 ? NUCLEUS_ROW_PROCESSED : 0;
+    w.history = {arena.size(), 500, 0};
+    w.prompt_len = 100;
+    for (uint32_t i = 0; i < 500; ++i) arena.push_back(random() % vocab);
+    const uint32_t biases = random() % 3 == 0 ? 40 : 0;
+    w.bias = {arena.size(), biases, 0};
+    for (uint32_t i = 0; i < biases; ++i) {
+      const float value = random() % 4 ? 8 * uniform() - 4 : -INFINITY;
+      uint32_t word;
+      std::memcpy(&word, &value, 4);
+      arena.push_back(i * (vocab / 50) + random() % (vocab / 50));
+      arena.push_back(word);
+    }
+    row.push_back(w);
+    configs.push_back(c);
+    programs.push_back(p);
+  }
+};
+
+// Counts results that differ, and all of them.
+inline void check_flat(const FlatRows &f, uint32_t &results, uint32_t &failures) {
+  DeviceArray<SamplingRow> row(f.row);
+  DeviceArray<SamplingConfig> configs(f.configs);
+  DeviceArray<SamplingProgram> programs(f.programs);
+  DeviceArray<uint32_t> arena(f.arena), masks(f.masks);
+  DeviceArray<char> logits(f.logits), workspace(sampling_workspace_size(f.rows, 4096));
+  DeviceArray<SampledToken> out(f.rows);
+  SamplingBatch batch = {};
+  batch.struct_size = sizeof(batch);
+  batch.dtype = f.dtype;
+  batch.rows = f.rows;
+  batch.row_len = batch.row_stride = f.row_len;
+  batch.logits = logits.data;
+  batch.row = row.data;
+  batch.configs = configs.data;
+  batch.programs = programs.data;
+  batch.arena = arena.data;
+  batch.masks = masks.data;
+  batch.mask_stride = batch.mask_words = f.mask_words();
+  batch.out = out.data;
+  batch.max_edited = 4096;
+  auto sample = [&](uint32_t cluster, uint32_t flags) {
+    batch.cluster = cluster;
+    batch.flags = flags;
+    CHECK(cudaMemset(out.data, 0xA5, f.rows * sizeof(SampledToken)));
+    CHECK(cudaMemset(workspace.data, 0x5A, workspace.count));
+    if (int code = launch_advanced_sample_batch(&batch, workspace.data, workspace.count, nullptr)) { std::printf("launch: %d\n", code); std::exit(1); }
+    CHECK(cudaDeviceSynchronize());
+    return out.host();
+  };
+  const std::vector<SampledToken> expected = sample(8, NUCLEUS_BATCH_EXACT);
+  struct { uint32_t cluster, flags; } ways[] = {{0, NUCLEUS_BATCH_NONE_BOUNDED}, {0, 0}, {0, NUCLEUS_BATCH_MANY_ROWS}, {2, NUCLEUS_BATCH_MANY_ROWS}, {8, NUCLEUS_BATCH_MANY_ROWS}, {4, 0}, {0, NUCLEUS_BATCH_ALL_BOUNDED}};
+  for (auto way : ways) {
+    const std::vector<SampledToken> got = sample(way.cluster, way.flags);
+    for (uint32_t r = 0; r < f.rows; ++r) {
+      results += 1;
+      if (same_result(got[r], expected[r], f.row[r].flags & NUCLEUS_ROW_PROCESSED)) continue;
+      failures += 1;
+      if (failures > 25) continue;
+      std::printf("flat: type %u, vocabulary %u, deviation %g, row %u, cluster %u, flags %u: token %u, expected %u; kept %u, %u; status %u, %u; logprob %.9g, %.9g; ops", f.dtype, f.vocab, f.deviation, r,
+                  way.cluster, way.flags, got[r].token_id, expected[r].token_id, got[r].kept_count, expected[r].kept_count, got[r].status, expected[r].status, got[r].logprob, expected[r].logprob);
+      for (uint32_t i = 0; i < f.programs[r].len; ++i) std::printf(" %u", f.programs[r].ops[i].code);
+      std::printf("; mask %d, biases %u\n", f.row[r].mask, f.row[r].bias.len);
+    }
+  }
+}
+
+inline void check_all_flat(uint32_t &results, uint32_t &failures) {
+  for (uint32_t dtype : {0u, 1u, 2u})
+    for (uint32_t rows : {5u, 40u, 150u})
+      for (uint32_t vocab : {3001u, 32003u, 151931u})
+        for (float deviation : {0.3f, 1.0f, 3.0f}) check_flat(FlatRows(dtype, rows, vocab, deviation, rows == 40 && deviation == 1.0f ? 0.25f : 0.0f), results, failures);
+}
