@@ -10,7 +10,7 @@ OPS = ["none", "dry", "no_repeat_ngram", "penalties", "temperature", "dynamic_te
        "min_p", "epsilon", "eta", "top_a", "tfs", "xtc", "argmax", "draw", "mirostat_1", "mirostat_2", "adaptive_p"]
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 PROCESSED, FEW = 2, 128  # of a row
-EXACT, ALL_BOUNDED, NONE_BOUNDED, ALL_COUNTED, ALL_FEW = 1, 4, 8, 32, 128  # of a batch
+EXACT, ALL_BOUNDED, NONE_BOUNDED, ALL_COUNTED, ALL_FEW, NO_EDITS, ALL_DRAWN = 1, 4, 8, 32, 128, 256, 512  # of a batch
 # Field order of SamplingConfig with neutral values; the floats, then the integers.
 FLOATS = dict(temperature=1, dynatemp_range=0, dynatemp_exponent=1, smoothing_factor=0, smoothing_curve=1, top_p=1, min_p=0, typical_p=1,
               top_n_sigma=0, epsilon_cutoff=0, eta_cutoff=0, top_a=0, tfs_z=1, xtc_probability=0, xtc_threshold=0.1, repetition_penalty=1,
@@ -59,12 +59,15 @@ def to_device(data):
     return torch.frombuffer(bytearray(data or b"\0" * 16), dtype=torch.uint8).cuda()
 
 
-def bounded(ops):
-    """The bit that says whether few tokens decide a chain."""
+def known(ops, edits):
+    """The bits that say whether few tokens decide a chain, and what is known of one that they do not."""
     first = next(name for name, _, _ in ops if name not in ("dry", "penalties", "no_repeat_ngram", "temperature"))
     if first in ("top_k", "argmax"):
         return ALL_BOUNDED | ALL_COUNTED
-    return ALL_BOUNDED if first == "min_p" else NONE_BOUNDED
+    if first == "min_p":
+        return ALL_BOUNDED
+    drawn = not edits and all(name in ("temperature", "draw") for name, _, _ in ops)
+    return NONE_BOUNDED | (0 if edits else NO_EDITS) | (ALL_DRAWN if drawn else 0)
 
 
 class Sampler:
@@ -105,7 +108,7 @@ class Sampler:
         pointer = lambda tensor: tensor.data_ptr()
         mask_words = 0 if mask is None else mask.numel()
         self.batch = Batch(ctypes.sizeof(Batch), DTYPES[logits.dtype], rows, vocab, logits.stride(0), *map(pointer, self.keep[:6]), mask_words,
-                           mask_words, cluster, pointer(self.keep[6]), max_edited, EXACT if exact else ALL_FEW if few else bounded(ops),
+                           mask_words, cluster, pointer(self.keep[6]), max_edited, EXACT if exact else ALL_FEW if few else known(ops, history is not None or bias is not None),
                            None, None)
 
     def __call__(self):
