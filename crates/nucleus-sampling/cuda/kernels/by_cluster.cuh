@@ -168,6 +168,8 @@ static __device__ __noinline__ u64 draw_by_cluster(const SamplingBatch &batch, c
       room->many = whole.many[index];
     }
     __syncthreads();
+    // Nobody writes the status of a row of padding, so it may read as anything.
+    if (sh->row.flags & NUCLEUS_ROW_PADDING) continue;
     describe_slot(sh, batch);
     if (!draw_of_many<THREADS>(index, whole, division)) left |= bits & (0 - bits);
   }
