@@ -168,10 +168,14 @@ NUCLEUS_ASSERT(sizeof(SamplingBatch) == 120);
 /* Every row is bounded by a count (top_k or argmax), so that only ties can leave rows to the last launch, which is kept small then. min_p bounds no
  * count: flat rows would all be left to it. */
 #define NUCLEUS_BATCH_ALL_COUNTED 32u
-
 /* There may be rows with NUCLEUS_ROW_FEW, of which the flags above tell nothing, or nothing but such rows; without either, the rows' flag only costs time. */
 #define NUCLEUS_BATCH_SOME_FEW 64u
 #define NUCLEUS_BATCH_ALL_FEW 128u
+/* No row edits logits by id: no bias, no ids that end a text, no bad words, and no operation that looks tokens up in a history. */
+#define NUCLEUS_BATCH_NO_EDITS 256u
+/* The same, and every row draws from the whole of its row: temperatures, then the draw, without a list of allowed ids. Other rows would get no
+ * result, and status 0xFFFFFFFF. */
+#define NUCLEUS_BATCH_ALL_DRAWN 512u
 
 /* Results of a launch. A CUDA error is NUCLEUS_LAUNCH_CUDA + its code. */
 #define NUCLEUS_LAUNCH_OK 0

@@ -61,6 +61,50 @@ __device__ __forceinline__ bool list_edits(const Request &r, const SlicePlan &pl
   return true;
 }
 
+// What the row's later launches do, but for its edits. `arg`: of the operation that cuts.
+__device__ __forceinline__ RowPlan plan_row(const SamplingBatch &batch, const Division &division, const SlicePlan &plan, u32 flags, i32 mask, u32 vocab, float arg, bool skipped) {
+  const u32 groups = division.warps() * division.groups(), most = groups * 3 / 4;
+  RowPlan to;
+  to.k = plan.kind == SlicePlan::MASS && plan.k < groups / 2 ? groups / 2 : plan.k;
+  const bool served = !skipped && plan.sliced && to.k <= most && !(flags & NUCLEUS_ROW_ALLOWED);
+  to.kind = served ? plan.kind : SlicePlan::EXACT;
+  to.limit = vocab < batch.row_len ? vocab : batch.row_len;
+  to.edited = 0;
+  to.temperature = plan.temperature;
+  to.s = scale(plan.temperature);
+  to.arg = arg;
+  to.flags = (flags & NUCLEUS_ROW_PROCESSED ? 0 : RowPlan::RAW) | (mask >= 0 ? RowPlan::MASKED : 0) | (skipped ? RowPlan::SKIPPED : 0);
+  to.mask = mask;
+  return to;
+}
+
+// The same by a warp, where no row has edits; a row that has some all the same is left to later launches. Everything is read at once.
+__device__ __forceinline__ RowPlan plan_row_without_edits(const SamplingBatch &batch, const Division &division, u32 index, bool pending) {
+  const SamplingRow &row = batch.row[index];
+  const u32 lists = row.bias.len | row.bad_words.len | row.eos.len, flags = row.flags, own = row.request;
+  const i32 mask = row.mask;
+  const bool skipped = (flags & NUCLEUS_ROW_PADDING) | (pending && !is_pending(batch, index));
+  u32 request = batch.flags & NUCLEUS_BATCH_REQUEST_EACH ? index : own, vocab;
+  SamplingOp op;
+  u32 len, min_keep;
+#pragma unroll 1
+  while (true) {
+    const SamplingConfig &config = batch.configs[request];
+    const SamplingProgram &program = batch.programs[request];
+    op = program.ops[threadIdx.x % NUCLEUS_MAX_OPS];
+    len = program.len;
+    min_keep = config.min_keep;
+    vocab = config.vocab_size;
+    if (request == own) break;
+    request = own;
+  }
+  if (threadIdx.x % 32 >= len) op = SamplingOp{NUCLEUS_OP_NONE, 0, 0};
+  const SlicePlan plan = plan_of(op, len, lists != 0, min_keep);
+  RowPlan to = plan_row(batch, division, plan, flags, mask, vocab, __shfl_sync(~0u, op.arg, plan.op), skipped);
+  if (plan.edits || (batch.flags & NUCLEUS_BATCH_ALL_DRAWN && to.kind != SlicePlan::ALL)) to.kind = SlicePlan::EXACT;
+  return to;
+}
+
 __device__ __forceinline__ void prepare_row(const SamplingBatch &batch, const Whole &whole, const Division &division, u32 index, bool pending) {
   Shared *sh = shared_state();
   const u32 request = batch.row[index].request;
@@ -72,22 +116,15 @@ __device__ __forceinline__ void prepare_row(const SamplingBatch &batch, const Wh
   describe_slot(sh, batch);
   const SlicePlan plan = plan_of(*sh);
   const Request r = request_of(batch, index, sh->row, sh->config, sh->program);
-  const u32 flags = sh->row.flags;
-  const bool skipped = (flags & NUCLEUS_ROW_PADDING) || (pending && !is_pending(batch, index));
-  const u32 warps = division.blocks * WARPS, most = warps * 3 / 4, k = plan.kind == SlicePlan::MASS && plan.k < warps / 2 ? warps / 2 : plan.k;
-  bool served = !skipped && plan.sliced && plan.kind != SlicePlan::EXACT && k <= most && !(flags & NUCLEUS_ROW_ALLOWED);
-  u32 edited = 0;
-  if (served && plan.edits) served = list_edits(r, plan, division, batch.row_len, whole.changed + static_cast<u64>(index) * ROW_EDITS, whole.edits + static_cast<u64>(index) * ROW_WARPS, edited);
-  if (threadIdx.x) return;
-  RowPlan &to = whole.plans[index];
-  to.kind = served ? plan.kind : SlicePlan::EXACT;
-  to.k = k;
-  to.limit = r.limit;
-  to.edited = served ? edited : 0;
-  to.temperature = plan.temperature;
-  to.arg = sh->program.ops[plan.op].arg;
-  to.flags = (flags & NUCLEUS_ROW_PROCESSED ? 0 : RowPlan::RAW) | (r.mask ? RowPlan::MASKED : 0) | (skipped ? RowPlan::SKIPPED : 0);
-  to.mask = sh->row.mask;
+  const bool skipped = (sh->row.flags & NUCLEUS_ROW_PADDING) || (pending && !is_pending(batch, index));
+  RowPlan to = plan_row(batch, division, plan, sh->row.flags, sh->row.mask, sh->config.vocab_size, sh->program.ops[plan.op].arg, skipped);
+  if (to.served() && plan.edits) {
+    u32 edited = 0;
+    const u64 at = index;
+    if (!list_edits(r, plan, division, batch.row_len, whole.changed + at * ROW_EDITS, whole.edits + at * ROW_WARPS, edited)) to.kind = SlicePlan::EXACT;
+    else to.edited = edited;
+  }
+  if (threadIdx.x == 0) whole.plans[index] = to;
 }
 
 }  // namespace nucleus

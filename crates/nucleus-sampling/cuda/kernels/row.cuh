@@ -50,15 +50,16 @@ struct Weighing {
   HD i64 y(float x) const { return Exponent(x, s).log2_q16(max_n); }
 };
 
-// Prepares to weigh a set whose largest logit is known; false: overflow.
-HD bool begin_weighing(float largest, float temperature, Weighing &w) {
-  w.s = scale(temperature);
+// Prepares to weigh a set whose largest logit is known, by the temperature's scale; false: overflow.
+HD bool begin_weighing_by(float s, float largest, Weighing &w) {
+  w.s = s;
   float scaled = largest * w.s;
   if (!(fabsf(scaled) < SCALED_LIMIT)) return false;
   w.max_n = Exponent(largest, w.s).n;
   w.sums = Surprise{};
   return true;
 }
+HD bool begin_weighing(float largest, float temperature, Weighing &w) { return begin_weighing_by(scale(temperature), largest, w); }
 
 // The number that draws.
 HD u64 uniform_of(const SamplingRow &row, const SamplingConfig &config) {

@@ -106,7 +106,8 @@ struct Launcher {
     }
     if (error == cudaSuccess && few) error = launch_few(batch, tiled, stream);
     if (error == cudaSuccess && whole) error = launch_whole(batch, workspace + layout.whole, tiled || few, stream, division);
-    return error == cudaSuccess ? clusters(tiled || few || division.room) : error;
+    const bool done = division.room && !tiled && !few && batch.flags & NUCLEUS_BATCH_ALL_DRAWN;
+    return error == cudaSuccess && !done ? clusters(tiled || few || division.room) : error;
   }
 };
 

@@ -30,7 +30,7 @@ struct PartLoad {
     count = from + t.span < t.held ? t.span : t.held - from;
   }
   __device__ static u32 size_of(u32 dtype) { return dtype == NUCLEUS_F32 ? 4 : 2; }
-  __device__ __forceinline__ u64 *barrier() const { return &team.sh->arrived[team.buffer * WARPS + threadIdx.x / 32]; }
+  __device__ __forceinline__ u64 *barrier() const { return &team.sh->arrived[threadIdx.x / 32]; }
   __device__ __forceinline__ float *part() const { return team.slice + from; }
   __device__ __forceinline__ char *landing() const { return reinterpret_cast<char *>(part()) + (dtype == NUCLEUS_F32 ? 0 : 2 * team.span); }
   // The first logit of the part of a row.

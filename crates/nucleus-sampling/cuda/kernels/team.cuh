@@ -53,15 +53,11 @@ struct Shared : Description {
   union {
     u64 steps[MAX_STEPS];
     u32 groups[THREADS];
-    struct {
-      u32 maxima[2][MAX_BLOCKS * GROUPS];
-      u64 told[2];  // mbarriers: all warps of the cluster have sent theirs
-    } exchanged;
   };
   u32 maxima[MAX_BLOCKS * GROUPS];
   u32 sent[MAX_BLOCKS];
   SamplingBatch batch;
-  u64 arrived[2 * WARPS];  // mbarriers: the warp's part of the slice is there
+  u64 arrived[WARPS];  // mbarriers: the warp's part of the slice is there
   u64 found_base, told;
   RawSums raw;
   u32 found_bin, told_count, listed, found, kept, verdict, unusual;
@@ -152,7 +148,6 @@ __device__ __forceinline__ void sort_places(u64 *places, u32 count) {
 struct DeviceTeam {
   using Warp = DeviceWarp;
   Shared *sh;
-  u32 buffer = 0;    // whose slice it is, where a block has two
   float *slice;      // this block's logits, as many as `held`; 16-byte aligned, -inf up to a multiple of 4
   u32 blocks, block;
   u32 first = 0;     // id of the slice's first logit

@@ -1,67 +1,101 @@
 // Rows' largest logits, first tokens and sums of weights, by the warps of clusters.
 #pragma once
 
-#include "whole.cuh"
+#include "part.cuh"
+#include "prepare.cuh"
 
 namespace nucleus {
 
-// The maxima of the warps of a cluster, sent from shared memory to shared memory. A warp sends its second next maximum only after all warps have sent their
-// next one, and these have read the maxima before: two buffers are enough.
-struct Exchange {
-  const DeviceTeam &team;
-  u32 turn = 0;
+constexpr u32 SLICES_MOST = 4;
+constexpr u32 TURNS = 4;
 
-  __device__ __forceinline__ explicit Exchange(const DeviceTeam &t) : team(t) {}
-  // By one thread, before a barrier of the cluster.
-  __device__ __forceinline__ void prepare() const {
-    for (u32 buffer = 0; buffer < 2; ++buffer) {
-      asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(&team.sh->exchanged.told[buffer])) : "memory");
-      expect(buffer);
-    }
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+// What is left of a row's plan where all of it is drawn from.
+struct DrawnPlan {
+  u32 packed;  // limit, then kind and flags of 4 bits each
+  float s;
+  i32 mask;
+
+  __device__ __forceinline__ void hold(const RowPlan &plan) {
+    packed = plan.limit << 8 | static_cast<u32>(plan.kind) << 4 | plan.flags;
+    s = plan.s;
+    mask = plan.mask;
   }
-  __device__ __forceinline__ void expect(u32 buffer) const {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(&team.sh->exchanged.told[buffer])),
-                 "r"(team.blocks * GROUPS * static_cast<u32>(sizeof(u32)))
+  __device__ __forceinline__ RowPlan plan() const {
+    return RowPlan{static_cast<uint16_t>(packed >> 4 & 15), static_cast<uint16_t>(packed & 15), 0, packed >> 8, 0, 0, s, 0, mask};
+  }
+};
+static_assert(NUCLEUS_MAX_VOCAB < 1u << 24);
+constexpr u32 DRAWN_MOST = 80;  // rows that a cluster draws from
+
+// What a block holds beside its slices.
+struct alignas(128) WeighState {
+  u32 maxima[TURNS][ROW_WARPS];
+  u64 told[TURNS];                   // mbarriers: all warps of the cluster have sent theirs
+  u64 arrived[SLICES_MOST * WARPS];  // mbarriers: the warp's part of the slice is there
+  DrawnPlan drawn[DRAWN_MOST];
+};
+static_assert(232448 / 2 / THREADS / SUMS + 8 <= 128, "what the sums of a lane hold of a slice");
+__device__ __forceinline__ WeighState *weigh_state() { return reinterpret_cast<WeighState *>(shared_memory); }
+
+__device__ __forceinline__ void prepare_barrier(u64 *barrier) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(barrier)) : "memory");
+}
+
+// The maxima of the warps of a cluster, or of halves of them, sent from shared memory to shared memory. A warp sends the next row's before it meets the others
+// over its row's. Once it has met them, all have sent their row's, and so are done with the row two before; what it sends two rows on goes where the row two
+// before was: four buffers are enough. No block leaves while another may still send to it, since it meets the others over its last row.
+struct Exchange {
+  WeighState *state;
+  u32 block, blocks, groups;  // groups: maxima that a warp sends
+  u32 sent = 0, met = 0, to = 0, barrier = 0;  // to: where this lane sends the warp's to; 0: nowhere
+
+  __device__ __forceinline__ u32 count() const { return blocks * WARPS * groups; }
+  __device__ __forceinline__ Exchange(WeighState *s, u32 own_block, u32 of, u32 maxima) : state(s), block(own_block), blocks(of), groups(maxima) {
+    const u32 half = groups == 2 ? threadIdx.x % 32 / 16 : 0, other = groups == 2 ? threadIdx.x % 16 : threadIdx.x % 32;
+    const u32 place = (block * WARPS + threadIdx.x / 32) * groups + half;
+    if (other >= blocks) return;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(to) : "r"(shared_address(&state->maxima[0][place])), "r"(other));
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(barrier) : "r"(shared_address(&state->told[0])), "r"(other));
+  }
+  // By the first warp, before a barrier of the cluster.
+  __device__ __forceinline__ void prepare() const {
+    for (u32 turn = 0; turn < TURNS; ++turn) {
+      if (threadIdx.x == 0) prepare_barrier(&state->told[turn]);
+      if (threadIdx.x == 0) expect(turn);
+      for (u32 at = count() + threadIdx.x; at < ROW_WARPS; at += 32) state->maxima[turn][at] = 0;  // of warps that are not there
+    }
+  }
+  __device__ __forceinline__ void expect(u32 turn) const {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(&state->told[turn])), "r"(count() * static_cast<u32>(sizeof(u32)))
                  : "memory");
   }
-  // All warps' maxima are in maxima(), whose largest is returned.
-  __device__ __forceinline__ u32 operator()(u32 own) {
-    const u32 buffer = turn & 1, lane = threadIdx.x % 32, in_warp = __reduce_max_sync(~0u, own), warps = team.blocks * GROUPS;
-    Shared *sh = team.sh;
-    if (lane < team.blocks) {
-      u32 to, barrier;
-      asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(to) : "r"(shared_address(&sh->exchanged.maxima[buffer][team.block * GROUPS + threadIdx.x / 32])), "r"(lane));
-      asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(barrier) : "r"(shared_address(&sh->exchanged.told[buffer])), "r"(lane));
-      asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.u32 [%0], %1, [%2];" ::"r"(to), "r"(in_warp), "r"(barrier) : "memory");
-    }
-    const u32 barrier = shared_address(&sh->exchanged.told[buffer]), parity = turn >> 1 & 1;
-    u32 done = 0;
-    while (!done)
-      asm volatile(
-          "{\n.reg .pred p;\nmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
-          : "=r"(done)
-          : "r"(barrier), "r"(parity)
-          : "memory");
-    if (threadIdx.x == 0) expect(buffer);
-    turn += 1;
-    u32 largest = 0;
-#pragma unroll
-    for (u32 i = 0; i < ROW_WARPS / 32; ++i) {
-      const u32 at = i * 32 + lane;
-      if (at < warps) largest = sh->exchanged.maxima[buffer][at] > largest ? sh->exchanged.maxima[buffer][at] : largest;
-    }
-    return __reduce_max_sync(~0u, largest);
+  // A warp's; each half of the lanes has its own if there are two.
+  __device__ __forceinline__ void send(u32 key) {
+    const u32 turn = sent++ % TURNS;
+    if (to)
+      asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.u32 [%0], %1, [%2];" ::"r"(to + turn * static_cast<u32>(sizeof(state->maxima[0]))),
+                   "r"(key), "r"(barrier + turn * static_cast<u32>(sizeof(u64)))
+                   : "memory");
+  }
+  // All warps' maxima are there; returns the largest.
+  __device__ __forceinline__ u32 meet() {
+    const u32 turn = met % TURNS;
+    wait_for_copy(&state->told[turn], met / TURNS & 1);
+    if (threadIdx.x == 0) expect(turn);
+    met += 1;
+    static_assert(ROW_WARPS == 4 * 32);
+    const uint4 keys = reinterpret_cast<const uint4 *>(state->maxima[turn])[threadIdx.x % 32];
+    return __reduce_max_sync(~0u, __vimax3_u32(__vimax3_u32(keys.x, keys.y, keys.z), keys.w, 0));
   }
   // A key that at least k of the maxima reach, and not many more; 0: there are not so many maxima.
   __device__ __forceinline__ u32 reached_by(u32 k) const {
     constexpr u32 EACH = ROW_WARPS / 32, ROUNDS = 8;
-    const u32 *maxima = team.sh->exchanged.maxima[(turn - 1) & 1];
+    const u32 *maxima = state->maxima[(met - 1) % TURNS];
     u32 keys[EACH], least = ~0u, most = 0, there = 0;
 #pragma unroll
     for (u32 i = 0; i < EACH; ++i) {
       const u32 at = i * 32 + threadIdx.x % 32;
-      keys[i] = at < team.blocks * GROUPS ? maxima[at] : 0;
+      keys[i] = at < count() ? maxima[at] : 0;
       there += __popc(__ballot_sync(~0u, keys[i] != 0));
       least = keys[i] && keys[i] < least ? keys[i] : least;
       most = keys[i] > most ? keys[i] : most;
@@ -82,165 +116,283 @@ struct Exchange {
   }
 };
 
-// Sums weights by runs, and lists the tokens that reach the threshold, a finite float. Every lane of the warp takes part in every step; returns how many
-// tokens were listed, those that found no room too.
-template <bool WEIGH, bool LIST>
-__device__ __forceinline__ u32 sweep_part(const DeviceTeam &team, const PartLoad &load, const Division &division, const Weighing &w, u64 *runs, float threshold,
-                                          u64 *places) {
-  const Addends addends(w);
-  const u32 lane = threadIdx.x % 32, count = load.count;
-  const float *part = load.part();
-  u32 listed = 0;
-  u64 sum = 0;
-#pragma unroll 1
-  for (u32 at = 0, run_end = division.run; at < count; at += RUN_STEP) {
-    float4 v[2];
-#pragma unroll
-    for (u32 half = 0; half < 2; ++half) {
-      const u32 i = at + half * STEP + lane * 4;
-      v[half] = make_float4(-infinity(), -infinity(), -infinity(), -infinity());
-      if (i < count) v[half] = *reinterpret_cast<const float4 *>(part + i);
-    }
-    const float x[8] = {v[0].x, v[0].y, v[0].z, v[0].w, v[1].x, v[1].y, v[1].z, v[1].w};
-    if (LIST && __any_sync(~0u, fmaxf(fmaxf(fmaxf(x[0], x[1]), fmaxf(x[2], x[3])), fmaxf(fmaxf(x[4], x[5]), fmaxf(x[6], x[7]))) >= threshold)) {
-      u32 reach = 0;
-#pragma unroll
-      for (u32 e = 0; e < 8; ++e) reach |= x[e] >= threshold ? 1u << e : 0;
-#pragma unroll 1
-      for (u32 lanes; (lanes = __ballot_sync(~0u, reach != 0)) != 0; listed += __popc(lanes), reach &= reach - 1) {
-        if (!reach) continue;
-        const u32 e = __ffs(reach) - 1, i = at + e / 4 * STEP + lane * 4 + e % 4, to = listed + __popc(lanes & ((1u << lane) - 1));
-        if (to < WARP_PLACES) places[to] = place_of(part[i] + 0.0f, team.first + load.from + i);
-      }
-    }
-    if (!WEIGH) continue;
-    if (!addends.serve) {
-      u64 own = 0;
-#pragma unroll
-      for (u32 e = 0; e < 8; ++e) own += w.q(x[e]);
-      sum += DeviceWarp{}.sum(own);
-    } else {
-      u32 high = 0, low = 0;
-#pragma unroll
-      for (u32 e = 0; e < 8; ++e) addends.add(x[e], high, low);
-      sum += Addends::sum(__reduce_add_sync(~0u, high), __reduce_add_sync(~0u, low), RUN_STEP);
-    }
-    if (at + RUN_STEP >= run_end || at + RUN_STEP >= count) {
-      if (lane == 0) *runs = sum;
-      ++runs;
-      run_end += division.run;
-      sum = 0;
-    }
+// The edited tokens of a warp's part. A lane holds one; the rest are read where they are used.
+struct Edits {
+  const Changed *list;
+  u32 count;
+  Changed own;
+
+  __device__ __forceinline__ void read(const Whole &whole, u32 index, u32 where) {
+    list = whole.changed + static_cast<u64>(index) * ROW_EDITS + (where >> 16);
+    count = where & 0xFFFF;
+    if (threadIdx.x % 32 < count) own = list[threadIdx.x % 32];
   }
-  return listed;
+  template <class F>
+  __device__ __forceinline__ void each(F f) const {
+    if (threadIdx.x % 32 < count) f(own);
+    UNROLL_NOT
+    for (u32 i = 32 + threadIdx.x % 32; i < count; i += 32) f(list[i]);
+  }
+};
+
+// Sums of up to 2^54 each, by two sums of 27 bits.
+__device__ __forceinline__ u64 sum_of_lanes(u64 v) {
+  const u32 low = __reduce_add_sync(~0u, static_cast<u32>(v) & 0x7FFFFFFu), high = __reduce_add_sync(~0u, static_cast<u32>(v >> 27));
+  return (static_cast<u64>(high) << 27) + low;
 }
 
-// The weight of the part.
-__device__ __forceinline__ u64 mass_of_part(const DeviceTeam &team, const Weighing &w) { return DeviceWarp{}.sum(team.mass(w)); }
+// A row on its way through a warp.
+struct RowTurn {
+  RowPlan plan;
+  Edits edits;
+  SeenPart seen;
+  u64 raw;
+  u32 raw_largest;
+  bool wrote;  // to the slice, which the copy engine writes to next
 
-// One row after another, by every warp of a cluster for itself.
-__device__ __forceinline__ void weigh_rows_of(const SamplingBatch &batch, const Whole &whole, const Division &division, u32 cluster, u32 clusters) {
-  DeviceTeam team;
-  team.take_slice(batch.row_len, division.room);
-  const PartLoad load(team, batch.dtype);
-  const u32 lane = threadIdx.x % 32, own = team.block * WARPS + threadIdx.x / 32;
-  auto logits_of = [&](u32 index) { return static_cast<const char *>(batch.logits) + index * batch.row_stride * PartLoad::size_of(batch.dtype); };
-  Exchange exchange(team);
-  float *const slices = team.slice;
-  // The next of a block's slices.
-  auto turn_to = [&](u32 buffer) {
-    team.buffer = buffer;
-    team.slice = slices + buffer * division.room;
-  };
-  if (threadIdx.x == 0) exchange.prepare();
-#pragma unroll 1
-  for (u32 buffer = 0; buffer < division.slices; ++buffer) {
-    turn_to(buffer);
-    if (lane == 0) load.prepare();
-    __syncwarp();
-    if (lane == 0 && cluster + buffer * clusters < batch.rows) load.start(logits_of(cluster + buffer * clusters));
+  // Whether the warps meet over the row as it came, too, before they look at its edited logits.
+  __device__ __forceinline__ bool raw_first() const { return plan.served() && plan.changes() && (plan.flags & RowPlan::RAW); }
+};
+
+// One row after another, by every warp of a cluster for itself. DRAWN: every row is drawn from as a whole, and no row edits logits by id.
+template <u32 DTYPE, bool DRAWN>
+struct Weigher {
+  using P = PartOf<DTYPE>;
+  using Word = typename P::Word;
+  // Edited logits need not be numbers of 16 bits: there they are kept apart, and what was edited is out of the slice.
+  static constexpr bool APART = !DRAWN && DTYPE != NUCLEUS_F32;
+  const SamplingBatch &batch;
+  const Whole &whole;
+  const Division &division;
+  P part;
+  u32 own;  // this warp's place in the row
+  Exchange exchange;
+
+  __device__ __forceinline__ const void *logits_of(u32 index) const {
+    return static_cast<const char *>(batch.logits) + index * batch.row_stride * P::SIZE;
   }
-  team.cluster_sync();
+  __device__ __forceinline__ bool allows(const RowPlan &plan, u32 id) const {
+    if (!(plan.flags & RowPlan::MASKED)) return true;
+    const u32 *mask = batch.masks + static_cast<u64>(plan.mask) * batch.mask_stride;
+    return id / 32 < batch.mask_words && (mask[id / 32] >> (id % 32) & 1);
+  }
+
+  // The weight of the part at T = 1.
+  __device__ __forceinline__ u64 raw_mass(const Word *memory, u32 largest, float lowest) const {
+    Weighing w;
+    if (!largest || largest >= INFINITE || !begin_weighing(value_of(largest), 1.0f, w)) return 0;
+    return sum_of_lanes(part.mass(memory, w, lowest));
+  }
+
+  // Before the row's largest logit is known.
+  __device__ __forceinline__ void look(u32 index, Word *memory, RowTurn &row) {
+    const RowPlan &plan = row.plan;
+    row.wrote = part.settle(logits_of(index), memory, plan.limit) || plan.changes();
+    row.raw = 0;
+    row.raw_largest = 0;
+    if (plan.changes()) {
+      if (row.raw_first()) {
+        const SeenPart before = part.look(memory, false);
+        exchange.send(before.key);
+        row.raw_largest = exchange.meet();
+        row.raw = raw_mass(memory, row.raw_largest, before.lowest);
+        __syncwarp();
+      }
+      if constexpr (!DRAWN) row.edits.each([&](const Changed &c) { memory[c.id - part.first] = static_cast<Word>(APART ? P::OUT : bits_of(c.logit)); });
+      __syncwarp();
+      if (plan.flags & RowPlan::MASKED) part.forbid(memory, batch.masks + static_cast<u64>(plan.mask) * batch.mask_stride, batch.mask_words);
+    }
+    row.seen = part.look(memory, !DRAWN && plan.kind != SlicePlan::ALL && exchange.groups == 2);
+    if (APART && plan.edited) {
+      u32 key = 0, count = 0;
+      row.edits.each([&](const Changed &c) {
+        if (!(c.logit > -infinity()) || !allows(plan, c.id)) return;
+        count += 1;
+        key = key_of(c.logit) > key ? key_of(c.logit) : key;
+      });
+      key = __reduce_max_sync(~0u, key);
+      row.seen.key = key > row.seen.key ? key : row.seen.key;
+      row.seen.of_half = key > row.seen.of_half && threadIdx.x % 32 < 16 ? key : row.seen.of_half;
+      row.seen.count += __reduce_add_sync(~0u, count);
+    }
+    exchange.send(row.seen.of_half);
+  }
+
+  // Once all have looked.
+  __device__ __forceinline__ void weigh(u32 index, const Word *memory, const RowTurn &row) {
+    const u32 lane = threadIdx.x % 32;
+    const RowPlan &plan = row.plan;
+    const u32 largest = exchange.meet();
+    u64 mass = 0, raw = row.raw;
+    u32 listed = 0;
+    u32 raw_largest = row.raw_largest;
+    Weighing w;
+    const bool weighs = DRAWN || plan.weighs();
+    if (largest && largest < INFINITE && (!weighs || begin_weighing_by(plan.s, value_of(largest), w))) {
+      if (weighs) {
+        u64 own = part.mass(memory, w, row.seen.lowest);
+        if (APART && plan.edited)
+          row.edits.each([&](const Changed &c) {
+            if (c.logit > -infinity() && allows(plan, c.id)) own += w.q(c.logit);
+          });
+        mass = sum_of_lanes(own);
+      }
+      if (!DRAWN && plan.kind != SlicePlan::ALL) {
+        const u32 bound = plan.k == 1 ? largest : exchange.reached_by(plan.k);
+        float threshold = bound ? value_of(bound) : -infinity();
+        if (plan.kind == SlicePlan::ABOVE) threshold = fminf(threshold, fmaf(plan.temperature, plan.arg, value_of(largest)));
+        threshold = fmaxf(threshold, float_of(0xFF7FFFFFu));  // tokens at -inf are out
+        if (row.seen.key && value_of(row.seen.key) >= threshold) listed = list(index, memory, row, threshold);
+      }
+    }
+    if ((plan.flags & RowPlan::RAW) && !plan.changes()) {
+      raw_largest = largest;
+      const bool same = weighs && plan.s == scale(1.0f);
+      raw = same ? mass : raw_mass(memory, largest, row.seen.lowest);
+    }
+    if (lane) return;
+    const u64 at = static_cast<u64>(index) * ROW_WARPS + own;
+    whole.masses[at] = mass;
+    whole.raw[at] = raw;
+    whole.there[at] = row.seen.count;
+    whole.listed[at] = listed;
+    if (own == 0) whole.maxima[index] = RowMaxima{largest, raw_largest};
+  }
+
+  // Lists the part's tokens that reach the threshold.
+  __device__ __forceinline__ u32 list(u32 index, const Word *memory, const RowTurn &row, float threshold) const {
+    const u32 lane = threadIdx.x % 32;
+    const u32 most = division.places();
+    u64 *places = whole.places + static_cast<u64>(index) * ROW_PLACES + own * most;
+    u32 listed = part.list(memory, threshold, places, most);
+    if constexpr (APART) {
+      UNROLL_NOT
+      for (u32 base = 0; base < row.edits.count; base += 32) {
+        Changed c{0, -infinity()};
+        if (base + lane < row.edits.count) c = base ? row.edits.list[base + lane] : row.edits.own;
+        const bool reaches = c.logit >= threshold && allows(row.plan, c.id);
+        const u32 lanes = __ballot_sync(~0u, reaches), to = listed + __popc(lanes & ((1u << lane) - 1));
+        if (reaches && to < most) places[to] = place_of(c.logit, c.id);
+        listed += __popc(lanes);
+      }
+    }
+    return listed;
+  }
+};
+
+// `plans`: no launch before has learnt what the rows ask for, since none has edits.
+template <u32 DTYPE, bool DRAWN>
+__device__ __forceinline__ void weigh_rows_of(const SamplingBatch &batch, const Whole &whole, const Division &division, bool plans, bool pending) {
+  plans |= DRAWN;
+  using P = PartOf<DTYPE>;
+  u32 block, blocks;
+  asm("mov.u32 %0, %%cluster_nctaid.x;" : "=r"(blocks));
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(block));
+  const u32 cluster = blockIdx.x / blocks, clusters = gridDim.x / blocks, rows = (batch.rows - cluster + clusters - 1) / clusters;
+  const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, own = block * WARPS + warp;
+  WeighState *state = weigh_state();
+  const Part place(division, batch.row_len, own);
+  Weigher<DTYPE, DRAWN> weigher{batch, whole, division, P(batch, place.first, place.count), own, Exchange(state, block, blocks, division.groups())};
+  typename P::Word *const slices = reinterpret_cast<typename P::Word *>(shared_memory + sizeof(WeighState)) + (place.first - Part(division, batch.row_len, block * WARPS).first);
+  auto memory = [&](u32 slice) { return slices + slice * division.room; };
+  auto arrival = [&](u32 slice) { return &state->arrived[slice * WARPS + warp]; };
+  auto start = [&](u32 turn, u32 slice) {
+    if (turn < rows) weigher.part.start(weigher.logits_of(cluster + turn * clusters), memory(slice), arrival(slice));
+  };
+  if (warp == 0) weigher.exchange.prepare();
+  if (lane == 0) {
+#pragma unroll 1
+    for (u32 slice = 0; slice < division.slices; ++slice) prepare_barrier(arrival(slice));
+  }
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  if (lane == 0) start(0, 0);
+  __syncwarp();
+  asm volatile("barrier.cluster.arrive.release;" ::: "memory");
   wait_for_launch_before();
   let_next_launch_begin();
-  RowPlan next = whole.plans[cluster];
-  u32 next_edits = whole.edits[static_cast<u64>(cluster) * ROW_WARPS + own];
-  u32 use = 0;
+  // Before more of the rows is asked for, behind which these reads would wait.
+  RowPlan first;
+  if (DRAWN) {
 #pragma unroll 1
-  for (u32 index = cluster; index < batch.rows; index += clusters, ++use) {
-    const RowPlan plan = next;
-    const u32 edits = plan.edited ? next_edits : 0;
-    const Changed *changed = whole.changed + static_cast<u64>(index) * ROW_EDITS;
-    Changed change{0, 0};
-    if (lane < (edits & 0xFFFF)) change = changed[(edits >> 16) + lane];
-    const u32 after = index + division.slices * clusters;
-    if (index + clusters < batch.rows) {
-      next = whole.plans[index + clusters];
-      next_edits = whole.edits[static_cast<u64>(index + clusters) * ROW_WARPS + own];
+    for (u32 turn = warp; turn < rows; turn += WARPS) {
+      const RowPlan plan = plan_row_without_edits(batch, division, cluster + turn * clusters, pending);
+      if (lane == 0) state->drawn[turn].hold(plan);
+      if (lane == 0 && block == 0) whole.plans[cluster + turn * clusters] = plan;
     }
-    turn_to(use & (division.slices - 1));
-    load.wait(use >> (division.slices - 1));
-    if (plan.kind != SlicePlan::EXACT) {
-      load.settle(logits_of(index), plan.limit);
-      const bool changes = plan.edited || (plan.flags & RowPlan::MASKED), weighs = plan.kind == SlicePlan::MASS || plan.kind == SlicePlan::ALL;
-      Weighing w;
-      u32 raw_largest = 0;
-      u64 raw = 0;
-      bool raw_after = plan.flags & RowPlan::RAW;
-      if (raw_after && changes) {
-        raw_after = false;
-        raw_largest = exchange(look(team).key);
-        if (raw_largest && raw_largest != UNUSUAL && begin_weighing(value_of(raw_largest), 1.0f, w)) raw = mass_of_part(team, w);
-        __syncwarp();
-      }
-      if (plan.edited) {
-        if (lane < (edits & 0xFFFF)) load.part()[change.id - (team.first + load.from)] = change.logit;
-        UNROLL_NOT
-        for (u32 i = 32 + lane; i < (edits & 0xFFFF); i += 32) {
-          const Changed c = changed[(edits >> 16) + i];
-          load.part()[c.id - (team.first + load.from)] = c.logit;
-        }
-        __syncwarp();
-      }
-      if (plan.flags & RowPlan::MASKED) {
-        const u32 *mask = batch.masks + static_cast<u64>(plan.mask) * batch.mask_stride;
-        UNROLL_NOT
-        for (u32 i = lane; i < load.count; i += 32) {
-          const u32 id = team.first + load.from + i;
-          if (!(id / 32 < batch.mask_words && (mask[id / 32] >> (id % 32) & 1))) load.part()[i] = -infinity();
-        }
-        __syncwarp();
-      }
-      const Seen seen = look(team);
-      const u32 largest = exchange(seen.key);
-      if (raw_after) {
-        raw_largest = largest;
-        if (largest && largest != UNUSUAL && begin_weighing(value_of(largest), 1.0f, w)) raw = mass_of_part(team, w);
-      }
-      u64 *places = whole.places + (static_cast<u64>(index) * ROW_WARPS + own) * WARP_PLACES;
-      u64 *runs = whole.runs + static_cast<u64>(index) * RUNS_MOST + own * division.runs;
-      u32 listed = 0;
-      if (largest && largest != UNUSUAL && (!weighs || begin_weighing(value_of(largest), plan.temperature, w))) {
-        if (plan.kind == SlicePlan::ALL) {
-          sweep_part<true, false>(team, load, division, w, runs, 0, places);
-        } else {
-          const u32 bound = plan.k == 1 ? largest : exchange.reached_by(plan.k);
-          float threshold = bound ? value_of(bound) : -infinity();
-          if (plan.kind == SlicePlan::ABOVE) threshold = fminf(threshold, fmaf(plan.temperature, plan.arg, value_of(largest)));
-          threshold = fmaxf(threshold, float_of(0xFF7FFFFFu));  // tokens at -inf are out
-          listed = weighs ? sweep_part<true, true>(team, load, division, w, runs, threshold, places)
-                          : sweep_part<false, true>(team, load, division, w, runs, threshold, places);
-        }
-      }
-      const u32 there = __reduce_add_sync(~0u, seen.count);
-      if (lane == 0) whole.parts[static_cast<u64>(index) * ROW_WARPS + own] = PartSums{raw, there, listed};
-      if (lane == 0 && own == 0) whole.maxima[index] = RowMaxima{largest, raw_largest};
+    __syncthreads();
+  } else if (plans) {
+    first = plan_row_without_edits(batch, division, cluster, pending);
+    if (own == 0 && lane == 0) whole.plans[cluster] = first;
+#pragma unroll 1
+    for (u32 turn = 1 + own; turn < rows; turn += division.warps()) {
+      const RowPlan plan = plan_row_without_edits(batch, division, cluster + turn * clusters, pending);
+      if (lane == 0) whole.plans[cluster + turn * clusters] = plan;
     }
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-    __syncwarp();
-    if (after < batch.rows && lane == 0) load.start(logits_of(after));
   }
-  team.cluster_sync();  // no block leaves while another may still send to it
+  if (lane == 0) {
+#pragma unroll 1
+    for (u32 slice = 1; slice < division.slices; ++slice) start(slice, slice);
+  }
+  __syncwarp();
+  asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
+  if (!DRAWN && plans && rows > 1) {
+    asm volatile("barrier.cluster.arrive.release;" ::: "memory");
+    asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
+  }
+  const u32 lag = division.looks_ahead();
+  // A row's plan and, of its edits, this warp's: a word a lane, asked for one turn before the row is looked at.
+  constexpr u32 WORDS = sizeof(RowPlan) / 4;
+  auto ask = [&](u32 index) {
+    const u32 *from = reinterpret_cast<const u32 *>(whole.plans + index) + lane;
+    if (lane >= WORDS) from = whole.edits + static_cast<u64>(index) * ROW_WARPS + own;
+    return lane < WORDS || !plans ? __ldcg(from) : 0;
+  };
+  auto told = [&](u32 word, RowPlan &plan) {
+    u32 *to = reinterpret_cast<u32 *>(&plan);
+#pragma unroll
+    for (u32 i = 0; i < WORDS; ++i) to[i] = __shfl_sync(~0u, word, i);
+    return plan.edited ? __shfl_sync(~0u, word, WORDS) : 0;
+  };
+  RowTurn ahead, current;
+  u32 slice = 0, parity = 0, weighed = 0, asked = 0;
+  if (!plans) asked = ask(cluster);
+#pragma unroll 1
+  for (u32 turn = 0; turn < rows + lag; ++turn) {
+    const u32 index = cluster + turn * clusters;
+    if (turn < rows) {
+      ahead.wrote = false;
+      if (DRAWN) {
+        ahead.plan = state->drawn[turn].plan();
+      } else {
+        u32 edits = 0;
+        if (turn == 0 && plans) ahead.plan = first;
+        else edits = told(asked, ahead.plan);
+        ahead.edits.read(whole, index, edits);
+        asked = ask(turn + 1 < rows ? index + clusters : index);
+      }
+    }
+    // The next row is looked at before this one is weighed, unless the warps meet twice over it.
+    const bool weighs_first = lag && turn < rows && ahead.raw_first();
+#pragma unroll 1
+    for (u32 step = 0; step < 2; ++step) {
+      if ((step == 0) != weighs_first) {
+        if (turn >= rows) continue;
+        wait_for_copy(arrival(slice), parity);
+        if (ahead.plan.served()) weigher.look(index, memory(slice), ahead);
+        parity ^= slice + 1 == division.slices;
+        slice = slice + 1 == division.slices ? 0 : slice + 1;
+        if (!lag) current = ahead;
+      } else if (turn >= lag) {
+        if (current.plan.served()) weigher.weigh(index - lag * clusters, memory(weighed), current);
+        if (current.wrote) asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+        __syncwarp();
+        if (lane == 0) start(turn - lag + division.slices, weighed);
+        __syncwarp();
+        weighed = weighed + 1 == division.slices ? 0 : weighed + 1;
+      }
+    }
+    current = ahead;
+  }
 }
 
 }  // namespace nucleus

@@ -19,9 +19,10 @@ __global__ void __launch_bounds__(THREADS, 2) prepare_rows(const __grid_constant
   prepare_row(batch, whole, division, blockIdx.x, pending);
 }
 
+template <u32 DTYPE, bool DRAWN>
 __global__ void __launch_bounds__(THREADS, 1) weigh_rows(const __grid_constant__ SamplingBatch batch, const __grid_constant__ Whole whole,
-                                                         const __grid_constant__ Division division) {
-  weigh_rows_of(batch, whole, division, blockIdx.x / division.blocks, gridDim.x / division.blocks);
+                                                         const __grid_constant__ Division division, bool plans, bool pending) {
+  weigh_rows_of<DTYPE, DRAWN>(batch, whole, division, plans, pending);
 }
 
 __global__ void __launch_bounds__(CHOOSE_THREADS, 4) choose_rows(const __grid_constant__ SamplingBatch batch, const __grid_constant__ Whole whole,
@@ -33,12 +34,13 @@ __global__ void __launch_bounds__(CHOOSE_THREADS, 4) choose_rows(const __grid_co
 
 constexpr u32 SHARED_OUT_MOST = 64;  // rows up to which clusters of the next launch are faster than a block each at what keeps many tokens
 constexpr u32 LEAST_BLOCKS = 2;  // what is sent within a cluster needs one
+constexpr size_t WHOLE_BYTES_MAX = 232448;  // of shared memory that a block may have
 
 size_t whole_bytes(size_t rows) { return rows * Whole::ROW_BYTES; }
 
 template <class K>
 static cudaError_t allow_shared_memory(K kernel) {
-  const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 232448);
+  const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, WHOLE_BYTES_MAX);
   return error == cudaSuccess ? cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared) : error;
 }
 
@@ -57,28 +59,58 @@ static cudaError_t launch_a_block_each(u32 rows, u32 threads, size_t bytes, bool
   return cudaLaunchKernelEx(&config, kernel, arguments...);
 }
 
+using WeighKernel = void (*)(SamplingBatch, Whole, Division, bool, bool);
+template <bool DRAWN>
+static WeighKernel weigh_kernel(u32 dtype) {
+  return dtype == NUCLEUS_F32 ? weigh_rows<NUCLEUS_F32, DRAWN> : dtype == NUCLEUS_BF16 ? weigh_rows<NUCLEUS_BF16, DRAWN> : weigh_rows<NUCLEUS_F16, DRAWN>;
+}
+
+// The blocks of a cluster, their slices, and as many clusters as are resident at a time; `room` 0: rows are too long.
+static cudaError_t share_out(const SamplingBatch &batch, WeighKernel kernel, Shape &shape, u32 &slices) {
+  const size_t size = batch.dtype == NUCLEUS_F32 ? 4 : 2;
+  auto share = [&](u32 blocks) {
+    const size_t slice = slice_of(batch.row_len, blocks) * size, fit = (WHOLE_BYTES_MAX - sizeof(WeighState)) / slice;
+    slices = static_cast<u32>(fit < SLICES_MOST ? fit : SLICES_MOST);
+    shape.blocks = blocks;
+    shape.room = slices ? slice_of(batch.row_len, blocks) : 0;
+    shape.bytes = sizeof(WeighState) + slices * slice;
+    return shape.room ? shape.fill(batch.rows, reinterpret_cast<const void *>(kernel)) : cudaSuccess;
+  };
+  const u32 blocks = batch.cluster ? batch.cluster : MAX_BLOCKS;
+  cudaError_t error = share(blocks > LEAST_BLOCKS ? blocks : LEAST_BLOCKS);
+  while (error == cudaSuccess && !batch.cluster && shape.blocks > LEAST_BLOCKS && shape.clusters < batch.rows && batch.row_len / (shape.blocks / 2) <= SLICE_ENOUGH)
+    error = share(shape.blocks / 2);
+  return error;
+}
+
 cudaError_t launch_whole(const SamplingBatch &batch, char *space, bool pending, cudaStream_t stream, Division &division) {
-  cudaError_t error = allow_shared_memory(weigh_rows);
+  WeighKernel kernel = weigh_kernel<false>(batch.dtype);
+  cudaError_t error = allow_shared_memory(kernel);
   Shape shape;
-  u32 slices = 2;
-  if (error == cudaSuccess) error = shape.fit(batch, reinterpret_cast<const void *>(weigh_rows), slices, LEAST_BLOCKS);
-  if (error == cudaSuccess && !shape.room) error = shape.fit(batch, reinterpret_cast<const void *>(weigh_rows), slices = 1, LEAST_BLOCKS);
-  division = Division(shape.blocks, shape.room, slices);
+  u32 slices = 0;
+  if (error == cudaSuccess) error = share_out(batch, kernel, shape, slices);
+  division = Division{shape.blocks, shape.room, slices};
   if (error != cudaSuccess || !shape.room) return error;
   // Few clusters where the ways of many rows are tested.
   if (batch.flags & NUCLEUS_BATCH_MANY_ROWS) shape.clusters = (batch.rows + 3) / 4;
   const Whole whole(space, batch.rows);
-  error = launch_a_block_each(batch.rows, THREADS, PREPARE_BYTES, pending, stream, prepare_rows, batch, whole, division, pending);
+  const bool drawn = batch.flags & NUCLEUS_BATCH_ALL_DRAWN, plans = drawn || batch.flags & NUCLEUS_BATCH_NO_EDITS;
+  if (drawn && (batch.rows + shape.clusters - 1) / shape.clusters <= DRAWN_MOST) {
+    kernel = weigh_kernel<true>(batch.dtype);
+    error = allow_shared_memory(kernel);
+    if (error != cudaSuccess) return error;
+  }
+  if (!plans) error = launch_a_block_each(batch.rows, THREADS, PREPARE_BYTES, pending, stream, prepare_rows, batch, whole, division, pending);
   if (error != cudaSuccess) return error;
   cudaLaunchAttribute attributes[2];
   cudaLaunchConfig_t config = shape.config(attributes, stream);
   attributes[1] = begins_early();
-  config.numAttrs = 2;
-  error = cudaLaunchKernelEx(&config, weigh_rows, batch, whole, division);
+  config.numAttrs = !plans || pending ? 2 : 1;
+  error = cudaLaunchKernelEx(&config, kernel, batch, whole, division, plans, pending);
   if (error != cudaSuccess) return error;
-  const size_t run = division.run * sizeof(float), room = cut_room_bytes<CHOOSE_THREADS>(batch.row_len);
+  const size_t part = Part::span_of(division.room) * sizeof(float), room = cut_room_bytes<CHOOSE_THREADS>(batch.row_len);
   const bool leaves_many = batch.rows <= SHARED_OUT_MOST;
-  return launch_a_block_each(batch.rows, CHOOSE_THREADS, SHARED_BYTES + (leaves_many || run > room ? run : room), true, stream, choose_rows, batch, whole, division, leaves_many);
+  return launch_a_block_each(batch.rows, CHOOSE_THREADS, SHARED_BYTES + (leaves_many || part > room ? part : room), true, stream, choose_rows, batch, whole, division, leaves_many);
 }
 
 }  // namespace nucleus

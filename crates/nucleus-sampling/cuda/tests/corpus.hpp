@@ -64,6 +64,14 @@ class CorpusReader {
   bool tops_ = false;
 };
 
+// Whether a row is one of those that NUCLEUS_BATCH_ALL_DRAWN is for.
+inline bool draws_from_all(const CorpusBatch &b, uint32_t row) {
+  const SamplingProgram &p = b.programs[row];
+  bool drawn = !b.row[row].bias.len && !b.row[row].eos.len && !b.row[row].bad_words.len && !(b.row[row].flags & NUCLEUS_ROW_ALLOWED);
+  for (uint32_t i = 0; i + 1 < p.len; ++i) drawn &= p.ops[i].code == NUCLEUS_OP_TEMPERATURE || p.ops[i].code == NUCLEUS_OP_NONE;
+  return drawn && p.len && p.ops[p.len - 1].code == NUCLEUS_OP_DRAW;
+}
+
 // Whether two results are the same: every bit, but for raw log-probabilities a difference of a few units in the last place.
 inline bool same_result(const SampledToken &a, const SampledToken &b, bool processed) {
   if (a.token_id != b.token_id || a.kept_count != b.kept_count || a.status != b.status || a.feedback != b.feedback) return false;

@@ -5,8 +5,8 @@ use crate::row::{LogprobsMode, Row};
 use crate::state::SamplerState;
 
 use super::layout::{
-    BATCH_ALL_BOUNDED, BATCH_ALL_COUNTED, BATCH_ALL_FEW, BATCH_NONE_BOUNDED, BATCH_SOME_FEW,
-    SamplingList, SamplingRow, row_flags,
+    BATCH_ALL_BOUNDED, BATCH_ALL_COUNTED, BATCH_ALL_DRAWN, BATCH_ALL_FEW, BATCH_NO_EDITS,
+    BATCH_NONE_BOUNDED, BATCH_SOME_FEW, SamplingList, SamplingRow, row_flags,
 };
 use super::slots::SlotRow;
 
@@ -98,23 +98,39 @@ impl<'a> Work<'a> {
     /// not ask for the whole row.
     fn is_few(&self) -> bool {
         let tables = self.params.tables();
-        let by_id = |code| {
-            matches!(
-                code,
-                OpCode::Dry | OpCode::NoRepeatNgram | OpCode::Penalties
-            )
-        };
         let codes = tables.program.ops().iter().map(|op| op.code);
         let serves = self.logprobs == LogprobsMode::Processed
             && codes
-                .skip_while(|code| by_id(*code))
-                .all(|code| !by_id(code) && code != OpCode::AdaptiveP);
+                .skip_while(|code| edits_by_id(*code))
+                .all(|code| !edits_by_id(code) && code != OpCode::AdaptiveP);
         let listed = tables.allowed.as_ref().map(Vec::len);
         let masked = || {
             let words = self.mask?.iter();
             Some(words.map(|word| word.count_ones() as usize).sum())
         };
         serves && listed.or_else(masked).is_some_and(|ids| ids <= FEW_IDS)
+    }
+
+    /// Whether logits may be edited by id: by a bias, by lists of ids that are banned, or by what the history holds.
+    fn edits(&self) -> bool {
+        let tables = self.params.tables();
+        !tables.bias.is_empty()
+            || !tables.bad_words.is_empty()
+            || !tables.eos.is_empty()
+            || tables.program.ops().iter().any(|op| edits_by_id(op.code))
+    }
+
+    /// Whether the token is drawn from the whole row, as it came but for temperatures and a mask.
+    fn draws_from_all(&self) -> bool {
+        let tables = self.params.tables();
+        let decides = tables
+            .program
+            .ops()
+            .iter()
+            .find(|op| !LEADING.contains(&op.code));
+        decides.is_some_and(|op| op.code == OpCode::Draw)
+            && tables.allowed.is_none()
+            && !self.edits()
     }
 
     /// Tokens at the end of the history that operations by id look at.
@@ -135,6 +151,14 @@ impl<'a> Work<'a> {
             .unwrap_or(0)
             .min(self.history_len())
     }
+}
+
+/// Whether an operation looks tokens up in the history.
+fn edits_by_id(code: OpCode) -> bool {
+    matches!(
+        code,
+        OpCode::Dry | OpCode::NoRepeatNgram | OpCode::Penalties
+    )
 }
 
 /// Operations that may precede the one that bounds a request.
@@ -173,6 +197,10 @@ pub(super) struct Packed {
     bounded: usize,
     /// Of those, the ones whose tokens are bounded by a count.
     counted: usize,
+    /// Rows that edit no logits by id.
+    unedited: usize,
+    /// Of those, the ones that draw from the whole row.
+    drawn: usize,
 }
 
 impl Packed {
@@ -188,6 +216,8 @@ impl Packed {
         self.few = 0;
         self.bounded = 0;
         self.counted = 0;
+        self.unedited = 0;
+        self.drawn = 0;
         // A mask without words forbids every id, for which one word is needed.
         self.mask_words = rows
             .clone()
@@ -203,6 +233,8 @@ impl Packed {
             self.programs.push(row.params.tables().program);
             self.max_edited = self.max_edited.max(row.edited());
             self.tops.push(row.top);
+            self.unedited += usize::from(!row.edits());
+            self.drawn += usize::from(row.draws_from_all());
             if few {
                 self.few += 1;
             } else if let Some(code) = row.bounded_by() {
@@ -219,7 +251,8 @@ impl Packed {
 
     /// What the launch may know of its rows.
     pub(super) fn known_flags(&self) -> u32 {
-        let others = self.rows.len() - self.few;
+        let rows = self.rows.len();
+        let others = rows - self.few;
         let bounded = match self.bounded {
             _ if others == 0 => return BATCH_ALL_FEW,
             0 => BATCH_NONE_BOUNDED,
@@ -227,7 +260,9 @@ impl Packed {
             bounded if bounded == others => BATCH_ALL_BOUNDED,
             _ => 0,
         };
-        bounded | if self.few > 0 { BATCH_SOME_FEW } else { 0 }
+        let few = if self.few > 0 { BATCH_SOME_FEW } else { 0 };
+        let all = |count: usize, bit: u32| if count == rows { bit } else { 0 };
+        bounded | few | all(self.unedited, BATCH_NO_EDITS) | all(self.drawn, BATCH_ALL_DRAWN)
     }
 
     fn row(&mut self, request: u32, row: &Work<'_>) -> SamplingRow {
@@ -432,7 +467,20 @@ mod tests {
         assert_eq!(flag(&[&greedy, &greedy], processed), counted);
         assert_eq!(flag(&[&greedy, &min_p], processed), BATCH_ALL_BOUNDED);
         assert_eq!(flag(&[&greedy, &drawn], processed), 0);
-        assert_eq!(flag(&[&drawn], processed), BATCH_NONE_BOUNDED);
+        assert_eq!(
+            flag(&[&min_p, &drawn], processed),
+            BATCH_NO_EDITS,
+            "one of them is bounded"
+        );
+        let biased = SamplingParams {
+            logit_bias: Some([(1, 2.0)].into_iter().collect()),
+            ..SamplingParams::default()
+        };
+        assert_eq!(flag(&[&biased], processed), BATCH_NONE_BOUNDED);
+        assert_eq!(
+            flag(&[&drawn, &drawn], processed),
+            BATCH_NONE_BOUNDED | BATCH_NO_EDITS | BATCH_ALL_DRAWN
+        );
         assert_eq!(flag(&[&greedy], LogprobsMode::Raw), BATCH_NONE_BOUNDED);
         let listed = SamplingParams {
             allowed_token_ids: Some(vec![5, 7]),

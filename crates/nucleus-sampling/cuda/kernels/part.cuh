@@ -1,0 +1,234 @@
+// A warp's part of a row in shared memory, in the row's own type: brought there by the bulk copy engine, swept by all lanes.
+#pragma once
+
+#include "double_addends.cuh"
+#include "whole.cuh"
+
+namespace nucleus {
+
+constexpr u32 SUMS = 2;  // of a lane, to which its tokens are added in turn
+
+// What a warp sees of its part before it weighs it.
+struct SeenPart {
+  u32 key;       // of the largest logit; 0: there is none; INFINITE; UNUSUAL: a logit is not a number
+  u32 of_half;   // the same of this half of the lanes, where it is asked for
+  u32 count;     // tokens that are there
+  float lowest;  // no logit is below it
+};
+
+template <u32 DTYPE>
+struct PartOf {
+  static constexpr u32 SIZE = DTYPE == NUCLEUS_F32 ? 4 : 2, WIDTH = 16 / SIZE;  // bytes of a logit, logits of 16 bytes
+  static constexpr u32 STEP = 32 * WIDTH;                                       // logits that a warp reads at once
+  static constexpr u32 UNIT = 256, VECTORS = UNIT / STEP;                       // that it sweeps at once, 8 a lane
+  static constexpr u32 OUT = DTYPE == NUCLEUS_F32 ? 0xFF800000u : DTYPE == NUCLEUS_BF16 ? 0xFF80u : 0xFC00u;  // -inf
+  static constexpr u32 TOO_LARGE = OUT & ~(1u << (8 * SIZE - 1));                                            // +inf
+  using Word = std::conditional_t<DTYPE == NUCLEUS_F32, u32, uint16_t>;
+
+  u32 first, held, count;  // id of the first logit; logits that there are memory for, and that are tokens
+  u32 copied;              // logits that the copy engine brings: none if not all rows are aligned
+
+  __device__ __forceinline__ static float widened(u32 word) {
+    if constexpr (DTYPE == NUCLEUS_F32) return float_of(word);
+    else return DTYPE == NUCLEUS_BF16 ? float_of(word << 16) : widen_f16(static_cast<uint16_t>(word));
+  }
+  __device__ __forceinline__ static float one(const Word *part, u32 i) { return widened(part[i]); }
+  __device__ __forceinline__ static uint4 vector(const Word *part, u32 i) { return *reinterpret_cast<const uint4 *>(part + i); }
+  __device__ __forceinline__ static void widen(uint4 v, float *x) {
+    const u32 w[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+    for (u32 i = 0; i < 4; ++i) {
+      if constexpr (DTYPE == NUCLEUS_F32) x[i] = float_of(w[i]);
+      else if constexpr (DTYPE == NUCLEUS_BF16) {
+        x[2 * i] = float_of(w[i] << 16);
+        x[2 * i + 1] = float_of(w[i] & 0xFFFF0000u);
+      } else {
+        x[2 * i] = widen_f16(static_cast<uint16_t>(w[i] & 0xFFFFu));
+        x[2 * i + 1] = widen_f16(static_cast<uint16_t>(w[i] >> 16));
+      }
+    }
+  }
+
+  __device__ __forceinline__ PartOf(const SamplingBatch &batch, u32 first_id, u32 ids) : first(first_id), held(ids), count(ids) {
+    const u64 from = reinterpret_cast<uintptr_t>(batch.logits) | batch.row_stride * SIZE | static_cast<u64>(first) * SIZE;
+    copied = from % 16 == 0 ? held * SIZE / 16 * 16 / SIZE : 0;
+  }
+  __device__ __forceinline__ const char *source(const void *row) const { return static_cast<const char *>(row) + static_cast<u64>(first) * SIZE; }
+  // By one lane, when no lane reads the part any more, after a fence between the proxies by those that did.
+  __device__ __forceinline__ void start(const void *row, Word *part, u64 *arrived) const {
+    const char *from = source(row);
+    const u32 bytes = copied * SIZE, arrival = shared_address(arrived);
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(arrival), "r"(bytes) : "memory");
+    if (bytes)
+      asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared_address(part)), "l"(from),
+                   "r"(bytes), "r"(arrival)
+                   : "memory");
+  }
+  // Once the copy has arrived: brings what it could not, and lets the last vector end with tokens that are out; true: it wrote. Ids from `limit` on do not exist.
+  __device__ __forceinline__ bool settle(const void *row, Word *part, u32 limit) {
+    const u32 lane = threadIdx.x % 32, there = copied;
+    count = first + held <= limit ? held : first < limit ? limit - first : 0;
+    if (there == held && count % WIDTH == 0) return false;
+    const Word *from = reinterpret_cast<const Word *>(source(row));
+    UNROLL_NOT
+    for (u32 i = there + lane; i < count; i += 32) part[i] = from[i];
+    __syncwarp();
+    if (lane < WIDTH - 1 && count + lane < (count + WIDTH - 1) / WIDTH * WIDTH) part[count + lane] = static_cast<Word>(OUT);
+    __syncwarp();
+    return true;
+  }
+
+  // Calls f(vector) for this lane's part.
+  template <class F>
+  __device__ __forceinline__ void each(const Word *part, F f) const {
+    const u32 lane = threadIdx.x % 32;
+    u32 at = 0;
+#pragma unroll 1
+    for (; at + UNIT <= count; at += UNIT) {
+#pragma unroll
+      for (u32 v = 0; v < VECTORS; ++v) f(vector(part, at + v * STEP + lane * WIDTH));
+    }
+#pragma unroll 1
+    for (u32 i = at + lane * WIDTH; i < count; i += STEP) f(vector(part, i));
+  }
+
+  // Maxima of three words, as signed and as unsigned numbers. Logits that are not negative are ordered as signed words; of negative logits the least is the
+  // largest unsigned word, with not-a-number above all.
+  __device__ __forceinline__ static u32 most_signed(u32 a, u32 b, u32 c) { return SIZE == 4 ? __vimax3_s32(a, b, c) : __vimax3_s16x2(a, b, c); }
+  __device__ __forceinline__ static u32 most_unsigned(u32 a, u32 b, u32 c) { return SIZE == 4 ? __vimax3_u32(a, b, c) : __vimax3_u16x2(a, b, c); }
+  __device__ __forceinline__ static u32 least_unsigned(u32 a, u32 b, u32 c) { return SIZE == 4 ? __vimin3_u32(a, b, c) : __vimin3_u16x2(a, b, c); }
+
+  // Larger of two, or four, words of 16 bits.
+  __device__ __forceinline__ static i32 signed_of(u32 words) {
+    const i32 upper = static_cast<i32>(words) >> 16, lower = static_cast<int16_t>(words & 0xFFFFu);
+    return SIZE == 4 ? static_cast<i32>(words) : upper > lower ? upper : lower;
+  }
+  // `halves`: the largest logits of halves of the lanes are asked for.
+  __device__ __forceinline__ SeenPart look(const Word *part, bool halves) const {
+    u32 high = SIZE == 4 ? 0x80000000u : 0x80008000u, low = 0;
+    each(part, [&](uint4 v) {
+      high = most_signed(most_signed(high, v.x, v.y), v.z, v.w);
+      low = most_unsigned(most_unsigned(low, v.x, v.y), v.z, v.w);
+    });
+    if (SIZE == 2) low = low >> 16 > (low & 0xFFFFu) ? low >> 16 : low & 0xFFFFu;
+    low = __reduce_max_sync(~0u, low);
+    i32 most = signed_of(high);
+    if (halves) {
+#pragma unroll
+      for (u32 step = 8; step; step /= 2) {
+        const i32 other = __shfl_xor_sync(~0u, most, step);
+        most = other > most ? other : most;
+      }
+    } else most = __reduce_max_sync(~0u, most);
+    SeenPart seen{0, 0, count, low & 1u << (8 * SIZE - 1) ? widened(low) : 0.0f};
+    if (low > OUT || __any_sync(~0u, most > static_cast<i32>(TOO_LARGE))) {
+      seen.key = seen.of_half = UNUSUAL;
+      return seen;
+    }
+    if (low == OUT || count == 0) {
+      seen.lowest = -infinity();
+      seen.count = __reduce_add_sync(~0u, there(part));
+    }
+    seen.of_half = most >= 0 ? key_of(widened(static_cast<u32>(most)) + 0.0f) : 0;
+    if (seen.count && __any_sync(~0u, most < 0)) {  // all are negative
+      u32 least = ~0u;
+      each(part, [&](uint4 v) { least = least_unsigned(least_unsigned(least, v.x, v.y), v.z, v.w); });
+      if (SIZE == 2) least = least >> 16 < (least & 0xFFFFu) ? least >> 16 : least & 0xFFFFu;
+      // Of lanes without tokens nothing is known, nor of those whose logits are not all negative.
+#pragma unroll
+      for (u32 step = halves ? 8 : 16; step; step /= 2) {
+        const u32 other = __shfl_xor_sync(~0u, least, step);
+        least = other < least ? other : least;
+      }
+      if (most < 0 && least < OUT) seen.of_half = key_of(widened(least) + 0.0f);
+    }
+    seen.key = seen.of_half;
+    if (halves) {
+      const u32 other = __shfl_xor_sync(~0u, seen.of_half, 16);
+      seen.key = other > seen.key ? other : seen.key;
+    }
+    return seen;
+  }
+  // Tokens that are there, of this lane.
+  __device__ __forceinline__ u32 there(const Word *part) const {
+    u32 sum = 0;
+    each(part, [&](uint4 v) {
+      float x[WIDTH];
+      widen(v, x);
+#pragma unroll
+      for (u32 e = 0; e < WIDTH; ++e) sum += x[e] > -infinity();
+    });
+    return sum;
+  }
+
+  // The weight of this lane's tokens.
+  template <bool RAISE>
+  __device__ __forceinline__ u64 mass(const Word *part, const DoubleAddends &addends) const {
+    DoubleAddends::Sum sums[SUMS];
+#pragma unroll
+    for (u32 i = 0; i < SUMS; ++i) sums[i] = addends.none();
+    each(part, [&](uint4 v) {
+      float x[WIDTH];
+      widen(v, x);
+#pragma unroll
+      for (u32 e = 0; e < WIDTH; ++e) addends.template add<RAISE>(x[e], sums[e % SUMS]);
+    });
+    u64 sum = 0;
+#pragma unroll
+    for (u32 i = 0; i < SUMS; ++i) sum += addends.taken(sums[i]);
+    return sum;
+  }
+  __device__ __forceinline__ u64 mass(const Word *part, const Weighing &w, float lowest) const {
+    const DoubleAddends addends(w);
+    if (!addends.serve) {
+      u64 sum = 0;
+      UNROLL_NOT
+      for (u32 i = threadIdx.x % 32; i < count; i += 32) sum += w.q(one(part, i));
+      return sum;
+    }
+    return addends.reach(lowest) ? mass<false>(part, addends) : mass<true>(part, addends);
+  }
+
+  // Lists the tokens that reach the threshold, which is finite; returns how many, those beyond the `most` that there is room for too.
+  __device__ __forceinline__ u32 list(const Word *part, float threshold, u64 *places, u32 most) const {
+    const u32 lane = threadIdx.x % 32;
+    u32 listed = 0;
+#pragma unroll 1
+    for (u32 at = 0; at < count; at += UNIT) {
+      u32 reach = 0;
+#pragma unroll
+      for (u32 v = 0; v < VECTORS; ++v) {
+        const u32 i = at + v * STEP + lane * WIDTH;
+        if (i >= count) continue;
+        float x[WIDTH];
+        widen(vector(part, i), x);
+#pragma unroll
+        for (u32 e = 0; e < WIDTH; ++e) reach |= x[e] >= threshold ? 1u << (v * WIDTH + e) : 0;
+      }
+#pragma unroll 1
+      for (u32 lanes; (lanes = __ballot_sync(~0u, reach != 0)) != 0; listed += __popc(lanes), reach &= reach - 1) {
+        if (!reach) continue;
+        const u32 e = __ffs(reach) - 1, i = at + e / WIDTH * STEP + lane * WIDTH + e % WIDTH, to = listed + __popc(lanes & ((1u << lane) - 1));
+        if (to < most) places[to] = place_of(one(part, i) + 0.0f, first + i);
+      }
+    }
+    return listed;
+  }
+
+  // Puts tokens that a mask of so many words forbids at -inf.
+  __device__ __forceinline__ void forbid(Word *part, const u32 *mask, u32 words) const {
+    const u32 lane = threadIdx.x % 32, end = first + count;
+    UNROLL_NOT
+    for (u32 base = first & ~31u; base < end; base += 32 * 32) {
+      const u32 own = base / 32 + lane, word = own < words && own * 32 < end ? mask[own] : 0;
+      UNROLL_NOT
+      for (u32 k = 0; k < 32 && base + k * 32 < end; ++k) {
+        const u32 allowed = __shfl_sync(~0u, word, k), i = base + k * 32 + lane - first;
+        if (i < count && !(allowed >> lane & 1)) part[i] = static_cast<Word>(OUT);
+      }
+    }
+    __syncwarp();
+  }
+};
+
+}  // namespace nucleus
