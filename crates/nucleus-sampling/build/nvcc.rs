@@ -13,6 +13,7 @@ use std::process::Command;
 const ARCHS: &str = "90,100";
 /// The kernels need clusters and the bulk copy engine.
 const OLDEST: u32 = 90;
+const HOPPER: u32 = 90;
 
 /// A static library of kernels.
 pub(crate) struct Library<'a> {
@@ -120,13 +121,16 @@ fn numbers(archs: &str) -> Result<Vec<u32>, String> {
     Ok(numbers)
 }
 
-/// nvcc's flags for a list of compute capabilities.
+/// nvcc's flags for a list of compute capabilities. Machine code for Hopper is that of `90a`, which has Hopper's own instructions.
 fn targets(archs: &str) -> Result<Vec<String>, String> {
     let numbers = numbers(archs)?;
     let last = numbers.iter().max().expect("such a list is not empty");
     let mut flags: Vec<String> = numbers
         .iter()
-        .map(|number| format!("-gencode=arch=compute_{number},code=sm_{number}"))
+        .map(|number| {
+            let own = if *number == HOPPER { "a" } else { "" };
+            format!("-gencode=arch=compute_{number}{own},code=sm_{number}{own}")
+        })
         .collect();
     flags.push(format!("-gencode=arch=compute_{last},code=compute_{last}"));
     Ok(flags)

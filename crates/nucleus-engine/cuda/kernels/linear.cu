@@ -2,6 +2,7 @@
 #include "linear/pack.cuh"
 #include "linear/stream.cuh"
 #include "linear/tile.cuh"
+#include "linear/warpgroup.cuh"
 
 namespace nucleus::linear {
 namespace {
@@ -45,13 +46,27 @@ Call next_call(const NucleusProduct *products, uint32_t count, uint32_t rows, ui
   return call;
 }
 
-// Few rows take no workspace; which kernel is taken never changes a result.
+// Whether the device has wgmma. A build with NUCLEUS_NO_WGMMA does without, as other devices do: the tests compare both.
+bool has_groups(const Device &device) {
+#ifdef NUCLEUS_NO_WGMMA
+  return false;
+#else
+  constexpr int HOPPER = 9;
+  return device.major == HOPPER;
+#endif
+}
+
+// Rows from which groups of warps are faster than streaming (measured on an H200, for all types).
+constexpr uint32_t GROUP_ROWS = 9;
+
+// Which kernel is taken never changes a result.
 template <class W>
 cudaError_t launch_products(const Call &call, const float *x, void *workspace, cudaStream_t stream) {
   Device device;
   if (cudaError_t status = Device::current(device)) return status;
-  if (streams<W>(call.rows, call.inputs, device)) return launch_streaming<W>(call, x, device, stream);
-  return launch_tiles<W>(call, x, workspace, device, stream);
+  const bool groups = has_groups(device);
+  if (!(groups && call.rows >= GROUP_ROWS) && can_stream<W>(call.rows, call.inputs, device)) return launch_streaming<W>(call, x, device, stream);
+  return groups ? launch_groups<W>(call, x, workspace, device, stream) : launch_tiles<W>(call, x, workspace, device, stream);
 }
 
 bool is_valid(const NucleusProduct *products, uint32_t count) {
@@ -82,7 +97,7 @@ extern "C" int nucleus_pack_matrix(uint32_t type, uint32_t outputs, uint32_t inp
 }
 
 extern "C" size_t nucleus_linear_workspace(uint32_t rows, uint32_t inputs) {
-  return split_row_count(rows) / ROW_TILE * SplitRows(inputs).tile_bytes();
+  return split_row_count(rows) / SMALL_TILE * SplitRows(inputs, SMALL_TILE).tile_bytes();
 }
 
 extern "C" int nucleus_linear(const float *input, uint32_t rows, const NucleusProduct *products, uint32_t count, void *workspace, size_t workspace_bytes,

@@ -1,9 +1,10 @@
 // Products with matrices: right within bounds, the same bits in every batch, and how long they take.
 //
-//     linear_test [correct] [bits] [small] [times [TYPE] [ROWS…]]
+//     linear_test [correct] [bits] [small] [tiny] [times [TYPE] [PRODUCT] [ROWS…]]
+//
+// small and tiny are for tools that slow a program down: tiny a thousandfold.
 //
 // Built with linear.cu. The reference multiplies the weights that a file's blocks mean in float64, on the host.
-#include <cctype>
 #include <cstring>
 #include <string>
 #include <utility>
@@ -125,10 +126,12 @@ std::vector<std::pair<uint32_t, uint32_t>> shapes_of(const Type &type) {
   return {{1, 256}, {77, 768}, {200, 2304}, {40, 4096}};
 }
 
+// Of the magnitudes: two parts of bfloat16 keep 16 bits; of float16 21.
+double bound_of(const Type &type) { return type.number == NUCLEUS_F32 || type.number == NUCLEUS_BF16 ? std::exp2(-16) : std::exp2(-19); }
+
 void correct(bool small) {
-  // Two parts of bfloat16 keep 16 bits; of float16 21.
   for (const Type &type : test::TYPES) {
-    double bound = type.number == NUCLEUS_F32 || type.number == NUCLEUS_BF16 ? std::exp2(-16) : std::exp2(-19);
+    const double bound = bound_of(type);
     Errors worst;
     for (auto [outputs, inputs] : shapes_of(type)) {
       if (small && inputs > 1000) continue;
@@ -160,6 +163,20 @@ void correct(bool small) {
       }
     }
     std::printf("%-5s worst error: %.2e of the magnitudes, %.2e of the norms (bound %.2e)\n", type.name, worst.of_magnitudes, worst.of_norms, bound);
+  }
+}
+
+// Each kernel, with several sections and in clusters.
+void tiny() {
+  for (const Type &type : test::TYPES) {
+    Matrix matrix(type, 40, 1280, 4);
+    Held held(matrix);
+    Errors worst;
+    for (uint32_t rows : {3u, 12u, 40u}) {
+      std::vector<float> x = activations(rows, matrix.inputs, rows);
+      worst.of_magnitudes = std::max(worst.of_magnitudes, errors(matrix, x, rows, {}, run_one(x, rows, held)).of_magnitudes);
+    }
+    expect(worst.of_magnitudes <= bound_of(type), "%s: error %g of the magnitudes", type.name, worst.of_magnitudes);
   }
 }
 
@@ -211,12 +228,17 @@ void refusals() {
 
 void bits(bool small) {
   for (const Type &type : test::TYPES) {
-    uint32_t different = 0, compared = 0;
+    uint32_t different = 0, compared = 0, checksum = 0;  // the checksum is that of other builds on the same device
     for (auto [outputs, inputs] : std::vector<std::pair<uint32_t, uint32_t>>{{200, 2304}, {35, 14336}, {300, 4096}, {70, 768}}) {
       if (small && inputs > 3000) continue;
       const uint32_t most = small ? 100 : 512;
       Held held(Matrix(type, outputs, inputs, 11));
       std::vector<float> x = activations(most, inputs, 12), all = run_one(x, most, held);
+      for (float value : all) {
+        uint32_t bits;
+        std::memcpy(&bits, &value, 4);
+        checksum = checksum * 31 + bits;
+      }
       for (uint32_t rows : {1u, 2u, 3u, 4u, 5u, 7u, 8u, 9u, 12u, 16u, 17u, 32u, 33u, 63u, 64u, 65u, 100u, 128u, 200u, 256u, 500u, 512u}) {
         if (rows > most) continue;
         // rows from all over, in another order
@@ -233,7 +255,7 @@ void bits(bool small) {
         }
       }
     }
-    std::printf("%-5s %u of %u results differ in bits between batches\n", type.name, different, compared);
+    std::printf("%-5s %u of %u results differ in bits between batches; checksum %08x\n", type.name, different, compared, checksum);
     expect(!different, "%s", type.name);
   }
 }
@@ -310,8 +332,16 @@ const Case CASES[] = {
     {"8B logits", 4096, {128256}},        {"4B logits", 2560, {151936}},
 };
 
-// Microseconds of each product over matrices that no cache holds.
-void times(const char *only_type, const std::vector<uint32_t> &rows_list) {
+// Microseconds of each product, or the one of a type or a name, over matrices that no cache holds.
+void times(const std::vector<std::string> &only, const std::vector<uint32_t> &rows_list) {
+  const auto chosen = [&](const char *kind, const char *name) {
+    bool any = false, this_one = false;
+    for (const std::string &word : only) {
+      if ((word.find(' ') != std::string::npos) != (*kind == 'p')) continue;
+      any = true, this_one |= word == name;
+    }
+    return !any || this_one;
+  };
   cudaStream_t stream;
   CHECK(cudaStreamCreate(&stream));
   const size_t room = size_t{1} << 30;
@@ -328,8 +358,9 @@ void times(const char *only_type, const std::vector<uint32_t> &rows_list) {
   for (uint32_t rows : rows_list) std::printf(" | %4u rows: us   share", rows);
   std::printf("\n");
   for (const Type &type : test::TYPES) {
-    if (only_type && std::strcmp(only_type, type.name)) continue;
+    if (!chosen("type", type.name)) continue;
     for (const Case &c : CASES) {
+      if (!chosen("product", c.name)) continue;
       size_t bytes = 0;
       uint64_t outputs = 0;
       for (uint32_t o : c.outputs) bytes += nucleus_matrix_bytes(type.number, o, c.inputs), outputs += o;
@@ -376,12 +407,16 @@ int main(int count, char **arguments) {
     std::string what = arguments[i];
     if (what == "correct") correct(false), not_finite(), refusals(), together();
     if (what == "small") correct(true), not_finite(), together(), bits(true);
+    if (what == "tiny") tiny();
     if (what == "bits") bits(false), large();
     if (what == "times") {
-      const char *type = i + 1 < count && !std::isdigit(arguments[i + 1][0]) ? arguments[++i] : nullptr;
+      std::vector<std::string> only;
       std::vector<uint32_t> rows;
-      while (i + 1 < count && std::isdigit(arguments[i + 1][0])) rows.push_back(static_cast<uint32_t>(std::atoi(arguments[++i])));
-      times(type, rows);
+      while (++i < count) {
+        if (std::string word = arguments[i]; word.find_first_not_of("0123456789") == std::string::npos) rows.push_back(static_cast<uint32_t>(std::atoi(word.c_str())));
+        else only.push_back(word);
+      }
+      times(only, rows);
     }
   }
   CHECK(cudaDeviceSynchronize());

@@ -12,11 +12,11 @@ namespace nucleus::linear {
 
 // What the device of this thread has room for.
 struct Device {
-  int index = 0, processors = 0, shared_bytes = 0;
+  int index = 0, major = 0, shared_bytes = 0;  // `major`: of the compute capability
 
   static cudaError_t current(Device &device) {
     if (cudaError_t status = cudaGetDevice(&device.index)) return status;
-    if (cudaError_t status = cudaDeviceGetAttribute(&device.processors, cudaDevAttrMultiProcessorCount, device.index)) return status;
+    if (cudaError_t status = cudaDeviceGetAttribute(&device.major, cudaDevAttrComputeCapabilityMajor, device.index)) return status;
     return cudaDeviceGetAttribute(&device.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device.index);
   }
 };

@@ -61,8 +61,8 @@ struct StreamPlan {
     stages = fit < P::MIN_STAGES ? 0 : fit < P::MAX_STAGES ? fit : P::MAX_STAGES;
   }
   NUCLEUS_BOTH uint32_t stage_bytes() const { return P::STRIP * panel_bytes; }
-  NUCLEUS_BOTH uint32_t step_bytes() const { return rows * Activations::ROW_BYTES; }
-  NUCLEUS_BOTH uint32_t low_bytes() const { return rows * Activations::PART_BYTES; }
+  NUCLEUS_BOTH uint32_t step_bytes() const { return rows * Units::ROW_BYTES; }
+  NUCLEUS_BOTH uint32_t low_bytes() const { return rows * Units::PART_BYTES; }
   NUCLEUS_BOTH uint32_t sums_stride() const { return (rows + 1) / 2 * 2; }  // they are read in pairs
   // Shares of a section of a strip: [rows, outputs].
   NUCLEUS_BOTH uint32_t unit_floats() const { return rows * P::STRIP_OUTPUTS; }
@@ -199,7 +199,7 @@ struct StreamKernel {
     LanePlaces places;
 #pragma unroll
     for (uint32_t n = 0; n < COLUMNS; ++n) {
-      places.x[n] = min(n * 8 + lane() / 4, call.rows - 1) * Activations::PART_BYTES + lane() % 4 * Activations::UNIT_BYTES;
+      places.x[n] = min(n * 8 + lane() / 4, call.rows - 1) * Units::PART_BYTES + lane() % 4 * Units::BYTES;
       places.row_sums[n] = min(n * 4 + lane() % 4, (call.rows - 1) / 2) * 2;
     }
     RingPlace place;
@@ -365,7 +365,7 @@ cudaError_t launch_streaming(const Call &call, const float *x, const Device &dev
 
 // Whether a block of the largest cluster has room for the rows' activations.
 template <class W>
-bool streams(uint32_t rows, uint32_t inputs, const Device &device) {
+bool can_stream(uint32_t rows, uint32_t inputs, const Device &device) {
   if (rows > StreamPolicy::MAX_ROWS) return false;
   const uint32_t bytes = static_cast<uint32_t>(device.shared_bytes);
   uint32_t blocks = 1;
