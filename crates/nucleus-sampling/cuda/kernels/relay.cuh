@@ -98,6 +98,7 @@ struct State {
   u64 arrived[STAGES], empty[STAGES];  // mbarriers: a stage of the ring is there; all warps have read it
   u64 ready[2], read[2];               // a row is described; it is read
   u64 followed_to_end[2];              // its bound is not raised any more
+  u64 begun;                           // the first row is described
 };
 constexpr u32 RING_BYTES = STAGES * TILE_BYTES;
 constexpr u32 SHARED_MOST = 232448;  // bytes of shared memory a block may have

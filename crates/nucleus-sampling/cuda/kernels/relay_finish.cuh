@@ -174,7 +174,10 @@ __device__ __forceinline__ void finish_rows(const SamplingBatch &batch) {
   compute_numbers(&sh->rows[0], local);
   ids.store(&sh->rows[0], local);
   Finishing::sync();
-  if (local == 0) arrive(&sh->ready[0]);
+  if (local == 0) {
+    arrive(&sh->ready[0]);
+    arrive(&sh->begun);
+  }
   if (first_warp && index + gridDim.x < batch.rows) words.load_rest(batch, index + gridDim.x);
   rehearse(batch, index, local);
   UNROLL_NOT

@@ -47,7 +47,7 @@ __device__ __forceinline__ void fill_ring(const SamplingBatch &batch) {
     const bool aligned = reinterpret_cast<uintptr_t>(from) % 16 == 0;
     UNROLL_NOT
     for (u32 left = batch.row_len, stage = 0; stage < stages; ++stage, ++filled, left -= S::IDS, from += TILE_BYTES) {
-      if (filled == 2) wait_for_copy(&sh->ready[0], 0);  // what is asked for after many tiles arrives after them
+      if (filled == 2) wait_for_copy(&sh->begun, 0);  // what is asked for after many tiles arrives after them
       if (filled >= STAGES) wait_for_copy(&sh->empty[place.at], place.parity ^ 1);
       const u32 bytes = aligned ? (left < S::IDS ? left : S::IDS) * S::SIZE / 16 * 16 : 0, arrived = shared_address(&sh->arrived[place.at]);
       asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(arrived), "r"(bytes) : "memory");
