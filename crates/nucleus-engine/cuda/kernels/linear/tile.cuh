@@ -148,7 +148,7 @@ struct TileKernel {
   __device__ __forceinline__ void add_section(const Sums &sums, uint32_t section, uint32_t panel, uint32_t row) const {
     const bool is_first = section == tile.first_section, is_second = tile.in_cluster && !is_first;
     if (is_second) __syncthreads();  // the rings have been read
-    totals().template add<L::WARP_PANELS, 1, P::COLUMNS>(is_second, is_first || is_second, panel, row, split.scales(tile.row_tile, section),
+    totals().template add<L::WARP_PANELS, P::COLUMNS>(is_second, is_first || is_second, panel, row, split.scales(tile.row_tile, section),
                                                          [&](uint32_t p, uint32_t n, uint32_t i) { return sums[p][n][i]; });
   }
 };

@@ -46,9 +46,9 @@ struct TileTotals {
   // Pairs of rows are shifted against each other, so that the lanes of a warp write to different banks.
   static __device__ __forceinline__ uint32_t index(uint32_t row, uint32_t output) { return row * OUTPUTS + (output ^ row / 2 % 4 * 8); }
 
-  // Adds a warp's shares of a section: sum(p, n, i) is number i of a lane's sums of panel `panel` + p · PANEL_STRIDE and of the rows from `row` + 8n on.
+  // Adds a warp's shares of a section: sum(p, n, i) is number i of a lane's sums of panel `panel` + p and of the rows from `row` + 8n on.
   // Each lane has totals of its own.
-  template <uint32_t WARP_PANELS, uint32_t PANEL_STRIDE, uint32_t COLUMNS, class Sum>
+  template <uint32_t WARP_PANELS, uint32_t COLUMNS, class Sum>
   __device__ __forceinline__ void add(bool to_second, bool begins, uint32_t panel, uint32_t row, const float *scales, Sum sum) const {
     const uint32_t lane = threadIdx.x % 32;
     float *const to = to_second ? second : totals;
@@ -60,7 +60,7 @@ struct TileTotals {
         const float scale = scales[at];
 #pragma unroll
         for (uint32_t p = 0; p < WARP_PANELS; ++p) {
-          float *total = to + index(at, (panel + p * PANEL_STRIDE) * PANEL + lane / 4 + i / 2 * 8);
+          float *total = to + index(at, (panel + p) * PANEL + lane / 4 + i / 2 * 8);
           *total = __fadd_rn(begins ? 0.0f : *total, section_share(sum(p, n, i), scale));
         }
       }

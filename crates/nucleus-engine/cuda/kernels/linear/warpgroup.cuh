@@ -21,11 +21,11 @@ struct GroupPolicy {
   static constexpr uint32_t RINGS_READ = 15;  // the block's barrier of that name
 };
 
-// A block's shared memory: rings of weights (a stage is a chunk of each panel) and of activations, the outputs' totals, barriers. A warp has TILES panels.
-template <class W, uint32_t GROUPS, uint32_t TILES, uint32_t ROWS>
+// A block's shared memory: rings of weights (a stage is a chunk of each panel) and of activations, the outputs' totals, barriers. A warp has a panel.
+template <class W, uint32_t GROUPS, uint32_t ROWS>
 struct GroupLayout {
   using P = GroupPolicy<GROUPS>;
-  static constexpr uint32_t PANELS = P::WARPS * TILES, OUTPUTS = PANELS * PANEL;
+  static constexpr uint32_t PANELS = P::WARPS, OUTPUTS = PANELS * PANEL;
   static constexpr uint32_t STEP_BYTES = ROWS * SplitRows::STEP_ROW_BYTES, WEIGHT_BYTES = PANELS * W::CHUNK_BYTES, X_STAGE_BYTES = P::X_STEPS * STEP_BYTES;
   using Totals = TileTotals<OUTPUTS, ROWS, P::MULTIPLYING>;
   static constexpr uint32_t ROOM = TILE_SHARED_BYTES - 256 - Totals::BYTES;
@@ -43,10 +43,10 @@ struct GroupLayout {
   static_assert(2 * BYTES > TILE_SHARED_BYTES, "a block fills a multiprocessor");
 };
 
-template <class W, uint32_t GROUPS, uint32_t TILES, uint32_t ROWS>
+template <class W, uint32_t GROUPS, uint32_t ROWS>
 struct GroupKernel {
   using P = GroupPolicy<GROUPS>;
-  using L = GroupLayout<W, GROUPS, TILES, ROWS>;
+  using L = GroupLayout<W, GROUPS, ROWS>;
   using Number = typename W::Number;
   using Fragment = typename W::Fragment;
   // A lane's sums of a panel, those of eight rows after the other.
@@ -107,9 +107,6 @@ struct GroupKernel {
 
   // ---- the warps that multiply ----
 
-  // Of the block's panels, a warp's first; its others are a group's warps further.
-  __device__ __forceinline__ static uint32_t first_panel() { return warp() / P::GROUP_WARPS * P::GROUP_WARPS * TILES + warp() % P::GROUP_WARPS; }
-
   static constexpr uint32_t UNIT_BYTES = ROWS * Units::BYTES;
 
   // Begins product m of a step, or adds it to the sums: in the order of Operand::add.
@@ -150,16 +147,15 @@ struct GroupKernel {
   // Where a warp is in the rings.
   struct Reader {
     const GroupKernel &kernel;
-    const uint32_t panel = first_panel();
     const RowsDescriptor first_x{shared_address(kernel.x_at(0)), UNIT_BYTES};
     RingPlace weights{}, x{};
     uint32_t chunk_step = 0;  // of the next weights
 
-    // Loads the next step's weights of a panel; the panels of a step come in order.
-    __device__ __forceinline__ void load(Fragment &fragment, uint32_t tile) {
-      if (tile == 0 && chunk_step == 0) kernel.barriers.weights_full[weights.stage].wait(weights.parity);
-      fragment = W::load(kernel.weights_at(weights.stage) + (panel + tile * P::GROUP_WARPS) * W::CHUNK_BYTES, chunk_step, lane());
-      if (tile + 1 == TILES && ++chunk_step == W::STEPS) {
+    // Loads the next step's weights.
+    __device__ __forceinline__ void load(Fragment &fragment) {
+      if (chunk_step == 0) kernel.barriers.weights_full[weights.stage].wait(weights.parity);
+      fragment = W::load(kernel.weights_at(weights.stage) + warp() * W::CHUNK_BYTES, chunk_step, lane());
+      if (++chunk_step == W::STEPS) {
         leave(kernel.barriers.weights_empty[weights.stage]);
         weights.advance(L::WEIGHT_STAGES);
         chunk_step = 0;
@@ -177,30 +173,19 @@ struct GroupKernel {
   // What a warp has in registers.
   struct State {
     Reader reader;
-    Fragment fragments[P::X_STEPS][TILES];  // of the steps of a turn; while one is multiplied, the next is loaded
-    float c[TILES][SUMS], sums[TILES][SUMS];
+    Fragment fragments[P::X_STEPS];  // of the steps of a turn; while one is multiplied, the next is loaded
+    float c[SUMS], sums[SUMS];
 
-    __device__ __forceinline__ void load(uint32_t step) {
-#pragma unroll
-      for (uint32_t i = 0; i < TILES; ++i) reader.load(fragments[step][i], i);
-    }
     __device__ __forceinline__ void begin(uint32_t step, uint32_t round) {
       const RowsDescriptor x = reader.x_rows().moved(step * L::STEP_BYTES);
       begin_products();
-#pragma unroll
-      for (uint32_t i = 0; i < TILES; ++i) {
-        begin_product<false>(c[i], fragments[step][i], round, x);
-        if constexpr (ROUNDS == 1) begin_product<true>(c[i], fragments[step][i], 1, x);
-        commit_products();
-      }
+      begin_product<false>(c, fragments[step], round, x);
+      if constexpr (ROUNDS == 1) begin_product<true>(c, fragments[step], 1, x);
+      commit_products();
     }
     __device__ __forceinline__ void end(uint32_t step, uint32_t round) {
-#pragma unroll
-      for (uint32_t i = 0; i < TILES; ++i) {
-        if (i + 1 < TILES) wait_for_products<1>();
-        else wait_for_products<0>();
-        add_round(sums[i], c[i], fragments[step][i], round, reader.x_bytes() + step * L::STEP_BYTES);
-      }
+      wait_for_products();
+      add_round(sums, c, fragments[step], round, reader.x_bytes() + step * L::STEP_BYTES);
     }
     // Multiplies the steps of a stage of activations; their first weights are there, and those of the next turn are loaded unless it is the last.
     __device__ __forceinline__ void turn(bool is_last) {
@@ -209,7 +194,7 @@ struct GroupKernel {
       for (uint32_t step = 0; step < P::X_STEPS; ++step) {
         begin(step, 0);
         if constexpr (ROUNDS == 2) end(step, 0), begin(step, 1);
-        if (step + 1 < P::X_STEPS || !is_last) load((step + 1) % P::X_STEPS);
+        if (step + 1 < P::X_STEPS || !is_last) reader.load(fragments[(step + 1) % P::X_STEPS]);
         end(step, ROUNDS - 1);
       }
       reader.leave_x();
@@ -217,40 +202,38 @@ struct GroupKernel {
   };
 
   __device__ __forceinline__ void multiply() const {
-    static_assert(TILES <= 2 && P::X_STEPS == 2 && !(ROUNDS > 1 && Fragment::MINIMUM));
+    static_assert(P::X_STEPS == 2 && !(ROUNDS > 1 && Fragment::MINIMUM));
     const uint32_t section_turns = sections_of(call.inputs).inputs / STEP / P::X_STEPS;
     uint32_t left = turns();
     State state{{*this}};
-    if (left) state.load(0);
+    if (left) state.reader.load(state.fragments[0]);
     for (uint32_t section = tile.first_section; section < tile.end_section; ++section) {
 #pragma unroll
-      for (uint32_t i = 0; i < TILES; ++i)
-#pragma unroll
-        for (float &sum : state.sums[i]) sum = 0;
+      for (float &sum : state.sums) sum = 0;
 #pragma unroll 1
       for (const uint32_t end = left - min(section_turns, left); left > end; --left) state.turn(left == 1);
-      add_section(state.sums, section, state.reader.panel);
+      add_section(state.sums, section);
     }
   }
-  __device__ __forceinline__ void add_section(const float (&sums)[TILES][SUMS], uint32_t section, uint32_t panel) const {
+  __device__ __forceinline__ void add_section(const float (&sums)[SUMS], uint32_t section) const {
     const bool is_first = section == tile.first_section, is_second = tile.in_cluster && !is_first;
     if (is_second) asm volatile("barrier.sync %0, %1;" ::"n"(P::RINGS_READ), "n"(P::MULTIPLYING) : "memory");
-    totals().template add<TILES, P::GROUP_WARPS, ROWS / 8>(is_second, is_first || is_second, panel, 0, split.scales(tile.row_tile, section),
-                                                           [&](uint32_t p, uint32_t n, uint32_t i) { return sums[p][n * 4 + i]; });
+    totals().template add<1, ROWS / 8>(is_second, is_first || is_second, warp(), 0, split.scales(tile.row_tile, section),
+                                                           [&](uint32_t, uint32_t n, uint32_t i) { return sums[n * 4 + i]; });
   }
 };
 
-template <class W, uint32_t GROUPS, uint32_t TILES, uint32_t ROWS>
+template <class W, uint32_t GROUPS, uint32_t ROWS>
 __global__ void __launch_bounds__(GroupPolicy<GROUPS>::THREADS, 1) multiply_in_groups(const __grid_constant__ Call call, const __grid_constant__ SplitRows split) {
   using P = GroupPolicy<GROUPS>;
-  using L = GroupLayout<W, GROUPS, TILES, ROWS>;
+  using L = GroupLayout<W, GROUPS, ROWS>;
   if constexpr (!HAS_WGMMA) {
     __trap();  // such a device takes tiles
   } else {
     extern __shared__ __align__(128) uint8_t shared[];
     const Cluster cluster;
     const Tile tile = Tile::of_block<W>(call, cluster, L::PANELS, ROWS);
-    const GroupKernel<W, GROUPS, TILES, ROWS> kernel{call, split, tile, shared, *reinterpret_cast<typename L::Barriers *>(shared + L::BARRIERS_AT)};
+    const GroupKernel<W, GROUPS, ROWS> kernel{call, split, tile, shared, *reinterpret_cast<typename L::Barriers *>(shared + L::BARRIERS_AT)};
     kernel.init();
     let_next_begin();
     if (kernel.warp() >= P::WARPS) {
@@ -267,24 +250,24 @@ __global__ void __launch_bounds__(GroupPolicy<GROUPS>::THREADS, 1) multiply_in_g
 }
 
 // What the choice between tiles needs to know.
-template <class W, uint32_t GROUPS, uint32_t TILES, uint32_t ROWS_>
+template <class W, uint32_t GROUPS, uint32_t ROWS_>
 struct GroupWay {
-  using L = GroupLayout<W, GROUPS, TILES, ROWS_>;
+  using L = GroupLayout<W, GROUPS, ROWS_>;
   static constexpr uint32_t PANELS = L::PANELS, ROWS = ROWS_, THREADS = GroupPolicy<GROUPS>::THREADS, BYTES = L::BYTES;
-  static auto function() { return multiply_in_groups<W, GROUPS, TILES, ROWS>; }
+  static auto function() { return multiply_in_groups<W, GROUPS, ROWS>; }
   // As the tensor cores take them, or as the weights come.
   static constexpr uint64_t step_cycles() {
     constexpr uint64_t PRODUCT = 5 * (ROWS < 32 ? 32 : ROWS), FROM_MEMORY = PANELS * W::CHUNK_BYTES / W::STEPS / 24;
-    return PRODUCT * TILES > FROM_MEMORY ? PRODUCT * TILES : FROM_MEMORY;
+    return PRODUCT > FROM_MEMORY ? PRODUCT : FROM_MEMORY;
   }
 };
 
 template <class W, uint32_t ROWS>
 cudaError_t launch_groups(const Call &call, const float *x, void *workspace, const Device &device, cudaStream_t stream) {
   TileChoice choice;
-  if (cudaError_t status = choice.consider<GroupWay<W, 2, 1, ROWS>>(call, device)) return status;
+  if (cudaError_t status = choice.consider<GroupWay<W, 2, ROWS>>(call, device)) return status;
   if constexpr (W::Fragment::PARTS == 1 || ROWS < LARGE_TILE)  // of weights of two parts there are too few registers
-    if (cudaError_t status = choice.consider<GroupWay<W, 4, 1, ROWS>>(call, device)) return status;
+    if (cudaError_t status = choice.consider<GroupWay<W, 4, ROWS>>(call, device)) return status;
   const SplitRows split(call.inputs, ROWS, workspace);
   if (cudaError_t status = launch_split<typename W::Number>(x, call.rows, split, stream)) return status;
   return choice.launch(call, split, stream);
