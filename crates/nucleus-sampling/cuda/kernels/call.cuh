@@ -70,11 +70,9 @@ __device__ __forceinline__ void describe_slot(Shared *sh, const SamplingBatch &b
 struct RowCall {
   u32 index, slice_room, parity;
   RawSums raw;
-  bool alone = false;  // by the leading block, the others having left
 
   __device__ DeviceTeam team() const {
     DeviceTeam t;
-    if (alone) t.blocks = 1;
     t.take_slice(shared_state()->batch.row_len, slice_room);
     t.parity = parity;
     return t;

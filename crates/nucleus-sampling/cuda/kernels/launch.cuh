@@ -85,9 +85,9 @@ u32 segments_of(u32 rows, u32 row_len, u32 dtype);
 // Bounded requests get their token; the status of every other row is PENDING afterwards. `heads` and `rest` have room for all segments.
 cudaError_t launch_bounded(const SamplingBatch &batch, SegmentHead *heads, u64 *rest, cudaStream_t stream);
 
-// The same where rows are few, and long enough for a cluster. `last`: no launch follows, so that every other row gets its token, too.
-constexpr u32 SPREAD_TO = 15, SPREAD_FROM_LEN = 16384;
-cudaError_t launch_spread(const SamplingBatch &batch, const Workspace &workspace, bool last, cudaStream_t stream);
+// The same where rows are few, and long enough for a cluster.
+constexpr u32 SPREAD_TO = 66, SPREAD_FROM_LEN = 16384;
+cudaError_t launch_spread(const SamplingBatch &batch, cudaStream_t stream);
 
 // The same where rows are many, without segments. `last`: no launch follows, so that every other row gets its token, too.
 constexpr u32 RELAY_FROM = 48;

@@ -93,11 +93,9 @@ struct Launcher {
     const bool tiled = !exact && chosen && !(batch.flags & (NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_ALL_FEW));
     const bool whole = !exact && (many || (chosen && !(batch.flags & (NUCLEUS_BATCH_ALL_BOUNDED | NUCLEUS_BATCH_ALL_FEW))));
     if (tiled && batch.rows <= SPREAD_TO && batch.row_len >= SPREAD_FROM_LEN) {
-      // Where every row is bounded by a count there is next to nothing left for a launch of clusters.
-      const bool last = batch.flags & NUCLEUS_BATCH_ALL_COUNTED && !few;
-      error = launch_spread(batch, edit_tables(), last, stream);
-      if (error == cudaSuccess && last) return error;
+      error = launch_spread(batch, stream);
     } else if (tiled && batch.rows >= RELAY_FROM) {
+      // Where every row is bounded by a count there is next to nothing left for a launch of clusters.
       const bool last = batch.flags & NUCLEUS_BATCH_ALL_COUNTED && !few;
       error = launch_relay(batch, edit_tables(), last, stream);
       if (error == cudaSuccess && last) return error;

@@ -7,34 +7,30 @@
 
 namespace nucleus::spread {
 
-// `last`: no launch follows that would take what is not decided.
 template <u32 DTYPE, u32 BLOCKS>
-__global__ void __launch_bounds__(TILE_THREADS, 1) sample_spread(const __grid_constant__ SamplingBatch batch, const __grid_constant__ Workspace workspace, bool last) {
+__global__ void __launch_bounds__(TILE_THREADS, 1) sample_spread(const __grid_constant__ SamplingBatch batch) {
   const DeviceTeam team;
-  team.cluster_arrive();
-  let_next_launch_begin();
-  wait_for_launch_before();
-  Block<DTYPE, BLOCKS> own(batch, team, row_state());
-  bool decided = own.collect();
-  if (own.block != 0) return;
-  team.cluster_wait();
-  if (decided) decided = finish_row<BLOCKS>(own.sh, batch, own.index);
-  if (decided) return;
-  if (last) sample_alone(batch, workspace, own.index);
-  else if (threadIdx.x == 0 && !(own.sh->row.flags & NUCLEUS_ROW_PADDING)) batch.out[own.index].status = PENDING;
+  RowState *const sh = row_state();
+  const u32 index = blockIdx.x / BLOCKS;
+  bool decided = Block<DTYPE, BLOCKS>(batch, team, sh).collect();
+  if (team.block != 0) return;
+  if (decided) {
+    receive(&sh->arrived);
+    decided = finish_row<BLOCKS>(sh, batch, index);
+  }
+  if (!decided && threadIdx.x == 0 && !(sh->row.flags & NUCLEUS_ROW_PADDING)) batch.out[index].status = PENDING;
 }
 
 template <u32 DTYPE, u32 BLOCKS>
-static cudaError_t launch(const SamplingBatch &batch, const Workspace &workspace, bool last, cudaStream_t stream) {
+static cudaError_t launch(const SamplingBatch &batch, cudaStream_t stream) {
   const auto kernel = sample_spread<DTYPE, BLOCKS>;
-  cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, STATE_BYTES);
+  cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(RowState));
   if (error == cudaSuccess) error = cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
-  if (error == cudaSuccess && BLOCKS > 8) error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
   if (error != cudaSuccess) return error;
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(batch.rows * BLOCKS);
   config.blockDim = dim3(TILE_THREADS);
-  config.dynamicSmemBytes = STATE_BYTES;
+  config.dynamicSmemBytes = sizeof(RowState);
   config.stream = stream;
   cudaLaunchAttribute attributes[2];
   attributes[0] = begins_early();
@@ -43,22 +39,28 @@ static cudaError_t launch(const SamplingBatch &batch, const Workspace &workspace
   attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
   config.attrs = attributes;
   config.numAttrs = 2;
-  return cudaLaunchKernelEx(&config, kernel, batch, workspace, last);
+  return cudaLaunchKernelEx(&config, kernel, batch);
 }
 
-template <u32 BLOCKS>
-static cudaError_t launch(const SamplingBatch &batch, const Workspace &workspace, bool last, cudaStream_t stream) {
-  return batch.dtype == NUCLEUS_F32   ? launch<NUCLEUS_F32, BLOCKS>(batch, workspace, last, stream)
-         : batch.dtype == NUCLEUS_F16 ? launch<NUCLEUS_F16, BLOCKS>(batch, workspace, last, stream)
-                                      : launch<NUCLEUS_BF16, BLOCKS>(batch, workspace, last, stream);
+// Clusters of so many blocks that are resident at a time on the devices this is tuned for, a block on a multiprocessor.
+constexpr u32 EIGHTS = 15, FOURS = 30;
+
+template <u32 DTYPE>
+static cudaError_t launch(const SamplingBatch &batch, cudaStream_t stream) {
+  if (batch.rows <= EIGHTS) return launch<DTYPE, 8>(batch, stream);
+  static_assert(Deal<DTYPE, 4>::PIECE * PIECES_MOST >= NUCLEUS_MAX_VOCAB);
+  if (batch.rows <= FOURS || Deal<DTYPE, 2>::pieces(batch.row_len) > PIECES_MOST) return launch<DTYPE, 4>(batch, stream);
+  return launch<DTYPE, 2>(batch, stream);
 }
 
 }  // namespace nucleus::spread
 
 namespace nucleus {
 
-cudaError_t launch_spread(const SamplingBatch &batch, const Workspace &workspace, bool last, cudaStream_t stream) {
-  return spread::launch<8>(batch, workspace, last, stream);
+cudaError_t launch_spread(const SamplingBatch &batch, cudaStream_t stream) {
+  return batch.dtype == NUCLEUS_F32   ? spread::launch<NUCLEUS_F32>(batch, stream)
+         : batch.dtype == NUCLEUS_F16 ? spread::launch<NUCLEUS_F16>(batch, stream)
+                                      : spread::launch<NUCLEUS_BF16>(batch, stream);
 }
 
 }  // namespace nucleus

@@ -24,7 +24,7 @@ __device__ __forceinline__ u64 prefix_sum(u64 v) {
 }
 
 // The choice from a list that is sorted, and ordered by id, by the first CHAIN_WARPS warps; false: too long a list.
-__device__ __forceinline__ bool run_chain(RowState *sh, const Request &r, u32 count, SampledToken *out) {
+__device__ __forceinline__ bool run_chain(RowState *sh, const SamplingBatch &batch, u32 index, u32 count) {
   const SamplingProgram &program = sh->program;
   const SlicePlan &plan = sh->plan;
   ChainRoom &room = sh->chain;
@@ -102,7 +102,7 @@ __device__ __forceinline__ bool run_chain(RowState *sh, const Request &r, u32 co
     outcome.token = id_at(sh->places[drawn]);
     outcome.kept = kept;
     outcome.logprob = room.logprobs[drawn];
-    *out = result(outcome, RawSums{}, r);
+    batch.out[index] = result(outcome, RawSums{}, request_of(batch, index, sh->row, sh->config, sh->program));
   }
   return true;
 }
