@@ -70,9 +70,11 @@ __device__ __forceinline__ void describe_slot(Shared *sh, const SamplingBatch &b
 struct RowCall {
   u32 index, slice_room, parity;
   RawSums raw;
+  bool alone = false;  // by one block, whatever its cluster
 
   __device__ DeviceTeam team() const {
     DeviceTeam t;
+    if (alone) t.blocks = 1;
     t.take_slice(shared_state()->batch.row_len, slice_room);
     t.parity = parity;
     return t;
