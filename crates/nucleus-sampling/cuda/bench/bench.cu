@@ -119,6 +119,7 @@ int main(int argc, char **argv) {
     cases.back().name = name;
     cases.back().allowed = allowed;
   }
+  const bool brief = argc > 1 && !std::strcmp(argv[1], "brief");  // without the exact path
   bool sweep = argc > 1 && !std::strcmp(argv[1], "clusters");
   // `bench launch ROWS`: every case once on that many rows, for a profiler.
   // `bench case NAME`: cases whose name contains NAME.
@@ -226,7 +227,7 @@ int main(int argc, char **argv) {
       double half = c.flat ? 0 : median_us(10, [&](uint32_t, cudaStream_t s) { run(0, 0, NUCLEUS_BF16, s); });
       std::printf("  %-20s fp32 %8.2f (%.2f x floor)  bf16 %8.2f", c.name, warm, warm / floor_us, half);
       if (copies > 1 && !c.flat) std::printf("  cold %8.2f", median_us(copies, [&](uint32_t i, cudaStream_t s) { run(i % copies, 0, 0, s); }));
-      std::printf("  exact %8.2f", median_us(10, [&](uint32_t, cudaStream_t s) { run(0, 0, 0, s, NUCLEUS_BATCH_EXACT); }));
+      if (!brief) std::printf("  exact %8.2f", median_us(10, [&](uint32_t, cudaStream_t s) { run(0, 0, 0, s, NUCLEUS_BATCH_EXACT); }));
       if (sweep)
         for (uint32_t cluster : {4u, 8u}) std::printf("  c%u %.2f", cluster, median_us(10, [&](uint32_t, cudaStream_t s) { run(0, cluster, 0, s); }));
       std::printf("  token %u\n", out.host()[0].token_id);
