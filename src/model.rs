@@ -12,7 +12,7 @@ use nucleus_engine::chat_template::{ChatTemplate, Message};
 use nucleus_engine::generate::{
     Engine, EngineOptions, EngineThread, Generation, Request, SubmitError,
 };
-use nucleus_engine::gguf::{ModelFile, Value};
+use nucleus_engine::gguf::Value;
 use nucleus_engine::model::{KvType, Model};
 use nucleus_engine::model_source::ModelSource;
 use nucleus_engine::models::{self, Device, LoadOptions, LoadProgress};
@@ -27,6 +27,8 @@ use crate::terminal::Notes;
 
 #[cfg(feature = "bundled-model")]
 mod bundled {
+    pub(super) use nucleus_engine::gguf::ModelFile;
+
     pub(super) const NAME: &str = "the bundled model";
     pub(super) const BYTES: &[u8] =
         include_bytes!("../models/little-storyteller/little-storyteller-15m-Q8_0.gguf");
@@ -100,7 +102,7 @@ impl ModelChoice {
     fn open(&self) -> anyhow::Result<ModelSource> {
         Ok(match self {
             #[cfg(feature = "bundled-model")]
-            Self::Bundled => ModelFile::from_static(bundled::BYTES, bundled::NAME)?.into(),
+            Self::Bundled => bundled::ModelFile::from_static(bundled::BYTES, bundled::NAME)?.into(),
             Self::Path(path) => ModelSource::open(path)?,
         })
     }
