@@ -2,6 +2,7 @@
 #pragma once
 
 #include "chain.cuh"
+#include "solo_team.cuh"
 
 namespace nucleus {
 
@@ -22,24 +23,6 @@ struct FewShared : Description {
   u32 found, strange;
 };
 __device__ __forceinline__ FewShared *few_state() { return reinterpret_cast<FewShared *>(shared_memory); }
-
-// The block as a team of one.
-struct FewTeam {
-  FewShared *sh;
-
-  __device__ __forceinline__ u32 local() const { return threadIdx.x; }
-  __device__ __forceinline__ u32 locals() const { return FEW_THREADS; }
-  __device__ __forceinline__ u32 local_max(u32 v) const {
-    v = __reduce_max_sync(~0u, v);
-    __syncthreads();
-    if (threadIdx.x % 32 == 0) sh->maxima[threadIdx.x / 32] = v;
-    __syncthreads();
-    u32 most = 0;
-#pragma unroll
-    for (u32 warp = 0; warp < FEW_THREADS / 32; ++warp) most = sh->maxima[warp] > most ? sh->maxima[warp] : most;
-    return most;
-  }
-};
 
 // A table for the edits of allowed ids alone.
 struct AllowedTable : EditTable {
@@ -86,7 +69,7 @@ __device__ __forceinline__ void list_allowed(FewShared *sh, const Request &r) {
 
 // The edits by id that come first. Barriers precede and follow.
 __device__ __forceinline__ void note_allowed_edits(FewShared *sh, const Request &r, const SlicePlan &plan) {
-  const FewTeam team{sh};
+  const SoloTeam<FewShared, FEW_THREADS> team{sh};
   const AllowedTable table(sh, r);
   note_bias_and_bans(team, r, table);
   if (plan.occurrences) note_occurrences(team, r, table);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "chain.cuh"
+#include "solo_team.cuh"
 
 namespace nucleus {
 
@@ -22,25 +23,6 @@ struct FinishShared : BoundedRow {
 __device__ __forceinline__ FinishShared *finish_state() { return reinterpret_cast<FinishShared *>(shared_memory); }
 __device__ __forceinline__ const SegmentHead *shared_heads() { return reinterpret_cast<const SegmentHead *>(shared_memory + (sizeof(FinishShared) + 127) / 128 * 128); }
 inline size_t finish_bytes(u32 segments) { return (sizeof(FinishShared) + 127) / 128 * 128 + segments * sizeof(SegmentHead); }
-
-// The block of N threads as a team of one.
-template <u32 N>
-struct FinishTeam {
-  FinishShared *sh;
-
-  __device__ __forceinline__ u32 local() const { return threadIdx.x; }
-  __device__ __forceinline__ u32 locals() const { return N; }
-  __device__ __forceinline__ u32 local_max(u32 v) const {
-    v = __reduce_max_sync(~0u, v);
-    __syncthreads();
-    if (threadIdx.x % 32 == 0) sh->maxima[threadIdx.x / 32] = v;
-    __syncthreads();
-    u32 most = 0;
-#pragma unroll
-    for (u32 warp = 0; warp < N / 32; ++warp) most = sh->maxima[warp] > most ? sh->maxima[warp] : most;
-    return most;
-  }
-};
 
 // The tokens whose edits matter: a table that takes no others.
 struct ChangedTable : EditTable {
@@ -110,7 +92,7 @@ __device__ __noinline__ void list_changed(const Request &r, float threshold) {
     if (threadIdx.x == 0) sh->strange = 1;
     return;
   }
-  const FinishTeam<N> team{sh};
+  const SoloTeam<FinishShared, N> team{sh};
   const ChangedTable table(sh);
   const SlicePlan &plan = sh->plan;
   note_bias_and_bans(team, r, table);
