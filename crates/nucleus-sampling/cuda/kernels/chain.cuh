@@ -1,41 +1,45 @@
-// The commonest programs on a short list, without a general machine: top_k, then top_p and min_p in any order, then the draw.
+// The commonest programs on a short sorted list, without a general machine: top_k, then top_p and min_p in any order, then the draw. By one warp, of which
+// lane i has the tokens 2 i and 2 i + 1 of the order.
 #pragma once
 
-#include "bounded.cuh"
+#include "plan.cuh"
 
 namespace nucleus {
 
-constexpr u32 CHAIN_MOST = 64;  // tokens after top_k: two a lane
+constexpr u32 CHAIN_MOST = 64;     // tokens after top_k: two a lane
+constexpr u32 ORDERED_MOST = 128;  // tokens of a list that is also ordered by id: four a lane
 
-// The choice from a sorted list, by one warp; false: this is another program, or too long a list. `weights` has room for the places.
-__device__ __forceinline__ bool run_chain(const Request &r, const SlicePlan &plan, const u64 *places, u64 *weights, u32 count, Outcome &outcome) {
-  const SamplingProgram &program = *r.program;
-  const u32 lane = threadIdx.x, last = program.len - 1;
-  // Every lane looks at one operation.
-  const u32 code = lane < program.len && lane >= plan.op ? program.ops[lane].code : NUCLEUS_OP_NONE;
-  const bool known = code == NUCLEUS_OP_NONE || code == NUCLEUS_OP_TOP_P || code == NUCLEUS_OP_MIN_P || (code == NUCLEUS_OP_TOP_K && lane == plan.op) ||
-                     (code == NUCLEUS_OP_DRAW && lane == last);
-  if (!__all_sync(~0u, known) || r.config->min_keep > 1 || r.config->flags & NUCLEUS_KEEP_TIES) return false;
-  u32 kept = count;
-  if (plan.kind == SlicePlan::FIRST && plan.k < kept) kept = plan.k;
-  Weighing w;
-  if (!kept || kept > CHAIN_MOST || !begin_weighing(logit_at(places[0]), plan.temperature, w)) return false;
-  // Lane i has the tokens 2 i and 2 i + 1 of the order.
-  const u32 at = 2 * lane;
-  const u64 place[2] = {at < kept ? places[at] : 0, at + 1 < kept ? places[at + 1] : 0};
-  const float x[2] = {logit_at(place[0]), logit_at(place[1])};
-  const u64 q[2] = {at < kept ? w.q(x[0]) : 0, at + 1 < kept ? w.q(x[1]) : 0};
-  weights[at] = q[0];
-  weights[at + 1] = q[1];
-  u64 prefix = q[0] + q[1];
+// Whether a program is one of these; by a warp whose lane i has the code of operation i of `len`. `first`: the operation that cuts.
+__device__ __forceinline__ bool is_common(u32 code, u32 len, u32 first, u32 min_keep, u32 flags) {
+  const u32 lane = threadIdx.x % 32;
+  if (lane < first || lane >= len) code = NUCLEUS_OP_NONE;
+  const bool known = code == NUCLEUS_OP_NONE || code == NUCLEUS_OP_TOP_P || code == NUCLEUS_OP_MIN_P || (code == NUCLEUS_OP_TOP_K && lane == first) ||
+                     (code == NUCLEUS_OP_DRAW && lane == len - 1);
+  return __all_sync(~0u, known) && min_keep <= 1 && !(flags & NUCLEUS_KEEP_TIES);
+}
+
+// Inclusive sums over a warp, as DeviceWarp's, in more instructions and less time.
+__device__ __forceinline__ u64 prefix_sum(u64 v) {
 #pragma unroll
   for (u32 step = 1; step < 32; step <<= 1) {
-    const u64 before = __shfl_up_sync(~0u, prefix, step);
-    prefix += lane >= step ? before : 0;
+    const u64 before = __shfl_up_sync(~0u, v, step);
+    v += threadIdx.x % 32 >= step ? before : 0;
   }
-  const u64 through[2] = {prefix - q[1], prefix};  // the mass up to and with each token
+  return v;
+}
+
+// A beginning of the order: how many tokens, and what they weigh.
+struct Beginning {
+  u32 kept;
+  u64 total;
+};
+
+// What top_p and min_p keep of the first `kept` tokens, one at least. x, q: logits and weights of the lane's tokens; from `kept` on they weigh nothing.
+// `largest`: the first one's logit.
+__device__ __forceinline__ Beginning truncate(const SamplingProgram &program, const SlicePlan &plan, float largest, const float (&x)[2], const u64 (&q)[2], u32 kept) {
+  const u32 lane = threadIdx.x % 32, at = 2 * lane, last = program.len - 1;
+  const u64 prefix = prefix_sum(q[0] + q[1]), through[2] = {prefix - q[1], prefix};  // the mass up to and with each token
   u64 total = __shfl_sync(~0u, prefix, 31);
-  const float largest = logit_at(places[0]);
   UNROLL_NOT
   for (u32 i = plan.op; i < last; ++i) {
     const SamplingOp op = program.ops[i];
@@ -54,22 +58,25 @@ __device__ __forceinline__ bool run_chain(const Request &r, const SlicePlan &pla
     kept = first + second;
     total = __shfl_sync(~0u, kept % 2 ? through[0] : through[1], (kept - 1) / 2);
   }
-  __syncwarp();
-  const u64 target = mulhi64(uniform_of(r), total);
-  u64 before[2] = {0, 0};
-#pragma unroll 4
-  for (u32 j = 0; j < kept; ++j) {
-    const u64 other = weights[j];
-    const u32 id = id_at(places[j]);
-    before[0] += id < id_at(place[0]) ? other : 0;
-    before[1] += id < id_at(place[1]) ? other : 0;
+  return Beginning{kept, total};
+}
+
+// Where the inclusive sum of ORDERED_MOST weights, in the order of ids, exceeds the target: to the lane that has it; ORDERED_MOST to the others.
+__device__ __forceinline__ u32 find_drawn(const u64 *weights_by_id, u64 target) {
+  constexpr u32 EACH = 4;
+  static_assert(ORDERED_MOST == EACH * 32);
+  const u32 lane = threadIdx.x % 32;
+  u64 own[EACH];
+#pragma unroll
+  for (u32 i = 0; i < EACH; ++i) own[i] = weights_by_id[EACH * lane + i];
+  u64 before = prefix_sum((own[0] + own[1]) + (own[2] + own[3])) - ((own[0] + own[1]) + (own[2] + own[3]));
+  u32 found = ORDERED_MOST;
+#pragma unroll
+  for (u32 i = 0; i < EACH; ++i) {
+    if (before <= target && target - before < own[i]) found = EACH * lane + i;
+    before += own[i];
   }
-  const bool drawn[2] = {at < kept && before[0] <= target && target - before[0] < q[0], at + 1 < kept && before[1] <= target && target - before[1] < q[1]};
-  const u32 owner = __ffs(__ballot_sync(~0u, drawn[0] || drawn[1])) - 1;
-  outcome.token = __shfl_sync(~0u, id_at(drawn[1] ? place[1] : place[0]), owner);
-  outcome.kept = kept;
-  outcome.logprob = processed_logprob(__shfl_sync(~0u, drawn[1] ? q[1] : q[0], owner), total);
-  return true;
+  return found;
 }
 
 }  // namespace nucleus

@@ -1,7 +1,7 @@
 // Rows that a mask or a list allows few ids of: those are gathered, and nothing else of the row is read. A block a row; what does not fit is left PENDING.
 #pragma once
 
-#include "chain.cuh"
+#include "few_chain.cuh"
 #include "solo_team.cuh"
 
 namespace nucleus {

@@ -1,7 +1,7 @@
 // A row's token from what its segments have left, by one block.
 #pragma once
 
-#include "chain.cuh"
+#include "few_chain.cuh"
 #include "solo_team.cuh"
 
 namespace nucleus {

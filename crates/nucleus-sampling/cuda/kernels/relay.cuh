@@ -6,6 +6,7 @@
 // that reads the next row. What does not fit, rows that are not of numbers alone and other requests are PENDING.
 #pragma once
 
+#include "chain.cuh"
 #include "tile.cuh"
 
 namespace nucleus::relay {
@@ -16,7 +17,6 @@ constexpr u32 BLOCK_THREADS = 2 * TEAM_THREADS + 64;  // and a warp that fills t
 constexpr u32 STAGES = 5;  // of the ring
 constexpr u32 AHEAD = 2;   // stages that a row's first bound is taken from
 constexpr u32 COLLECT_MOST = LISTED;  // tokens that a row's list has room for
-constexpr u32 ORDERED_MOST = 128;     // a list of no more tokens is also ordered by id
 constexpr u32 CHANGED = 256;          // tokens with edits that may be among the first
 constexpr u32 CHANGED_SLOTS = 2 * CHANGED;
 constexpr u32 FOLLOWED = 256;         // keys that the bound is raised by at a time
@@ -54,7 +54,7 @@ struct Row : Description {
   float scale;   // of the plan's temperature
   u64 uniform;   // that draws
   bool bounded;  // it is decided here, as far as the description tells
-  bool common;   // its program is one of the commonest (relay_chain.cuh)
+  bool common;   // its program is one of the commonest (chain.cuh)
   bool lowers;   // edits by id never raise a logit, biases apart
   u32 window;    // tokens at the end of the history that may be edited
   u32 found;     // tokens collected; there may be no room for some

@@ -37,15 +37,6 @@ __device__ __forceinline__ bool edits_lower(const SamplingConfig &c) {
   return c.repetition_penalty >= 1.0f && c.frequency_penalty >= 0.0f && c.presence_penalty >= 0.0f && c.dry_multiplier >= 0.0f && c.dry_base >= 0.0f;
 }
 
-// Whether the program is top_k, then top_p and min_p in any order, then the draw; by a warp.
-__device__ __forceinline__ bool is_common(const Description &d, const SlicePlan &plan) {
-  const u32 lane = threadIdx.x % 32, last = d.program.len - 1;
-  const u32 code = lane < d.program.len && lane < NUCLEUS_MAX_OPS && lane >= plan.op ? d.program.ops[lane].code : NUCLEUS_OP_NONE;
-  const bool known = code == NUCLEUS_OP_NONE || code == NUCLEUS_OP_TOP_P || code == NUCLEUS_OP_MIN_P || (code == NUCLEUS_OP_TOP_K && lane == plan.op) ||
-                     (code == NUCLEUS_OP_DRAW && lane == last);
-  return __all_sync(~0u, known) && d.config.min_keep <= 1 && !(d.config.flags & NUCLEUS_KEEP_TIES);
-}
-
 // The words of a description on their way to a warp's registers, asked for long before they are needed: under load a read takes microseconds.
 struct DescriptionWords {
   static constexpr u32 ROW = sizeof(SamplingRow) / 4, REQUEST_WORD = offsetof(SamplingRow, request) / 4, FLAGS_WORD = offsetof(SamplingRow, flags) / 4,
@@ -99,7 +90,8 @@ __device__ __forceinline__ void describe(Row *to, const SamplingBatch &batch, u3
     __syncwarp();
   }
   const SlicePlan plan = plan_of(*to);
-  const bool common = is_common(*to, plan);
+  const u32 len = to->program.len, code = lane < len && lane < NUCLEUS_MAX_OPS ? to->program.ops[lane].code : NUCLEUS_OP_NONE;
+  const bool common = is_common(code, len, plan.op, to->config.min_keep, to->config.flags);
   if (lane) return;
   const u32 window = editable_window(*to, plan);
   const u64 ids = static_cast<u64>(window) + to->row.bias.len + to->row.eos.len + to->row.bad_words.len;

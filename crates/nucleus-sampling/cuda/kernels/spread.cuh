@@ -5,6 +5,7 @@
 // sent to the leading block, which runs the program on them. What does not fit and rows that are not of numbers alone are PENDING.
 #pragma once
 
+#include "chain.cuh"
 #include "tile.cuh"
 
 namespace nucleus::spread {
@@ -16,7 +17,6 @@ constexpr u32 TABLE = 2048;         // slots for the edits of a block's tokens
 constexpr u32 EDITED_WORDS = PIECES_MOST * TILE_THREADS * 24 / 32;  // bits of a block's tokens
 constexpr u32 SENT_MOST = 4096;     // tokens that the leading block has room for, all blocks' together
 constexpr u32 GROUPS_MOST = 256;    // of threads, each with its largest logit
-constexpr u32 ORDERED_MOST = 128;   // a list of no more tokens is also ordered by id
 constexpr u32 RECENT = EDITS_MOST / TILE_THREADS;  // tokens of the history a thread reads
 
 // What the short way to choose works on.
@@ -35,7 +35,7 @@ struct RowState : Description {
   float scale;   // of the plan's temperature
   u64 uniform;   // that draws
   bool bounded;  // it is decided here, as far as the description tells
-  bool common;   // its program is one of the commonest (spread_chain.cuh)
+  bool common;   // its program is one of the commonest (chain.cuh)
   u32 window;    // tokens at the end of the history that may be edited
   u32 found;     // tokens of this block that reach the bound
   u32 strange;   // NaN or +inf was seen, or an edit had no room

@@ -137,10 +137,7 @@ struct Block {
   __device__ __forceinline__ void describe(const SamplingOp &op, u32 len, const Asked &asked, u32 flags, u32 history) const {
     const SlicePlan plan = plan_of(op, len, asked.biases || asked.ends || asked.bad, asked.min_keep);
     const u32 lane = threadIdx.x % 32;
-    const u32 code = lane >= plan.op && lane < len ? op.code : NUCLEUS_OP_NONE;
-    const bool known = code == NUCLEUS_OP_NONE || code == NUCLEUS_OP_TOP_P || code == NUCLEUS_OP_MIN_P || (code == NUCLEUS_OP_TOP_K && lane == plan.op) ||
-                       (code == NUCLEUS_OP_DRAW && lane == len - 1);
-    const bool common = __all_sync(~0u, known) && asked.min_keep <= 1 && !(asked.flags & NUCLEUS_KEEP_TIES);
+    const bool common = is_common(op.code, len, plan.op, asked.min_keep, asked.flags);
     if (lane) return;
     u32 window = plan.passages ? asked.dry : 0;
     if (plan.occurrences && asked.repeat > window) window = asked.repeat;
