@@ -6,7 +6,8 @@
 
 namespace nucleus {
 
-// A later launch may begin as soon as every block has come here or ended.
+// A later launch may begin as soon as every block has come here or ended. The first launch of a call, if it begins early itself, comes here only when the launch
+// before is done: what follows it reads rows, slots and logits, which that may write, without waiting for more than its own launch before.
 __device__ __forceinline__ void let_next_launch_begin() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");

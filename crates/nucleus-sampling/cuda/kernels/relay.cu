@@ -30,7 +30,6 @@ static __device__ __noinline__ void sample_undecided(const SamplingBatch &batch,
 template <u32 DTYPE>
 __global__ void __launch_bounds__(BLOCK_THREADS, 1) sample_by_relay(const __grid_constant__ SamplingBatch batch, const __grid_constant__ Workspace workspace, bool last) {
   State *const sh = state();
-  let_next_launch_begin();
   if (threadIdx.x == 0) {
     UNROLL_NOT
     for (u32 i = 0; i < STAGES; ++i) {
@@ -50,6 +49,7 @@ __global__ void __launch_bounds__(BLOCK_THREADS, 1) sample_by_relay(const __grid
   }
   __syncthreads();
   wait_for_launch_before();
+  let_next_launch_begin();
   if (threadIdx.x < TEAM_THREADS) {
     read_rows<DTYPE>(batch);
   } else if (threadIdx.x < 2 * TEAM_THREADS) {

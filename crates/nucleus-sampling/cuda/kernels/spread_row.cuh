@@ -386,8 +386,8 @@ struct Block {
   // From the description to what is sent; false: the row is not decided here, and nothing is sent.
   __device__ __forceinline__ bool collect() {
     prepare();
-    let_next_launch_begin();
     wait_for_launch_before();
+    let_next_launch_begin();
     Listed listed;
     if (!begin(listed)) {
       team.cluster_wait();  // no arrival is left behind

@@ -72,6 +72,18 @@ inline bool draws_from_all(const CorpusBatch &b, uint32_t row) {
   return drawn && p.len && p.ops[p.len - 1].code == NUCLEUS_OP_DRAW;
 }
 
+// Whether a row is one of those that NUCLEUS_BATCH_ALL_COUNTED is for, but for its edits.
+inline bool bounded_by_count(const CorpusBatch &b, uint32_t row) {
+  constexpr uint64_t MOST = 128;
+  const SamplingProgram &p = b.programs[row];
+  for (uint32_t i = 0; i < p.len; ++i) {
+    const SamplingOp &op = p.ops[i];
+    if (op.code == NUCLEUS_OP_ARGMAX || op.code == NUCLEUS_OP_TOP_K) return (op.code == NUCLEUS_OP_ARGMAX || op.threshold <= MOST) && b.configs[row].min_keep <= MOST;
+    if (op.code != NUCLEUS_OP_TEMPERATURE && op.code != NUCLEUS_OP_NONE && op.code != NUCLEUS_OP_PENALTIES && op.code != NUCLEUS_OP_DRY && op.code != NUCLEUS_OP_NO_REPEAT_NGRAM) return false;
+  }
+  return false;
+}
+
 // Whether two results are the same: every bit, but for raw log-probabilities a difference of a few units in the last place.
 inline bool same_result(const SampledToken &a, const SampledToken &b, bool processed) {
   if (a.token_id != b.token_id || a.kept_count != b.kept_count || a.status != b.status || a.feedback != b.feedback) return false;

@@ -24,6 +24,7 @@ struct DeviceArray {
   explicit DeviceArray(size_t n) : count(n) { CHECK(cudaMalloc(&data, n ? n * sizeof(T) : 16)); }
   explicit DeviceArray(const std::vector<T> &host) : DeviceArray(host.size()) {
     if (count) CHECK(cudaMemcpy(data, host.data(), count * sizeof(T), cudaMemcpyHostToDevice));
+    CHECK(cudaStreamSynchronize(cudaStreamLegacy));  // a stream that does not wait for this one may read it next
   }
   DeviceArray(const DeviceArray &) = delete;
   ~DeviceArray() { cudaFree(data); }

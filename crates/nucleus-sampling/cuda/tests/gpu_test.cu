@@ -1,38 +1,88 @@
-// The kernel against what the reference made of the corpus, in every cluster size, on the bounded and on the exact path; then rows so far apart that their
-// elements' indices need more than 32 bits; then rows without peaks.
-// Usage: gpu_test CORPUS [LARGEST VOCABULARY [PART]]; PART: `top`, `processed`, or a cluster and flags such as `0,8`, for tools that are slow.
+// The kernel against what the reference made of the corpus, in every cluster size, on the bounded and on the exact path; batches repeated to crowds, which take
+// the ways of more rows; logits and rows that are written late; rows so far apart that their elements' indices need more than 32 bits; then rows without peaks.
+// Usage: gpu_test CORPUS [LARGEST VOCABULARY [PART [ROUNDS [STREAMS]]]]
+//   PART: `all`; for tools that are slow, and to be repeated, `top`, `processed`, `late`, `crowds`, or a cluster and flags such as `0,8`, and copies of each batch: `0,52,3`
+//   ROUNDS: how often a part is gone through
+//   STREAMS: so many threads go through it at once, each with a stream of its own
 #include <cuda_fp16.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
+#include <functional>
+#include <thread>
 
 #include "corpus.hpp"
 #include "device.hpp"
 #include "flat.hpp"
 
-static uint32_t results = 0, failures = 0, others = 0, top_results = 0;  // others: rows of which the caller says what is not so
+constexpr uint32_t UNTOUCHED = 0xA5A5A5A5u;       // words of results before a launch
+constexpr uint32_t COUNTED_FROM_LEN = 8192;  // of rows from which the caller never says untruly that a count bounds them: a block alone takes a second for one then
+
+static std::atomic<uint32_t> results{0}, failures{0}, others{0}, top_results{0};  // others: rows of which the caller says what is not so
 
 // One way to work.
 struct Way {
   uint32_t cluster, flags;
 };
 
-// A corpus batch on the device.
+template <class T>
+static std::vector<T> repeated(const std::vector<T> &values, uint32_t copies) {
+  std::vector<T> all;
+  for (uint32_t copy = 0; copy < copies; ++copy) all.insert(all.end(), values.begin(), values.end());
+  return all;
+}
+
+// Rows that are not bounded by a count are padding.
+static std::vector<SamplingRow> counted_rows(const CorpusBatch &b, std::vector<SamplingRow> all) {
+  for (uint32_t i = 0; i < all.size(); ++i)
+    if (!bounded_by_count(b, i % b.rows)) all[i].flags |= NUCLEUS_ROW_PADDING;
+  return all;
+}
+
+// Every row of every copy has a request of its own.
+static std::vector<SamplingRow> repeated_rows(const CorpusBatch &b, uint32_t copies) {
+  std::vector<SamplingRow> all = repeated(b.row, copies);
+  for (uint32_t i = 0; i < all.size(); ++i) all[i].request += i / b.rows * b.rows;
+  return all;
+}
+
+// Lets the launch behind it begin, and writes after a while.
+__global__ void write_late(char *logits, const char *from, size_t bytes, char *rows, const char *rows_from, size_t row_bytes) {
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+  constexpr unsigned long long NANOSECONDS = 100000;
+  unsigned long long begin, now;
+  asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(begin));
+  do asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
+  while (now - begin < NANOSECONDS);
+  for (size_t i = blockIdx.x * blockDim.x + threadIdx.x; i < bytes; i += gridDim.x * blockDim.x) logits[i] = from[i];
+  for (size_t i = blockIdx.x * blockDim.x + threadIdx.x; i < row_bytes; i += gridDim.x * blockDim.x) rows[i] = rows_from[i];
+}
+
+// A corpus batch on the device, so many times one behind the other.
 struct Loaded {
   const CorpusBatch &b;
-  DeviceArray<SamplingRow> row, few;  // few: every row with a mask or a list says that it allows few ids
+  const uint32_t rows;  // of all copies
+  const size_t logit_bytes;
+  cudaStream_t stream;
+  DeviceArray<SamplingRow> row, few, counted;  // few: every row with a mask or a list says that it allows few ids
   DeviceArray<SamplingConfig> configs;
   DeviceArray<SamplingProgram> programs;
   DeviceArray<uint32_t> arena, masks;
   DeviceArray<SampledToken> out;
   SamplingBatch batch = {};
-  DeviceArray<char> workspace;
+  DeviceArray<char> workspace, logits;
 
-  explicit Loaded(const CorpusBatch &c)
-      : b(c), row(c.row), few(said_to_be_few(c.row)), configs(c.configs), programs(c.programs), arena(c.arena), masks(c.masks), out(c.rows), workspace(sampling_workspace_size(c.rows, 4096)) {
+  Loaded(const CorpusBatch &c, cudaStream_t s, uint32_t copies = 1)
+      : b(c), rows(c.rows * copies), logit_bytes(c.dtype == NUCLEUS_F32 ? 4 : 2), stream(s), row(repeated_rows(c, copies)), few(said_to_be_few(repeated_rows(c, copies))),
+        counted(counted_rows(c, repeated_rows(c, copies))),
+        configs(repeated(c.configs, copies)), programs(repeated(c.programs, copies)), arena(c.arena), masks(c.masks), out(rows),
+        workspace(sampling_workspace_size(rows, 4096)), logits((copies - 1) * c.rows * c.stride * logit_bytes + c.logits.size()) {
+    for (uint32_t copy = 0; copy < copies; ++copy)
+      CHECK(cudaMemcpyAsync(logits.data + copy * c.rows * c.stride * logit_bytes, c.logits.data(), c.logits.size(), cudaMemcpyHostToDevice, stream));
     batch.struct_size = sizeof(batch);
     batch.dtype = b.dtype;
-    batch.rows = b.rows;
+    batch.rows = rows;
     batch.row_len = b.row_len;
     batch.row = row.data;
     batch.configs = configs.data;
@@ -50,14 +100,14 @@ struct Loaded {
   }
 
   // The likeliest tokens, against a sort of the row and a softmax in binary64.
-  void check_top(uint32_t number, const void *logits, uint64_t stride) {
+  void check_top(uint32_t number) {
     constexpr uint32_t COUNT = 20;
-    DeviceArray<SamplingLogprob> top(static_cast<size_t>(b.rows) * COUNT);
-    CHECK(cudaMemset(top.data, 0xA5, top.count * sizeof(SamplingLogprob)));
-    batch.logits = logits;
-    batch.row_stride = stride;
-    if (launch_top_logprobs(&batch, COUNT, top.data, nullptr)) { std::printf("launch of top\n"); std::exit(1); }
-    CHECK(cudaDeviceSynchronize());
+    DeviceArray<SamplingLogprob> top(static_cast<size_t>(rows) * COUNT);
+    CHECK(cudaMemsetAsync(top.data, 0xA5, top.count * sizeof(SamplingLogprob), stream));
+    batch.logits = logits.data;
+    batch.row_stride = b.stride;
+    if (launch_top_logprobs(&batch, COUNT, top.data, stream)) { std::printf("launch of top\n"); std::exit(1); }
+    CHECK(cudaStreamSynchronize(stream));
     std::vector<SamplingLogprob> got = top.host();
     for (uint32_t r = 0; r < b.rows; ++r) {
       std::vector<std::pair<float, uint32_t>> order;
@@ -86,21 +136,21 @@ struct Loaded {
     }
   }
   // The likeliest tokens of what rows draw from, against the reference; every fifth row does not ask.
-  void check_processed_top(uint32_t number, const Way &way, const void *logits, uint64_t stride) {
+  void check_processed_top(uint32_t number, const Way &way) {
     if (b.top.empty()) return;
     std::vector<SamplingRow> asking = b.row;
     for (uint32_t r = 0; r < b.rows; ++r) asking[r].flags |= r % 5 != 4 ? NUCLEUS_ROW_TOP : 0;
-    DeviceArray<SamplingRow> rows(asking);
+    DeviceArray<SamplingRow> asking_rows(asking);
     DeviceArray<SamplingLogprob> top(b.top.size());
-    CHECK(cudaMemset(top.data, 0xA5, top.count * sizeof(SamplingLogprob)));
-    CHECK(cudaMemset(workspace.data, 0x5A, workspace.count));
+    CHECK(cudaMemsetAsync(top.data, 0xA5, top.count * sizeof(SamplingLogprob), stream));
+    CHECK(cudaMemsetAsync(workspace.data, 0x5A, workspace.count, stream));
     SamplingBatch of_top = batch;
-    of_top.row = rows.data;
-    of_top.logits = logits;
-    of_top.row_stride = stride;
+    of_top.row = asking_rows.data;
+    of_top.logits = logits.data;
+    of_top.row_stride = b.stride;
     of_top.cluster = way.cluster;
-    if (launch_top_processed(&of_top, CORPUS_TOP, top.data, workspace.data, workspace.count, nullptr)) { std::printf("launch of processed top\n"); std::exit(1); }
-    CHECK(cudaDeviceSynchronize());
+    if (launch_top_processed(&of_top, CORPUS_TOP, top.data, workspace.data, workspace.count, stream)) { std::printf("launch of processed top\n"); std::exit(1); }
+    CHECK(cudaStreamSynchronize(stream));
     const std::vector<SamplingLogprob> got = top.host();
     SamplingLogprob untouched;
     std::memset(&untouched, 0xA5, sizeof untouched);
@@ -125,24 +175,46 @@ struct Loaded {
     return x;
   }
 
-  void check(uint32_t number, const Way &way, const void *logits, uint64_t stride) {
-    batch.logits = logits;
+  // Logits and rows that a kernel in front, which lets the next begin at once, writes only when all launches may have begun.
+  void check_late(uint32_t number, const Way &way) {
+    std::vector<SamplingRow> other = repeated_rows(b, rows / b.rows);
+    std::rotate(other.begin(), other.begin() + 1, other.end());
+    DeviceArray<char> late_logits(logits.count);
+    DeviceArray<SamplingRow> late_row(other), late_few(said_to_be_few(other));
+    CHECK(cudaMemsetAsync(late_logits.data, 0xA5, late_logits.count, stream));
+    const DeviceArray<SamplingRow> &rows_then = way.flags & (NUCLEUS_BATCH_SOME_FEW | NUCLEUS_BATCH_ALL_FEW) ? late_few : late_row;
+    check(number, way, late_logits.data, b.stride, rows_then.data, [&] {
+      const DeviceArray<SamplingRow> &rows_now = way.flags & (NUCLEUS_BATCH_SOME_FEW | NUCLEUS_BATCH_ALL_FEW) ? few : row;
+      write_late<<<8, 256, 0, stream>>>(late_logits.data, logits.data, late_logits.count, reinterpret_cast<char *>(rows_then.data), reinterpret_cast<const char *>(rows_now.data), rows * sizeof(SamplingRow));
+      CHECK(cudaGetLastError());
+    });
+  }
+  void check(uint32_t number, const Way &way) { check(number, way, logits.data, b.stride); }
+  void check(uint32_t number, const Way &way, const void *at, uint64_t stride, const SamplingRow *rows_at = nullptr, const std::function<void()> &in_front = [] {}) {
+    batch.logits = at;
     batch.row_stride = stride;
     batch.cluster = way.cluster;
     batch.flags = way.flags;
-    batch.row = way.flags & (NUCLEUS_BATCH_SOME_FEW | NUCLEUS_BATCH_ALL_FEW) ? few.data : row.data;
-    CHECK(cudaMemset(out.data, 0xA5, b.rows * sizeof(SampledToken)));
-    CHECK(cudaMemset(workspace.data, 0x5A, workspace.count));
-    int code = launch_advanced_sample_batch(&batch, workspace.data, workspace.count, nullptr);
+    const bool only_counted = way.flags & NUCLEUS_BATCH_ALL_COUNTED && b.row_len > COUNTED_FROM_LEN;
+    batch.row = rows_at ? rows_at : only_counted ? counted.data : way.flags & (NUCLEUS_BATCH_SOME_FEW | NUCLEUS_BATCH_ALL_FEW) ? few.data : row.data;
+    CHECK(cudaMemsetAsync(out.data, UNTOUCHED & 0xFF, rows * sizeof(SampledToken), stream));
+    CHECK(cudaMemsetAsync(workspace.data, 0x5A, workspace.count, stream));
+    in_front();
+    int code = launch_advanced_sample_batch(&batch, workspace.data, workspace.count, stream);
     if (code) { std::printf("launch: %d\n", code); std::exit(1); }
-    CHECK(cudaDeviceSynchronize());
+    CHECK(cudaStreamSynchronize(stream));
     std::vector<SampledToken> got = out.host();
-    for (uint32_t r = 0; r < b.rows; ++r) {
+    for (uint32_t i = 0; i < rows; ++i) {
+      const uint32_t r = i % b.rows;
       results += 1;
-      if (got[r].status == 0xFFFFFFFFu && way.flags & NUCLEUS_BATCH_ALL_DRAWN && !draws_from_all(b, r)) { others += 1; continue; }
-      if (same_result(got[r], b.expected[r], b.row[r].flags & NUCLEUS_ROW_PROCESSED)) continue;
+      if (only_counted && !bounded_by_count(b, r)) {
+        failures += got[i].status != UNTOUCHED || got[i].token_id != UNTOUCHED;
+        continue;
+      }
+      if (got[i].status == 0xFFFFFFFFu && way.flags & NUCLEUS_BATCH_ALL_DRAWN && !draws_from_all(b, r)) { others += 1; continue; }
+      if (same_result(got[i], b.expected[r], b.row[r].flags & NUCLEUS_ROW_PROCESSED)) continue;
       failures += 1;
-      if (failures <= 25) { std::printf("cluster %u flags %u: ", way.cluster, way.flags); print_difference(number, r, b, got[r]); }
+      if (failures <= 25) { std::printf("cluster %u flags %u, row %u of %u: ", way.cluster, way.flags, i, rows); print_difference(number, r, b, got[i]); }
     }
   }
 };
@@ -162,37 +234,88 @@ static bool check_far_rows(Loaded &loaded, uint32_t number) {
   return true;
 }
 
+// A batch repeated to about as many rows as each way of working is for.
+static void check_crowds(const CorpusBatch &b, uint32_t number, cudaStream_t stream) {
+  for (uint32_t rows : {40u, 72u, 300u}) {
+    Loaded crowd(b, stream, (rows + b.rows - 1) / b.rows);
+    for (uint32_t flags : {0u, NUCLEUS_BATCH_ALL_BOUNDED, NUCLEUS_BATCH_ALL_BOUNDED | NUCLEUS_BATCH_ALL_COUNTED | NUCLEUS_BATCH_REQUEST_EACH, NUCLEUS_BATCH_NONE_BOUNDED,
+                           NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_NO_EDITS | NUCLEUS_BATCH_ALL_DRAWN, NUCLEUS_BATCH_SOME_FEW})
+      crowd.check(number, Way{0, flags});
+  }
+}
+
+// What the caller's kernel has not written yet when the launches begin.
+static void check_late(const CorpusBatch &b, uint32_t number, cudaStream_t stream) {
+  for (uint32_t rows : {1u, 72u}) {
+    Loaded loaded(b, stream, (rows + b.rows - 1) / b.rows);
+    for (uint32_t flags : {0u, NUCLEUS_BATCH_ALL_BOUNDED, NUCLEUS_BATCH_NONE_BOUNDED, NUCLEUS_BATCH_NO_EDITS, NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_NO_EDITS | NUCLEUS_BATCH_ALL_DRAWN,
+                           NUCLEUS_BATCH_SOME_FEW, NUCLEUS_BATCH_ALL_FEW, NUCLEUS_BATCH_SOME_FEW | NUCLEUS_BATCH_NONE_BOUNDED})
+      loaded.check_late(number, Way{0, flags});
+  }
+}
+
+static void check_all_ways(const CorpusBatch &b, uint32_t number, cudaStream_t stream, bool (&far)[3]) {
+  Loaded loaded(b, stream);
+  for (uint32_t cluster : {0u, 1u, 2u, 4u, 8u})
+    for (uint32_t flags : {0u, NUCLEUS_BATCH_EXACT, NUCLEUS_BATCH_MANY_ROWS, NUCLEUS_BATCH_ALL_BOUNDED, NUCLEUS_BATCH_ALL_BOUNDED | NUCLEUS_BATCH_ALL_COUNTED | NUCLEUS_BATCH_REQUEST_EACH, NUCLEUS_BATCH_NONE_BOUNDED,
+                           NUCLEUS_BATCH_NO_EDITS, NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_NO_EDITS | NUCLEUS_BATCH_ALL_DRAWN,
+                           NUCLEUS_BATCH_MANY_ROWS | NUCLEUS_BATCH_ALL_DRAWN})
+      if (flags != NUCLEUS_BATCH_EXACT || cluster) loaded.check(number, Way{cluster, flags});
+  for (uint32_t flags : {NUCLEUS_BATCH_SOME_FEW, NUCLEUS_BATCH_ALL_FEW, NUCLEUS_BATCH_SOME_FEW | NUCLEUS_BATCH_NONE_BOUNDED}) loaded.check(number, Way{0, flags});
+  loaded.check_top(number);
+  for (uint32_t cluster : {0u, 1u, 4u}) loaded.check_processed_top(number, Way{cluster, 0});
+  if (b.rows > 8 && b.row_len >= 32000 && !far[b.dtype]) far[b.dtype] = check_far_rows(loaded, number);
+  check_late(b, number, stream);
+  check_crowds(b, number, stream);
+}
+
+// One part of what there is to check of a batch.
+static void check_part(const CorpusBatch &b, uint32_t number, cudaStream_t stream, const char *part) {
+  if (!std::strcmp(part, "crowds")) return check_crowds(b, number, stream);
+  if (!std::strcmp(part, "late")) return check_late(b, number, stream);
+  Way way{0, 0};
+  uint32_t copies = 1;
+  if (std::strcmp(part, "top") && std::strcmp(part, "processed") && std::sscanf(part, "%u,%u,%u", &way.cluster, &way.flags, &copies) < 2) {
+    std::fprintf(stderr, "%s is no part\n", part);
+    std::exit(2);
+  }
+  Loaded loaded(b, stream, copies);
+  if (!std::strcmp(part, "top")) loaded.check_top(number);
+  else if (!std::strcmp(part, "processed")) loaded.check_processed_top(number, way);
+  else loaded.check(number, way);
+}
+
 int main(int argc, char **argv) {
   if (argc < 2) return 2;
-  CorpusReader reader(argv[1]);
-  uint32_t largest = argc > 2 ? std::atoi(argv[2]) : 0xFFFFFFFFu;
-  const char *part = argc > 3 ? argv[3] : nullptr;
+  const uint32_t largest = argc > 2 ? std::strtoul(argv[2], nullptr, 10) : 0xFFFFFFFFu;
+  const char *part = argc > 3 && std::strcmp(argv[3], "all") ? argv[3] : nullptr;
+  const uint32_t rounds = argc > 4 ? std::atoi(argv[4]) : 1, streams = argc > 5 ? std::atoi(argv[5]) : 1;
+  std::setvbuf(stdout, nullptr, _IOLBF, 0);
   bool far[3] = {};
-  for (uint32_t i = 0; i < reader.count(); ++i) {
-    CorpusBatch b = reader.next();
-    if (b.configs[0].vocab_size > largest) continue;
-    Loaded loaded(b);
-    DeviceArray<char> logits(b.logits);
-    if (part) {
-      Way way{0, 0};
-      if (!std::strcmp(part, "top")) loaded.check_top(i, logits.data, b.stride);
-      else if (!std::strcmp(part, "processed")) loaded.check_processed_top(i, way, logits.data, b.stride);
-      else if (std::sscanf(part, "%u,%u", &way.cluster, &way.flags) == 2) loaded.check(i, way, logits.data, b.stride);
-      continue;
+  auto go_through = [&](cudaStream_t stream) {
+    for (uint32_t round = 0; round < rounds; ++round) {
+      CorpusReader reader(argv[1]);
+      for (uint32_t i = 0; i < reader.count(); ++i) {
+        const CorpusBatch b = reader.next();
+        if (b.configs[0].vocab_size > largest) continue;
+        if (part) check_part(b, i, stream, part);
+        else check_all_ways(b, i, stream, far);
+      }
     }
-    for (uint32_t cluster : {0u, 1u, 2u, 4u, 8u})
-      for (uint32_t flags : {0u, NUCLEUS_BATCH_EXACT, NUCLEUS_BATCH_MANY_ROWS, NUCLEUS_BATCH_ALL_BOUNDED, NUCLEUS_BATCH_ALL_BOUNDED | NUCLEUS_BATCH_ALL_COUNTED | NUCLEUS_BATCH_REQUEST_EACH, NUCLEUS_BATCH_NONE_BOUNDED,
-                             NUCLEUS_BATCH_NO_EDITS, NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_NO_EDITS | NUCLEUS_BATCH_ALL_DRAWN,
-                             NUCLEUS_BATCH_MANY_ROWS | NUCLEUS_BATCH_ALL_DRAWN})
-        if (flags != NUCLEUS_BATCH_EXACT || cluster) loaded.check(i, Way{cluster, flags}, logits.data, b.stride);
-    for (uint32_t flags : {NUCLEUS_BATCH_SOME_FEW, NUCLEUS_BATCH_ALL_FEW, NUCLEUS_BATCH_SOME_FEW | NUCLEUS_BATCH_NONE_BOUNDED}) loaded.check(i, Way{0, flags}, logits.data, b.stride);
-    loaded.check_top(i, logits.data, b.stride);
-    for (uint32_t cluster : {0u, 1u, 4u}) loaded.check_processed_top(i, Way{cluster, 0}, logits.data, b.stride);
-    if (b.rows > 8 && b.row_len >= 32000 && !far[b.dtype]) far[b.dtype] = check_far_rows(loaded, i);
-  }
-  uint32_t flat_results = 0;
-  if (!part) check_all_flat(flat_results, failures);
-  std::printf("%u results, %u of flat rows, %u top tokens, %u differ, %u not drawn; far rows in %s%s%s\n", results, flat_results, top_results, failures, others, far[0] ? "f32 " : "", far[1] ? "f16 " : "",
-              far[2] ? "bf16" : "");
+  };
+  std::vector<std::thread> threads;
+  for (uint32_t i = 1; part && i < streams; ++i)
+    threads.emplace_back([&] {
+      cudaStream_t stream;
+      CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+      go_through(stream);
+    });
+  go_through(nullptr);
+  for (std::thread &thread : threads) thread.join();
+  uint32_t flat_results = 0, flat_failures = 0;
+  if (!part) check_all_flat(flat_results, flat_failures);
+  failures += flat_failures;
+  std::printf("%u results, %u of flat rows, %u top tokens, %u differ, %u not drawn; far rows in %s%s%s\n", results.load(), flat_results, top_results.load(), failures.load(), others.load(),
+              far[0] ? "f32 " : "", far[1] ? "f16 " : "", far[2] ? "bf16" : "");
   return failures != 0;
 }
