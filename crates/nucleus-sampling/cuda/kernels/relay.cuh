@@ -15,6 +15,7 @@ constexpr u32 TEAM_THREADS = 256;  // of each team
 constexpr u32 TEAM_WARPS = TEAM_THREADS / 32;
 constexpr u32 BLOCK_THREADS = 2 * TEAM_THREADS + 64;  // and a warp that fills the ring, and one that raises bounds
 constexpr u32 STAGES = 5;  // of the ring
+constexpr u32 ON_THEIR_WAY = 2;  // stages asked for at a time: they keep the memory busy, and what is asked for beside them does not wait for more
 constexpr u32 AHEAD = 2;   // stages that a row's first bound is taken from
 constexpr u32 COLLECT_MOST = LISTED;  // tokens that a row's list has room for
 constexpr u32 CHANGED = 256;          // tokens with edits that may be among the first

@@ -25,6 +25,9 @@ struct RingPlace {
     at = 0;
     parity ^= 1;
   }
+  __device__ __forceinline__ RingPlace earlier(u32 stages) const {
+    return at >= stages ? RingPlace{at - stages, parity} : RingPlace{at + STAGES - stages, parity ^ 1};
+  }
   __device__ __forceinline__ RingPlace later(u32 stages) const {
     RingPlace place{at + stages, parity};
     if (place.at >= STAGES) place = RingPlace{place.at - STAGES, parity ^ 1};
@@ -49,6 +52,10 @@ __device__ __forceinline__ void fill_ring(const SamplingBatch &batch) {
     for (u32 left = batch.row_len, stage = 0; stage < stages; ++stage, ++filled, left -= S::IDS, from += TILE_BYTES) {
       if (filled == 2) wait_for_copy(&sh->begun, 0);  // what is asked for after many tiles arrives after them
       if (filled >= STAGES) wait_for_copy(&sh->empty[place.at], place.parity ^ 1);
+      if (filled >= ON_THEIR_WAY) {
+        const RingPlace before = place.earlier(ON_THEIR_WAY);
+        wait_for_copy(&sh->arrived[before.at], before.parity);
+      }
       const u32 bytes = aligned ? (left < S::IDS ? left : S::IDS) * S::SIZE / 16 * 16 : 0, arrived = shared_address(&sh->arrived[place.at]);
       asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(arrived), "r"(bytes) : "memory");
       if (bytes)
