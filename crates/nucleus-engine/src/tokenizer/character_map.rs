@@ -5,10 +5,12 @@
 //! the byte that led to it, bit 8 says that a key ends here, bits 10 to 30 say where its children are, in steps of 256 with bit 9. Of a key's end, the unit at the
 //! children's place has bit 31 and where the text begins.
 
-use super::error::TokenizerError;
-
 /// Bytes of a unit, and of the trie's length.
 const UNIT_BYTES: usize = 4;
+/// Bits of a unit that are the byte that led to it. Units that hold a text have bit 31, and so are no byte's.
+const LABEL: u32 = 1 << 31 | 0xff;
+/// A unit's bit that says that a key ends there.
+const HAS_LEAF: u32 = 1 << 8;
 
 /// A compiled normalisation. Whatever its units say, no lookup leaves it.
 #[derive(Debug)]
@@ -19,23 +21,49 @@ pub(super) struct CharacterMap {
 
 impl CharacterMap {
     /// Reads the map.
-    pub(super) fn new(bytes: &[u8]) -> Result<Self, TokenizerError> {
-        let malformed = |problem| TokenizerError::CharacterMap { problem };
+    pub(super) fn new(bytes: &[u8]) -> Result<Self, &'static str> {
         let (length, rest) = bytes
             .split_first_chunk::<UNIT_BYTES>()
-            .ok_or(malformed("it is shorter than its header"))?;
+            .ok_or("it is shorter than its header")?;
         let length = u32::from_le_bytes(*length) as usize;
         let (units, texts) = rest
             .split_at_checked(length)
-            .ok_or(malformed("its trie is longer than the map"))?;
+            .ok_or("its trie is longer than the map")?;
         let (units, []) = units.as_chunks::<UNIT_BYTES>() else {
-            return Err(malformed("its trie is no array of 32-bit units"));
+            return Err("its trie is no array of 32-bit units");
         };
-        let texts = std::str::from_utf8(texts).map_err(|_| malformed("its texts are no UTF-8"))?;
+        let texts = std::str::from_utf8(texts).map_err(|_| "its texts are no UTF-8")?;
         Ok(Self {
             units: units.iter().map(|unit| u32::from_le_bytes(*unit)).collect(),
             texts: texts.to_owned(),
         })
+    }
+
+    /// Refuses a map by which a lookup can leave the trie or the texts: what looks up without asking needs that.
+    pub(super) fn check_lookups(&self) -> Result<(), &'static str> {
+        let outside = "its trie leads to a place that it does not have";
+        let Some(&root) = self.units.first() else {
+            return Err(outside);
+        };
+        let mut seen = vec![false; self.units.len()];
+        let mut places = vec![children(root)];
+        while let Some(place) = places.pop() {
+            for byte in 1..=u8::MAX {
+                let at = (place ^ u32::from(byte)) as usize;
+                let Some(&unit) = self.units.get(at) else {
+                    return Err(outside);
+                };
+                if unit & LABEL != u32::from(byte) || std::mem::replace(&mut seen[at], true) {
+                    continue;
+                }
+                let next = at as u32 ^ children(unit);
+                if unit & HAS_LEAF != 0 && self.text_at(next).is_none() {
+                    return Err("its trie leads to a text that it does not have");
+                }
+                places.push(next);
+            }
+        }
+        Ok(())
     }
 
     /// The text with all that the map has replaced.
@@ -58,9 +86,6 @@ impl CharacterMap {
         let mut place = children(*self.units.first()?);
         let mut longest = None;
         for (len, byte) in (1..).zip(text.bytes()) {
-            // Units that hold a text have bit 31, and so are no byte's.
-            const LABEL: u32 = 1 << 31 | 0xff;
-            const HAS_LEAF: u32 = 1 << 8;
             place ^= u32::from(byte);
             match self.units.get(place as usize) {
                 Some(&unit) if byte != 0 && unit & LABEL == u32::from(byte) => {
@@ -124,12 +149,36 @@ mod tests {
 
     #[test]
     fn maps_that_are_cut_are_refused() {
-        let error = |bytes: &[u8]| CharacterMap::new(bytes).unwrap_err().to_string();
+        let error = |bytes: &[u8]| CharacterMap::new(bytes).unwrap_err();
         let bytes = small();
-        assert!(error(&bytes[..3]).ends_with("it is shorter than its header"));
-        assert!(error(&bytes[..4000]).ends_with("its trie is longer than the map"));
-        assert!(error(&[2, 0, 0, 0, 1, 2]).ends_with("its trie is no array of 32-bit units"));
-        assert!(error(&[0, 0, 0, 0, 0xff]).ends_with("its texts are no UTF-8"));
+        assert_eq!(error(&bytes[..3]), "it is shorter than its header");
+        assert_eq!(error(&bytes[..4000]), "its trie is longer than the map");
+        assert_eq!(
+            error(&[2, 0, 0, 0, 1, 2]),
+            "its trie is no array of 32-bit units"
+        );
+        assert_eq!(error(&[0, 0, 0, 0, 0xff]), "its texts are no UTF-8");
+    }
+
+    #[test]
+    fn maps_whose_lookups_go_astray_are_told() {
+        let check = |bytes: &[u8]| CharacterMap::new(bytes).unwrap().check_lookups();
+        let sound = small();
+        assert_eq!(check(&sound), Ok(()));
+        let with_unit = |at: usize, unit: u32| {
+            let mut bytes = sound.clone();
+            bytes[4 + 4 * at..8 + 4 * at].copy_from_slice(&unit.to_le_bytes());
+            check(&bytes).unwrap_err()
+        };
+        let place = "its trie leads to a place that it does not have";
+        let text = "its trie leads to a text that it does not have";
+        assert_eq!(check(&[0, 0, 0, 0]).unwrap_err(), place);
+        assert_eq!(with_unit(0, 1024 << 10), place);
+        let a = 256 ^ usize::from(b'a');
+        let to = |leaf| u32::from(b'a') | leaf | 1024 << 10;
+        assert_eq!(with_unit(a, to(0)), place);
+        assert_eq!(with_unit(a, to(HAS_LEAF)), text);
+        assert_eq!(with_unit(512, 1 << 31 | 5), text);
     }
 
     /// The simplest generator there is: Numerical Recipes' linear congruential one.

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use serde_json::{Map, Value};
 use tokenizers::Tokenizer as Library;
 
+use super::character_map::CharacterMap;
 use super::error::TokenizerError;
 use super::pre::check_white_space;
 use super::spelling::{CONTINUATION, Spelling, parse_byte};
@@ -61,6 +62,9 @@ pub(super) fn read(checkpoint: &Checkpoint) -> Result<Described, TokenizerError>
     let malformed = |problem: String| TokenizerError::Json { problem };
     let json: Map<String, Value> =
         serde_json::from_str(&text).map_err(|error| malformed(error.to_string()))?;
+    if let Some(normalizer) = json.get("normalizer") {
+        check_character_maps(normalizer)?;
+    }
     let mut library: Library = text
         .parse()
         .map_err(|error: tokenizers::Error| malformed(error.to_string()))?;
@@ -98,6 +102,28 @@ pub(super) fn read(checkpoint: &Checkpoint) -> Result<Described, TokenizerError>
         text_end,
         adds_space_prefix,
     })
+}
+
+/// Refuses compiled normalisations, of a normalizer or of those that it is made of, that are damaged: the library would end with a panic, while it reads them or
+/// later, while it encodes.
+fn check_character_maps(normalizer: &Value) -> Result<(), TokenizerError> {
+    if let Some(map) = normalizer.get("precompiled_charsmap") {
+        let malformed = |problem: String| TokenizerError::Json {
+            problem: format!("its \"precompiled_charsmap\": {problem}"),
+        };
+        let text = map
+            .as_str()
+            .ok_or_else(|| malformed("it is no string".to_owned()))?;
+        let bytes = base64::decode(text).map_err(|error| malformed(error.to_string()))?;
+        CharacterMap::new(&bytes)
+            .and_then(|map| map.check_lookups())
+            .map_err(|problem| malformed(problem.to_string()))?;
+    }
+    let parts = normalizer.get("normalizers").and_then(Value::as_array);
+    parts
+        .into_iter()
+        .flatten()
+        .try_for_each(check_character_maps)
 }
 
 /// The token whose name a configuration gives, as a string or as an object.

@@ -201,7 +201,10 @@ impl Normalization {
         let prefix = metadata.find("tokenizer.ggml.add_space_prefix")?;
         let merge = metadata.find("tokenizer.ggml.remove_extra_whitespaces")?;
         Ok(Self {
-            map: map.map(|map| CharacterMap::new(&map)).transpose()?,
+            map: map
+                .map(|map| CharacterMap::new(&map))
+                .transpose()
+                .map_err(|problem| TokenizerError::CharacterMap { problem })?,
             add_space_prefix: prefix.unwrap_or(true),
             merge_spaces: merge.unwrap_or(false),
         })

@@ -287,3 +287,26 @@ fn the_configuration_can_ask_for_an_end() {
     assert!(!load(r#"{"eos_token": "<|eos|>"}"#).add_eos());
     assert!(!load(r#"{"add_eos_token": true}"#).add_eos());
 }
+
+/// The library reads a damaged map with a panic, or encodes with one.
+#[test]
+fn damaged_character_maps_are_refused() {
+    let with_map = |map: serde_json::Value| {
+        let mut json = bert();
+        json["normalizer"] = json!({"type": "Sequence", "normalizers": [
+            {"type": "Lowercase"}, {"type": "Precompiled", "precompiled_charsmap": map}]});
+        let directory = with_tokenizer(&json, &json!({}));
+        error(directory.path())
+    };
+    let problem = |problem| format!("tokenizer.json: its \"precompiled_charsmap\": {problem}");
+    assert_eq!(with_map(json!(null)), problem("it is no string"));
+    assert_eq!(
+        with_map(json!("A")),
+        problem("Encoded text cannot have a 6-bit remainder.")
+    );
+    let short = "it is shorter than its header";
+    assert_eq!(with_map(json!("AAAA")), problem(short));
+    // A trie of one unit, whose root says that children are 256 units on.
+    let astray = "its trie leads to a place that it does not have";
+    assert_eq!(with_map(json!("BAAAAAAEAAA=")), problem(astray));
+}
