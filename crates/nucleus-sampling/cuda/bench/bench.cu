@@ -155,11 +155,16 @@ int main(int argc, char **argv) {
     std::printf("\n");
     for (Case &c : cases) {
       if (!std::strstr(c.name, wanted)) continue;
-      std::vector<uint32_t> mask((VOCAB + 31) / 32, 0);
-      for (uint32_t set = 0; set < c.allowed;) {
-        const uint32_t id = random() % VOCAB;
-        set += !(mask[id / 32] >> id % 32 & 1);
-        mask[id / 32] |= 1u << id % 32;
+      // A mask a row.
+      constexpr uint32_t MASK_WORDS = VOCAB / 32;
+      std::vector<uint32_t> masks(c.allowed ? static_cast<size_t>(rows) * MASK_WORDS : 0, 0);
+      for (uint32_t r = 0; r < rows; ++r) {
+        for (uint32_t set = 0; set < c.allowed;) {
+          const uint32_t id = random() % VOCAB;
+          uint32_t &word = masks[static_cast<size_t>(r) * MASK_WORDS + id / 32];
+          set += !(word >> id % 32 & 1);
+          word |= 1u << id % 32;
+        }
       }
       std::vector<uint32_t> arena;
       std::vector<SamplingRow> row(rows);
@@ -181,7 +186,7 @@ int main(int argc, char **argv) {
         row[r] = {};
         row[r].request = r;
         row[r].position = 7;
-        row[r].mask = c.allowed ? 0 : -1;
+        row[r].mask = c.allowed ? static_cast<int32_t>(r) : -1;
         row[r].flags = (c.raw ? 0 : NUCLEUS_ROW_PROCESSED) | (c.allowed && c.allowed <= 4096 ? NUCLEUS_ROW_FEW : 0);
         row[r].history = {arena.size(), 1024, 0};
         row[r].prompt_len = 24;
@@ -192,7 +197,7 @@ int main(int argc, char **argv) {
       DeviceArray<SamplingRow> d_row(row);
       DeviceArray<SamplingConfig> d_configs(configs);
       DeviceArray<SamplingProgram> d_programs(programs);
-      DeviceArray<uint32_t> d_arena(arena), d_mask(mask);
+      DeviceArray<uint32_t> d_arena(arena), d_masks(masks);
       DeviceArray<SampledToken> out(rows);
       SamplingBatch batch = {};
       batch.struct_size = sizeof(batch);
@@ -203,8 +208,8 @@ int main(int argc, char **argv) {
       batch.configs = d_configs.data;
       batch.programs = d_programs.data;
       batch.arena = d_arena.data;
-      batch.masks = d_mask.data;
-      batch.mask_stride = batch.mask_words = mask.size();
+      batch.masks = d_masks.data;
+      batch.mask_stride = batch.mask_words = MASK_WORDS;
       batch.out = out.data;
       DeviceArray<char> workspace(sampling_workspace_size(rows, 0));
       CHECK(cudaMemset(workspace.data, 0x5A, workspace.count));

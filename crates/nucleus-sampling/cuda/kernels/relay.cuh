@@ -21,6 +21,7 @@ constexpr u32 COLLECT_MOST = LISTED;  // tokens that a row's list has room for
 constexpr u32 CHANGED = 256;          // tokens with edits that may be among the first
 constexpr u32 CHANGED_SLOTS = 2 * CHANGED;
 constexpr u32 FOLLOWED = 256;         // keys that the bound is raised by at a time
+constexpr u32 RISES = 256;            // biases whose values are in shared memory
 constexpr u32 MARKS = 16384;  // bits that ids which may be edited share
 static_assert((MARKS & (MARKS - 1)) == 0);
 
@@ -66,11 +67,15 @@ struct Row : Description {
   alignas(16) u32 marks[MARKS / 32];  // of ids that may be edited, and of some others
   u64 places[COLLECT_MOST];           // of the tokens collected; 0: none yet
   u32 ids[EDITS_MOST];     // that may be edited: the window of the history, the biases', then those that may not be drawn now
-  float rises[EDITS_MOST];  // of the biases
+  float rises[RISES];      // of the biases that come first
 
   __device__ __forceinline__ static u32 mark_of(u32 id) { return id & (MARKS - 1); }
   __device__ __forceinline__ void mark(u32 id) { atomicOr(&marks[mark_of(id) / 32], 1u << id % 32); }
   __device__ __forceinline__ bool marked(u32 id) const { return marks[mark_of(id) / 32] >> id % 32 & 1; }
+  // The value of a bias. `r`: the row's request.
+  __device__ __forceinline__ float rise(const Request &r, u32 i) const {
+    return i < RISES ? rises[i] : reinterpret_cast<const SamplingBias *>(r.words(r.row->bias))[i].value;
+  }
 };
 
 // What a block holds behind the ring.
@@ -101,12 +106,14 @@ struct State {
   u64 followed_to_end[2];              // its bound is not raised any more
   u64 begun;                           // the first row is described
 };
-constexpr u32 RING_BYTES = STAGES * TILE_BYTES;
+constexpr u32 STAGE_MASK_BYTES = TILE_BYTES / 2 / 8;  // of the mask of a stage of 16-bit logits; of 32 bits it is half
+constexpr u32 RING_BYTES = STAGES * (TILE_BYTES + STAGE_MASK_BYTES);
 constexpr u32 SHARED_MOST = 232448;  // bytes of shared memory a block may have
 constexpr u32 RELAY_BYTES = RING_BYTES + sizeof(State);
 static_assert(RELAY_BYTES <= SHARED_MOST);
 
 __device__ __forceinline__ unsigned char *ring() { return shared_memory; }
+__device__ __forceinline__ unsigned char *ring_of_masks() { return shared_memory + STAGES * TILE_BYTES; }
 __device__ __forceinline__ State *state() { return reinterpret_cast<State *>(shared_memory + RING_BYTES); }
 
 // An mbarrier that so many threads arrive at.

@@ -129,7 +129,7 @@ struct EditableIds {
       if (at >= count) break;
       row->mark(ids[i]);
       row->ids[at] = ids[i];
-      if (at >= window && at < biased) row->rises[at - window] = rises[i];
+      if (at >= window && at < biased && at - window < RISES) row->rises[at - window] = rises[i];
     }
   }
 };

@@ -109,7 +109,7 @@ __device__ __forceinline__ bool add_risers(const Row *row, const Request &r, flo
   UNROLL_NOT
   for (u32 i = risers.from + local; i < risers.to; i += TEAM_THREADS) {
     const u32 id = row->ids[i];
-    const float rise = row->lowers ? row->rises[i - risers.from] : infinity();
+    const float rise = row->lowers ? row->rise(r, i - risers.from) : infinity();
     if (!(rise > 0.0f) || id >= r.limit) continue;
     const float x = i < risers.from + TEAM_THREADS ? riser : load_logit(r, id);
     if (!(x > -infinity() && x + rise >= threshold) || (r.mask && !mask_allows(r, id))) continue;
@@ -127,7 +127,7 @@ __device__ __forceinline__ bool edit_changed(Row *row, const Request &r, float t
   const ChangedTable table;
   const SlicePlan &plan = row->plan;
   const u32 *const biased = row->ids + row->window;
-  note_biases(team, r, table, [&](u32 i) { return SamplingBias{biased[i], row->rises[i]}; });
+  note_biases(team, r, table, [&](u32 i) { return SamplingBias{biased[i], row->rise(r, i)}; });
   UNROLL_NOT
   for (u32 i = local; i < row->bans; i += TEAM_THREADS) {
     const u32 id = biased[row->row.bias.len + i];

@@ -168,7 +168,7 @@ __device__ __forceinline__ void sample_segments(const SamplingBatch &batch, cons
           __syncthreads();
         }
         T own(data);
-        if (r.mask || limit < ring.IDS) own.template restrict<false>(r.mask, r.mask_words, first + begin, limit);
+        if (r.mask || limit < ring.IDS) own.restrict(r.mask, r.mask_words, first + begin, limit);
         const float most = own.most();
         const bool strange = !(most < infinity());
         if (strange) sh->strange = 1;

@@ -45,7 +45,7 @@ struct Peak {
 template <u32 DTYPE, u32 THREADS = TILE_THREADS, u32 LOADS = TILE_LOADS>
 struct Tile {
   using Vector = Lane<DTYPE>;
-  static constexpr u32 WIDTH = Vector::WIDTH, IDS = THREADS * LOADS * WIDTH;
+  static constexpr u32 WIDTH = Vector::WIDTH, VECTORS = LOADS, IDS = THREADS * LOADS * WIDTH;
   static constexpr u32 NONE = DTYPE == NUCLEUS_F32 ? 0xFF800000u : DTYPE == NUCLEUS_BF16 ? 0xFF80FF80u : 0xFC00FC00u;  // -inf in every place
   uint4 v[LOADS];
 
@@ -55,28 +55,34 @@ struct Tile {
     for (u32 j = 0; j < LOADS; ++j) v[j] = reinterpret_cast<const uint4 *>(from)[j * THREADS + threadIdx.x];
   }
 
-  // Puts at -inf what masks forbid, and ids from `limit` on, relative to the tile's first. SKIP: vectors that are all in or all out are looked at first,
-  // which takes fewer instructions and more registers.
-  template <bool SKIP>
+  // Puts a vector's logits at -inf whose bits are not set.
+  __device__ __forceinline__ void keep(u32 j, u32 bits) {
+    u32 words[4] = {v[j].x, v[j].y, v[j].z, v[j].w};
+    if (DTYPE == NUCLEUS_F32) {
+#pragma unroll
+      for (u32 i = 0; i < WIDTH; ++i) words[i] = bits >> i & 1 ? words[i] : NONE;
+    } else {
+#pragma unroll
+      for (u32 i = 0; i < WIDTH; i += 4) {
+        // Four bits become the signs of four bytes; each sign fills a logit.
+        const u32 signs = (bits >> i & 15) * 0x10204080u;
+        u32 low, high;
+        asm("prmt.b32 %0, %1, 0, 0x9988;" : "=r"(low) : "r"(signs));
+        asm("prmt.b32 %0, %1, 0, 0xBBAA;" : "=r"(high) : "r"(signs));
+        words[i / 2] = (words[i / 2] & low) | (NONE & ~low);
+        words[i / 2 + 1] = (words[i / 2 + 1] & high) | (NONE & ~high);
+      }
+    }
+    v[j] = make_uint4(words[0], words[1], words[2], words[3]);
+  }
+  // Puts at -inf what masks forbid, and ids from `limit` on, relative to the tile's first.
   __device__ __forceinline__ void restrict(const u32 *mask, u32 mask_words, u32 first, u32 limit) {
 #pragma unroll
     for (u32 j = 0; j < LOADS; ++j) {
       const u32 at = offset(j), id = first + at;
-      if (SKIP && !mask && at + WIDTH <= limit) continue;
-      if (SKIP && at >= limit) {
-        v[j] = make_uint4(NONE, NONE, NONE, NONE);
-        continue;
-      }
       u32 allowed = !mask ? ~0u : id / 32 < mask_words ? mask[id / 32] >> id % 32 : 0;
-      if (at + WIDTH > limit) allowed &= SKIP || at < limit ? ~(~0u << (limit - at)) : 0;
-      u32 words[4] = {v[j].x, v[j].y, v[j].z, v[j].w};
-#pragma unroll
-      for (u32 i = 0; i < WIDTH; ++i) {
-        if (allowed >> i & 1) continue;
-        if (DTYPE == NUCLEUS_F32) words[i] = NONE;
-        else words[i / 2] = i % 2 ? (words[i / 2] & 0xFFFFu) | (NONE & 0xFFFF0000u) : (words[i / 2] & 0xFFFF0000u) | (NONE & 0xFFFFu);
-      }
-      v[j] = make_uint4(words[0], words[1], words[2], words[3]);
+      if (at + WIDTH > limit) allowed &= at < limit ? ~(~0u << (limit - at)) : 0;
+      keep(j, allowed);
     }
   }
 

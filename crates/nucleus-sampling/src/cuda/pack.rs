@@ -177,6 +177,9 @@ const EDITS_MOST: usize = 1536;
 /// The most ids that are gathered (`FEW_IDS` of `few.cuh`).
 const FEW_IDS: usize = 4096;
 
+/// Masks have a multiple of so many words: the device copies them 16 bytes at a time.
+const MASK_UNIT: usize = 4;
+
 /// The rows of one launch, on the host. Kept between launches so that nothing is allocated once it has grown.
 #[derive(Debug, Default)]
 pub(super) struct Packed {
@@ -223,7 +226,8 @@ impl Packed {
             .clone()
             .filter_map(|row| row.mask.map(|words| words.len().max(1)))
             .max()
-            .unwrap_or(0);
+            .unwrap_or(0)
+            .next_multiple_of(MASK_UNIT);
         for (index, row) in rows.enumerate() {
             let mut packed = self.row(index as u32, &row);
             let few = row.is_few();
@@ -503,7 +507,7 @@ mod tests {
     fn each_masked_row_has_its_mask() {
         let packed = pack(&SamplingParams::default(), Some(&[3, 1]));
         assert_eq!([packed.rows[0].mask, packed.rows[1].mask], [0, 1]);
-        assert_eq!(packed.masks, [3, 1, 3, 1]);
+        assert_eq!(packed.masks, [3, 1, 0, 0, 3, 1, 0, 0]);
     }
 
     #[test]
@@ -534,6 +538,6 @@ mod tests {
     #[test]
     fn a_mask_without_words_forbids_everything() {
         let packed = pack(&SamplingParams::default(), Some(&[]));
-        assert_eq!((packed.mask_words, packed.masks), (1, vec![0, 0]));
+        assert_eq!((packed.mask_words, packed.masks), (4, vec![0; 8]));
     }
 }
