@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(BLOCK_THREADS, 1) sample_by_relay(const __grid
     UNROLL_NOT
     for (u32 i = 0; i < STAGES; ++i) {
       init_barrier(&sh->arrived[i], 1);
-      init_barrier(&sh->empty[i], TEAM_WARPS);
+      init_barrier(&sh->empty[i], TEAM_WARPS / HALVES);
     }
     UNROLL_NOT
     for (u32 i = 0; i < 2; ++i) {

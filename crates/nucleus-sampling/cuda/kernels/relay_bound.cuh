@@ -28,7 +28,7 @@ __device__ __forceinline__ float narrow(float own, float low, float high, u32 k,
   return low;
 }
 
-// A number that at least k of the team's numbers reach, and few more; -inf marks threads without one, and is the result if some warp has too few.
+// A number that at least k of the team's numbers reach, and few more; -inf marks threads without one, and is the result if there are too few.
 // `most`: the largest.
 __device__ __forceinline__ float bound_of_threads(float own, u32 k, float &most) {
   State *const sh = state();
@@ -50,7 +50,13 @@ __device__ __forceinline__ float bound_of_threads(float own, u32 k, float &most)
   most = value_or_none(__reduce_max_sync(~0u, sh->maxima[threadIdx.x % TEAM_WARPS]));
   if (k == 1) return most;
   const u32 low = __reduce_min_sync(~0u, one), high = __reduce_max_sync(~0u, one);
-  return low ? narrow(own, value_of(low), value_of(high), k, 3) : -infinity();
+  if (low) return narrow(own, value_of(low), value_of(high), k, 3);
+  // Some warp has too few.
+  if (Reading::count(key != 0) < k) return -infinity();
+  const u32 smallest = __reduce_min_sync(~0u, key ? key : ~0u);
+  if (threadIdx.x % 32 == 0) sh->minima[threadIdx.x / 32] = smallest;
+  Reading::sync();
+  return narrow(own, value_of(__reduce_min_sync(~0u, sh->minima[threadIdx.x % TEAM_WARPS])), most, k, 10);
 }
 
 // The keys of the unedited tokens that a row has collected so far, by one warp: those that reach the bound, and new ones.

@@ -69,6 +69,9 @@ __device__ __forceinline__ void start_copy(const void *to, const void *from, u32
                  : "memory");
 }
 
+// A barrier of a half of the reading team.
+__device__ __forceinline__ void sync_half() { asm volatile("barrier.sync %0, %1;" ::"r"(3 + threadIdx.x / HALF_THREADS), "n"(HALF_THREADS) : "memory"); }
+
 // Fills the ring with the rows of the block and their masks, one stage after another, by one thread. The engine copies 16 bytes at a time; what is left of a
 // row is read when it is needed.
 template <u32 DTYPE>
@@ -114,40 +117,111 @@ __device__ __forceinline__ void fill_ring(const SamplingBatch &batch) {
   }
 }
 
+// A number in a row's own type, twice where that has 16 bits, so that words of logits are compared as they are.
+template <u32 DTYPE>
+struct Limit {
+  u32 bits;
+
+  // The least one that is not below x.
+  __device__ __forceinline__ static Limit above(float x) {
+    if (DTYPE == NUCLEUS_F32) return Limit{bits_of(x)};
+    u32 half;
+    if (DTYPE == NUCLEUS_BF16) half = (bits_of(x) + (x < 0 ? 0 : 0xFFFFu)) >> 16;
+    else asm("{\n.reg .b16 h;\ncvt.rp.f16.f32 h, %1;\ncvt.u32.u16 %0, h;\n}" : "=r"(half) : "f"(x));
+    return Limit{half * 0x10001u};
+  }
+  // All bits of each logit of a word that reaches it.
+  __device__ __forceinline__ u32 reached_by(u32 word) const {
+    u32 mask;
+    if (DTYPE == NUCLEUS_F32) mask = float_of(word) >= float_of(bits) ? ~0u : 0;
+    else if (DTYPE == NUCLEUS_BF16) asm("set.ge.u32.bf16x2 %0, %1, %2;" : "=r"(mask) : "r"(word), "r"(bits));
+    else asm("set.ge.u32.f16x2 %0, %1, %2;" : "=r"(mask) : "r"(word), "r"(bits));
+    return mask;
+  }
+  // The logits of 16 bytes that reach it, as bits.
+  __device__ __forceinline__ u32 reached_by(uint4 v) const {
+    if (DTYPE == NUCLEUS_F32) return (reached_by(v.x) & 1) | (reached_by(v.y) & 2) | (reached_by(v.z) & 4) | (reached_by(v.w) & 8);
+    const u32 halves = (reached_by(v.x) & 0x10001u) | (reached_by(v.y) & 0x40004u) | (reached_by(v.z) & 0x100010u) | (reached_by(v.w) & 0x400040u);
+    return (halves & 0x55u) | (halves >> 15 & 0xAAu);
+  }
+};
+
+// What a thread has of a stage, which half of the team reads: 256 bytes, and the words of a mask for them. Of each 8 vectors of 16 bytes, the lanes of a warp
+// read different ones at a time, so that they do not meet in a bank.
+template <u32 DTYPE>
+struct Share {
+  static constexpr u32 WIDTH = Stages<DTYPE>::WIDTH, VECTORS = TILE_BYTES / 16 / HALF_THREADS, OWN = VECTORS * WIDTH, MASK_WORDS = OWN / 32;
+  static constexpr u32 NONE = Tile<DTYPE>::NONE;
+
+  __device__ __forceinline__ static u32 thread() { return threadIdx.x % HALF_THREADS; }
+  __device__ __forceinline__ static u32 vector(u32 j) { return thread() * VECTORS + (j ^ thread() % 8); }
+  // Its first logit's place in the stage.
+  __device__ __forceinline__ static u32 offset(u32 j) { return vector(j) * WIDTH; }
+
+  // Brings the bits of 8 vectors, which are in the order of ids, to the order in which the thread reads them.
+  __device__ __forceinline__ static void reorder(u32 (&words)[MASK_WORDS]) {
+    const u32 by = thread() % 8;
+    if (DTYPE == NUCLEUS_F32) {
+#pragma unroll
+      for (u32 i = 0; i < MASK_WORDS; ++i) {
+        const u32 w = __byte_perm(words[i], 0, 0x3210u ^ by / 2 * 0x1111u), swapped = (w << 4 & 0xF0F0F0F0u) | (w >> 4 & 0x0F0F0F0Fu);
+        words[i] = by % 2 ? swapped : w;
+      }
+    } else {
+#pragma unroll
+      for (u32 i = 0; i < MASK_WORDS; i += 2) {
+        const u32 first = by & 4 ? words[i + 1] : words[i], second = by & 4 ? words[i] : words[i + 1];
+        words[i] = __byte_perm(first, 0, 0x3210u ^ by % 4 * 0x1111u);
+        words[i + 1] = __byte_perm(second, 0, 0x3210u ^ by % 4 * 0x1111u);
+      }
+    }
+  }
+  // Puts a vector's logits at -inf whose bits are not set.
+  __device__ __forceinline__ static void keep(uint4 &v, const u32 (&words)[MASK_WORDS], u32 j) {
+    if (DTYPE == NUCLEUS_F32) {
+      const u32 bits = words[j / 8] >> j % 8 * 4;
+      v = make_uint4(bits & 1 ? v.x : NONE, bits & 2 ? v.y : NONE, bits & 4 ? v.z : NONE, bits & 8 ? v.w : NONE);
+    } else {
+      // Bits become the signs of bytes; each sign fills a logit.
+      const u32 bits = words[j / 4], of = j % 4;
+      auto word = [&](u32 w, u32 i) {
+        u32 kept;
+        asm("prmt.b32 %0, %1, %2, %3;" : "=r"(kept) : "r"(bits << (7 - 2 * i)), "r"(bits << (6 - 2 * i)), "r"(0xCC88u + of * 0x1111u));
+        return (w & kept) | (NONE & ~kept);
+      };
+      v = make_uint4(word(v.x, 0), word(v.y, 1), word(v.z, 2), word(v.w, 3));
+    }
+  }
+};
+
 // A stage in the ring.
 template <u32 DTYPE>
 struct StageView {
   static constexpr u32 WIDTH = Stages<DTYPE>::WIDTH, IDS = Stages<DTYPE>::IDS;
-  using Share = Tile<DTYPE, TEAM_THREADS, TILE_BYTES / 16 / TEAM_THREADS>;
-  using Vector = Lane<DTYPE>;
   const unsigned char *data;
   const u32 *mask;   // of its ids; null: none
   u32 begin, limit;  // its first id; how many of its logits count at most
 
   __device__ __forceinline__ bool whole() const { return limit >= IDS; }
-  // Which of WIDTH logits count, as bits.
-  __device__ __forceinline__ u32 counted(u32 at) const {
+  // Which of the 32 logits from `at` on, a multiple of 32, count.
+  __device__ __forceinline__ u32 counted_word(u32 at) const {
     if (at >= limit) return 0;
-    const u32 bits = mask ? mask[at / 32] >> at % 32 : ~0u;
-    return at + WIDTH <= limit ? bits : bits & ~(~0u << (limit - at));
+    const u32 bits = mask ? mask[at / 32] : ~0u;
+    return at + 32 <= limit ? bits : bits & ~(~0u << (limit - at));
   }
-  __device__ __forceinline__ Share share() const {
-    Share s(data);
-    if (whole() && !mask) return s;
-#pragma unroll
-    for (u32 j = 0; j < Share::VECTORS; ++j) s.keep(j, whole() ? mask[Share::offset(j) / 32] >> Share::offset(j) % 32 : counted(Share::offset(j)));
-    return s;
-  }
-  __device__ __forceinline__ Vector vector(u32 j) const { return Vector(reinterpret_cast<const uint4 *>(data)[j * TEAM_THREADS + threadIdx.x]); }
-  __device__ __forceinline__ float logit(u32 at) const { return Share::logit(data, at); }
+  // Which of a vector's logits count, as bits.
+  __device__ __forceinline__ u32 counted(u32 at) const { return counted_word(at / 32 * 32) >> at % 32; }
+  __device__ __forceinline__ uint4 vector(u32 index) const { return reinterpret_cast<const uint4 *>(data)[index]; }
+  __device__ __forceinline__ float logit(u32 at) const { return Tile<DTYPE>::logit(data, at); }
 };
 
 // The row that is read.
 template <u32 DTYPE>
 struct Reader {
   using View = StageView<DTYPE>;
-  using Share = typename View::Share;
-  static constexpr u32 IDS = View::IDS, WIDTH = View::WIDTH, VECTORS = Share::VECTORS;
+  using Own = Share<DTYPE>;
+  using AsTyped = Limit<DTYPE>;
+  static constexpr u32 IDS = View::IDS, WIDTH = View::WIDTH, VECTORS = Own::VECTORS;
   Row *row;
   const void *logits;
   const u32 *mask;  // null: none
@@ -159,68 +233,75 @@ struct Reader {
     return ring() + place.at * TILE_BYTES;
   }
 
-  // A stage that has logits, once it has arrived. A barrier within, if the copy engine has left out something, unless that is there.
-  __device__ __forceinline__ View view(RingPlace place, u32 stage, bool complete) const {
+  // A stage that has logits, once it is there. A barrier of this half of the team within, if the copy engine has left out something.
+  __device__ __forceinline__ View view(RingPlace place, u32 stage) const {
     const u32 begin = stage * IDS;
     const u32 *const own = !mask ? nullptr : brought ? reinterpret_cast<const u32 *>(ring_of_masks() + place.at * STAGE_MASK_BYTES) : mask + begin / 32;
     const View v{wait(place), own, begin, held - begin};
-    if (!complete) fetch_rest(v);
+    const u32 rest = v.limit / WIDTH * WIDTH;
+    if (!v.whole() && v.limit != rest) {
+      if (Own::thread() < v.limit - rest) fetch(v, rest + Own::thread());
+      sync_half();
+    }
     return v;
   }
-  __device__ __forceinline__ void fetch_rest(const View &v) const {
-    const u32 rest = v.limit / WIDTH * WIDTH;
-    if (v.whole() || v.limit == rest) return;
-    if (threadIdx.x < v.limit - rest) {
-      const u32 at = rest + threadIdx.x;
-      if (DTYPE == NUCLEUS_F32) reinterpret_cast<u32 *>(const_cast<unsigned char *>(v.data))[at] = static_cast<const u32 *>(logits)[v.begin + at];
-      else reinterpret_cast<uint16_t *>(const_cast<unsigned char *>(v.data))[at] = static_cast<const uint16_t *>(logits)[v.begin + at];
-      asm volatile("fence.proxy.async.shared::cta;" ::: "memory");  // before a later copy to this place
-    }
-    Reading::sync();
+  __device__ __forceinline__ void fetch(const View &v, u32 at) const {
+    if (DTYPE == NUCLEUS_F32) reinterpret_cast<u32 *>(const_cast<unsigned char *>(v.data))[at] = static_cast<const u32 *>(logits)[v.begin + at];
+    else reinterpret_cast<uint16_t *>(const_cast<unsigned char *>(v.data))[at] = static_cast<const uint16_t *>(logits)[v.begin + at];
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");  // before a later copy to this place
   }
 
-  // The largest logits of each vector of this thread's share of a stage.
+  // The largest logits of this thread's share of a stage.
   struct Peaks {
-    Peak<DTYPE> of[VECTORS];
-    float most;  // of all; NaN if one is
+    Peak<DTYPE> of[VECTORS], all;
 
-    __device__ __forceinline__ explicit Peaks(const View &stage) {
-      const Share share = stage.share();
+    __device__ __forceinline__ void look(const View &stage) {
+      u32 words[Own::MASK_WORDS];
+      const bool restricted = stage.mask || !stage.whole();
+      if (restricted) {
 #pragma unroll
-      for (u32 j = 0; j < VECTORS; ++j) of[j] = Peak<DTYPE>::of(share.v[j]);
-      Peak<DTYPE> all = of[0];
+        for (u32 i = 0; i < Own::MASK_WORDS; ++i) words[i] = stage.counted_word(Own::thread() * Own::OWN + i * 32);
+        Own::reorder(words);
+      }
+#pragma unroll
+      for (u32 first = 0; first < VECTORS; first += 8) {
+        uint4 v[8];
+#pragma unroll
+        for (u32 j = 0; j < 8; ++j) v[j] = stage.vector(Own::vector(first + j));
+        if (restricted) {
+#pragma unroll
+          for (u32 j = 0; j < 8; ++j) Own::keep(v[j], words, first + j);
+        }
+#pragma unroll
+        for (u32 j = 0; j < 8; ++j) of[first + j] = Peak<DTYPE>::of(v[j]);
+      }
+      all = of[0];
 #pragma unroll
       for (u32 j = 1; j < VECTORS; ++j) all = all | of[j];
-      most = all.value();
     }
-    // The vectors that reach a threshold, as bits.
-    __device__ __forceinline__ u32 reaching(float threshold) const {
+    __device__ __forceinline__ bool reach(AsTyped limit) const { return limit.reached_by(all.bits); }
+    // The vectors that do, as bits.
+    __device__ __forceinline__ u32 reaching(AsTyped limit) const {
       u32 bits = 0;
 #pragma unroll
-      for (u32 j = 0; j < VECTORS; ++j) bits |= of[j].value() >= threshold ? 1u << j : 0;
+      for (u32 j = 0; j < VECTORS; ++j) bits |= limit.reached_by(of[j].bits) ? 1u << j : 0;
       return bits;
     }
   };
 
   // Whether the token with this thread's largest logit of a stage may be edited.
-  __device__ __forceinline__ bool largest_marked(const View &stage, const Peaks &peaks) const {
-    const u32 at = Share::offset(__ffs(peaks.reaching(peaks.most)) - 1), counted = stage.counted(at);
-    UNROLL_NOT
-    for (u32 i = 0; i < WIDTH; ++i)
-      if (stage.logit(at + i) == peaks.most && counted >> i & 1) return row->marked(stage.begin + at + i);  // of equal ones, one that counts
-    return true;
+  __device__ __forceinline__ bool largest_marked(const View &stage, const Peaks &peaks, float most) const {
+    const AsTyped limit = AsTyped::above(most);
+    const u32 j = __ffs(peaks.reaching(limit)) - 1, at = Own::offset(j), largest = limit.reached_by(stage.vector(Own::vector(j))) & stage.counted(at);
+    return row->marked(stage.begin + at + __ffs(largest) - 1);
   }
 
-  // Collects this thread's tokens of a stage that reach the threshold, which is not -inf.
-  __device__ __forceinline__ void collect(const View &stage, const Peaks &peaks, float threshold) const {
+  // Collects this thread's tokens of a stage that reach a limit, which is not -inf.
+  __device__ __forceinline__ void collect(const View &stage, const Peaks &peaks, AsTyped limit) const {
     UNROLL_NOT
-    for (u32 vectors = peaks.reaching(threshold); vectors; vectors &= vectors - 1) {
-      const u32 j = __ffs(vectors) - 1, at = Share::offset(j);
-      const typename View::Vector v = stage.vector(j);
-      u32 bits = 0;
-#pragma unroll
-      for (u32 i = 0; i < WIDTH; ++i) bits |= v.x[i] >= threshold ? 1u << i : 0;
-      bits &= stage.counted(at);
+    for (u32 vectors = peaks.reaching(limit); vectors; vectors &= vectors - 1) {
+      const u32 j = __ffs(vectors) - 1, at = Own::offset(j);
+      u32 bits = limit.reached_by(stage.vector(Own::vector(j))) & stage.counted(at);
       UNROLL_NOT
       for (u32 to = atomicAdd(&row->found, __popc(bits)); bits && to < COLLECT_MOST; bits &= bits - 1, ++to) {
         const u32 i = __ffs(bits) - 1;
@@ -229,45 +310,50 @@ struct Reader {
     }
   }
 
-  // A first bound, from the stages that come first. `top`: the largest logit of this thread there.
-  __device__ __forceinline__ float first_bound(RingPlace place, u32 ahead, float &top) const {
+  // A first bound, from the row's first two stages. `first`: this thread's one, if there is one.
+  __device__ __forceinline__ float first_bound(const View &first, bool there, const Peaks &peaks) const {
     float unedited = -infinity();
-    UNROLL_NOT
-    for (u32 stage = 0; stage < ahead && stage * IDS < held; ++stage) {
-      const View v = view(place.later(stage), stage, false);
-      const Peaks peaks(v);
-      if (!(peaks.most < infinity())) row->strange = 1;
-      top = max_nan(top, peaks.most);
-      if (peaks.most > unedited && peaks.most < infinity() && !(row->plan.edits && largest_marked(v, peaks))) unedited = peaks.most;
+    if (there) {
+      const float most = peaks.all.value();
+      if (!(most < infinity())) row->strange = 1;
+      else if (most > -infinity() && !(row->plan.edits && largest_marked(first, peaks, most))) unedited = most;
     }
     float most;
     const float bound = bound_of_threads(unedited, row->plan.k, most);
     return threshold_of(row, bound, most);
   }
 
-  // Reads the row to its end. Warps wait for each other only before the first bound.
-  __device__ __forceinline__ void read(RingPlace &place, u32 stages) const {
-    const u32 ahead = stages < AHEAD ? stages : AHEAD;
-    float top = -infinity();
-    const float bound = first_bound(place, ahead, top);
-    if (threadIdx.x == 0) raise_to(row, bound);
-    UNROLL_NOT
-    for (u32 stage = 0; stage < stages; ++stage) {
-      if (stage * IDS < held) {
-        const View v = view(place, stage, stage < ahead);
-        const float threshold = fmaxf(fmaxf(bound, threshold_now(row)), value_of(key_of(-infinity()) + 1));
-        if (stage >= ahead || top >= threshold) {
-          const Peaks peaks(v);
-          if (!(peaks.most < infinity())) row->strange = 1;
-          if (peaks.most >= threshold) collect(v, peaks, threshold);
-        }
-      } else {
-        wait(place);
-      }
-      __syncwarp();
-      if (threadIdx.x % 32 == 0) arrive(&state()->empty[place.at]);
-      place.advance();
+  // Reads the row to its end; each half of the team every other stage. Warps wait for each other only before the first bound. `own`: the first stage of this half.
+  __device__ __forceinline__ void read(RingPlace &place, u32 own, u32 stages) const {
+    View stage{nullptr, nullptr, 0, 0};
+    Peaks peaks;
+    const bool there = own < stages && own * IDS < held;
+    if (there) {
+      stage = view(place, own);
+      peaks.look(stage);
     }
+    const float bound = first_bound(stage, there, peaks);
+    if (threadIdx.x == 0) raise_to(row, bound);
+    const float least = fmaxf(bound, value_of(key_of(-infinity()) + 1));
+    UNROLL_NOT
+    for (u32 at = own; at < stages; at += HALVES) {
+      if (at * IDS >= held) {
+        wait(place);
+      } else {
+        if (at != own) stage = view(place, at);
+        const AsTyped limit = AsTyped::above(fmaxf(least, threshold_now(row)));
+        if (at != own) peaks.look(stage);
+        if (!(peaks.all.value() < infinity())) row->strange = 1;
+        if (peaks.reach(limit)) collect(stage, peaks, limit);
+      }
+      leave(place);
+    }
+  }
+  // By a warp that no longer needs a stage.
+  __device__ __forceinline__ static void leave(RingPlace &place) {
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) arrive(&state()->empty[place.at]);
+    place = place.later(HALVES);
   }
 };
 
@@ -276,10 +362,12 @@ template <u32 DTYPE>
 __device__ __forceinline__ void read_rows(const SamplingBatch &batch) {
   State *const sh = state();
   const u32 stages = Stages<DTYPE>::count(batch);
-  RingPlace place;
+  const u32 half = threadIdx.x / HALF_THREADS;
+  RingPlace place = RingPlace{}.later(half);
   u32 turn = 0;
   UNROLL_NOT
   for (u32 index = blockIdx.x; index < batch.rows; index += gridDim.x, ++turn) {
+    const u32 own = (half + turn * stages) % HALVES;
     Row *const row = &sh->rows[turn % 2];
     wait_for_copy(&sh->ready[turn % 2], turn / 2 % 2);
     const Masks masks(batch);
@@ -288,14 +376,12 @@ __device__ __forceinline__ void read_rows(const SamplingBatch &batch) {
     const u32 held = mask && masks.words < (exist + 31) / 32 ? masks.words * 32 : exist;
     const Reader<DTYPE> reader{row, Stages<DTYPE>::row(batch, index), mask, held, masks.aligned()};
     if (row->bounded) {
-      reader.read(place, stages);
+      reader.read(place, own, stages);
     } else {
       UNROLL_NOT
-      for (u32 stage = 0; stage < stages; ++stage) {
+      for (u32 stage = own; stage < stages; stage += HALVES) {
         reader.wait(place);
-        __syncwarp();
-        if (threadIdx.x % 32 == 0) arrive(&sh->empty[place.at]);
-        place.advance();
+        reader.leave(place);
       }
     }
     __syncwarp();

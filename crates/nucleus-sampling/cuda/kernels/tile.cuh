@@ -45,7 +45,7 @@ struct Peak {
 template <u32 DTYPE, u32 THREADS = TILE_THREADS, u32 LOADS = TILE_LOADS>
 struct Tile {
   using Vector = Lane<DTYPE>;
-  static constexpr u32 WIDTH = Vector::WIDTH, VECTORS = LOADS, IDS = THREADS * LOADS * WIDTH;
+  static constexpr u32 WIDTH = Vector::WIDTH, IDS = THREADS * LOADS * WIDTH;
   static constexpr u32 NONE = DTYPE == NUCLEUS_F32 ? 0xFF800000u : DTYPE == NUCLEUS_BF16 ? 0xFF80FF80u : 0xFC00FC00u;  // -inf in every place
   uint4 v[LOADS];
 
