@@ -260,7 +260,10 @@ struct Reader {
       const bool restricted = stage.mask || !stage.whole();
       if (restricted) {
 #pragma unroll
-        for (u32 i = 0; i < Own::MASK_WORDS; ++i) words[i] = stage.counted_word(Own::thread() * Own::OWN + i * 32);
+        for (u32 i = 0; i < Own::MASK_WORDS; ++i) {
+          const u32 at = Own::thread() * Own::OWN + i * 32;
+          words[i] = stage.whole() ? stage.mask[at / 32] : stage.counted_word(at);
+        }
         Own::reorder(words);
       }
 #pragma unroll
