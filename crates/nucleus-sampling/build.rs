@@ -18,7 +18,6 @@ fn main() {
 
 fn build() -> Result<(), String> {
     let units = [
-        "bounded",
         "sampling",
         "relay",
         "spread",

@@ -20,6 +20,14 @@ __device__ __forceinline__ void wait_for_launch_before() {
 #endif
 }
 
+// Room in a list for the tokens that lanes of a warp have: the index of this lane's. `total` counts them all.
+__device__ __forceinline__ u32 reserve(u32 *total, bool has) {
+  const u32 lanes = __ballot_sync(~0u, has), lane = threadIdx.x % 32;
+  u32 base = 0;
+  if (lane == 0 && lanes) base = atomicAdd(total, __popc(lanes));
+  return __shfl_sync(~0u, base, 0) + __popc(lanes & ((1u << lane) - 1));
+}
+
 // The table that a row needs more than shared memory for: one a row, in the workspace.
 struct Workspace {
   Edit *edits;

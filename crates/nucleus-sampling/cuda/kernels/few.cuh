@@ -69,7 +69,7 @@ __device__ __forceinline__ void list_allowed(FewShared *sh, const Request &r) {
 
 // The edits by id that come first. Barriers precede and follow.
 __device__ __forceinline__ void note_allowed_edits(FewShared *sh, const Request &r, const SlicePlan &plan) {
-  const SoloTeam<FewShared, FEW_THREADS> team{sh};
+  const SoloTeam<FEW_THREADS> team{sh->maxima};
   const AllowedTable table(sh, r);
   note_bias_and_bans(team, r, table);
   if (plan.occurrences) note_occurrences(team, r, table);

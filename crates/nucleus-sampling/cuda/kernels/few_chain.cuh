@@ -1,7 +1,7 @@
 // The commonest programs on a list that is not ordered by id.
 #pragma once
 
-#include "bounded.cuh"
+#include "call.cuh"
 #include "chain.cuh"
 
 namespace nucleus {

@@ -1,4 +1,4 @@
-// 16 bytes of logits in registers.
+// Logits of a row of known type.
 #pragma once
 
 #include "row.cuh"
@@ -23,5 +23,13 @@ struct Lane {
     }
   }
 };
+
+// One logit of many.
+template <u32 DTYPE>
+__device__ __forceinline__ float logit_in(const void *logits, u32 at) {
+  if (DTYPE == NUCLEUS_F32) return static_cast<const float *>(logits)[at];
+  const uint16_t half = static_cast<const uint16_t *>(logits)[at];
+  return DTYPE == NUCLEUS_BF16 ? float_of(static_cast<u32>(half) << 16) : widen_f16(half);
+}
 
 }  // namespace nucleus

@@ -3,7 +3,6 @@
 
 #include <cuda_runtime.h>
 
-#include "bounded.cuh"
 #include "overlap.cuh"
 #include "top_processed.cuh"
 #include "whole.cuh"
@@ -79,18 +78,11 @@ struct Shape {
   }
 };
 
-// Segments that a row is shared out in.
-u32 segments_of(u32 rows, u32 row_len, u32 dtype);
-
-// Bounded requests get their token; the status of every other row is PENDING afterwards. `heads` and `rest` have room for all segments.
-cudaError_t launch_bounded(const SamplingBatch &batch, SegmentHead *heads, u64 *rest, cudaStream_t stream);
-
-// The same where rows are few, and long enough for a cluster.
-constexpr u32 SPREAD_TO = 66, SPREAD_FROM_LEN = 16384;
+// Bounded requests get their token; the status of every other row is PENDING afterwards. Where rows are few, and not short: clusters of blocks.
+constexpr u32 SPREAD_TO = 66, SPREAD_FROM_LEN = 8192;
 cudaError_t launch_spread(const SamplingBatch &batch, cudaStream_t stream);
 
-// The same where rows are many, without segments. `last`: no launch follows, so that every other row gets its token, too.
-constexpr u32 RELAY_FROM = 48;
+// The same everywhere: a block a multiprocessor. `last`: no launch follows, so that every other row gets its token, too.
 cudaError_t launch_relay(const SamplingBatch &batch, const Workspace &workspace, bool last, cudaStream_t stream);
 
 // Rows with NUCLEUS_ROW_FEW get their token or PENDING; unless another launch went before, so does every other row PENDING.

@@ -15,6 +15,7 @@ constexpr u32 TEAM_THREADS = 256;  // of each team
 constexpr u32 TEAM_WARPS = TEAM_THREADS / 32;
 constexpr u32 BLOCK_THREADS = 2 * TEAM_THREADS + 64;  // and a warp that fills the ring, and one that raises bounds
 constexpr u32 STAGES = 5;  // of the ring
+constexpr u32 TILE_BYTES = 32768;  // of a stage
 constexpr u32 ON_THEIR_WAY = 2;  // stages asked for at a time: they keep the memory busy, and what is asked for beside them does not wait for more
 constexpr u32 HALVES = 2;  // of the reading team: each reads every other stage; a row's first bound is taken from one stage of each
 constexpr u32 HALF_THREADS = TEAM_THREADS / HALVES;
@@ -26,9 +27,10 @@ constexpr u32 RISES = 256;            // biases whose values are in shared memor
 constexpr u32 MARKS = 16384;  // bits that ids which may be edited share
 static_assert((MARKS & (MARKS - 1)) == 0);
 
-// One of the two teams: barriers of its own.
-template <u32 BARRIER>
-struct TeamBarrier {
+// One of the two teams: its threads begin at FIRST, and it has a barrier of its own.
+template <u32 BARRIER, u32 FIRST>
+struct Team {
+  __device__ __forceinline__ static u32 thread() { return threadIdx.x - FIRST; }
   // Not the forms that ask whole warps to come together: the compiler may have one lane take another way to them.
   __device__ __forceinline__ static void sync() { asm volatile("barrier.sync %0, %1;" ::"n"(BARRIER), "n"(TEAM_THREADS) : "memory"); }
   __device__ __forceinline__ static u32 count(bool is) {
@@ -48,8 +50,8 @@ struct TeamBarrier {
     return some;
   }
 };
-using Reading = TeamBarrier<1>;
-using Finishing = TeamBarrier<2>;
+using Reading = Team<1, 0>;
+using Finishing = Team<2, TEAM_THREADS>;
 
 // A row on its way through the block.
 struct Row : Description {
@@ -126,13 +128,5 @@ __device__ __forceinline__ void arrive(u64 *mbarrier) { asm volatile("mbarrier.a
 // The key of a logit, 0 for -inf.
 __device__ __forceinline__ u32 key_or_none(float x) { return x > -infinity() ? key_of(x + 0.0f) : 0; }
 __device__ __forceinline__ float value_or_none(u32 key) { return key ? value_of(key) : -infinity(); }
-
-// Room in a list for the tokens that lanes of a warp have: the index of this lane's. `total` counts them all.
-__device__ __forceinline__ u32 reserve(u32 *total, bool has) {
-  const u32 lanes = __ballot_sync(~0u, has), lane = threadIdx.x % 32;
-  u32 base = 0;
-  if (lane == 0 && lanes) base = atomicAdd(total, __popc(lanes));
-  return __shfl_sync(~0u, base, 0) + __popc(lanes & ((1u << lane) - 1));
-}
 
 }  // namespace nucleus::relay

@@ -93,15 +93,14 @@ __device__ __forceinline__ void describe(Row *to, const SamplingBatch &batch, u3
   const u32 len = to->program.len, code = lane < len && lane < NUCLEUS_MAX_OPS ? to->program.ops[lane].code : NUCLEUS_OP_NONE;
   const bool common = is_common(code, len, plan.op, to->config.min_keep, to->config.flags);
   if (lane) return;
-  const u32 window = editable_window(*to, plan);
+  const u32 window = editable_window(plan, to->config.dry_penalty_last_n, to->config.repeat_last_n, to->row.history.len);
   const u64 ids = static_cast<u64>(window) + to->row.bias.len + to->row.eos.len + to->row.bad_words.len;
   const bool aligned = (reinterpret_cast<uintptr_t>(batch.logits) + index * batch.row_stride * (batch.dtype == NUCLEUS_F32 ? 4 : 2)) % 16 == 0;
   to->plan = plan;
   to->common = common;
   to->window = window;
   to->lowers = edits_lower(to->config);
-  to->bounded = plan.sliced && (plan.kind == SlicePlan::FIRST || plan.kind == SlicePlan::ABOVE) && plan.k <= BOUND_K && ids <= EDITS_MOST && aligned &&
-                (flags & (NUCLEUS_ROW_ALLOWED | NUCLEUS_ROW_FEW | NUCLEUS_ROW_PROCESSED | NUCLEUS_ROW_PADDING)) == NUCLEUS_ROW_PROCESSED;
+  to->bounded = aligned && is_bounded(plan, ids, flags);
   to->found = to->strange = to->bound = to->bans = 0;
 }
 

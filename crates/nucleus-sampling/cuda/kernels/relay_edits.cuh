@@ -2,24 +2,12 @@
 #pragma once
 
 #include "relay_describe.cuh"
+#include "solo_team.cuh"
 
 namespace nucleus::relay {
 
 // The finishing team as the team of edits.cuh.
-struct EditTeam {
-  u32 thread;
-
-  __device__ __forceinline__ u32 local() const { return thread; }
-  __device__ __forceinline__ u32 locals() const { return TEAM_THREADS; }
-  __device__ __forceinline__ u32 local_max(u32 v) const {
-    State *const sh = state();
-    v = __reduce_max_sync(~0u, v);
-    Finishing::sync();
-    if (thread % 32 == 0) sh->team_maxima[thread / 32] = v;
-    Finishing::sync();
-    return __reduce_max_sync(~0u, sh->team_maxima[thread % TEAM_WARPS]);
-  }
-};
+__device__ __forceinline__ SoloTeam<TEAM_THREADS, Finishing> edit_team() { return {state()->team_maxima}; }
 
 // The tokens whose edits matter: a table that takes no others.
 struct ChangedTable : EditTable {
@@ -61,7 +49,7 @@ __device__ __forceinline__ Request window_of(const Row *row, Request r) {
 
 // What of the edits does not depend on logits and needs device memory, while the row is read. `r`: its request.
 __device__ __forceinline__ void prepare_edits(Row *row, const Request &r, u32 local) {
-  const EditTeam team{local};
+  const auto team = edit_team();
   const u32 first = row->window + row->row.bias.len;
   each_ban(team, r, [&](u32 id) { row->ids[first + atomicAdd(&row->bans, 1)] = id; });
   if (!row->plan.passages) return;
@@ -123,7 +111,7 @@ __device__ __forceinline__ bool add_risers(const Row *row, const Request &r, flo
 __device__ __forceinline__ bool edit_changed(Row *row, const Request &r, float threshold, u32 local) {
   State *const sh = state();
   if (sh->changed_count >= CHANGED) return false;  // too many
-  const EditTeam team{local};
+  const auto team = edit_team();
   const ChangedTable table;
   const SlicePlan &plan = row->plan;
   const u32 *const biased = row->ids + row->window;

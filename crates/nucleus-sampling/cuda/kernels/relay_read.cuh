@@ -151,7 +151,7 @@ struct Limit {
 template <u32 DTYPE>
 struct Share {
   static constexpr u32 WIDTH = Stages<DTYPE>::WIDTH, VECTORS = TILE_BYTES / 16 / HALF_THREADS, OWN = VECTORS * WIDTH, MASK_WORDS = OWN / 32;
-  static constexpr u32 NONE = Tile<DTYPE>::NONE;
+  static constexpr u32 NONE = Peak<DTYPE>::NONE;
 
   __device__ __forceinline__ static u32 thread() { return threadIdx.x % HALF_THREADS; }
   __device__ __forceinline__ static u32 vector(u32 j) { return thread() * VECTORS + (j ^ thread() % 8); }
@@ -212,7 +212,7 @@ struct StageView {
   // Which of a vector's logits count, as bits.
   __device__ __forceinline__ u32 counted(u32 at) const { return counted_word(at / 32 * 32) >> at % 32; }
   __device__ __forceinline__ uint4 vector(u32 index) const { return reinterpret_cast<const uint4 *>(data)[index]; }
-  __device__ __forceinline__ float logit(u32 at) const { return Tile<DTYPE>::logit(data, at); }
+  __device__ __forceinline__ float logit(u32 at) const { return logit_in<DTYPE>(data, at); }
 };
 
 // The row that is read.

@@ -1,4 +1,4 @@
-// The launches: tiles for bounded requests; clusters for the rows that are left.
+// The launches, one after another; clusters for the rows that are left.
 #include <cuda_runtime.h>
 
 #include "by_cluster.cuh"
@@ -40,16 +40,13 @@ constexpr u32 CLUSTER_ROWS = 64;  // a cluster takes no more
 
 // The workspace, one part after another.
 struct Layout {
-  size_t rest, edits, whole, bytes;
+  size_t whole, bytes;
   u32 capacity;
 
   Layout(u32 rows, u32 max_edited) {
-    constexpr size_t segments = SEGMENT_ROWS;  // of all rows; where rows are more, there are none
-    static_assert(RELAY_FROM <= SEGMENT_ROWS);
     capacity = table_capacity(max_edited);
-    rest = segments * sizeof(SegmentHead);
-    edits = rest + segments * (SEGMENT_ROOM - HEAD_ROOM) * sizeof(u64);
-    whole = (edits + (capacity ? static_cast<size_t>(rows) * (capacity + 1) * sizeof(Edit) : 0) + alignof(RowPlan) - 1) / alignof(RowPlan) * alignof(RowPlan);
+    const size_t edits = capacity ? static_cast<size_t>(rows) * (capacity + 1) * sizeof(Edit) : 0;
+    whole = (edits + alignof(RowPlan) - 1) / alignof(RowPlan) * alignof(RowPlan);
     bytes = whole + whole_bytes(rows);
   }
 };
@@ -78,11 +75,7 @@ struct Launcher {
     return cudaLaunchKernelEx(&config, sample_rows, batch, edit_tables(), whole, division, shape.room, follows);
   }
 
-  Workspace edit_tables() const { return Workspace{reinterpret_cast<Edit *>(workspace + layout.edits), layout.capacity, batch.max_edited}; }
-
-  cudaError_t bounded() const {
-    return launch_bounded(batch, reinterpret_cast<SegmentHead *>(workspace), reinterpret_cast<u64 *>(workspace + layout.rest), stream);
-  }
+  Workspace edit_tables() const { return Workspace{reinterpret_cast<Edit *>(workspace), layout.capacity, batch.max_edited}; }
 
   cudaError_t all() {
     cudaError_t error = cudaFuncSetAttribute(sample_rows, cudaFuncAttributeMaxDynamicSharedMemorySize, 232448);
@@ -90,22 +83,20 @@ struct Launcher {
     if (error != cudaSuccess) return error;
     const bool exact = batch.flags & NUCLEUS_BATCH_EXACT, many = batch.flags & NUCLEUS_BATCH_MANY_ROWS, chosen = batch.cluster == 0 && !many;
     const bool few = !exact && chosen && batch.flags & (NUCLEUS_BATCH_SOME_FEW | NUCLEUS_BATCH_ALL_FEW);
-    const bool tiled = !exact && chosen && !(batch.flags & (NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_ALL_FEW));
+    const bool bounded = !exact && chosen && !(batch.flags & (NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_ALL_FEW));
     const bool whole = !exact && (many || (chosen && !(batch.flags & (NUCLEUS_BATCH_ALL_BOUNDED | NUCLEUS_BATCH_ALL_FEW))));
-    if (tiled && batch.rows <= SPREAD_TO && batch.row_len >= SPREAD_FROM_LEN) {
+    if (bounded && batch.rows <= SPREAD_TO && batch.row_len >= SPREAD_FROM_LEN) {
       error = launch_spread(batch, stream);
-    } else if (tiled && batch.rows >= RELAY_FROM) {
-      // Where every row is bounded by a count there is next to nothing left for a launch of clusters.
-      const bool last = batch.flags & NUCLEUS_BATCH_ALL_COUNTED && !few;
+    } else if (bounded) {
+      // Where every row is bounded by a count there is next to nothing left for a launch of clusters; of short rows more may be, of which most have edits.
+      const bool last = batch.flags & NUCLEUS_BATCH_ALL_COUNTED && !few && batch.row_len >= SPREAD_FROM_LEN;
       error = launch_relay(batch, edit_tables(), last, stream);
       if (error == cudaSuccess && last) return error;
-    } else if (tiled) {
-      error = bounded();
     }
-    if (error == cudaSuccess && few) error = launch_few(batch, tiled, stream);
-    if (error == cudaSuccess && whole) error = launch_whole(batch, workspace + layout.whole, tiled || few, stream, division);
-    const bool done = division.room && !tiled && !few && batch.flags & NUCLEUS_BATCH_ALL_DRAWN;
-    return error == cudaSuccess && !done ? clusters(tiled || few || division.room) : error;
+    if (error == cudaSuccess && few) error = launch_few(batch, bounded, stream);
+    if (error == cudaSuccess && whole) error = launch_whole(batch, workspace + layout.whole, bounded || few, stream, division);
+    const bool done = division.room && !bounded && !few && batch.flags & NUCLEUS_BATCH_ALL_DRAWN;
+    return error == cudaSuccess && !done ? clusters(bounded || few || division.room) : error;
   }
 };
 

@@ -1,26 +1,30 @@
-// A block that works alone.
+// Threads of a block that work alone.
 #pragma once
 
 #include "call.cuh"
 
 namespace nucleus {
 
-// The block of N threads as a team of one. Shared has room for a maximum of each warp.
-template <typename Shared, u32 N>
-struct SoloTeam {
-  Shared *sh;
+// All of them, and how they wait for each other.
+struct WholeBlock {
+  __device__ __forceinline__ static u32 thread() { return threadIdx.x; }
+  __device__ __forceinline__ static void sync() { __syncthreads(); }
+};
 
-  __device__ __forceinline__ u32 local() const { return threadIdx.x; }
+// N threads, whole warps, as a team of one.
+template <u32 N, class Threads = WholeBlock>
+struct SoloTeam {
+  u32 *maxima;  // shared memory, one a warp
+
+  __device__ __forceinline__ u32 local() const { return Threads::thread(); }
   __device__ __forceinline__ u32 locals() const { return N; }
   __device__ __forceinline__ u32 local_max(u32 v) const {
+    const u32 thread = Threads::thread();
     v = __reduce_max_sync(~0u, v);
-    __syncthreads();
-    if (threadIdx.x % 32 == 0) sh->maxima[threadIdx.x / 32] = v;
-    __syncthreads();
-    u32 most = 0;
-#pragma unroll
-    for (u32 warp = 0; warp < N / 32; ++warp) most = sh->maxima[warp] > most ? sh->maxima[warp] : most;
-    return most;
+    Threads::sync();
+    if (thread % 32 == 0) maxima[thread / 32] = v;
+    Threads::sync();
+    return __reduce_max_sync(~0u, maxima[thread % (N / 32)]);
   }
 };
 

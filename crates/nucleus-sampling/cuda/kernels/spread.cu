@@ -47,8 +47,9 @@ constexpr u32 EIGHTS = 15, FOURS = 30;
 
 template <u32 DTYPE>
 static cudaError_t launch(const SamplingBatch &batch, cudaStream_t stream) {
-  if (batch.rows <= EIGHTS) return launch<DTYPE, 8>(batch, stream);
   static_assert(Deal<DTYPE, 4>::PIECE * PIECES_MOST >= NUCLEUS_MAX_VOCAB);
+  static_assert(Deal<DTYPE, 4>::FROM_LEN <= SPREAD_FROM_LEN && Deal<DTYPE, 2>::FROM_LEN <= SPREAD_FROM_LEN);
+  if (batch.rows <= EIGHTS && batch.row_len >= Deal<DTYPE, 8>::FROM_LEN) return launch<DTYPE, 8>(batch, stream);
   if (batch.rows <= FOURS || Deal<DTYPE, 2>::pieces(batch.row_len) > PIECES_MOST) return launch<DTYPE, 4>(batch, stream);
   return launch<DTYPE, 2>(batch, stream);
 }

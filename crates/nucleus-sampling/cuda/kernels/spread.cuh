@@ -10,6 +10,8 @@
 
 namespace nucleus::spread {
 
+constexpr u32 TILE_THREADS = 512;  // of a block
+constexpr u32 TILE_WARPS = TILE_THREADS / 32;
 constexpr u32 BLOCKS_MOST = 16;    // a row
 constexpr u32 HALF_BYTES = 80;      // of a row in half of a thread's registers for it
 constexpr u32 PIECES_MOST = 16;     // that fill such a half, of all threads
@@ -65,6 +67,7 @@ struct Deal {
   static constexpr u32 ROOM = SENT_MOST / BLOCKS / 2 * 2;                                // tokens that a block may send
   static constexpr u32 IN_WARP = GROUPS_MOST / TILE_WARPS / BLOCKS >= 8 ? 8 : GROUPS_MOST / TILE_WARPS / BLOCKS >= 4 ? 4 : GROUPS_MOST / TILE_WARPS / BLOCKS;
   static constexpr u32 GROUPS = IN_WARP * TILE_WARPS * BLOCKS;
+  static constexpr u32 FROM_LEN = BOUND_K * (32 / IN_WARP) * WIDTH;  // of a row whose logits are in as many groups as k may be
   static_assert(BLOCKS <= BLOCKS_MOST && IN_WARP && GROUPS >= BOUND_K && GROUPS % 64 == 0);
   static_assert(PIECES_MOST * VECTORS * STRIDE <= EDITED_WORDS * 32);
 
@@ -99,21 +102,6 @@ struct DealtTable : EditTable {
     }
     sh->strange = 1;
     return &sh->edits[TABLE];
-  }
-};
-
-// A block as a team of one.
-struct BlockTeam {
-  RowState *sh;
-
-  __device__ __forceinline__ u32 local() const { return threadIdx.x; }
-  __device__ __forceinline__ u32 locals() const { return TILE_THREADS; }
-  __device__ __forceinline__ u32 local_max(u32 v) const {
-    v = __reduce_max_sync(~0u, v);
-    __syncthreads();
-    if (threadIdx.x % 32 == 0) sh->maxima[threadIdx.x / 32] = v;
-    __syncthreads();
-    return __reduce_max_sync(~0u, sh->maxima[threadIdx.x % TILE_WARPS]);
   }
 };
 

@@ -1,6 +1,7 @@
 // What a block of a row's cluster does: from the description to the tokens that it sends to the leading block.
 #pragma once
 
+#include "solo_team.cuh"
 #include "spread.cuh"
 
 namespace nucleus::spread {
@@ -57,7 +58,7 @@ struct Block {
   using D = Deal<DTYPE, BLOCKS>;
   using Vector = typename D::Vector;
   static constexpr u32 WIDTH = D::WIDTH, VECTORS = D::VECTORS, SIZE = 16 / WIDTH;
-  static constexpr u32 NONE = Tile<DTYPE>::NONE, DESCRIBES = TILE_WARPS - 1;  // the warp that does
+  static constexpr u32 NONE = Peak<DTYPE>::NONE, DESCRIBES = TILE_WARPS - 1;  // the warp that does
   static constexpr u32 NO_SLOT = ~0u;
   struct Half {
     uint4 v[VECTORS];
@@ -139,15 +140,11 @@ struct Block {
     const u32 lane = threadIdx.x % 32;
     const bool common = is_common(op.code, len, plan.op, asked.min_keep, asked.flags);
     if (lane) return;
-    u32 window = plan.passages ? asked.dry : 0;
-    if (plan.occurrences && asked.repeat > window) window = asked.repeat;
-    if (plan.ngrams || window > history) window = history;
+    const u32 window = editable_window(plan, asked.dry, asked.repeat, history);
     sh->plan = plan;
     sh->common = common;
     sh->window = window;
-    sh->bounded = plan.sliced && (plan.kind == SlicePlan::FIRST || plan.kind == SlicePlan::ABOVE) && plan.k <= BOUND_K &&
-                  static_cast<u64>(window) + asked.biases + asked.ends + asked.bad <= EDITS_MOST && aligned() &&
-                  (flags & (NUCLEUS_ROW_ALLOWED | NUCLEUS_ROW_FEW | NUCLEUS_ROW_PROCESSED | NUCLEUS_ROW_PADDING)) == NUCLEUS_ROW_PROCESSED;
+    sh->bounded = aligned() && is_bounded(plan, static_cast<u64>(window) + asked.biases + asked.ends + asked.bad, flags);
   }
 
   // Learns what is asked, and brings the first two pieces on their way. False: the row is not decided here.
@@ -215,7 +212,7 @@ struct Block {
   // Fills the table of this block's edits.
   __device__ __forceinline__ void note_edits(const Request &r, const Listed &listed) const {
     const DealtTable<D> table(sh, block, r.limit);
-    const BlockTeam block_team{sh};
+    const SoloTeam<TILE_THREADS> block_team{sh->maxima};
     const SlicePlan &plan = sh->plan;
     const SamplingConfig &c = sh->config;
     const u32 len = sh->row.history.len, prompt = sh->row.prompt_len;
