@@ -63,7 +63,7 @@ class Producer {
     const uint32_t begin = max(first_block, blocks_.first), end = min(first_block + Shape::BLOCKS - 1, blocks_.last) + 1;
     const uint32_t lane = threadIdx.x % WARP, block = first_block + lane / 2, id = __shfl_sync(~0u, ids_, block % WARP);
     Barrier &full = shared.ring.full[stage];
-    if (lane == 0) full.arrive_expecting((end - begin) * 2 * Shape::HEAD_BLOCK_BYTES);
+    if (lane == 0) full.expect((end - begin) * 2 * Shape::HEAD_BLOCK_BYTES);
     __syncwarp();
     if (block < begin || block >= end) return;
     void *to = lane % 2 == 0 ? shared.keys[stage][block - first_block] : shared.values[stage][block - first_block];

@@ -5,13 +5,13 @@
 #include <cstring>
 #include <string>
 
-#include "../kernels/linear/bulk.cuh"
+#include "../kernels/bulk.cuh"
 #include "device.cuh"
 
 namespace {
 
-using nucleus::linear::Barrier;
-using nucleus::linear::RingPlace;
+using nucleus::Barrier;
+using nucleus::RingPlace;
 
 constexpr uint32_t STAGES = 2, TURNS = 64, STAGE_WORDS = 128, STAGE_BYTES = STAGE_WORDS * 4;
 

@@ -6,7 +6,7 @@
 // which is while it multiplies the next group; then the outputs are added up, section by section.
 #pragma once
 
-#include "bulk.cuh"
+#include "../bulk.cuh"
 #include "call.cuh"
 #include "cluster.cuh"
 #include "launch.cuh"

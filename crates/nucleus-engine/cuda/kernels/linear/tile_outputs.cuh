@@ -4,7 +4,7 @@
 // of a cluster take one or two sections of a tile each, and meet to add up.
 #pragma once
 
-#include "bulk.cuh"
+#include "../bulk.cuh"
 #include "call.cuh"
 #include "cluster.cuh"
 #include "launch.cuh"

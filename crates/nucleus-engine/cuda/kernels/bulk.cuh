@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-namespace nucleus::linear {
+namespace nucleus {
 
 __device__ __forceinline__ uint32_t shared_address(const void *pointer) { return static_cast<uint32_t>(__cvta_generic_to_shared(pointer)); }
 
@@ -61,4 +61,4 @@ constexpr uint32_t LEAVING_LANES = 32;
 constexpr uint32_t LEAVING_LANES = 1;
 #endif
 
-}  // namespace nucleus::linear
+}  // namespace nucleus
