@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cut.cuh"
+#include "held_row.cuh"
 #include "steps.cuh"
 #include "unsliced.cuh"
 
@@ -40,8 +41,9 @@ __device__ __forceinline__ void draw_token(const DeviceTeam &team, const RowCall
 
 // The weight and the count of the tokens from `threshold` up, published by every warp. A barrier of the cluster must follow.
 __device__ __forceinline__ void publish_above(const DeviceTeam &team, const Weighing &w, bool weighs, float threshold) {
-  const Addends addends(w);
-  u32 high = 0, low = 0, added = 0, kept = 0;
+  const DoubleAddends addends(w);
+  DoubleAddends::Sum sums[2] = {addends.none(), addends.none()};
+  u32 kept = 0;
   u64 own = 0;
   team.each_four([&](u32, float4 v) {
     const float x[4] = {v.x, v.y, v.z, v.w};
@@ -49,12 +51,11 @@ __device__ __forceinline__ void publish_above(const DeviceTeam &team, const Weig
     for (u32 e = 0; e < 4; ++e) {
       const bool above = x[e] >= threshold;
       kept += above;
-      addends.add(above ? x[e] : -infinity(), high, low);
+      addends.add(above ? x[e] : -infinity(), sums[e % 2]);
     }
-    added += 4;
   });
   if (addends.serve)
-    own = Addends::sum(high, low, added);
+    own = addends.taken(sums[0]) + addends.taken(sums[1]);
   else if (weighs)
     team.each_four([&](u32, float4 v) {
       const float x[4] = {v.x, v.y, v.z, v.w};
@@ -188,38 +189,16 @@ __device__ __forceinline__ void sample_by_cluster(const SamplingBatch &batch, co
   for (u32 use = 0; bits; ++use, bits &= bits - 1) {
     const u32 index = rows.index(bits);
     const char *logits = static_cast<const char *>(batch.logits) + index * batch.row_stride * PartLoad::size_of(batch.dtype);
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");  // other warps wrote to this part
-    team.cluster_sync();                                          // and no block reads the last row's results any more
-    if (threadIdx.x % 32 == 0) load.start(logits);
-    DescriptionWord word;
-    word.read(batch, index, batch.row[index].request);
-    word.write(sh);
-    if (threadIdx.x == 0) sh->unusual = sh->found = sh->kept = 0;
-    __syncthreads();
-    describe_slot(sh, batch);
-    load.wait(use);
+    bring_row(team, load, batch, index, logits, use);
     if (sh->row.flags & NUCLEUS_ROW_PADDING) continue;
     const SlicePlan plan = plan_of(*sh);
     RowCall call{index, slice_room, 0, RawSums{}};
     Fate fate = Fate::STRANGE;
     if (team.whole && plan.sliced) {
-      const Request r = call.request();
-      EditTable table{sh->edits, SLICE_EDITS, &sh->unusual, team.first, team.first + team.held};
-      const bool masked = r.mask || sh->row.flags & NUCLEUS_ROW_ALLOWED, raw = !(sh->row.flags & NUCLEUS_ROW_PROCESSED);
-      if (plan.edits) {
-        clear_edits(team, table);
-        __syncthreads();
-        note_slice_edits(team, r, plan, table);
-      }
-      load.settle(logits, r.limit);
-      if (plan.edits || masked) {
-        __syncthreads();
+      const bool raw = !(sh->row.flags & NUCLEUS_ROW_PROCESSED);
+      change_slices(team, call.request(), plan, load, logits, [&] {
         if (raw) call.raw = raw_before_changes(team);
-        if (masked) mask_slice(team, r);
-        __syncthreads();
-        if (plan.edits && edit_slice(team, r, table)) sh->unusual = 1;
-        __syncthreads();
-      }
+      });
       fate = Fate::MANY;
       if (!exact_only && plan.kind != SlicePlan::EXACT && plan.kind != SlicePlan::MASS) fate = sample_row(call, plan);
       if (fate == Fate::MANY) {

@@ -19,7 +19,7 @@ __device__ __noinline__ void sweep_chunks() {
   Shared *sh = team.sh;
   CutRoom<N> *room = CutRoom<N>::here();
   const ChunkedRow &row = room->row;
-  const Addends addends(room->w);
+  const DoubleAddends addends(room->w);
   const float low = room->low, high = room->high;
   const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, step = team.blocks * (N / 32), full = row.limit / CHUNK, chunks = chunks_of(row.limit);
   PartedSum *const sums = team.in_block(room, 0)->chunks;
@@ -36,14 +36,15 @@ __device__ __noinline__ void sweep_chunks() {
       const u32 edits = row.edited ? room->edits[chunk] : 0;
       own.settle(row, chunk, room->staged[warp], edits >> 16, edits & 0xFFFF);
     }
-    u32 upper = 0, lower = 0, between = 0;
+    DoubleAddends::Sum of_lane = addends.none();
+    u32 between = 0;
 #pragma unroll
     for (u32 e = 0; e < 8; ++e) {
       const float x = own.at(e);
       const bool above = x >= high;
       kept += above;
       between |= !above && x >= low ? 1u << e : 0;
-      addends.add(above ? x : -infinity(), upper, lower);
+      addends.add(above ? x : -infinity(), of_lane);
     }
     if (between) {
       u32 to = atomicAdd(&sh->listed, __popc(between));
@@ -54,7 +55,7 @@ __device__ __noinline__ void sweep_chunks() {
       }
     }
     __syncwarp();
-    const u64 sum = Addends::sum(__reduce_add_sync(~0u, upper), __reduce_add_sync(~0u, lower), CHUNK);
+    const u64 sum = DeviceWarp{}.sum_of_48_bits(addends.taken(of_lane));
     if (lane == 0) sums[chunk].put(sum);
   }
   const u32 of_warp = __reduce_add_sync(~0u, kept);
@@ -246,7 +247,7 @@ __device__ __forceinline__ bool draw_of_many(u32 index, const Whole &whole, cons
   const Request r = RowCall{index, 0, 0, RawSums{}}.request();
   if (threadIdx.x == 0) {
     room->row = row_of(r, sh->batch.row_len, index, room->plan, whole, division);
-    room->verdict = begin_weighing(room->many.largest, room->plan.temperature, room->w) && Addends(room->w).serve && !(room->plan.edited && chunks_of(r.limit) > 2 * STEP_TOKENS);
+    room->verdict = begin_weighing(room->many.largest, room->plan.temperature, room->w) && DoubleAddends(room->w).serve && !(room->plan.edited && chunks_of(r.limit) > 2 * STEP_TOKENS);
   }
   __syncthreads();
   if (!room->verdict || find_cut<N>(reading_of(r)) != FOUND) return false;

@@ -6,8 +6,8 @@
 // that reads the next row. What does not fit, rows that are not of numbers alone and other requests are PENDING.
 #pragma once
 
+#include "bounded.cuh"
 #include "chain.cuh"
-#include "tile.cuh"
 
 namespace nucleus::relay {
 

@@ -5,8 +5,8 @@
 // sent to the leading block, which runs the program on them. What does not fit and rows that are not of numbers alone are PENDING.
 #pragma once
 
+#include "bounded.cuh"
 #include "chain.cuh"
-#include "tile.cuh"
 
 namespace nucleus::spread {
 

@@ -1,7 +1,7 @@
 // The team of one row on the device: the blocks of a cluster, 512 threads each. Barriers are the hardware's: nothing spins.
 #pragma once
 
-#include "addends.cuh"
+#include "double_addends.cuh"
 #include "sample.cuh"
 
 namespace nucleus {
@@ -80,6 +80,10 @@ struct DeviceWarp {
   __device__ u64 sum(u64 v) const {
     u32 low = __reduce_add_sync(~0u, static_cast<u32>(v) & 0x3FFFFFu), middle = __reduce_add_sync(~0u, static_cast<u32>(v >> 22) & 0x3FFFFFu);
     return (static_cast<u64>(__reduce_add_sync(~0u, static_cast<u32>(v >> 44))) << 44) + (static_cast<u64>(middle) << 22) + low;
+  }
+  // Sums of 32 numbers below 2^48, by two sums of 24 bits.
+  __device__ u64 sum_of_48_bits(u64 v) const {
+    return (static_cast<u64>(__reduce_add_sync(~0u, static_cast<u32>(v >> 24))) << 24) + __reduce_add_sync(~0u, static_cast<u32>(v) & 0xFFFFFFu);
   }
   __device__ u64 most(u64 v) const {
     u32 high = __reduce_max_sync(~0u, static_cast<u32>(v >> 32));
@@ -242,20 +246,19 @@ struct DeviceTeam {
     return s;
   }
   __device__ __forceinline__ u64 mass(const Weighing &w) const {
-    const Addends addends(w);
+    const DoubleAddends addends(w);
     if (!addends.serve) {
       u64 own = 0;
       each_four([&](u32, float4 v) { own += (w.q(v.x) + w.q(v.y)) + (w.q(v.z) + w.q(v.w)); });
       return own;
     }
-    u32 high = 0, low = 0, count = 0;
+    DoubleAddends::Sum sums[2] = {addends.none(), addends.none()};
     each_four([&](u32, float4 v) {
       const float x[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
-      for (u32 e = 0; e < 4; ++e) addends.add(x[e], high, low);
-      count += 4;
+      for (u32 e = 0; e < 4; ++e) addends.add(x[e], sums[e % 2]);
     });
-    return Addends::sum(high, low, count);
+    return addends.taken(sums[0]) + addends.taken(sums[1]);
   }
   // Publishes what a `sum` found for every warp as the first element.
   __device__ __forceinline__ void publish_sum() const {

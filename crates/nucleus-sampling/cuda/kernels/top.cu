@@ -15,28 +15,33 @@ struct TopShared {
   u32 maxima[WARPS], found;
 };
 
-// Calls f(id, logit) for this thread's share of a row, 16 bytes at a time where it is aligned.
-template <u32 DTYPE, class F>
-__device__ __forceinline__ void sweep_row(const void *row, u32 limit, F f) {
-  constexpr u32 WIDTH = Lane<DTYPE>::WIDTH;
+// Calls f(id, logit) for this thread's share of a row, 16 bytes at a time where it is aligned, and `after()` before it was called 512 times without. BACK: from the
+// row's end, so that a second sweep begins with what is still in the cache.
+template <u32 DTYPE, bool BACK = false, class F, class A>
+__device__ __forceinline__ void sweep_row(const void *row, u32 limit, F f, A after) {
+  constexpr u32 WIDTH = Lane<DTYPE>::WIDTH, AT_ONCE = 16 / WIDTH, STRETCH = 480 / WIDTH * THREADS;
   const u32 whole = reinterpret_cast<uintptr_t>(row) % 16 == 0 ? limit / WIDTH : 0;
-#pragma unroll 2
-  for (u32 i = threadIdx.x; i < whole; i += THREADS) {
-    const Lane<DTYPE> v(__ldg(static_cast<const uint4 *>(row) + i));
+#pragma unroll 1
+  for (u32 begin = 0; begin < whole; begin += STRETCH) {
+    const u32 end = begin + STRETCH < whole ? begin + STRETCH : whole;
+#pragma unroll AT_ONCE
+    for (u32 i = begin + threadIdx.x; i < end; i += THREADS) {
+      const u32 at = BACK ? whole - 1 - i : i;
+      const Lane<DTYPE> v(__ldg(static_cast<const uint4 *>(row) + at));
 #pragma unroll
-    for (u32 e = 0; e < WIDTH; ++e) f(i * WIDTH + e, v.x[e]);
+      for (u32 e = 0; e < WIDTH; ++e) f(at * WIDTH + e, v.x[e]);
+    }
+    after();
   }
 #pragma unroll 1
   for (u32 id = whole * WIDTH + threadIdx.x; id < limit; id += THREADS) {
-    float x;
-    if (DTYPE == NUCLEUS_F32) {
-      x = static_cast<const float *>(row)[id];
-    } else {
-      const uint16_t half = static_cast<const uint16_t *>(row)[id];
-      x = DTYPE == NUCLEUS_BF16 ? float_of(static_cast<u32>(half) << 16) : widen_f16(half);
-    }
-    f(id, x);
+    f(id, logit_in<DTYPE>(row, id));
+    after();
   }
+}
+template <u32 DTYPE, class F>
+__device__ __forceinline__ void sweep_row(const void *row, u32 limit, F f) {
+  sweep_row<DTYPE>(row, limit, f, [] {});
 }
 
 // The largest place below `before`, to every thread; 0: there is none.
@@ -80,15 +85,22 @@ __global__ void __launch_bounds__(THREADS, 2) top_rows(const __grid_constant__ S
   const float threshold = bound ? value_of(bound) : -infinity();
   if (valid) {
     const Addends addends(w);
+    u32 high = 0, low = 0, added = 0;
     u64 mass = 0;
-    sweep_row<DTYPE>(row, limit, [&](u32 id, float x) {
-      u32 high = 0, low = 0;
-      if (addends.serve) addends.add(x, high, low);
-      mass += addends.serve ? Addends::sum(high, low, 1) : w.q(x);
-      if (!(x >= threshold) || !(x > -infinity())) return;
-      const u32 at = atomicAdd(&sh.found, 1);
-      if (at < TOP_LISTED) sh.places[at] = place_of(x + 0.0f, id);
-    });
+    sweep_row<DTYPE, true>(
+        row, limit,
+        [&](u32 id, float x) {
+          if (addends.serve) addends.add(x, high, low);
+          else mass += w.q(x);
+          added += 1;
+          if (!(x >= threshold) || !(x > -infinity())) return;
+          const u32 at = atomicAdd(&sh.found, 1);
+          if (at < TOP_LISTED) sh.places[at] = place_of(x + 0.0f, id);
+        },
+        [&] {
+          if (addends.serve) mass += Addends::sum(high, low, added);
+          high = low = added = 0;
+        });
     mass = DeviceWarp{}.sum(mass);
     if (threadIdx.x % 32 == 0) sh.masses[warp] = mass;
   }

@@ -1,6 +1,7 @@
 // The likeliest tokens of what rows are drawn from, by a cluster a row: a launch for the rows that ask for them.
 #include <cuda_runtime.h>
 
+#include "held_row.cuh"
 #include "launch.cuh"
 #include "steps.cuh"
 
@@ -21,23 +22,6 @@ __device__ __noinline__ void tell_from_row(RowCall call, Workspace workspace, To
   else top.tell_nothing(team);
 }
 
-// Masks and edits the slices that have arrived.
-__device__ __forceinline__ void change_slices(const DeviceTeam &team, const Request &r, const SlicePlan &plan, const PartLoad &load, const char *logits) {
-  Shared *sh = team.sh;
-  const EditTable table{sh->edits, SLICE_EDITS, &sh->unusual, team.first, team.first + team.held};
-  if (plan.edits) {
-    clear_edits(team, table);
-    __syncthreads();
-    note_slice_edits(team, r, plan, table);
-  }
-  load.settle(logits, r.limit);
-  __syncthreads();
-  if (r.mask || r.row->flags & NUCLEUS_ROW_ALLOWED) mask_slice(team, r);
-  __syncthreads();
-  if (plan.edits && edit_slice(team, r, table)) sh->unusual = 1;
-  __syncthreads();
-}
-
 __global__ void __launch_bounds__(THREADS, 1) top_processed_rows(const __grid_constant__ SamplingBatch batch, const __grid_constant__ Workspace workspace,
                                                                  const __grid_constant__ TopCall call, u32 slice_room) {
   Shared *sh = shared_state();
@@ -51,22 +35,13 @@ __global__ void __launch_bounds__(THREADS, 1) top_processed_rows(const __grid_co
   for (u32 index = team.share_of(blockIdx.x); index < batch.rows; index += team.share_of(gridDim.x)) {
     if ((batch.row[index].flags & (NUCLEUS_ROW_TOP | NUCLEUS_ROW_PADDING)) != NUCLEUS_ROW_TOP) continue;
     const char *logits = static_cast<const char *>(batch.logits) + index * batch.row_stride * PartLoad::size_of(batch.dtype);
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");  // other warps wrote to this part
-    team.cluster_sync();                                          // and no block reads what the row before has left
-    if (threadIdx.x % 32 == 0) load.start(logits);
-    DescriptionWord word;
-    word.read(batch, index, batch.row[index].request);
-    word.write(sh);
-    if (threadIdx.x == 0) sh->unusual = sh->found = sh->kept = 0;
-    __syncthreads();
-    describe_slot(sh, batch);
-    load.wait(use++);
+    bring_row(team, load, batch, index, logits, use++);
     const RowCall row{index, slice_room, 0, RawSums{}};
     const TopCall own{call.top + static_cast<u64>(index) * call.count, call.count};
     const SlicePlan plan = plan_of(*sh);
     bool told = team.whole && plan.sliced;
     if (told) {
-      change_slices(team, row.request(), plan, load, logits);
+      change_slices(team, row.request(), plan, load, logits, [] {});
       told = tell_from_slices(row, own);
     }
     if (!told) {

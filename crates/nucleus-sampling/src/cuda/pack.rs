@@ -169,9 +169,9 @@ const LEADING: [OpCode; 5] = [
     OpCode::Penalties,
     OpCode::Temperature,
 ];
-/// The largest `top_k` or `min_keep` of a request that few tokens decide (`BOUND_K` of `tile.cuh`).
+/// The largest `top_k` or `min_keep` of a request that few tokens decide (`BOUND_K` of `bounded.cuh`).
 const BOUND_K: u64 = 128;
-/// The most ids that it may edit, its history's repetitions counted (`EDITS_MOST` of `tile.cuh`).
+/// The most ids that it may edit, its history's repetitions counted (`EDITS_MOST` of `bounded.cuh`).
 const EDITS_MOST: usize = 1536;
 
 /// The most ids that are gathered (`FEW_IDS` of `few.cuh`).

@@ -1,0 +1,45 @@
+// A row on its way into the slices of a cluster's blocks.
+#pragma once
+
+#include "call.cuh"
+
+namespace nucleus {
+
+// Brings the row and its description. Waits until no block of the cluster reads what the row before has left. `use` counts the rows before.
+__device__ __forceinline__ void bring_row(const DeviceTeam &team, const PartLoad &load, const SamplingBatch &batch, u32 index, const char *logits, u32 use) {
+  Shared *sh = team.sh;
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");  // other warps wrote to this part
+  team.cluster_sync();
+  if (threadIdx.x % 32 == 0) load.start(logits);
+  DescriptionWord word;
+  word.read(batch, index, batch.row[index].request);
+  word.write(sh);
+  if (threadIdx.x == 0) sh->unusual = sh->found = sh->kept = 0;
+  __syncthreads();
+  describe_slot(sh, batch);
+  load.wait(use);
+}
+
+// Masks the slices that have arrived, and edits their tokens by id. `unusual` tells of an edit that had no room, or made NaN or +inf. A row that is to be changed is
+// there as it came when `before_changes` is called.
+template <class F>
+__device__ __forceinline__ void change_slices(const DeviceTeam &team, const Request &r, const SlicePlan &plan, const PartLoad &load, const char *logits, F before_changes) {
+  Shared *sh = team.sh;
+  const EditTable table{sh->edits, SLICE_EDITS, &sh->unusual, team.first, team.first + team.held};
+  const bool masked = r.mask || sh->row.flags & NUCLEUS_ROW_ALLOWED;
+  if (plan.edits) {
+    clear_edits(team, table);
+    __syncthreads();
+    note_slice_edits(team, r, plan, table);
+  }
+  load.settle(logits, r.limit);
+  if (!plan.edits && !masked) return;
+  __syncthreads();
+  before_changes();
+  if (masked) mask_slice(team, r);
+  __syncthreads();
+  if (plan.edits && edit_slice(team, r, table)) sh->unusual = 1;
+  __syncthreads();
+}
+
+}  // namespace nucleus
