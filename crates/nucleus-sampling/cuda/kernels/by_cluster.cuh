@@ -136,7 +136,7 @@ __device__ __noinline__ Fate sample_row(RowCall call, SlicePlan plan) {
   return Fate::DECIDED;
 }
 
-// The exact path over slices; false: they are not of numbers alone.
+// The exact path over slices; false: they are not of numbers alone, or do not serve the program.
 __device__ __noinline__ bool sample_slices(RowCall call, bool exact_only) {
   SliceTeam team{call.team()};
   EditTable none{nullptr, 0};

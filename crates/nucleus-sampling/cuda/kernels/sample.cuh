@@ -88,10 +88,19 @@ HD_SLOW Outcome run_list(const Warp &warp, const Request &r, const EditTable &ta
 // Whether `code` looks tokens up in the edit table.
 HD bool edits_by_id(u32 code) { return code == NUCLEUS_OP_DRY || code == NUCLEUS_OP_NO_REPEAT_NGRAM || code == NUCLEUS_OP_PENALTIES; }
 
+// Whether slices do not serve an operation. tfs over more tokens than a list holds is given the machine by reference: that would keep it in memory, which
+// takes every other program a tenth longer.
+template <class Team>
+HD bool needs_device_memory(const RowMachine<Team> &machine, const SamplingOp &op) {
+  return Team::SLICES && op.code == NUCLEUS_OP_TFS && machine.count;
+}
+
 // One operation before the choice over a whole row; false: a status.
 template <class Team>
 HD bool run_on_row(const Team &team, RowMachine<Team> &machine, const SamplingOp &op) {
-  return op.code == NUCLEUS_OP_TFS && machine.count ? tail_free(team, machine, op) : machine.apply(op);
+  if constexpr (!Team::SLICES)
+    if (op.code == NUCLEUS_OP_TFS && machine.count) return tail_free(team, machine, op);
+  return machine.apply(op);
 }
 
 // How many tokens mirostat 1 keeps of a row that was weighed.
@@ -107,8 +116,8 @@ HD u64 zipf_count_of(const Team &team, const RowMachine<Team> &machine) {
   return team.told();
 }
 
-// The exact path. `exact_only` keeps everything on whole-row stages. Every thread of the team calls it. False: slices
-// hold NaN or +inf, and nothing was decided.
+// The exact path. `exact_only` keeps everything on whole-row stages. Every thread of the team calls it. False: slices hold NaN or +inf, or do not serve the
+// program, and nothing was decided.
 template <class Team>
 HD bool sample_exactly(const Team &team, const Request &r, const EditTable &table, const RawSums &raw, bool exact_only, SampledToken *out) {
   RowMachine<Team> machine(team, r, table);
@@ -129,6 +138,7 @@ HD bool sample_exactly(const Team &team, const Request &r, const EditTable &tabl
       return true;
     }
     if (i == last) break;
+    if (needs_device_memory(machine, program.ops[i])) return false;
     running = run_on_row(team, machine, program.ops[i]);
   }
   u64 zipf_count = 1;

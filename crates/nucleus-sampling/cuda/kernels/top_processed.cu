@@ -7,7 +7,7 @@
 
 namespace nucleus {
 
-// From the slices that hold the row; false: they are not of numbers alone.
+// From the slices that hold the row; false: they are not of numbers alone, or do not serve the program.
 __device__ __noinline__ bool tell_from_slices(RowCall call, TopCall top) {
   const SliceTeam team{call.team()};
   return tell_top(team, call.request(), EditTable{nullptr, 0}, top);

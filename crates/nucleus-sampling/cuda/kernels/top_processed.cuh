@@ -78,7 +78,7 @@ HD bool tell_top_of_row(const Team &team, RowMachine<Team> &machine, const Sampl
   return true;
 }
 
-// Every thread of the team calls it. False: slices hold NaN or +inf, and nothing was told.
+// Every thread of the team calls it. False: slices hold NaN or +inf, or do not serve the program, and nothing was told.
 template <class Team>
 HD bool tell_top(const Team &team, const Request &r, const EditTable &table, const TopCall &call) {
   RowMachine<Team> machine(team, r, table);
@@ -100,6 +100,7 @@ HD bool tell_top(const Team &team, const Request &r, const EditTable &table, con
       return true;
     }
     if (i == last) break;
+    if (needs_device_memory(machine, program.ops[i])) return false;
     running = run_on_row(team, machine, program.ops[i]);
   }
   if (!running || !tell_top_of_row(team, machine, program.ops[last], call)) call.tell_nothing(team);
