@@ -6,33 +6,38 @@
 
 namespace nucleus {
 
-// The rows of a cluster: all that are undecided, and those that keep many tokens, which an earlier launch may have left.
+// The rows of a cluster: all that are undecided, and those that keep many tokens, which an earlier launch may have left. A lane has two.
 struct OwnRows {
-  Rows undecided, many;
+  u32 first, step, status[2];
 
-  __device__ __forceinline__ OwnRows(const SamplingBatch &batch, u32 cluster, u32 clusters, bool pending) : undecided{cluster, clusters, 0}, many{cluster, clusters, 0} {
-    u32 status[2];
+  __device__ __forceinline__ OwnRows(const SamplingBatch &batch, u32 cluster, u32 clusters, bool pending) : first(cluster), step(clusters) {
 #pragma unroll
     for (u32 half = 0; half < 2; ++half) {
       const u32 index = cluster + (half * 32 + threadIdx.x % 32) * clusters;
       status[half] = index < batch.rows ? (pending ? reinterpret_cast<const volatile u32 &>(batch.out[index].status) : PENDING) : NUCLEUS_OK;
     }
-    undecided.bits = static_cast<u64>(__ballot_sync(~0u, status[1] == PENDING)) << 32 | __ballot_sync(~0u, status[0] == PENDING);
-    many.bits = static_cast<u64>(__ballot_sync(~0u, status[1] == MANY_KEPT)) << 32 | __ballot_sync(~0u, status[0] == MANY_KEPT);
+  }
+  __device__ __forceinline__ bool none() const {
+    static_assert(MANY_KEPT < PENDING && PENDING == ~0u);
+    return !__any_sync(~0u, status[0] >= MANY_KEPT || status[1] >= MANY_KEPT);
+  }
+  __device__ __forceinline__ Rows with(u32 wanted) const {
+    return Rows{first, step, static_cast<u64>(__ballot_sync(~0u, status[1] == wanted)) << 32 | __ballot_sync(~0u, status[0] == wanted)};
   }
 };
 
 // `pending`: of the rows that an earlier launch left. `whole`, `division`: what was found of rows that keep many tokens.
 __global__ void __launch_bounds__(THREADS, 2) sample_rows(const __grid_constant__ SamplingBatch batch, const __grid_constant__ Workspace workspace,
                                                           const __grid_constant__ Whole whole, const __grid_constant__ Division division, u32 slice_room, bool pending) {
-  Shared *sh = shared_state();
   DeviceTeam team;
-  if (threadIdx.x < sizeof(SamplingBatch) / 4) reinterpret_cast<u32 *>(&sh->batch)[threadIdx.x] = reinterpret_cast<const u32 *>(&batch)[threadIdx.x];
   let_next_launch_begin();
   wait_for_launch_before();
   const OwnRows own(batch, team.share_of(blockIdx.x), team.share_of(gridDim.x), pending);
-  Rows rows = own.undecided;
-  if (own.many.bits) rows.bits |= draw_by_cluster(batch, whole, division, own.many);
+  if (own.none()) return;  // most often, and at once: what has passed through the cache since the launch before has left no instructions there
+  if (threadIdx.x < sizeof(SamplingBatch) / 4) reinterpret_cast<u32 *>(&team.sh->batch)[threadIdx.x] = reinterpret_cast<const u32 *>(&batch)[threadIdx.x];
+  Rows rows = own.with(PENDING);
+  const Rows many = own.with(MANY_KEPT);
+  if (many.bits) rows.bits |= draw_by_cluster(batch, whole, division, many);
   if (rows.bits) sample_by_cluster(batch, workspace, rows, slice_room, batch.flags & NUCLEUS_BATCH_EXACT);
 }
 
