@@ -1,4 +1,4 @@
-// What the kernels of bounded requests share: their limits, the part of the history that edits look at, and largest logits.
+// What the kernels of bounded requests share: their limits, the part of the history that edits look at, keys and largest logits.
 #pragma once
 
 #include "call.cuh"
@@ -20,6 +20,10 @@ __device__ __forceinline__ bool is_bounded(const SlicePlan &plan, u64 ids, u32 f
   return plan.sliced && (plan.kind == SlicePlan::FIRST || plan.kind == SlicePlan::ABOVE) && plan.k <= BOUND_K && ids <= EDITS_MOST &&
          (flags & (NUCLEUS_ROW_ALLOWED | NUCLEUS_ROW_FEW | NUCLEUS_ROW_PROCESSED | NUCLEUS_ROW_PADDING)) == NUCLEUS_ROW_PROCESSED;
 }
+
+// The key of a logit, 0 for -inf.
+__device__ __forceinline__ u32 key_or_none(float x) { return x > -infinity() ? key_of(x + 0.0f) : 0; }
+__device__ __forceinline__ float value_or_none(u32 key) { return key ? value_of(key) : -infinity(); }
 
 // The largest logits of some places: one, or two of 16 bits at a time, for widening changes neither order nor NaN.
 template <u32 DTYPE>

@@ -41,14 +41,6 @@ struct Team {
                  : "memory");
     return many;
   }
-  __device__ __forceinline__ static bool any(bool is) {
-    u32 some;
-    asm volatile("{\n.reg .pred p, q;\nsetp.ne.u32 p, %1, 0;\nbarrier.red.or.pred q, %2, %3, p;\nselp.u32 %0, 1, 0, q;\n}"
-                 : "=r"(some)
-                 : "r"(static_cast<u32>(is)), "n"(BARRIER), "n"(TEAM_THREADS)
-                 : "memory");
-    return some;
-  }
 };
 using Reading = Team<1, 0>;
 using Finishing = Team<2, TEAM_THREADS>;
@@ -118,15 +110,5 @@ static_assert(RELAY_BYTES <= SHARED_MOST);
 __device__ __forceinline__ unsigned char *ring() { return shared_memory; }
 __device__ __forceinline__ unsigned char *ring_of_masks() { return shared_memory + STAGES * TILE_BYTES; }
 __device__ __forceinline__ State *state() { return reinterpret_cast<State *>(shared_memory + RING_BYTES); }
-
-// An mbarrier that so many threads arrive at.
-__device__ __forceinline__ void init_barrier(u64 *mbarrier, u32 threads) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(mbarrier)), "r"(threads) : "memory");
-}
-__device__ __forceinline__ void arrive(u64 *mbarrier) { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(mbarrier)) : "memory"); }
-
-// The key of a logit, 0 for -inf.
-__device__ __forceinline__ u32 key_or_none(float x) { return x > -infinity() ? key_of(x + 0.0f) : 0; }
-__device__ __forceinline__ float value_or_none(u32 key) { return key ? value_of(key) : -infinity(); }
 
 }  // namespace nucleus::relay

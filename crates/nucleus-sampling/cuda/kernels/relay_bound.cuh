@@ -122,16 +122,6 @@ struct Follower {
   }
 };
 
-// Whether an mbarrier has left its phase of this parity.
-__device__ __forceinline__ bool is_over(const u64 *mbarrier, u32 parity) {
-  u32 done;
-  asm volatile("{\n.reg .pred p;\nmbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
-               : "=r"(done)
-               : "r"(shared_address(mbarrier)), "r"(parity)
-               : "memory");
-  return done;
-}
-
 // The bounds of all rows of the block, by one warp.
 __device__ __forceinline__ void follow_rows(const SamplingBatch &batch) {
   State *const sh = state();

@@ -136,7 +136,7 @@ __device__ __forceinline__ bool edit_changed(Row *row, const Request &r, float t
     const u32 to = atomicAdd(&sh->listed, 1);
     if (to < LISTED) sh->places[to] = place_of(x, id);
   }
-  return !Finishing::any(strange);
+  return !Finishing::count(strange);
 }
 
 }  // namespace nucleus::relay

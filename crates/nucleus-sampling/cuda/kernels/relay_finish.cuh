@@ -99,7 +99,7 @@ static __device__ __noinline__ bool finish_row(const SamplingBatch &batch, u32 i
   if (row->plan.edits) {
     const float threshold = value_or_none(bound);
     some |= add_risers(row, r, threshold, riser, local);
-    if (Finishing::any(some) && !edit_changed(row, r, threshold, local)) return false;
+    if (Finishing::count(some) && !edit_changed(row, r, threshold, local)) return false;
   }
   Finishing::sync();
   if (sh->listed > LISTED) return false;

@@ -62,13 +62,6 @@ struct MaskAhead {
   }
 };
 
-__device__ __forceinline__ void start_copy(const void *to, const void *from, u32 bytes, u32 arrived) {
-  if (bytes)
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared_address(to)), "l"(from), "r"(bytes),
-                 "r"(arrived)
-                 : "memory");
-}
-
 // A barrier of a half of the reading team.
 __device__ __forceinline__ void sync_half() { asm volatile("barrier.sync %0, %1;" ::"r"(3 + threadIdx.x / HALF_THREADS), "n"(HALF_THREADS) : "memory"); }
 
@@ -83,9 +76,9 @@ __device__ __forceinline__ void fill_ring(const SamplingBatch &batch) {
   // A stage has arrived when its part of the mask has, too.
   auto bring_mask = [&](u32 at, const u32 *mask, u32 stage) {
     const u32 first = stage * (S::IDS / 32), left = mask && first < masks.words ? (masks.words - first + 3) / 4 * 4 : 0;
-    const u32 bytes = (left < S::IDS / 32 ? left : S::IDS / 32) * 4, arrived = shared_address(&sh->arrived[at]);
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(arrived), "r"(bytes) : "memory");
-    start_copy(ring_of_masks() + at * STAGE_MASK_BYTES, mask + first, bytes, arrived);
+    const u32 bytes = (left < S::IDS / 32 ? left : S::IDS / 32) * 4;
+    arrive_expecting(&sh->arrived[at], bytes);
+    start_copy(ring_of_masks() + at * STAGE_MASK_BYTES, mask + first, bytes, &sh->arrived[at]);
   };
   MaskAhead next;
   next.load(batch, blockIdx.x);
@@ -105,9 +98,9 @@ __device__ __forceinline__ void fill_ring(const SamplingBatch &batch) {
         const RingPlace before = place.earlier(ON_THEIR_WAY);
         wait_for_copy(&sh->arrived[before.at], before.parity);
       }
-      const u32 bytes = aligned ? (left < S::IDS ? left : S::IDS) * S::SIZE / 16 * 16 : 0, arrived = shared_address(&sh->arrived[place.at]);
-      asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(arrived), "r"(bytes) : "memory");
-      start_copy(ring() + place.at * TILE_BYTES, from, bytes, arrived);
+      const u32 bytes = aligned ? (left < S::IDS ? left : S::IDS) * S::SIZE / 16 * 16 : 0;
+      expect(&sh->arrived[place.at], bytes);
+      start_copy(ring() + place.at * TILE_BYTES, from, bytes, &sh->arrived[place.at]);
       // The first row's mask is not known before its second stage is asked for.
       const bool waits = filled == 0 && stages > 1;
       if (filled == 1 && stages > 1) bring_mask(0, own.from(masks), 0);

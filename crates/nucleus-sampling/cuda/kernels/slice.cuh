@@ -2,22 +2,9 @@
 #pragma once
 
 #include "candidates.cuh"
+#include "mbarrier.cuh"
 
 namespace nucleus {
-
-__device__ __forceinline__ u32 shared_address(const void *p) { return static_cast<u32>(__cvta_generic_to_shared(p)); }
-
-// Waits until the copies that an mbarrier counts have arrived, in its phase of this parity.
-__device__ __forceinline__ void wait_for_copy(const u64 *mbarrier, u32 parity) {
-  const u32 barrier = shared_address(mbarrier);
-  u32 done = 0;
-  while (!done)
-    asm volatile(
-        "{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
-        : "=r"(done)
-        : "r"(barrier), "r"(parity)
-        : "memory");
-}
 
 // The logits of a warp's part of the slice on their way to shared memory. 16-bit logits land in the upper half of the part's memory and are widened in place.
 struct PartLoad {
@@ -44,18 +31,15 @@ struct PartLoad {
 
   // By one lane, once.
   __device__ __forceinline__ void prepare() const {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(barrier())) : "memory");
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    init_barrier(barrier(), 1);
+    publish_barriers();
   }
   // By one lane, when no lane reads the part any more, after a fence between the proxies by those that wrote to it.
   __device__ __forceinline__ void start(const void *row) const {
     const char *from_row = source(row);
-    const u32 bytes = copied(from_row) * size_of(dtype), arrival = shared_address(barrier());
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(arrival), "r"(bytes) : "memory");
-    if (bytes)
-      asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared_address(landing())), "l"(from_row),
-                   "r"(bytes), "r"(arrival)
-                   : "memory");
+    const u32 bytes = copied(from_row) * size_of(dtype);
+    arrive_expecting(barrier(), bytes);
+    start_copy(landing(), from_row, bytes, barrier());
   }
   // By every lane. `use` counts the loads before this one to this part.
   __device__ __forceinline__ void wait(u32 use) const { wait_for_copy(barrier(), use & 1); }

@@ -132,8 +132,4 @@ __device__ __forceinline__ void receive(const u64 *mbarrier) {
                  : "memory");
 }
 
-// The key of a logit, 0 for -inf.
-__device__ __forceinline__ u32 key_or_none(float x) { return x > -infinity() ? key_of(x + 0.0f) : 0; }
-__device__ __forceinline__ float value_or_none(u32 key) { return key ? value_of(key) : -infinity(); }
-
 }  // namespace nucleus::spread

@@ -82,10 +82,10 @@ struct Block {
   // Before the launch before is done, by every thread: the barriers, and an empty table.
   __device__ __forceinline__ void prepare() const {
     if (threadIdx.x == 0) {
-      asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(&sh->told)) : "memory");
-      asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(&sh->arrived)), "r"(BLOCKS) : "memory");
-      asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-      asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(&sh->told)), "r"(D::GROUPS * 4) : "memory");
+      init_barrier(&sh->told, 1);
+      init_barrier(&sh->arrived, BLOCKS);
+      publish_barriers();
+      arrive_expecting(&sh->told, D::GROUPS * 4);
       sh->found = sh->strange = sh->fills = 0;
     }
     asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");

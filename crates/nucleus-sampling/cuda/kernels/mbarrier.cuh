@@ -1,0 +1,55 @@
+// Barriers in shared memory that count arrivals and the bytes of copies and messages, and the bulk copy engine, whose copies they count.
+#pragma once
+
+#include "fixed.cuh"
+
+namespace nucleus {
+
+__device__ __forceinline__ u32 shared_address(const void *p) { return static_cast<u32>(__cvta_generic_to_shared(p)); }
+
+__device__ __forceinline__ void init_barrier(u64 *mbarrier, u32 arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(mbarrier)), "r"(arrivals) : "memory");
+}
+// After this the copy engine, and other blocks after a barrier of the cluster, see the barriers that the thread initialised.
+__device__ __forceinline__ void publish_barriers() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+
+__device__ __forceinline__ void arrive(u64 *mbarrier) { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(mbarrier)) : "memory"); }
+// Arrives, and tells of bytes that are to be waited for.
+__device__ __forceinline__ void arrive_expecting(u64 *mbarrier, u32 bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(mbarrier)), "r"(bytes) : "memory");
+}
+// Only tells of bytes.
+__device__ __forceinline__ void expect(u64 *mbarrier, u32 bytes) {
+  asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(shared_address(mbarrier)), "r"(bytes) : "memory");
+}
+
+// A copy of whole 16 bytes from device memory, which the barrier was told to expect; of none, nothing.
+__device__ __forceinline__ void start_copy(const void *to, const void *from, u32 bytes, const u64 *mbarrier) {
+  if (bytes)
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared_address(to)), "l"(from), "r"(bytes),
+                 "r"(shared_address(mbarrier))
+                 : "memory");
+}
+
+// Waits for the end of a barrier's phase of this parity.
+__device__ __forceinline__ void wait_for_copy(const u64 *mbarrier, u32 parity) {
+  const u32 barrier = shared_address(mbarrier);
+  u32 done = 0;
+  while (!done)
+    asm volatile(
+        "{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
+        : "=r"(done)
+        : "r"(barrier), "r"(parity)
+        : "memory");
+}
+// Whether it has ended.
+__device__ __forceinline__ bool is_over(const u64 *mbarrier, u32 parity) {
+  u32 over;
+  asm volatile("{\n.reg .pred p;\nmbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
+               : "=r"(over)
+               : "r"(shared_address(mbarrier)), "r"(parity)
+               : "memory");
+  return over;
+}
+
+}  // namespace nucleus
