@@ -22,6 +22,7 @@ fn build() -> Result<(), String> {
         "relay",
         "spread",
         "whole",
+        "draw",
         "few",
         "top",
         "top_processed",

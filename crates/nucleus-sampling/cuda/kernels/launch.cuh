@@ -16,6 +16,7 @@ constexpr u32 SLICE_ENOUGH = 19456;                     // logits a block for wh
 struct Shape {
   u32 blocks = 0, clusters = 0, room = 0;  // room: logits of a slice; 0: rows are too long for slices
   size_t bytes = 0;                        // of shared memory
+  u32 threads = THREADS;
 
   void share(u32 row_len, u32 of, u32 slices) {
     blocks = of;
@@ -30,7 +31,7 @@ struct Shape {
     attributes[0].val.clusterDim.y = attributes[0].val.clusterDim.z = 1;
     cudaLaunchConfig_t launch = {};
     launch.gridDim = dim3(clusters * blocks);
-    launch.blockDim = dim3(THREADS);
+    launch.blockDim = dim3(threads);
     launch.dynamicSmemBytes = bytes;
     launch.stream = stream;
     launch.attrs = attributes;
@@ -90,6 +91,10 @@ cudaError_t launch_few(const SamplingBatch &batch, bool follows, cudaStream_t st
 
 // Tells the likeliest tokens of the rows with NUCLEUS_ROW_TOP.
 cudaError_t launch_tops(const SamplingBatch &batch, const Workspace &workspace, const TopCall &call, cudaStream_t stream);
+
+// Rows that all draw from the whole of their row get their token; the status of every other row is PENDING afterwards. With `pending`, of rows that an earlier
+// launch left PENDING. `division`: how rows were shared out; no room if they are too long, then nothing was launched.
+cudaError_t launch_draw(const SamplingBatch &batch, bool pending, cudaStream_t stream, Division &division);
 
 // Bytes of workspace that launch_whole needs.
 size_t whole_bytes(size_t rows);

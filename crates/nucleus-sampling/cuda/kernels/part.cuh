@@ -8,6 +8,12 @@ namespace nucleus {
 
 constexpr u32 SUMS = 2;  // of a lane, to which its tokens are added in turn
 
+// Sums of up to 2^54 each, by two sums of 27 bits.
+__device__ __forceinline__ u64 sum_of_lanes(u64 v) {
+  const u32 low = __reduce_add_sync(~0u, static_cast<u32>(v) & 0x7FFFFFFu), high = __reduce_add_sync(~0u, static_cast<u32>(v >> 27));
+  return (static_cast<u64>(high) << 27) + low;
+}
+
 // What a warp sees of its part before it weighs it.
 struct SeenPart {
   u32 key;       // of the largest logit; 0: there is none; INFINITE; UNUSUAL: a logit is not a number
@@ -103,10 +109,11 @@ struct PartOf {
     const i32 upper = static_cast<i32>(words) >> 16, lower = static_cast<int16_t>(words & 0xFFFFu);
     return SIZE == 4 ? static_cast<i32>(words) : upper > lower ? upper : lower;
   }
-  // `halves`: the largest logits of halves of the lanes are asked for.
-  __device__ __forceinline__ SeenPart look(const Word *part, bool halves) const {
+  // `sweep` calls what it is given for every vector of this lane, of `all` tokens. `halves`: the largest logits of halves of the lanes are asked for.
+  template <class S>
+  __device__ __forceinline__ static SeenPart look_in(S sweep, u32 all, bool halves) {
     u32 high = SIZE == 4 ? 0x80000000u : 0x80008000u, low = 0;
-    each(part, [&](uint4 v) {
+    sweep([&](uint4 v) {
       high = most_signed(most_signed(high, v.x, v.y), v.z, v.w);
       low = most_unsigned(most_unsigned(low, v.x, v.y), v.z, v.w);
     });
@@ -120,19 +127,19 @@ struct PartOf {
         most = other > most ? other : most;
       }
     } else most = __reduce_max_sync(~0u, most);
-    SeenPart seen{0, 0, count, low & 1u << (8 * SIZE - 1) ? widened(low) : 0.0f};
+    SeenPart seen{0, 0, all, low & 1u << (8 * SIZE - 1) ? widened(low) : 0.0f};
     if (low > OUT || __any_sync(~0u, most > static_cast<i32>(TOO_LARGE))) {
       seen.key = seen.of_half = UNUSUAL;
       return seen;
     }
-    if (low == OUT || count == 0) {
+    if (low == OUT || all == 0) {
       seen.lowest = -infinity();
-      seen.count = __reduce_add_sync(~0u, there(part));
+      seen.count = __reduce_add_sync(~0u, there(sweep));
     }
     seen.of_half = most >= 0 ? key_of(widened(static_cast<u32>(most)) + 0.0f) : 0;
     if (seen.count && __any_sync(~0u, most < 0)) {  // all are negative
       u32 least = ~0u;
-      each(part, [&](uint4 v) { least = least_unsigned(least_unsigned(least, v.x, v.y), v.z, v.w); });
+      sweep([&](uint4 v) { least = least_unsigned(least_unsigned(least, v.x, v.y), v.z, v.w); });
       if (SIZE == 2) least = least >> 16 < (least & 0xFFFFu) ? least >> 16 : least & 0xFFFFu;
       // Of lanes without tokens nothing is known, nor of those whose logits are not all negative.
 #pragma unroll
@@ -149,10 +156,14 @@ struct PartOf {
     }
     return seen;
   }
+  __device__ __forceinline__ SeenPart look(const Word *part, bool halves) const {
+    return look_in([&](auto f) { each(part, f); }, count, halves);
+  }
   // Tokens that are there, of this lane.
-  __device__ __forceinline__ u32 there(const Word *part) const {
+  template <class S>
+  __device__ __forceinline__ static u32 there(S sweep) {
     u32 sum = 0;
-    each(part, [&](uint4 v) {
+    sweep([&](uint4 v) {
       float x[WIDTH];
       widen(v, x);
 #pragma unroll

@@ -13,15 +13,16 @@ struct RawSums {
   double log_sum = 0;
 };
 
-HD RawSums raw_sums_of(float largest, const Weighing &w) {
+HD RawSums raw_sums_by(float largest, const Weighing &w, i64 log2_of_total) {
   RawSums raw;
   raw.wanted = raw.valid = true;
   raw.largest = largest;
-  double log2 = static_cast<double>(log2_q48(w.sums.total)) / 281474976710656.0;
+  double log2 = static_cast<double>(log2_of_total) / 281474976710656.0;
   double scaled = static_cast<double>(raw.largest) * static_cast<double>(scale(1.0f));
   raw.log_sum = (static_cast<double>(w.max_n) + log2 - 44.0 - scaled) * 0.693147180559945309417;
   return raw;
 }
+HD RawSums raw_sums_of(float largest, const Weighing &w) { return raw_sums_by(largest, w, log2_q48(w.sums.total)); }
 
 template <class Team>
 HD RawSums raw_sums(const Team &team, const Request &r, const EditTable &table) {
@@ -37,6 +38,14 @@ HD float raw_logprob_of(const RawSums &raw, float x) {
   if (x == -infinity()) return x;
   double logprob = static_cast<double>(x) - static_cast<double>(raw.largest) - raw.log_sum;
   return static_cast<float>(logprob < 0.0 ? logprob : 0.0);
+}
+
+// What the log-probability of a token of this logit needs. The logarithm's digits are computed one by one only where that float may depend on the last of them.
+HD RawSums raw_sums_for(float largest, const Weighing &w, float x) {
+  double whole;
+  const double fraction = log2_ratio(w.sums.total, 1, whole), log2 = floor((whole + fraction) * 281474976710656.0);
+  const RawSums least = raw_sums_by(largest, w, static_cast<i64>(log2) - 2), most = raw_sums_by(largest, w, static_cast<i64>(log2) + 3);
+  return raw_logprob_of(least, x) == raw_logprob_of(most, x) ? least : raw_sums_of(largest, w);
 }
 
 HD float raw_logprob(const RawSums &raw, const Request &r, u32 id) { return raw_logprob_of(raw, load_logit(r, id) + 0.0f); }

@@ -9,37 +9,14 @@ namespace nucleus {
 constexpr u32 SLICES_MOST = 4;
 constexpr u32 TURNS = 4;
 
-// What is left of a row's plan where all of it is drawn from.
-struct DrawnPlan {
-  u32 packed;  // limit, then kind and flags of 4 bits each
-  float s;
-  i32 mask;
-
-  __device__ __forceinline__ void hold(const RowPlan &plan) {
-    packed = plan.limit << 8 | static_cast<u32>(plan.kind) << 4 | plan.flags;
-    s = plan.s;
-    mask = plan.mask;
-  }
-  __device__ __forceinline__ RowPlan plan() const {
-    return RowPlan{static_cast<uint16_t>(packed >> 4 & 15), static_cast<uint16_t>(packed & 15), 0, packed >> 8, 0, 0, s, 0, mask};
-  }
-};
-static_assert(NUCLEUS_MAX_VOCAB < 1u << 24);
-constexpr u32 DRAWN_MOST = 80;  // rows that a cluster draws from
-
 // What a block holds beside its slices.
 struct alignas(128) WeighState {
   u32 maxima[TURNS][ROW_WARPS];
   u64 told[TURNS];                   // mbarriers: all warps of the cluster have sent theirs
   u64 arrived[SLICES_MOST * WARPS];  // mbarriers: the warp's part of the slice is there
-  DrawnPlan drawn[DRAWN_MOST];
 };
 static_assert(232448 / 2 / THREADS / SUMS + 8 <= 128, "what the sums of a lane hold of a slice");
 __device__ __forceinline__ WeighState *weigh_state() { return reinterpret_cast<WeighState *>(shared_memory); }
-
-__device__ __forceinline__ void prepare_barrier(u64 *barrier) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(barrier)) : "memory");
-}
 
 // The maxima of the warps of a cluster, or of halves of them, sent from shared memory to shared memory. A warp sends the next row's before it meets the others
 // over its row's. Once it has met them, all have sent their row's, and so are done with the row two before; what it sends two rows on goes where the row two
@@ -60,7 +37,7 @@ struct Exchange {
   // By the first warp, before a barrier of the cluster.
   __device__ __forceinline__ void prepare() const {
     for (u32 turn = 0; turn < TURNS; ++turn) {
-      if (threadIdx.x == 0) prepare_barrier(&state->told[turn]);
+      if (threadIdx.x == 0) init_barrier(&state->told[turn], 1);
       if (threadIdx.x == 0) expect(turn);
       for (u32 at = count() + threadIdx.x; at < ROW_WARPS; at += 32) state->maxima[turn][at] = 0;  // of warps that are not there
     }
@@ -135,12 +112,6 @@ struct Edits {
   }
 };
 
-// Sums of up to 2^54 each, by two sums of 27 bits.
-__device__ __forceinline__ u64 sum_of_lanes(u64 v) {
-  const u32 low = __reduce_add_sync(~0u, static_cast<u32>(v) & 0x7FFFFFFu), high = __reduce_add_sync(~0u, static_cast<u32>(v >> 27));
-  return (static_cast<u64>(high) << 27) + low;
-}
-
 // A row on its way through a warp.
 struct RowTurn {
   RowPlan plan;
@@ -154,13 +125,13 @@ struct RowTurn {
   __device__ __forceinline__ bool raw_first() const { return plan.served() && plan.changes() && (plan.flags & RowPlan::RAW); }
 };
 
-// One row after another, by every warp of a cluster for itself. DRAWN: every row is drawn from as a whole, and no row edits logits by id.
-template <u32 DTYPE, bool DRAWN>
+// One row after another, by every warp of a cluster for itself.
+template <u32 DTYPE>
 struct Weigher {
   using P = PartOf<DTYPE>;
   using Word = typename P::Word;
   // Edited logits need not be numbers of 16 bits: there they are kept apart, and what was edited is out of the slice.
-  static constexpr bool APART = !DRAWN && DTYPE != NUCLEUS_F32;
+  static constexpr bool APART = DTYPE != NUCLEUS_F32;
   const SamplingBatch &batch;
   const Whole &whole;
   const Division &division;
@@ -198,11 +169,11 @@ struct Weigher {
         row.raw = raw_mass(memory, row.raw_largest, before.lowest);
         __syncwarp();
       }
-      if constexpr (!DRAWN) row.edits.each([&](const Changed &c) { memory[c.id - part.first] = static_cast<Word>(APART ? P::OUT : bits_of(c.logit)); });
+      row.edits.each([&](const Changed &c) { memory[c.id - part.first] = static_cast<Word>(APART ? P::OUT : bits_of(c.logit)); });
       __syncwarp();
       if (plan.flags & RowPlan::MASKED) part.forbid(memory, batch.masks + static_cast<u64>(plan.mask) * batch.mask_stride, batch.mask_words);
     }
-    row.seen = part.look(memory, !DRAWN && plan.kind != SlicePlan::ALL && exchange.groups == 2);
+    row.seen = part.look(memory, plan.kind != SlicePlan::ALL && exchange.groups == 2);
     if (APART && plan.edited) {
       u32 key = 0, count = 0;
       row.edits.each([&](const Changed &c) {
@@ -227,7 +198,7 @@ struct Weigher {
     u32 listed = 0;
     u32 raw_largest = row.raw_largest;
     Weighing w;
-    const bool weighs = DRAWN || plan.weighs();
+    const bool weighs = plan.weighs();
     if (largest && largest < INFINITE && (!weighs || begin_weighing_by(plan.s, value_of(largest), w))) {
       if (weighs) {
         u64 own = part.mass(memory, w, row.seen.lowest);
@@ -237,7 +208,7 @@ struct Weigher {
           });
         mass = sum_of_lanes(own);
       }
-      if (!DRAWN && plan.kind != SlicePlan::ALL) {
+      if (plan.kind != SlicePlan::ALL) {
         const u32 bound = plan.k == 1 ? largest : exchange.reached_by(plan.k);
         float threshold = bound ? value_of(bound) : -infinity();
         if (plan.kind == SlicePlan::ABOVE) threshold = fminf(threshold, fmaf(plan.temperature, plan.arg, value_of(largest)));
@@ -281,9 +252,8 @@ struct Weigher {
 };
 
 // `plans`: no launch before has learnt what the rows ask for, since none has edits.
-template <u32 DTYPE, bool DRAWN>
+template <u32 DTYPE>
 __device__ __forceinline__ void weigh_rows_of(const SamplingBatch &batch, const Whole &whole, const Division &division, bool plans, bool pending) {
-  plans |= DRAWN;
   using P = PartOf<DTYPE>;
   u32 block, blocks;
   asm("mov.u32 %0, %%cluster_nctaid.x;" : "=r"(blocks));
@@ -292,7 +262,7 @@ __device__ __forceinline__ void weigh_rows_of(const SamplingBatch &batch, const 
   const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, own = block * WARPS + warp;
   WeighState *state = weigh_state();
   const Part place(division, batch.row_len, own);
-  Weigher<DTYPE, DRAWN> weigher{batch, whole, division, P(batch, place.first, place.count), own, Exchange(state, block, blocks, division.groups())};
+  Weigher<DTYPE> weigher{batch, whole, division, P(batch, place.first, place.count), own, Exchange(state, block, blocks, division.groups())};
   typename P::Word *const slices = reinterpret_cast<typename P::Word *>(shared_memory + sizeof(WeighState)) + (place.first - Part(division, batch.row_len, block * WARPS).first);
   auto memory = [&](u32 slice) { return slices + slice * division.room; };
   auto arrival = [&](u32 slice) { return &state->arrived[slice * WARPS + warp]; };
@@ -302,7 +272,7 @@ __device__ __forceinline__ void weigh_rows_of(const SamplingBatch &batch, const 
   if (warp == 0) weigher.exchange.prepare();
   if (lane == 0) {
 #pragma unroll 1
-    for (u32 slice = 0; slice < division.slices; ++slice) prepare_barrier(arrival(slice));
+    for (u32 slice = 0; slice < division.slices; ++slice) init_barrier(arrival(slice), 1);
   }
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   if (lane == 0) start(0, 0);
@@ -312,15 +282,7 @@ __device__ __forceinline__ void weigh_rows_of(const SamplingBatch &batch, const 
   let_next_launch_begin();
   // Before more of the rows is asked for, behind which these reads would wait.
   RowPlan first;
-  if (DRAWN) {
-#pragma unroll 1
-    for (u32 turn = warp; turn < rows; turn += WARPS) {
-      const RowPlan plan = plan_row_without_edits(batch, division, cluster + turn * clusters, pending);
-      if (lane == 0) state->drawn[turn].hold(plan);
-      if (lane == 0 && block == 0) whole.plans[cluster + turn * clusters] = plan;
-    }
-    __syncthreads();
-  } else if (plans) {
+  if (plans) {
     first = plan_row_without_edits(batch, division, cluster, pending);
     if (own == 0 && lane == 0) whole.plans[cluster] = first;
 #pragma unroll 1
@@ -335,7 +297,7 @@ __device__ __forceinline__ void weigh_rows_of(const SamplingBatch &batch, const 
   }
   __syncwarp();
   asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
-  if (!DRAWN && plans && rows > 1) {
+  if (plans && rows > 1) {
     asm volatile("barrier.cluster.arrive.release;" ::: "memory");
     asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
   }
@@ -361,15 +323,11 @@ __device__ __forceinline__ void weigh_rows_of(const SamplingBatch &batch, const 
     const u32 index = cluster + turn * clusters;
     if (turn < rows) {
       ahead.wrote = false;
-      if (DRAWN) {
-        ahead.plan = state->drawn[turn].plan();
-      } else {
-        u32 edits = 0;
-        if (turn == 0 && plans) ahead.plan = first;
-        else edits = told(asked, ahead.plan);
-        ahead.edits.read(whole, index, edits);
-        asked = ask(turn + 1 < rows ? index + clusters : index);
-      }
+      u32 edits = 0;
+      if (turn == 0 && plans) ahead.plan = first;
+      else edits = told(asked, ahead.plan);
+      ahead.edits.read(whole, index, edits);
+      asked = ask(turn + 1 < rows ? index + clusters : index);
     }
     // The next row is looked at before this one is weighed, unless the warps meet twice over it.
     const bool weighs_first = lag && turn < rows && ahead.raw_first();

@@ -19,10 +19,10 @@ __global__ void __launch_bounds__(THREADS, 2) prepare_rows(const __grid_constant
   prepare_row(batch, whole, division, blockIdx.x, pending);
 }
 
-template <u32 DTYPE, bool DRAWN>
+template <u32 DTYPE>
 __global__ void __launch_bounds__(THREADS, 1) weigh_rows(const __grid_constant__ SamplingBatch batch, const __grid_constant__ Whole whole,
                                                          const __grid_constant__ Division division, bool plans, bool pending) {
-  weigh_rows_of<DTYPE, DRAWN>(batch, whole, division, plans, pending);
+  weigh_rows_of<DTYPE>(batch, whole, division, plans, pending);
 }
 
 __global__ void __launch_bounds__(CHOOSE_THREADS, 4) choose_rows(const __grid_constant__ SamplingBatch batch, const __grid_constant__ Whole whole,
@@ -60,9 +60,8 @@ static cudaError_t launch_a_block_each(u32 rows, u32 threads, size_t bytes, bool
 }
 
 using WeighKernel = void (*)(SamplingBatch, Whole, Division, bool, bool);
-template <bool DRAWN>
 static WeighKernel weigh_kernel(u32 dtype) {
-  return dtype == NUCLEUS_F32 ? weigh_rows<NUCLEUS_F32, DRAWN> : dtype == NUCLEUS_BF16 ? weigh_rows<NUCLEUS_BF16, DRAWN> : weigh_rows<NUCLEUS_F16, DRAWN>;
+  return dtype == NUCLEUS_F32 ? weigh_rows<NUCLEUS_F32> : dtype == NUCLEUS_BF16 ? weigh_rows<NUCLEUS_BF16> : weigh_rows<NUCLEUS_F16>;
 }
 
 // The blocks of a cluster, their slices, and as many clusters as are resident at a time; `room` 0: rows are too long.
@@ -84,8 +83,14 @@ static cudaError_t share_out(const SamplingBatch &batch, WeighKernel kernel, Sha
 }
 
 cudaError_t launch_whole(const SamplingBatch &batch, char *space, bool pending, cudaStream_t stream, Division &division) {
-  WeighKernel kernel = weigh_kernel<false>(batch.dtype);
-  cudaError_t error = allow_shared_memory(kernel);
+  const bool drawn = batch.flags & NUCLEUS_BATCH_ALL_DRAWN, plans = drawn || batch.flags & NUCLEUS_BATCH_NO_EDITS;
+  cudaError_t error = cudaSuccess;
+  if (drawn) {
+    error = launch_draw(batch, pending, stream, division);
+    if (error != cudaSuccess || division.room) return error;
+  }
+  const WeighKernel kernel = weigh_kernel(batch.dtype);
+  error = allow_shared_memory(kernel);
   Shape shape;
   u32 slices = 0;
   if (error == cudaSuccess) error = share_out(batch, kernel, shape, slices);
@@ -94,12 +99,6 @@ cudaError_t launch_whole(const SamplingBatch &batch, char *space, bool pending, 
   // Few clusters where the ways of many rows are tested.
   if (batch.flags & NUCLEUS_BATCH_MANY_ROWS) shape.clusters = (batch.rows + 3) / 4;
   const Whole whole(space, batch.rows);
-  const bool drawn = batch.flags & NUCLEUS_BATCH_ALL_DRAWN, plans = drawn || batch.flags & NUCLEUS_BATCH_NO_EDITS;
-  if (drawn && (batch.rows + shape.clusters - 1) / shape.clusters <= DRAWN_MOST) {
-    kernel = weigh_kernel<true>(batch.dtype);
-    error = allow_shared_memory(kernel);
-    if (error != cudaSuccess) return error;
-  }
   if (!plans) error = launch_a_block_each(batch.rows, THREADS, PREPARE_BYTES, pending, stream, prepare_rows, batch, whole, division, pending);
   if (error != cudaSuccess) return error;
   cudaLaunchAttribute attributes[2];

@@ -1,0 +1,244 @@
+// A row's token from the sums of its runs, by a few warps of the block that they were told to.
+#pragma once
+
+#include "draw.cuh"
+
+namespace nucleus::draw {
+
+constexpr u32 FINISH_THREADS = 32 * FINISH_WARPS, FINISH_BARRIER = 1;
+
+// Inclusive sums over WIDTH lanes.
+template <u32 WIDTH = 32>
+__device__ __forceinline__ u64 prefix_sum(u64 v) {
+#pragma unroll
+  for (u32 step = 1; step < WIDTH; step <<= 1) {
+    const u64 before = __shfl_up_sync(~0u, v, step);
+    v += threadIdx.x % 32 >= step ? before : 0;
+  }
+  return v;
+}
+
+// Where a draw falls: a run of the row.
+struct Fall {
+  u64 total, target, before;  // before: what weighs all that comes before the run
+  u32 first, end;             // ids
+};
+
+template <u32 DTYPE>
+struct Finisher {
+  using P = PartOf<DTYPE>;
+  static constexpr u32 WIDTH = P::WIDTH, EACH = 8, VECTORS = EACH / WIDTH;  // EACH: tokens that a thread reads at once
+
+  const SamplingBatch &batch;
+  const DrawShape &shape;
+  const Turns &turns;
+  DrawState *state;
+  u32 block;
+
+  __device__ __forceinline__ static u32 thread() { return threadIdx.x - THREADS; }
+  __device__ __forceinline__ static void sync() { asm volatile("bar.sync %0, %1;" ::"n"(FINISH_BARRIER), "n"(FINISH_THREADS) : "memory"); }
+  __device__ __forceinline__ void expect() const {
+    if (thread() == 0) arrive_expecting(&state->summed, shape.words() * static_cast<u32>(sizeof(u64)));
+  }
+  // Before a barrier of the cluster.
+  __device__ __forceinline__ void prepare() const {
+    for (u32 turn = thread(); turn < TURNS_MOST; turn += FINISH_THREADS) state->plans[turn].packed = 0;
+    if (thread() != 0) return;
+    init_barrier(&state->summed, 1);
+    for (u32 other = 0; other < MAX_BLOCKS; ++other) init_barrier(&state->freed[other], 1);
+    expect();
+  }
+
+  // What the rows ask for.
+  __device__ __forceinline__ void plan(bool pending) const {
+    const Division division{shape.blocks, shape.room, 1};
+#pragma unroll 1
+    for (u32 turn = thread() / 32; turn < turns.rows; turn += FINISH_WARPS) {
+      const RowPlan row = plan_row_without_edits(batch, division, turns.index(turn), pending);
+      if (threadIdx.x % 32 == 0) state->plans[turn].hold(row);
+    }
+  }
+
+  __device__ __forceinline__ void describe(u32 index) const {
+    constexpr u32 ROW = DescriptionWord::ROW, CONFIG = DescriptionWord::CONFIG, PROGRAM = DescriptionWord::PROGRAM;
+    const u32 request = batch.row[index].request;
+    const u32 *row = reinterpret_cast<const u32 *>(batch.row + index), *config = reinterpret_cast<const u32 *>(batch.configs + request);
+    const u32 *program = reinterpret_cast<const u32 *>(batch.programs + request);
+    u32 *to = reinterpret_cast<u32 *>(&state->description);
+#pragma unroll
+    for (u32 i = thread(); i < ROW + CONFIG + PROGRAM; i += FINISH_THREADS) to[i] = i < ROW ? row[i] : i < ROW + CONFIG ? config[i - ROW] : program[i - ROW - CONFIG];
+    sync();
+    Description &d = state->description;
+    if (d.row.flags & NUCLEUS_ROW_SLOT) {
+      if (thread() == 0) read_slot(batch.slots[d.row.slot], d.config, d.row);
+      sync();
+    }
+  }
+
+  // The run in which the draw falls, to every lane; from the sums of all runs.
+  __device__ __forceinline__ Fall find(u64 uniform) const {
+    const u64 *sums = draw_messages();
+    const u32 lane = threadIdx.x % 32;
+    u64 pairs[RUNS_OF_LANE / 2];
+#pragma unroll
+    for (u32 i = 0; i < RUNS_OF_LANE / 2; ++i) {
+      const ulonglong2 pair = *reinterpret_cast<const ulonglong2 *>(&sums[lane * RUNS_OF_LANE + 2 * i]);
+      pairs[i] = pair.x + pair.y;
+    }
+    static_assert(RUNS_OF_LANE == 8);
+    const u64 of_lane = (pairs[0] + pairs[1]) + (pairs[2] + pairs[3]), through = prefix_sum(of_lane);
+    Fall fall;
+    fall.total = __shfl_sync(~0u, through, 31);
+    fall.target = mulhi64(uniform, fall.total);
+    const u32 from = (__ffs(__ballot_sync(~0u, through > fall.target)) - 1) & 31;
+    const u64 before = __shfl_sync(~0u, through - of_lane, from);
+    // A lane for each of that lane's runs.
+    const u64 own = sums[from * RUNS_OF_LANE + lane % RUNS_OF_LANE], upto = before + prefix_sum<RUNS_OF_LANE>(own);
+    const u32 chosen = (__ffs(__ballot_sync(~0u, upto > fall.target)) - 1) % RUNS_OF_LANE;
+    fall.before = __shfl_sync(~0u, upto - own, chosen);
+    // Which that is: the powers of two that runs are shared out by.
+    const u32 run = from * RUNS_OF_LANE + chosen, bits_of_part = __ffs(shape.sums()) - 1, bits_of_block = bits_of_part + __ffs(shape.warps_of_team()) - 1;
+    const u32 slice = (run >> bits_of_block) * shape.room, part = (run >> bits_of_part & (shape.warps_of_team() - 1)) * shape.span, in_part = (run & (shape.sums() - 1)) * shape.run;
+    fall.first = slice + part + in_part;
+    const u32 end = in_part + shape.run < shape.span ? fall.first + shape.run : slice + part + shape.span, end_of_slice = slice + shape.room;
+    fall.end = end < end_of_slice ? end : end_of_slice;
+    return fall;
+  }
+
+  // EACH tokens from `id` on; -inf from `end` on.
+  __device__ __forceinline__ void read(const Request &r, u32 id, u32 end, float (&x)[EACH]) const {
+    const bool plain = reinterpret_cast<uintptr_t>(r.logits) % 16 == 0 && !r.mask && id + EACH <= batch.row_len;
+    if (plain) {
+      const char *from = static_cast<const char *>(r.logits) + static_cast<u64>(id) * P::SIZE;
+#pragma unroll
+      for (u32 v = 0; v < VECTORS; ++v) P::widen(*reinterpret_cast<const uint4 *>(from + 16 * v), x + v * WIDTH);
+    } else {
+#pragma unroll 1
+      for (u32 e = 0; e < EACH; ++e) {
+        const float one = id + e < end && !(r.mask && !mask_allows(r, id + e)) ? load_logit(r, id + e) : -infinity();
+#pragma unroll
+        for (u32 i = 0; i < EACH; ++i) x[i] = i == e ? one : x[i];
+      }
+    }
+#pragma unroll
+    for (u32 e = 0; e < EACH; ++e) x[e] = id + e < end ? x[e] : -infinity();
+  }
+
+  // The token, of the run in which it is; one thread calls done(id, logit, weight). `meanwhile` is called while logits are on their way.
+  template <class M, class D>
+  __device__ __forceinline__ void draw_from(const Request &r, const Weighing &w, const Fall &fall, M meanwhile, D done) const {
+    const u32 lane = threadIdx.x % 32, end = fall.end < r.limit ? fall.end : r.limit;
+    const DoubleAddends addends(w);
+    u64 before = fall.before;
+#pragma unroll 1
+    for (u32 first = fall.first; first < end; first += EACH * FINISH_THREADS) {
+      const u32 id = first + thread() * EACH;
+      float x[EACH];
+      read(r, id, end, x);
+      if (first == fall.first) meanwhile();
+      u64 q[EACH], mine = 0;
+#pragma unroll
+      for (u32 e = 0; e < EACH; ++e) {
+        DoubleAddends::Sum sum = addends.none();
+        if (addends.serve) addends.add(x[e], sum);
+        q[e] = addends.serve ? addends.taken(sum) : w.q(x[e]);
+      }
+#pragma unroll
+      for (u32 e = 0; e < EACH; ++e) mine += q[e];
+      const u64 through = prefix_sum(mine);
+      if (lane == 31) state->of_warps[thread() / 32] = through;
+      sync();
+      u64 at = before + through - mine;
+#pragma unroll
+      for (u32 i = 0; i < FINISH_WARPS; ++i) {
+        const u64 of_warp = state->of_warps[i];
+        at += i < thread() / 32 ? of_warp : 0;
+        before += of_warp;
+      }
+      if (fall.target >= at && fall.target - at < mine) {
+        u32 chosen = 0;
+        u64 rest = fall.target - at, weight = q[0];
+        float logit = x[0];
+        bool passes = true;
+#pragma unroll
+        for (u32 e = 0; e + 1 < EACH; ++e) {
+          passes &= rest >= q[e];
+          rest -= passes ? q[e] : 0;
+          chosen += passes;
+          weight = passes ? q[e + 1] : weight;
+          logit = passes ? x[e + 1] : logit;
+        }
+        done(id + chosen, logit + 0.0f, weight);
+      }
+      if (fall.target < before) return;
+      sync();
+    }
+  }
+
+  __device__ __forceinline__ void finish(u32 turn) const {
+    const u32 index = turns.index(turn), use = turn >> (__ffs(shape.blocks) - 1);
+    sync();  // the description of the row before is read no more
+    describe(index);
+    const RowPlan plan = state->plans[turn].plan();
+    const Request r = request_of(batch, index, state->description.row, state->description.config, state->description.program);
+    const u64 uniform = uniform_of(r);
+    receive(&state->summed, use & 1);
+    expect();
+    const Fall fall = find(uniform);
+    const u64 largest = draw_messages()[shape.largest_at()];
+    Weighing w;
+    u32 status = NUCLEUS_OK;
+    const u32 key = static_cast<u32>(largest);
+    if (!plan.served()) status = PENDING;
+    else if (key >= INFINITE) status = key == INFINITE ? NUCLEUS_OVERFLOW : NUCLEUS_NAN;
+    else if (!key) status = NUCLEUS_EMPTY;
+    else if (!begin_weighing_by(plan.s, value_of(key), w)) status = NUCLEUS_OVERFLOW;
+    SampledToken *const out = batch.out + index;
+    u64 raw_mass = 0;
+    u32 there = 0;
+    auto read_rest = [&] {
+      const u32 lane = threadIdx.x % 32;
+      u64 mass = 0;
+#pragma unroll 1
+      for (u32 warp = lane; warp < shape.warps(); warp += 32) {
+        mass += draw_messages()[shape.raw_at() + warp];
+        there += static_cast<u32>(draw_messages()[shape.there_at() + warp]);
+      }
+      there = __reduce_add_sync(~0u, there);
+      if (plan.flags & RowPlan::RAW) raw_mass = DeviceWarp{}.sum(mass);
+    };
+    if (status == NUCLEUS_OK) {
+      draw_from(r, w, fall, read_rest, [&](u32 id, float x, u64 q) {
+        Outcome outcome;
+        outcome.token = id;
+        outcome.kept = there;
+        RawSums raw;
+        raw.wanted = plan.flags & RowPlan::RAW;
+        const u32 raw_key = static_cast<u32>(largest >> 32);
+        Weighing unscaled;
+        if (!raw.wanted) {
+          outcome.logprob = processed_logprob(q, fall.total);
+        } else if (raw_key && raw_key < INFINITE && begin_weighing(value_of(raw_key), 1.0f, unscaled)) {
+          unscaled.sums.total = raw_mass;
+          raw = raw_sums_for(value_of(raw_key), unscaled, load_logit(r, id) + 0.0f);
+        }
+        *out = result(outcome, raw, r);
+      });
+    } else if (thread() == 0 && !(plan.flags & RowPlan::SKIPPED)) {
+      Outcome failed;
+      failed.status = status;
+      if (status == PENDING) out->status = PENDING;
+      else *out = result(failed, RawSums{}, r);
+    }
+    if (turn + shape.blocks >= turns.rows) return;
+    sync();  // all have read what was told
+    if (thread() < shape.blocks)
+      asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(address_in(shared_address(&state->freed[block]), thread())) : "memory");
+  }
+  __device__ __forceinline__ void take_turns() const {
+#pragma unroll 1
+    for (u32 turn = block; turn < turns.rows; turn += shape.blocks) finish(turn);
+  }
+};
+
+}  // namespace nucleus::draw

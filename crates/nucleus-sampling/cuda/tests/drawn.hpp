@@ -1,0 +1,141 @@
+// Batches of which every row draws from the whole of its row: the launch for them against the exact path.
+#pragma once
+
+#include <cuda_fp16.h>
+
+#include <cmath>
+#include <random>
+
+#include "corpus.hpp"
+#include "device.hpp"
+
+struct DrawnRows {
+  uint32_t dtype, rows, vocab, row_len;
+  std::vector<SamplingRow> row;
+  std::vector<SamplingConfig> configs;
+  std::vector<SamplingProgram> programs;
+  std::vector<uint32_t> arena{0}, masks;
+  std::vector<char> logits;
+  std::mt19937 random;
+
+  // `beyond`: logits of a row that are no tokens.
+  DrawnRows(uint32_t type, uint32_t count, uint32_t vocab_size, uint32_t beyond)
+      : dtype(type), rows(count), vocab(vocab_size), row_len(vocab_size + beyond), random(count * 31 + vocab_size + type) {
+    fill_logits();
+    masks.resize(2 * mask_words());
+    for (uint32_t &word : masks) word = random() & random();
+    for (uint32_t r = 0; r < rows; ++r) describe(r);
+  }
+  uint32_t mask_words() const { return (vocab + 31) / 32; }
+  float uniform() { return static_cast<float>(random() >> 8) / 16777216.0f; }
+  size_t size() const { return dtype == NUCLEUS_F32 ? 4 : 2; }
+  void put(size_t at, float x) {
+    uint32_t word;
+    std::memcpy(&word, &x, 4);
+    const uint16_t half = dtype == NUCLEUS_BF16 ? static_cast<uint16_t>((word + 0x7FFF + (word >> 16 & 1)) >> 16) : __half_as_ushort(__float2half(x));
+    if (size() == 4) std::memcpy(&logits[at * 4], &x, 4);
+    else std::memcpy(&logits[at * 2], &half, 2);
+  }
+
+  // Rows with peaks and without, of negative logits alone, with tokens that are out, with few tokens, without any, and with NaN or +inf.
+  void fill_logits() {
+    std::normal_distribution<float> normal(0, 1);
+    std::vector<float> base(1 << 16);
+    for (float &x : base) x = normal(random);
+    logits.resize(static_cast<size_t>(rows) * row_len * size());
+    for (uint32_t r = 0; r < rows; ++r) {
+      const uint32_t kind = random() % 12;
+      const float deviation = kind < 3 ? 2.0f : 0.1f + 3 * uniform(), mean = kind == 3 ? -40.0f : 1.0f;
+      const size_t row_at = static_cast<size_t>(r) * row_len;
+      for (uint32_t i = 0; i < row_len; ++i) {
+        float x = deviation * base[(i * 2654435761u + r * 7919) & ((1 << 16) - 1)] + mean;
+        if (kind == 4 && (i / 700) % 3 == r % 3) x = -INFINITY;
+        if (kind == 5 && i % 1000 != r % 5) x = -INFINITY;
+        if (kind == 6 && r % 4 == 0) x = -INFINITY;
+        put(row_at + i, x);
+      }
+      for (uint32_t i = 0; i < 20 && kind < 3; ++i) put(row_at + random() % vocab, 8 + 8 * uniform());
+      if (kind == 7 && r % 3 == 0) put(row_at + random() % vocab, r % 2 ? NAN : INFINITY);
+    }
+  }
+  void describe(uint32_t r) {
+    static const float TEMPERATURES[] = {0.02f, 0.7f, 1.0f, 1.3f, 40.0f};
+    SamplingConfig c = {};
+    c.seed = random();
+    c.vocab_size = vocab;
+    SamplingProgram p = {};
+    if (random() % 4) p.ops[p.len++] = SamplingOp{NUCLEUS_OP_TEMPERATURE, TEMPERATURES[random() % 5], 0};
+    p.ops[p.len++] = SamplingOp{NUCLEUS_OP_DRAW, 0, 0};
+    SamplingRow w = {};
+    w.request = rows - 1 - r;
+    w.position = random() % 1000;
+    w.mask = random() % 5 ? -1 : static_cast<int32_t>(random() % 2);
+    w.flags = (random() % 3 ? NUCLEUS_ROW_PROCESSED : 0) | (random() % 3 ? 0 : NUCLEUS_ROW_UNIFORM) | (random() % 16 ? 0 : NUCLEUS_ROW_PADDING);
+    w.uniform = random() % 3 == 0 ? 0 : random() % 2 ? ~0ull : static_cast<uint64_t>(random()) << 32 | random();
+    row.push_back(w);
+    configs.push_back(c);
+    programs.push_back(p);
+  }
+};
+
+// Counts results that differ, and all of them.
+inline void check_drawn(const DrawnRows &d, uint32_t &results, uint32_t &failures) {
+  DeviceArray<SamplingRow> row(d.row);
+  DeviceArray<SamplingConfig> configs(d.configs);
+  DeviceArray<SamplingProgram> programs(d.programs);
+  DeviceArray<uint32_t> arena(d.arena), masks(d.masks);
+  DeviceArray<char> logits(d.logits), workspace(sampling_workspace_size(d.rows, 0));
+  DeviceArray<SampledToken> out(d.rows);
+  SamplingBatch batch = {};
+  batch.struct_size = sizeof(batch);
+  batch.dtype = d.dtype;
+  batch.rows = d.rows;
+  batch.row_len = batch.row_stride = d.row_len;
+  batch.logits = logits.data;
+  batch.row = row.data;
+  batch.configs = configs.data;
+  batch.programs = programs.data;
+  batch.arena = arena.data;
+  batch.masks = masks.data;
+  batch.mask_stride = batch.mask_words = d.mask_words();
+  batch.out = out.data;
+  auto sample = [&](uint32_t cluster, uint32_t flags) {
+    batch.cluster = cluster;
+    batch.flags = flags;
+    CHECK(cudaMemset(out.data, 0xA5, d.rows * sizeof(SampledToken)));
+    CHECK(cudaMemset(workspace.data, 0x5A, workspace.count));
+    if (int code = launch_advanced_sample_batch(&batch, workspace.data, workspace.count, nullptr)) { std::printf("launch: %d\n", code); std::exit(1); }
+    CHECK(cudaDeviceSynchronize());
+    return out.host();
+  };
+  const std::vector<SampledToken> expected = sample(8, NUCLEUS_BATCH_EXACT);
+  const uint32_t drawn = NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_NO_EDITS | NUCLEUS_BATCH_ALL_DRAWN, many = NUCLEUS_BATCH_MANY_ROWS | NUCLEUS_BATCH_ALL_DRAWN;
+  struct { uint32_t cluster, flags; } ways[] = {{0, drawn}, {0, drawn | NUCLEUS_BATCH_REQUEST_EACH}, {0, many}, {2, many}, {4, many}, {8, many}};
+  for (auto way : ways) {
+    const std::vector<SampledToken> got = sample(way.cluster, way.flags);
+    for (uint32_t r = 0; r < d.rows; ++r) {
+      results += 1;
+      if (same_result(got[r], expected[r], true)) continue;
+      failures += 1;
+      if (failures > 25) continue;
+      std::printf("drawn: type %u, vocabulary %u of %u, row %u of %u, cluster %u, flags %u: token %u, expected %u; kept %u, %u; status %u, %u; logprob %.9g, %.9g; mask %d, flags %u\n", d.dtype,
+                  d.vocab, d.row_len, r, d.rows, way.cluster, way.flags, got[r].token_id, expected[r].token_id, got[r].kept_count, expected[r].kept_count, got[r].status, expected[r].status,
+                  got[r].logprob, expected[r].logprob, d.row[r].mask, d.row[r].flags);
+    }
+  }
+}
+
+inline void check_all_drawn(uint32_t &results, uint32_t &failures) {
+  for (uint32_t dtype : {0u, 1u, 2u}) {
+    for (uint32_t rows : {1u, 13u, 24u, 70u})
+      for (uint32_t vocab : {1u, 5u, 111u, 3001u, 32000u})
+        for (uint32_t beyond : {0u, 3u}) check_drawn(DrawnRows(dtype, rows, vocab, beyond), results, failures);
+    for (uint32_t rows : {3u, 20u, 40u}) {
+      check_drawn(DrawnRows(dtype, rows, 151936, 0), results, failures);
+      check_drawn(DrawnRows(dtype, rows, 151931, 5), results, failures);
+    }
+    check_drawn(DrawnRows(dtype, 140, 151936, 0), results, failures);
+    check_drawn(DrawnRows(dtype, 20, 262144, 0), results, failures);
+    check_drawn(DrawnRows(dtype, 5, NUCLEUS_MAX_VOCAB, 0), results, failures);
+  }
+}
