@@ -18,10 +18,11 @@ __device__ __forceinline__ bool is_common(u32 code, u32 len, u32 first, u32 min_
   return __all_sync(~0u, known) && min_keep <= 1 && !(flags & NUCLEUS_KEEP_TIES);
 }
 
-// Inclusive sums over a warp, as DeviceWarp's, in more instructions and less time.
+// Inclusive sums over a warp, or its first LANES, as DeviceWarp's, in more instructions and less time.
+template <u32 LANES = 32>
 __device__ __forceinline__ u64 prefix_sum(u64 v) {
 #pragma unroll
-  for (u32 step = 1; step < 32; step <<= 1) {
+  for (u32 step = 1; step < LANES; step <<= 1) {
     const u64 before = __shfl_up_sync(~0u, v, step);
     v += threadIdx.x % 32 >= step ? before : 0;
   }
@@ -35,11 +36,16 @@ struct Beginning {
 };
 
 // What top_p and min_p keep of the first `kept` tokens, one at least. x, q: logits and weights of the lane's tokens; from `kept` on they weigh nothing.
-// `largest`: the first one's logit.
-__device__ __forceinline__ Beginning truncate(const SamplingProgram &program, const SlicePlan &plan, float largest, const float (&x)[2], const u64 (&q)[2], u32 kept) {
+// `largest`: the first one's logit. `of_row`: the weight of the row that they are the beginning of, cut by top_p first; 0: they are all there is. None are kept
+// where the cut lies beyond them.
+__device__ __forceinline__ Beginning truncate(const SamplingProgram &program, const SlicePlan &plan, float largest, const float (&x)[2], const u64 (&q)[2], u32 kept, u64 of_row = 0) {
   const u32 lane = threadIdx.x % 32, at = 2 * lane, last = program.len - 1;
   const u64 prefix = prefix_sum(q[0] + q[1]), through[2] = {prefix - q[1], prefix};  // the mass up to and with each token
   u64 total = __shfl_sync(~0u, prefix, 31);
+  if (of_row) {
+    if (!reaches(total, of_row, program.ops[plan.op].threshold)) return Beginning{0, 0};
+    total = of_row;
+  }
   UNROLL_NOT
   for (u32 i = plan.op; i < last; ++i) {
     const SamplingOp op = program.ops[i];

@@ -3,6 +3,7 @@
 
 #include "cut.cuh"
 #include "double_addends.cuh"
+#include "few_chain.cuh"
 
 namespace nucleus {
 
@@ -124,6 +125,44 @@ __device__ __forceinline__ u64 mass_of_listed(const Weighing &w, u32 count) {
   return total;
 }
 
+// What log-probabilities of the row as it came start from.
+struct RawTotal {
+  bool wanted, valid;
+  u32 largest;  // key
+
+  // After a barrier: what any token's log-probability needs, and what one token's does, which is sooner known.
+  __device__ __forceinline__ RawSums sums() const {
+    RawSums raw;
+    raw.wanted = wanted;
+    Weighing w;
+    return weighing(w) ? raw_sums_of(value_of(largest), w) : raw;
+  }
+  __device__ __forceinline__ RawSums sums_for(const Request &r, u32 id) const {
+    RawSums raw;
+    raw.wanted = wanted;
+    Weighing w;
+    return weighing(w) ? raw_sums_for(value_of(largest), w, load_logit(r, id) + 0.0f) : raw;
+  }
+
+ private:
+  __device__ __forceinline__ bool weighing(Weighing &w) const {
+    if (!valid || !begin_weighing(value_of(largest), 1.0f, w)) return false;
+    w.sums.total = shared_state()->raw_total;
+    return true;
+  }
+};
+
+// The sorted list by the usual chain, or its first token, by one warp; false: it is not decided. `of_row`: the row's weight if top_p cuts first.
+__device__ __noinline__ bool choose_by_chain(u32 index, u32 count, u64 of_row, RawTotal raw) {
+  Shared *sh = shared_state();
+  const Request r = RowCall{index, 0, 0, RawSums{}}.request();
+  const SlicePlan plan = plan_of(*sh);
+  Outcome outcome = first_of_order(count ? sh->listed_places[0] : 0);
+  if (!plan.greedy && !run_chain(r, plan, sh->listed_places, sh->listed_weights, count, outcome, of_row)) return false;
+  if (threadIdx.x == 0) sh->batch.out[index] = result(outcome, outcome.status == NUCLEUS_OK ? raw.sums_for(r, outcome.token) : RawSums{}, r);
+  return true;
+}
+
 // What the row has come to: NUCLEUS_OK if it is decided, else PENDING or MANY_KEPT.
 __device__ __forceinline__ u32 choose_token(const SamplingBatch &batch, const Whole &whole, const Division &division, const SlicePlan &own_plan, const Findings &found,
                                             u64 uniform, u32 index) {
@@ -142,18 +181,16 @@ __device__ __forceinline__ u32 choose_token(const SamplingBatch &batch, const Wh
   Weighing w;
   if (plan.weighs() && !maxima.largest) return fail_here(NUCLEUS_EMPTY);
   if (plan.weighs() && !begin_weighing_by(plan.s, value_of(maxima.largest), w)) return fail_here(NUCLEUS_OVERFLOW);
-  if (plan.flags & RowPlan::RAW) {
+  const RawTotal raw{(plan.flags & RowPlan::RAW) != 0, plan.flags & RowPlan::RAW && maxima.raw && maxima.raw < INFINITE, maxima.raw};
+  if (raw.wanted) {
     call.raw.wanted = true;
-    Weighing unscaled;
-    const bool valid = maxima.raw && maxima.raw < INFINITE && begin_weighing(value_of(maxima.raw), 1.0f, unscaled);
     if (threadIdx.x / 32 == CHOOSE_WARPS - 1) {  // while others go on
       u64 sum = 0;
       for (u32 part = threadIdx.x % 32; part < division.warps(); part += 32) sum += whole.raw[static_cast<u64>(index) * ROW_WARPS + part];
-      unscaled.sums.total = DeviceWarp{}.sum(sum);
-      if (threadIdx.x % 32 == 0) sh->raw = valid ? raw_sums_of(value_of(maxima.raw), unscaled) : call.raw;
+      sum = DeviceWarp{}.sum(sum);
+      if (threadIdx.x % 32 == 0) sh->raw_total = sum;
     }
   }
-  auto raw = [&] { return call.raw.wanted ? sh->raw : call.raw; };  // after a barrier
   if (plan.kind == SlicePlan::ALL) {
     const u32 there = __reduce_add_sync(~0u, found.there);
     draw_from_parts(whole, division, r, found, index, batch.row_len, uniform, w, [&](u32 id, float x, u64 total) {
@@ -161,7 +198,7 @@ __device__ __forceinline__ u32 choose_token(const SamplingBatch &batch, const Wh
       outcome.token = id;
       outcome.kept = there;
       outcome.logprob = processed_logprob(w.q(x), total);
-      *call.out() = result(outcome, raw(), r);
+      *call.out() = result(outcome, raw.sums_for(r, id), r);
     });
     return NUCLEUS_OK;
   }
@@ -170,7 +207,7 @@ __device__ __forceinline__ u32 choose_token(const SamplingBatch &batch, const Wh
   // Where more tokens are kept than are listed.
   auto many = [&] {
     if (!maxima.largest || !then_draws(own_plan, sh->program)) return PENDING;
-    if (threadIdx.x == 0) whole.many[index] = ManyKept{total, threshold, own_plan.k, value_of(maxima.largest), raw()};
+    if (threadIdx.x == 0) whole.many[index] = ManyKept{total, threshold, own_plan.k, value_of(maxima.largest), raw.sums()};
     return MANY_KEPT;
   };
   const u32 room = division.places(), own = (found.listed[0] + found.listed[1]) + (found.listed[2] + found.listed[3]);
@@ -187,7 +224,13 @@ __device__ __forceinline__ u32 choose_token(const SamplingBatch &batch, const Wh
     }
   }
   __syncthreads();
+  if (threadIdx.x == 0) {  // all have it
+    sh->row.uniform = uniform;
+    sh->row.flags |= NUCLEUS_ROW_UNIFORM;
+  }
   if (!__all_sync(~0u, fits) || listed > LISTED || (maxima.largest && !listed)) return many();
+  // Flat rows: as many of the heaviest tokens would not do.
+  if (plan.kind == SlicePlan::MASS && !reaches(listed * w.q(value_of(maxima.largest)), total, threshold)) return many();
   // Several threads a warp's list.
   constexpr u32 AHEAD = 4;
   const u32 sharing = CHOOSE_THREADS / division.warps(), from = threadIdx.x / sharing;
@@ -204,13 +247,17 @@ __device__ __forceinline__ u32 choose_token(const SamplingBatch &batch, const Wh
       if (base + i * sharing < count) sh->listed_places[to + base + i * sharing] = place[i];
   }
   __syncthreads();
-  if (plan.kind == SlicePlan::MASS && !reaches(mass_of_listed(w, listed), total, threshold)) return many();
   sort_places<CHOOSE_THREADS>(sh->listed_places, listed);
   if (threadIdx.x < 32) {
-    call.raw = raw();
-    bool decided = true;
-    if (!own_plan.greedy) decided = run_candidates(call, ListCall{sh->listed_places, sh->listed_weights, listed, own_plan.op, plan.temperature, total});
-    else if (threadIdx.x == 0) take_first(call, r, listed ? sh->listed_places[0] : 0);
+    const bool decided = choose_by_chain(index, listed, total, raw);
+    if (threadIdx.x == 0) sh->verdict = decided;
+  }
+  __syncthreads();
+  if (sh->verdict) return NUCLEUS_OK;
+  if (plan.kind == SlicePlan::MASS && !reaches(mass_of_listed(w, listed), total, threshold)) return many();
+  if (threadIdx.x < 32) {
+    call.raw = raw.sums();
+    const bool decided = run_candidates(call, ListCall{sh->listed_places, sh->listed_weights, listed, own_plan.op, plan.temperature, total});
     if (threadIdx.x == 0) sh->verdict = decided;
   }
   __syncthreads();

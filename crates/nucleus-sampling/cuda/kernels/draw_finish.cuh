@@ -1,22 +1,12 @@
 // A row's token from the sums of its runs, by a few warps of the block that they were told to.
 #pragma once
 
+#include "chain.cuh"
 #include "draw.cuh"
 
 namespace nucleus::draw {
 
 constexpr u32 FINISH_THREADS = 32 * FINISH_WARPS, FINISH_BARRIER = 1;
-
-// Inclusive sums over WIDTH lanes.
-template <u32 WIDTH = 32>
-__device__ __forceinline__ u64 prefix_sum(u64 v) {
-#pragma unroll
-  for (u32 step = 1; step < WIDTH; step <<= 1) {
-    const u64 before = __shfl_up_sync(~0u, v, step);
-    v += threadIdx.x % 32 >= step ? before : 0;
-  }
-  return v;
-}
 
 // Where a draw falls: a run of the row.
 struct Fall {

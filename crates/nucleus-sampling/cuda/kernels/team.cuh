@@ -58,8 +58,7 @@ struct Shared : Description {
   u32 sent[MAX_BLOCKS];
   SamplingBatch batch;
   u64 arrived[WARPS];  // mbarriers: the warp's part of the slice is there
-  u64 found_base, told;
-  RawSums raw;
+  u64 found_base, told, raw_total;
   u32 found_bin, told_count, listed, found, kept, verdict, unusual;
 };
 constexpr u32 SHARED_BYTES = (sizeof(Shared) + 127) / 128 * 128;
