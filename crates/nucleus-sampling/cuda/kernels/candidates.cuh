@@ -94,8 +94,8 @@ __device__ __forceinline__ u32 kth_of_threads(u32 key, u32 k) {
   return found;
 }
 
-// As kth_of_groups for larger k: of as many maxima as a block has threads. One barrier of the cluster.
-__device__ __forceinline__ u32 kth_of_many(const DeviceTeam &team, u32 own, u32 k) {
+// Tells every block the largest keys of as many groups of threads as a block has threads. A barrier of the cluster must follow.
+__device__ __forceinline__ void publish_groups(const DeviceTeam &team, u32 *groups, u32 own) {
   u32 blocks = team.blocks;
   UNROLL_NOT
   for (u32 step = blocks / 2; step; step /= 2) {
@@ -103,7 +103,12 @@ __device__ __forceinline__ u32 kth_of_many(const DeviceTeam &team, u32 own, u32 
     own = other > own ? other : own;
   }
   u32 to = threadIdx.x & (blocks - 1), group = team.block * team.share_of(THREADS) + team.share_of(threadIdx.x);
-  *team.in_block(&team.sh->groups[group], to) = own;
+  *team.in_block(&groups[group], to) = own;
+}
+
+// As kth_of_groups for larger k. One barrier of the cluster.
+__device__ __forceinline__ u32 kth_of_many(const DeviceTeam &team, u32 own, u32 k) {
+  publish_groups(team, team.sh->groups, own);
   team.cluster_sync();
   return kth_of_threads(team.sh->groups[threadIdx.x], k);
 }
