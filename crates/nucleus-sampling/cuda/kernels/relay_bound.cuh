@@ -61,14 +61,38 @@ __device__ __forceinline__ float bound_of_threads(float own, u32 k, float &most)
 
 // The keys of the unedited tokens that a row has collected so far, by one warp: those that reach the bound, and new ones.
 struct Follower {
-  static constexpr u32 EACH = FOLLOWED / 32, LEFT_MOST = FOLLOWED - 96, STEP = 12;
+  static constexpr u32 LEFT_MOST = FOLLOWED - 96, STEP = 12;
   Row *row;
   u32 seen = 0, kept = 0;  // tokens looked at; keys of them in `followed`
 
-  // Raises the bound by tokens up to the `found`-th.
+  // A key that at least k of a warp's keys reach, and few more, if `count` of them, all from `low` to `high`, are more than k.
+  template <u32 EACH>
+  __device__ __forceinline__ static u32 bound_of(const u32 (&keys)[EACH], u32 count, u32 low, u32 high, u32 k) {
+    if (k == 1) return high;
+    UNROLL_NOT
+    for (u32 round = 0; round < 6 && count - k > k / 16; ++round) {
+      const u32 step = (high - low) / 4;
+      if (!step) break;
+      // How many reach each of three, side by side.
+      u32 reach = 0;
+#pragma unroll
+      for (u32 i = 0; i < EACH; ++i) reach += (keys[i] >= low + step ? 1 : 0) + (keys[i] >= low + 2 * step ? 1 << 10 : 0) + (keys[i] >= low + 3 * step ? 1 << 20 : 0);
+      static_assert(EACH * 32 < 1 << 10);
+      reach = __reduce_add_sync(~0u, reach);
+      const u32 first = reach & 1023, second = reach >> 10 & 1023, third = reach >> 20;
+      const u32 steps = third >= k ? 3 : second >= k ? 2 : first >= k ? 1 : 0;
+      if (steps) count = steps == 3 ? third : steps == 2 ? second : first;
+      if (steps < 3) high = low + (steps + 1) * step;
+      low += steps * step;
+    }
+    return low;
+  }
+
+  // Raises the bound by tokens up to the `found`-th, 32 * EACH at most.
+  template <u32 EACH>
   __device__ __forceinline__ void follow(u32 found) {
     State *const sh = state();
-    const u32 lane = threadIdx.x % 32, k = row->plan.k, room = FOLLOWED - kept, taken = found - seen < room ? found - seen : room;
+    const u32 lane = threadIdx.x % 32, k = row->plan.k, room = 32 * EACH - kept, taken = found - seen < room ? found - seen : room;
     u32 keys[EACH], most = 0, least = ~0u, count = 0;
 #pragma unroll
     for (u32 i = 0; i < EACH; ++i) {
@@ -90,21 +114,7 @@ struct Follower {
     most = __reduce_max_sync(~0u, most);
     u32 bound = 0;
     if (count >= k) {
-      float low = value_of(__reduce_min_sync(~0u, least)), high = value_of(most);
-      if (k == 1) low = high;
-      UNROLL_NOT
-      for (u32 round = 0; round < 10 && low < high; ++round) {
-        const float middle = 0.5f * low + 0.5f * high;
-        const u32 key = key_of(middle + 0.0f);
-        u32 reach = 0;
-#pragma unroll
-        for (u32 i = 0; i < EACH; ++i) reach += keys[i] >= key;
-        reach = __reduce_add_sync(~0u, reach);
-        if (reach < k) high = middle;
-        else low = middle;
-        if (reach - k <= k / 16) break;
-      }
-      const float threshold = threshold_of(row, low, value_of(most));
+      const float threshold = threshold_of(row, value_of(bound_of(keys, count, __reduce_min_sync(~0u, least), most, k)), value_of(most));
       bound = key_or_none(threshold);
       if (lane == 0) raise_to(row, threshold);
     }
@@ -119,6 +129,11 @@ struct Follower {
     }
     kept = kept < LEFT_MOST ? kept : LEFT_MOST;
     __syncwarp();
+  }
+  __device__ __forceinline__ void follow(u32 found) {
+    constexpr u32 EACH = FOLLOWED / 32;
+    if (kept + (found - seen) <= FOLLOWED / 2) follow<EACH / 2>(found);
+    else follow<EACH>(found);
   }
 };
 
