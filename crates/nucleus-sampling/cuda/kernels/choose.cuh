@@ -153,14 +153,40 @@ struct RawTotal {
 };
 
 // The sorted list by the usual chain, or its first token, by one warp; false: it is not decided. `of_row`: the row's weight if top_p cuts first.
-__device__ __noinline__ bool choose_by_chain(u32 index, u32 count, u64 of_row, RawTotal raw) {
+__device__ __noinline__ bool choose_by_chain(u32 index, u32 count, u64 of_row, RawTotal raw, SlicePlan plan) {
   Shared *sh = shared_state();
   const Request r = RowCall{index, 0, 0, RawSums{}}.request();
-  const SlicePlan plan = plan_of(*sh);
   Outcome outcome = first_of_order(count ? sh->listed_places[0] : 0);
   if (!plan.greedy && !run_chain(r, plan, sh->listed_places, sh->listed_weights, count, outcome, of_row)) return false;
   if (threadIdx.x == 0) sh->batch.out[index] = result(outcome, outcome.status == NUCLEUS_OK ? raw.sums_for(r, outcome.token) : RawSums{}, r);
   return true;
+}
+
+// Sorts the list, descending, by counting larger keys of 32 bits: logits, or logits of 16 bits with a part of the id; tokens of one key, which take one place
+// then, by counting places. `shorts`: every logit has 16 bits. Barriers precede and follow.
+__device__ __forceinline__ void sort_listed(u32 count, bool shorts) {
+  Shared *sh = shared_state();
+  constexpr u32 AT_ONCE = 2, FREE = 13;  // FREE: bits that are the same in all logits of 16 bits, once widened
+  static_assert(NUCLEUS_MAX_VOCAB <= 1u << 19);
+  const u32 t = threadIdx.x, padded = (count + AT_ONCE - 1) / AT_ONCE * AT_ONCE;
+  u32 *keys = reinterpret_cast<u32 *>(sh->listed_weights);
+  const u64 own = t < count ? sh->listed_places[t] : 0;
+  u32 key = static_cast<u32>(own >> 32);
+  if (shorts && own) key = (key & ~0u << FREE) | (static_cast<u32>(own) >> (19 - FREE) & ~(~0u << FREE));
+  keys[t] = key;
+  __syncthreads();
+  u32 rank = 0;
+#pragma unroll 8
+  for (u32 i = 0; i < padded; i += AT_ONCE) {
+    const uint2 other = *reinterpret_cast<const uint2 *>(keys + i);
+    rank += (other.x > key) + (other.y > key);
+  }
+  if (t < count) sh->listed_places[rank] = own;
+  __syncthreads();
+  if (!__syncthreads_or(t < count && sh->listed_places[rank] != own)) return;
+  if (t < count) sh->listed_places[t] = own;
+  __syncthreads();
+  sort_places<CHOOSE_THREADS>(sh->listed_places, count);
 }
 
 // What the row has come to: NUCLEUS_OK if it is decided, else PENDING or MANY_KEPT.
@@ -247,9 +273,11 @@ __device__ __forceinline__ u32 choose_token(const SamplingBatch &batch, const Wh
       if (base + i * sharing < count) sh->listed_places[to + base + i * sharing] = place[i];
   }
   __syncthreads();
-  sort_places<CHOOSE_THREADS>(sh->listed_places, listed);
+  const bool shorts = batch.dtype != NUCLEUS_F32;
+  if (listed > CHOOSE_THREADS || (shorts && plan.edited)) sort_places<CHOOSE_THREADS>(sh->listed_places, listed);
+  else sort_listed(listed, shorts);
   if (threadIdx.x < 32) {
-    const bool decided = choose_by_chain(index, listed, total, raw);
+    const bool decided = choose_by_chain(index, listed, total, raw, own_plan);
     if (threadIdx.x == 0) sh->verdict = decided;
   }
   __syncthreads();

@@ -7,6 +7,7 @@
 namespace nucleus {
 
 constexpr u32 SUMS = 2;  // of a lane, to which its tokens are added in turn
+constexpr u32 FEW_LANES = 4;
 
 // Sums of up to 2^54 each, by two sums of 27 bits.
 __device__ __forceinline__ u64 sum_of_lanes(u64 v) {
@@ -20,6 +21,7 @@ struct SeenPart {
   u32 of_half;   // the same of this half of the lanes, where it is asked for
   u32 count;     // tokens that are there
   float lowest;  // no logit is below it
+  i32 of_lane;   // the largest logit of this lane, as a signed word: below 0 if all are negative, or there is none
 };
 
 template <u32 DTYPE>
@@ -120,6 +122,7 @@ struct PartOf {
     if (SIZE == 2) low = low >> 16 > (low & 0xFFFFu) ? low >> 16 : low & 0xFFFFu;
     low = __reduce_max_sync(~0u, low);
     i32 most = signed_of(high);
+    const i32 of_lane = most;
     if (halves) {
 #pragma unroll
       for (u32 step = 8; step; step /= 2) {
@@ -127,7 +130,7 @@ struct PartOf {
         most = other > most ? other : most;
       }
     } else most = __reduce_max_sync(~0u, most);
-    SeenPart seen{0, 0, all, low & 1u << (8 * SIZE - 1) ? widened(low) : 0.0f};
+    SeenPart seen{0, 0, all, low & 1u << (8 * SIZE - 1) ? widened(low) : 0.0f, of_lane};
     if (low > OUT || __any_sync(~0u, most > static_cast<i32>(TOO_LARGE))) {
       seen.key = seen.of_half = UNUSUAL;
       return seen;
@@ -200,10 +203,28 @@ struct PartOf {
     return addends.reach(lowest) ? mass<false>(part, addends) : mass<true>(part, addends);
   }
 
-  // Lists the tokens that reach the threshold, which is finite; returns how many, those beyond the `most` that there is room for too.
-  __device__ __forceinline__ u32 list(const Word *part, float threshold, u64 *places, u32 most) const {
+  // Lists the tokens that reach the threshold, which is finite; returns how many, those beyond the `most` that there is room for too. `of_lane`: SeenPart's.
+  __device__ __forceinline__ u32 list(const Word *part, float threshold, i32 of_lane, u64 *places, u32 most) const {
     const u32 lane = threadIdx.x % 32;
     u32 listed = 0;
+    // Most often few lanes have such tokens: then all lanes look at one lane's.
+    u32 lanes = __ballot_sync(~0u, of_lane >= 0 ? widened(static_cast<u32>(of_lane)) >= threshold : threshold < 0.0f);
+    if (__popc(lanes) <= FEW_LANES) {
+#pragma unroll 1
+      for (; lanes; lanes &= lanes - 1) {
+        const u32 of = (__ffs(lanes) - 1) * WIDTH + lane % WIDTH;
+#pragma unroll 1
+        for (u32 at = 0; at < count; at += 32 / WIDTH * STEP) {
+          const u32 i = at + lane / WIDTH * STEP + of;
+          const float x = i < count ? one(part, i) : -infinity();
+          const bool reaches = x >= threshold;
+          const u32 there = __ballot_sync(~0u, reaches), to = listed + __popc(there & ((1u << lane) - 1));
+          if (reaches && to < most) places[to] = place_of(x + 0.0f, first + i);
+          listed += __popc(there);
+        }
+      }
+      return listed;
+    }
 #pragma unroll 1
     for (u32 at = 0; at < count; at += UNIT) {
       u32 reach = 0;

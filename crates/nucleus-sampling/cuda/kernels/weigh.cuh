@@ -235,7 +235,7 @@ struct Weigher {
     const u32 lane = threadIdx.x % 32;
     const u32 most = division.places();
     u64 *places = whole.places + static_cast<u64>(index) * ROW_PLACES + own * most;
-    u32 listed = part.list(memory, threshold, places, most);
+    u32 listed = part.list(memory, threshold, row.seen.of_lane, places, most);
     if constexpr (APART) {
       UNROLL_NOT
       for (u32 base = 0; base < row.edits.count; base += 32) {

@@ -2,7 +2,7 @@
 // the ways of more rows; logits and rows that are written late; rows so far apart that their elements' indices need more than 32 bits; then rows without peaks,
 // and rows that are drawn from as a whole.
 // Usage: gpu_test CORPUS [LARGEST VOCABULARY [PART [ROUNDS [STREAMS]]]]
-//   PART: `all`; `drawn`, which takes no corpus's batch; for tools that are slow, and to be repeated, `top`, `processed`, `late`, `crowds`, or a cluster and flags such as `0,8`, and copies of each batch: `0,52,3`
+//   PART: `all`; `flat` and `drawn`, which take no corpus's batch; for tools that are slow, and to be repeated, `top`, `processed`, `late`, `crowds`, or a cluster and flags such as `0,8`, and copies of each batch: `0,52,3`
 //   ROUNDS: how often a part is gone through
 //   STREAMS: so many threads go through it at once, each with a stream of its own
 #include <cuda_fp16.h>
@@ -305,18 +305,18 @@ int main(int argc, char **argv) {
       }
     }
   };
+  const bool flat = part && !std::strcmp(part, "flat"), drawn = part && !std::strcmp(part, "drawn"), corpus = !flat && !drawn;
   std::vector<std::thread> threads;
-  for (uint32_t i = 1; part && std::strcmp(part, "drawn") && i < streams; ++i)
+  for (uint32_t i = 1; part && corpus && i < streams; ++i)
     threads.emplace_back([&] {
       cudaStream_t stream;
       CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
       go_through(stream);
     });
-  const bool drawn = part && !std::strcmp(part, "drawn");
-  if (!drawn) go_through(nullptr);
+  if (corpus) go_through(nullptr);
   for (std::thread &thread : threads) thread.join();
   uint32_t flat_results = 0, drawn_results = 0, more_failures = 0;
-  if (!part) check_all_flat(flat_results, more_failures);
+  if (!part || flat) check_all_flat(flat_results, more_failures);
   if (!part || drawn) check_all_drawn(drawn_results, more_failures);
   failures += more_failures;
   std::printf("%u results, %u of flat rows, %u of drawn rows, %u top tokens, %u differ, %u not drawn; far rows in %s%s%s\n", results.load(), flat_results, drawn_results, top_results.load(), failures.load(), others.load(),
