@@ -1,8 +1,8 @@
 // Products with matrices: right within bounds, the same bits in every batch, and how long they take.
 //
-//     linear_test [correct] [bits] [small] [tiny] [times [TYPE] [PRODUCT] [ROWS…]]
+//     linear_test [correct] [bits] [small] [tiny [TYPE…]] [wide [TYPE…]] [times [TYPE] [PRODUCT] [ROWS…]]
 //
-// small and tiny are for tools that slow a program down: tiny a thousandfold.
+// small is for tools that slow a program down; tiny and wide are for those that do so a thousandfold, a type at a time.
 //
 // Built with linear.cu. The reference multiplies the weights that a file's blocks mean in float64, on the host.
 #include <cstring>
@@ -166,19 +166,24 @@ void correct(bool small) {
   }
 }
 
-// Each kernel, with several sections and in clusters.
-void tiny() {
+// Products of one shape with each number of rows that has a kernel of its own.
+void each_kernel(const std::vector<std::string> &types, uint32_t outputs, uint32_t inputs) {
   for (const Type &type : test::TYPES) {
-    Matrix matrix(type, 40, 1280, 4);
+    if (!types.empty() && std::find(types.begin(), types.end(), type.name) == types.end()) continue;
+    Matrix matrix(type, outputs, inputs, 4);
     Held held(matrix);
     Errors worst;
-    for (uint32_t rows : {3u, 12u, 40u}) {
+    for (uint32_t rows : {3u, 12u, 24u, 40u}) {
       std::vector<float> x = activations(rows, matrix.inputs, rows);
       worst.of_magnitudes = std::max(worst.of_magnitudes, errors(matrix, x, rows, {}, run_one(x, rows, held)).of_magnitudes);
     }
     expect(worst.of_magnitudes <= bound_of(type), "%s: error %g of the magnitudes", type.name, worst.of_magnitudes);
   }
 }
+// Several sections, in clusters.
+void tiny(const std::vector<std::string> &types) { each_kernel(types, 40, 1024); }
+// So many outputs that blocks take many of them, of one section.
+void wide(const std::vector<std::string> &types) { each_kernel(types, 132 * 128 + 40, 256); }
 
 // A row with what is not finite says so, and leaves its neighbours alone.
 void not_finite() {
@@ -407,7 +412,12 @@ int main(int count, char **arguments) {
     std::string what = arguments[i];
     if (what == "correct") correct(false), not_finite(), refusals(), together();
     if (what == "small") correct(true), not_finite(), together(), bits(true);
-    if (what == "tiny") tiny();
+    if (what == "tiny" || what == "wide") {
+      std::vector<std::string> types;
+      while (i + 1 < count && std::any_of(std::begin(test::TYPES), std::end(test::TYPES), [&](const Type &type) { return !std::strcmp(type.name, arguments[i + 1]); })) types.push_back(arguments[++i]);
+      if (what == "tiny") tiny(types);
+      else wide(types);
+    }
     if (what == "bits") bits(false), large();
     if (what == "times") {
       std::vector<std::string> only;

@@ -21,6 +21,16 @@ struct Cluster {
     if (blocks() > 1) asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
     else __syncthreads();
   }
+  // The same where only so many threads of each block are left, by the block's barrier of that number.
+  template <uint32_t BARRIER, uint32_t THREADS>
+  __device__ __forceinline__ void meet() const {
+    if (blocks() > 1) {
+      arrive();
+      wait();
+    } else {
+      asm volatile("barrier.sync %0, %1;" ::"n"(BARRIER), "n"(THREADS) : "memory");
+    }
+  }
   // Nobody leaves while others read from its shared memory.
   __device__ __forceinline__ void leave() const {
     if (blocks() > 1) asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");

@@ -12,6 +12,8 @@
 
 namespace nucleus::linear {
 
+constexpr uint32_t TOTALS_ADDED = 14;  // the block's barrier of that name
+
 // Of a multiprocessor, for one block.
 constexpr uint32_t TILE_SHARED_BYTES = 227 * 1024;
 
@@ -72,8 +74,7 @@ struct TileTotals {
   __device__ __forceinline__ void store(const Call &call, const Tile &tile, const Cluster &cluster) const {
     const uint32_t output = threadIdx.x % OUTPUTS, sections = tile.in_cluster ? sections_of(call.inputs).count : 1;
     const uint32_t block_sections = div_up(sections, cluster.blocks());
-    cluster.arrive();
-    cluster.wait();
+    cluster.template meet<TOTALS_ADDED, THREADS>();
     if (threadIdx.x < THREADS && tile.first_panel + output / PANEL < call.panels()) {
       const Panel panel = panel_of<W>(call, tile.first_panel + output / PANEL);
       const uint32_t first_row = tile.row_tile * ROWS, rows = min(ROWS, call.rows - first_row);
