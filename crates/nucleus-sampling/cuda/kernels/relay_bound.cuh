@@ -68,7 +68,6 @@ struct Follower {
   // A key that at least k of a warp's keys reach, and few more, if `count` of them, all from `low` to `high`, are more than k.
   template <u32 EACH>
   __device__ __forceinline__ static u32 bound_of(const u32 (&keys)[EACH], u32 count, u32 low, u32 high, u32 k) {
-    if (k == 1) return high;
     UNROLL_NOT
     for (u32 round = 0; round < 6 && count - k > k / 16; ++round) {
       const u32 step = (high - low) / 4;
@@ -130,6 +129,15 @@ struct Follower {
     kept = kept < LEFT_MOST ? kept : LEFT_MOST;
     __syncwarp();
   }
+  // The same where one token tells a bound: up to the first that is not written yet.
+  __device__ __forceinline__ void follow_largest(u32 found) {
+    const u32 lane = threadIdx.x % 32, left = found - seen < 32 ? found - seen : 32;
+    const u64 place = lane < left ? *static_cast<const volatile u64 *>(&row->places[seen + lane]) : 0;
+    const u32 missing = __ballot_sync(~0u, lane < left && !place);
+    seen += missing ? __ffs(missing) - 1 : left;
+    const u32 key = __reduce_max_sync(~0u, row->plan.edits && row->marked(id_at(place)) ? 0 : static_cast<u32>(place >> 32));
+    if (key && lane == 0) raise_to(row, threshold_of(row, value_of(key), value_of(key)));
+  }
   __device__ __forceinline__ void follow(u32 found) {
     constexpr u32 EACH = FOLLOWED / 32;
     if (kept + (found - seen) <= FOLLOWED / 2) follow<EACH / 2>(found);
@@ -150,7 +158,9 @@ __device__ __forceinline__ void follow_rows(const SamplingBatch &batch) {
     while (!__any_sync(~0u, is_over(&sh->read[at], parity))) {
       u32 found = *static_cast<volatile u32 *>(&follower.row->found);
       found = __shfl_sync(~0u, found < COLLECT_MOST ? found : COLLECT_MOST, 0);
-      if (found >= follower.seen + Follower::STEP && found >= follower.row->plan.k) follower.follow(found);
+      const u32 k = follower.row->plan.k;
+      if (k == 1 && found > follower.seen) follower.follow_largest(found);
+      else if (k > 1 && found >= follower.seen + Follower::STEP && found >= k) follower.follow(found);
       else __nanosleep(100);
     }
     if (threadIdx.x % 32 == 0) arrive(&sh->followed_to_end[at]);
