@@ -13,6 +13,8 @@ constexpr u32 TURNS = 4;
 struct alignas(128) WeighState {
   u32 maxima[TURNS][ROW_WARPS];
   u64 told[TURNS];                   // mbarriers: all warps of the cluster have sent theirs
+  u64 found[TURNS];                  // mbarriers: the bound is there
+  u32 bounds[TURNS];                 // of rows' first tokens, as keys
   u64 arrived[SLICES_MOST * WARPS];  // mbarriers: the warp's part of the slice is there
 };
 static_assert(232448 / 2 / THREADS / SUMS + 8 <= 128, "what the sums of a lane hold of a slice");
@@ -38,6 +40,7 @@ struct Exchange {
   __device__ __forceinline__ void prepare() const {
     for (u32 turn = 0; turn < TURNS; ++turn) {
       if (threadIdx.x == 0) init_barrier(&state->told[turn], 1);
+      if (threadIdx.x == 0) init_barrier(&state->found[turn], 1);
       if (threadIdx.x == 0) expect(turn);
       for (u32 at = count() + threadIdx.x; at < ROW_WARPS; at += 32) state->maxima[turn][at] = 0;  // of warps that are not there
     }
@@ -138,6 +141,7 @@ struct Weigher {
   P part;
   u32 own;  // this warp's place in the row
   Exchange exchange;
+  u32 bounds = 0;  // that were found so far
 
   __device__ __forceinline__ const void *logits_of(u32 index) const {
     return static_cast<const char *>(batch.logits) + index * batch.row_stride * P::SIZE;
@@ -200,6 +204,17 @@ struct Weigher {
     Weighing w;
     const bool weighs = plan.weighs();
     if (largest && largest < INFINITE && (!weighs || begin_weighing_by(plan.s, value_of(largest), w))) {
+      // A warp of each block, each in turn, finds the bound; the others need it when they have weighed.
+      const bool bounded = plan.kind != SlicePlan::ALL && plan.k != 1;
+      WeighState *const state = exchange.state;
+      const u32 turn = bounds % TURNS, parity = bounds / TURNS & 1;
+      if (bounded && bounds++ % WARPS == threadIdx.x / 32) {
+        const u32 found = exchange.reached_by(plan.k);
+        if (lane == 0) {
+          state->bounds[turn] = found;
+          arrive(&state->found[turn]);
+        }
+      }
       if (weighs) {
         u64 own = part.mass(memory, w, row.seen.lowest);
         if (APART && plan.edited)
@@ -209,7 +224,8 @@ struct Weigher {
         mass = sum_of_lanes(own);
       }
       if (plan.kind != SlicePlan::ALL) {
-        const u32 bound = plan.k == 1 ? largest : exchange.reached_by(plan.k);
+        if (bounded) wait_for_copy(&state->found[turn], parity);
+        const u32 bound = bounded ? state->bounds[turn] : largest;
         float threshold = bound ? value_of(bound) : -infinity();
         if (plan.kind == SlicePlan::ABOVE) threshold = fminf(threshold, fmaf(plan.temperature, plan.arg, value_of(largest)));
         threshold = fmaxf(threshold, float_of(0xFF7FFFFFu));  // tokens at -inf are out
