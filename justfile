@@ -64,6 +64,7 @@ cuda-toolkit:
 test-gpu:
     cargo test -p nucleus-sampling --features cuda --test cuda -- --include-ignored
     cargo test -p nucleus-engine --features cuda --test fixtures --test invariance --test device -- --ignored --nocapture
+    cargo test -p nucleus-engine --features cuda --test device_memory -- --ignored --nocapture
     cargo test --features cuda --test device_lost -- --ignored --nocapture
 
 # The sampler's tests on aarch64 with NEON, emulated. Needs `rustup target add aarch64-unknown-linux-musl` and qemu-aarch64.

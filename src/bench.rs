@@ -11,7 +11,7 @@ use nucleus_engine::generate::{EngineOptions, Generation, Request};
 use nucleus_engine::models::{BLOCK_SIZE, Device};
 use nucleus_engine::sequence::Completion;
 #[cfg(feature = "cuda")]
-use nucleus_sampling::cuda::{CudaOptions, CudaSampler, PlacedRow, SlotRow};
+use nucleus_sampling::cuda::{CudaOptions, CudaSampler, PlacedRow, SlotEnd, SlotRow};
 use nucleus_sampling::{
     Counter, LogitsRow, MAX_VOCAB, Purpose, Row, Sampler, SamplerState, SamplingParams, VocabInfo,
     uniform,
@@ -282,7 +282,7 @@ fn sample_on(device: Device, vocab_size: u32) -> anyhow::Result<Vec<Sampling>> {
         let state = SamplerState::new(&params, &history(vocab_size));
         let mut rows = Vec::with_capacity(most);
         for slot in 0..most as u32 {
-            sampler.restore_slot(slot, &state)?;
+            sampler.restore_slot(slot, &state, SlotEnd::default())?;
             let row = SlotRow {
                 commit: false,
                 ..SlotRow::new(slot, &params)

@@ -235,7 +235,8 @@ pub struct DeviceMemory {
 fn longest_sequence(model: &dyn Model) -> usize {
     let layout = model.kv_layout();
     let cached = layout.blocks.saturating_mul(layout.block_size);
-    model.spec().context_length.min(cached)
+    // One that nobody sees is drawn after a prompt that fills the cache.
+    model.spec().context_length.min(cached.saturating_add(1))
 }
 
 /// How busy an engine is.
@@ -352,7 +353,8 @@ impl Engine {
     ) -> Result<(Self, EngineThread), EngineError> {
         let options = options.on(model.compute());
         let tokens = longest_sequence(&*model);
-        let drawing = Drawing::of(model.compute(), options.max_running, tokens)?;
+        let ends = tokenizer.end_of_generation();
+        let drawing = Drawing::of(model.compute(), options.max_running, tokens, ends)?;
         let (engine, worker) = Self::new(model, drawing, tokenizer, options);
         let shared = Arc::clone(&engine.shared);
         let thread = std::thread::Builder::new()

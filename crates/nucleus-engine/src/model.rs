@@ -52,10 +52,10 @@ pub const PENDING: u32 = u32::MAX;
 /// The tokens that the step before has drawn, where they lie.
 #[derive(Debug, Clone, Copy)]
 pub enum DrawnTokens<'a> {
-    /// In host memory.
-    Host(&'a [u32]),
+    /// In host memory; none where the sequence has ended with what was drawn.
+    Host(&'a [Option<u32>]),
     /// In a device's memory, written by work that precedes on the model's stream. A row that failed holds [`PENDING`]: the model runs
-    /// any token in its place, and what comes of it is not used.
+    /// any token in its place, and what comes of it is not used. A row whose sequence has ended says so.
     #[cfg(feature = "cuda")]
     Device(DeviceTokens),
 }
@@ -227,7 +227,8 @@ pub trait Model: Send {
     }
 
     /// [`Model::forward`] before the host knows what the step before has drawn: where `rows[i]` is a number, the only token of chunk `i`
-    /// is [`PENDING`], and is the one of that number among `tokens`.
+    /// is [`PENDING`], and is the one of that number among `tokens`. Where a sequence has ended with that, the chunk writes nothing into its blocks, and
+    /// its logits mean nothing.
     fn forward_ahead(
         &mut self,
         chunks: &[Chunk<'_>],

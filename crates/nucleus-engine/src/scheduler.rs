@@ -11,6 +11,9 @@
 //! it waits until they are in the cache, is sampled from the same logits, and shares all blocks, the last one, which is not
 //! full, among them. Whoever writes into a shared block first copies it.
 //!
+//! What was found may be of no use, without anybody having looked at a row that follows from it: who goes wrong by it is computed again, by itself
+//! ([`Scheduler::recompute`]).
+//!
 //! A step may be scheduled before it is known what the one before has drawn: a sequence's newest token is [`PENDING`] then, until
 //! [`Scheduler::grown`] says which it is.
 
@@ -129,6 +132,7 @@ struct Waiting {
     tokens: Vec<u32>,
     capacity: usize,
     alone: bool,
+    found: bool,
 }
 
 #[derive(Debug)]
@@ -139,6 +143,8 @@ struct Running {
     /// Most tokens that there will be.
     capacity: usize,
     alone: bool,
+    /// Whether some of them were computed for others, and no row that follows from them has been looked at.
+    found: bool,
     /// Tokens whose keys and values are in the cache.
     computed: usize,
     /// Those of them that can be trusted: a row that is NaN, of which the scheduler hears later, leaves NaN in the cache.
@@ -212,6 +218,7 @@ impl Scheduler {
             tokens: arrival.prompt,
             capacity: arrival.capacity,
             alone: arrival.alone,
+            found: false,
         });
         self.waiting.extend(waiting);
         Ok(())
@@ -250,14 +257,18 @@ impl Scheduler {
     /// be before the sequence has run again and the next token is recorded.
     pub fn grown(&mut self, id: SequenceId, token: u32) {
         let at = self.position(id);
-        let tokens = match at {
-            Some(at) => &mut self.running[at].tokens,
+        let (tokens, found) = match at {
+            Some(at) => {
+                let running = &mut self.running[at];
+                (&mut running.tokens, &mut running.found)
+            }
             // It was evicted while its token was pending.
             None => match self.waiting.iter_mut().find(|waiting| waiting.id == id) {
-                Some(waiting) => &mut waiting.tokens,
+                Some(waiting) => (&mut waiting.tokens, &mut waiting.found),
                 None => return,
             },
         };
+        *found &= token == PENDING;
         match tokens.last_mut() {
             Some(last) if *last == PENDING => *last = token,
             _ => tokens.push(token),
@@ -283,9 +294,46 @@ impl Scheduler {
     /// [`remove`](Self::remove) for a sequence that went wrong: what it left in the cache is not used again.
     pub fn discard(&mut self, id: SequenceId) -> bool {
         if let Some(at) = self.position(id) {
-            self.pool.forget(&self.running[at].blocks);
+            let running = &mut self.running[at];
+            // Whoever follows it goes on from there.
+            running.found = true;
+            self.pool.forget(&running.blocks);
         }
         self.remove(id)
+    }
+
+    /// Takes a sequence that went wrong back to its tokens, if what it found in the cache may be the cause: it is computed again, by itself, and what
+    /// it had is not used again. A token of it that is pending will not come. Tells who does not run any more, because the blocks were needed; `None`
+    /// if it found nothing, or a row that followed from it was right.
+    pub fn recompute(&mut self, id: SequenceId) -> Option<Vec<SequenceId>> {
+        let Some(at) = self.position(id) else {
+            let is_it = |waiting: &&mut Waiting| waiting.id == id && waiting.found;
+            let waiting = self.waiting.iter_mut().find(is_it)?;
+            (waiting.found, waiting.alone) = (false, true);
+            waiting.tokens.pop_if(|last| *last == PENDING);
+            return Some(Vec::new());
+        };
+        let running = &mut self.running[at];
+        if !running.found {
+            return None;
+        }
+        (running.found, running.alone) = (false, true);
+        running.tokens.pop_if(|last| *last == PENDING);
+        (running.computed, running.sound) = (0, 0);
+        (running.recorded, running.content) = (0, None);
+        let needed = kv_cache::blocks_for(running.tokens.len(), self.block_size);
+        let blocks = std::mem::take(&mut running.blocks);
+        self.pool.forget(&blocks);
+        self.pool.free(&blocks);
+        let mut evicted = Vec::new();
+        while at < self.running.len() {
+            if let Some(blocks) = self.pool.allocate(needed) {
+                self.running[at].blocks = blocks;
+                break;
+            }
+            evicted.extend(self.evict_last());
+        }
+        Some(evicted)
     }
 
     /// Sequences that run.
@@ -368,13 +416,16 @@ impl Scheduler {
             tokens: evicted.tokens,
             capacity: evicted.capacity,
             alone: evicted.alone,
+            found: evicted.found,
         });
         Some(evicted.id)
     }
 
     fn admit(&mut self) {
         while self.running.len() < self.limits.running {
-            let Some(next) = self.waiting.pop_front() else {
+            // Whose token is pending can run when it has come.
+            let is_known = |next: &mut Waiting| next.tokens.last() != Some(&PENDING);
+            let Some(next) = self.waiting.pop_front_if(is_known) else {
                 return;
             };
             match self.place(next) {
@@ -394,6 +445,7 @@ impl Scheduler {
             tokens,
             capacity,
             alone,
+            found,
         } = next;
         let same = |running: &&Running| running.follows.is_none() && running.tokens == tokens;
         let leader = self.running.iter().find(same).filter(|_| !alone);
@@ -413,6 +465,7 @@ impl Scheduler {
                 tokens,
                 capacity,
                 alone,
+                found,
             });
         };
         self.counters.admitted_tokens += tokens.len() as u64;
@@ -422,6 +475,7 @@ impl Scheduler {
             tokens,
             capacity,
             alone,
+            found: hits > 0,
             computed: hits * self.block_size,
             sound: hits * self.block_size,
             blocks,
@@ -522,6 +576,7 @@ impl Scheduler {
         let leader = &self.running[leader];
         let (computed, sound) = (leader.computed, leader.sound);
         let (recorded, content) = (leader.recorded, leader.content);
+        let found = leader.found;
         let blocks = leader.blocks.clone();
         self.pool.share(&blocks);
         self.counters.reused_tokens += computed as u64;
@@ -529,6 +584,7 @@ impl Scheduler {
         follower.blocks = blocks;
         follower.computed = computed;
         follower.sound = sound;
+        follower.found = found;
         follower.recorded = recorded;
         follower.content = content;
         follower.follows = None;
@@ -550,6 +606,7 @@ impl Scheduler {
         heir.blocks = gone.blocks;
         heir.computed = gone.sound;
         heir.sound = gone.sound;
+        heir.found = gone.found;
         heir.recorded = gone.recorded;
         heir.content = gone.content;
     }
@@ -561,10 +618,12 @@ impl Scheduler {
         self.position(id).is_some()
     }
 
-    /// Who came first, and how many of its tokens are in the cache.
-    pub(crate) fn oldest(&self) -> Option<(SequenceId, usize)> {
-        let running = self.running.first().map(|first| (first.id, first.computed));
-        running.or_else(|| self.waiting.front().map(|first| (first.id, 0)))
+    /// Who came first, how many of its tokens are in the cache, and whether it is computed by itself.
+    pub(crate) fn oldest(&self) -> Option<(SequenceId, usize, bool)> {
+        let running = self.running.first();
+        let running = running.map(|first| (first.id, first.computed, first.alone));
+        let waiting = self.waiting.front();
+        running.or_else(|| waiting.map(|first| (first.id, 0, first.alone)))
     }
 
     /// Checks what must hold between two steps, for sequences whose ids are in order of arrival.

@@ -236,6 +236,16 @@ impl Sequence {
         self.logprobs
     }
 
+    /// The most tokens that there can be, prompt and output; one is drawn, and seen by nobody, if no output is wanted.
+    pub(crate) fn capacity(&self) -> usize {
+        self.prompt_len + self.max_tokens.max(1)
+    }
+
+    /// The request's own tokens that end it.
+    pub(crate) fn stop_token_ids(&self) -> &[u32] {
+        &self.stop_token_ids
+    }
+
     /// Whether the logits that the next token is drawn from are wanted.
     pub(crate) fn wants_logits(&self) -> bool {
         self.first_logits && self.tokens.len() == self.prompt_len

@@ -14,13 +14,14 @@ pub enum Fault {
     Error,
     /// The forward pass panics.
     Panic,
-    /// The keys and values of the chunk at this place, modulo their number, are NaN if it wants logits, and so are all logits that follow from
-    /// them.
+    /// The keys and values of the chunk at this place, modulo their number, are NaN, and so are all logits that follow from them.
     NanRow(usize),
     /// There is no memory for steps of more than so many tokens, until one is smaller or ends a request.
     OutOfMemory(usize),
     /// There is no memory to give a sequence a slot of the device's sampler, once.
     NoSlot,
+    /// There is no memory for a draw on the device, once, of which some has happened.
+    NoDraw,
     /// The device is lost in the forward pass.
     DeviceLost,
     /// The device is lost before the tokens of a step have come.
@@ -156,13 +157,59 @@ impl ScriptedModel {
         }
     }
 
-    fn read_out(&mut self, chunk: &Chunk<'_>) {
+    /// Runs the chunks but those of sequences that have ended.
+    ///
+    /// # Panics
+    /// When a fault says so; if there are more tokens than a step may have, or if a block that one chunk writes is written or read
+    /// by another.
+    fn step(
+        &mut self,
+        chunks: &[Chunk<'_>],
+        ended: &[bool],
+        tail: &mut dyn Tail,
+    ) -> Result<(), EngineError> {
+        let tokens: usize = chunks.iter().map(|chunk| chunk.tokens.len()).sum();
+        assert!(tokens <= self.step_tokens, "{tokens} tokens in a step");
+        self.check_memory(tokens)?;
+        let goes_on = chunks.iter().zip(ended).filter(|(_, ended)| !**ended);
+        let goes_on: Vec<Chunk<'_>> = goes_on.map(|(chunk, _)| *chunk).collect();
+        check_owners(&goes_on, self.layout.block_size);
+        let fault = self
+            .faults
+            .take_if(|fault| !matches!(fault, Fault::DrawLost | Fault::NoSlot | Fault::NoDraw));
+        for (index, chunk) in goes_on.iter().enumerate() {
+            let is_named =
+                |fault| matches!(fault, Fault::NanRow(row) if row % goes_on.len() == index);
+            self.run(chunk, fault.is_some_and(is_named));
+        }
+        self.logits.clear();
+        match fault {
+            Some(Fault::Error) => return Err(EngineError::Unsupported("scripted error".into())),
+            Some(Fault::Panic) => panic!("scripted panic"),
+            Some(Fault::DeviceLost) => return Err(EngineError::DeviceLost("scripted loss".into())),
+            _ => {}
+        }
+        let wanted = chunks.iter().zip(ended);
+        for (chunk, &ended) in wanted.filter(|(chunk, _)| chunk.wants_logits) {
+            self.read_out(chunk, ended);
+        }
+        if self.logits.is_empty() {
+            return Ok(());
+        }
+        tail.record(Logits::Host {
+            data: &self.logits,
+            vocab: self.spec.vocab_size,
+        })
+    }
+
+    /// The logits after a chunk; nothing good if it has not run.
+    fn read_out(&mut self, chunk: &Chunk<'_>, ended: bool) {
         let end = chunk.position + chunk.tokens.len();
         let mut digests = (0..end).map(|position| self.digest(chunk.blocks, position));
         let vocab_size = self.spec.vocab_size;
         match digests.try_fold(START, |state, digest| Some(mix(state, digest?))) {
-            Some(digest) => push_logits(digest, vocab_size, &mut self.logits),
-            None => self
+            Some(digest) if !ended => push_logits(digest, vocab_size, &mut self.logits),
+            _ => self
                 .logits
                 .extend(std::iter::repeat_n(f32::NAN, vocab_size)),
         }
@@ -199,39 +246,8 @@ impl Model for ScriptedModel {
         self.layout
     }
 
-    /// # Panics
-    /// When a fault says so; if there are more tokens than a step may have, or if a block that one chunk writes is written or read
-    /// by another.
     fn forward(&mut self, chunks: &[Chunk<'_>], tail: &mut dyn Tail) -> Result<(), EngineError> {
-        let tokens: usize = chunks.iter().map(|chunk| chunk.tokens.len()).sum();
-        assert!(tokens <= self.step_tokens, "{tokens} tokens in a step");
-        self.check_memory(tokens)?;
-        check_owners(chunks, self.layout.block_size);
-        let fault = self
-            .faults
-            .take_if(|fault| !matches!(fault, Fault::DrawLost | Fault::NoSlot));
-        for (index, chunk) in chunks.iter().enumerate() {
-            let is_named =
-                |fault| matches!(fault, Fault::NanRow(row) if row % chunks.len() == index);
-            self.run(chunk, chunk.wants_logits && fault.is_some_and(is_named));
-        }
-        self.logits.clear();
-        match fault {
-            Some(Fault::Error) => return Err(EngineError::Unsupported("scripted error".into())),
-            Some(Fault::Panic) => panic!("scripted panic"),
-            Some(Fault::DeviceLost) => return Err(EngineError::DeviceLost("scripted loss".into())),
-            _ => {}
-        }
-        for chunk in chunks.iter().filter(|chunk| chunk.wants_logits) {
-            self.read_out(chunk);
-        }
-        if self.logits.is_empty() {
-            return Ok(());
-        }
-        tail.record(Logits::Host {
-            data: &self.logits,
-            vocab: self.spec.vocab_size,
-        })
+        self.step(chunks, &vec![false; chunks.len()], tail)
     }
 
     fn copy_block(&mut self, from: BlockId, to: BlockId) {
@@ -256,12 +272,12 @@ impl Model for ScriptedModel {
         let DrawnTokens::Host(tokens) = tokens else {
             panic!("a script's tokens are on the host");
         };
+        let drawn = |row: &Option<u32>| row.map_or(Some(PENDING), |row| tokens[row as usize]);
+        let drawn: Vec<Option<u32>> = rows.iter().map(drawn).collect();
+        let ended: Vec<bool> = drawn.iter().map(Option::is_none).collect();
         // Any token stands for one that could not be drawn.
-        let known = |row: u32| [tokens[row as usize]].map(|id| if id == PENDING { 0 } else { id });
-        let known: Vec<[u32; 1]> = rows
-            .iter()
-            .map(|row| row.map_or([PENDING], known))
-            .collect();
+        let known = drawn.iter().map(|id| id.filter(|&id| id != PENDING));
+        let known: Vec<[u32; 1]> = known.map(|id| [id.unwrap_or(0)]).collect();
         let chunks = chunks
             .iter()
             .zip(rows)
@@ -273,7 +289,7 @@ impl Model for ScriptedModel {
                     ..*chunk
                 }
             });
-        self.forward(&chunks.collect::<Vec<_>>(), tail)
+        self.step(&chunks.collect::<Vec<_>>(), &ended, tail)
     }
 }
 

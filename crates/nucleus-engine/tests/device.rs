@@ -2,184 +2,18 @@
 //! nothing here; `just test-gpu` runs it.
 #![cfg(feature = "cuda")]
 
-use std::num::NonZeroUsize;
-use std::path::Path;
-use std::sync::Arc;
+#[path = "on_gpu/mod.rs"]
+mod on_gpu;
+
 use std::time::Duration;
 
 use nucleus_engine::error::EngineError;
-use nucleus_engine::generate::{Engine, EngineOptions, Event, Generation, Request};
-use nucleus_engine::gguf::ModelFile;
+use nucleus_engine::generate::{Engine, Generation, Request};
 use nucleus_engine::kv_cache::BlockId;
 use nucleus_engine::model::{Chunk, Compute, KvLayout, Model, ModelSpec, Tail};
-use nucleus_engine::models::{self, Device, LoadOptions};
 use nucleus_engine::sequence::{Completion, FinishReason, TokenEvent};
-use nucleus_engine::tokenizer::{EncodeOptions, Tokenizer};
 use nucleus_sampling::{Logprobs, LogprobsMode, SamplingParams};
-
-const PROMPTS: [&str; 4] = [
-    "Once upon a time",
-    "The fox said to the",
-    "There was once a poor woodcutter who lived with his wife and his seven children at the edge of a great forest, and",
-    "\"Who goes there?\"",
-];
-
-fn engine(max_running: usize, kv_tokens: usize) -> Engine {
-    engine_of(max_running, kv_tokens, |model| model)
-}
-
-/// An engine of what `wrap` makes of the bundled model.
-fn engine_of(
-    max_running: usize,
-    kv_tokens: usize,
-    wrap: impl FnOnce(Box<dyn Model>) -> Box<dyn Model>,
-) -> Engine {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../../models/little-storyteller/little-storyteller-15m-Q8_0.gguf");
-    let file = ModelFile::open(path).unwrap();
-    let options = EngineOptions {
-        max_running,
-        ..EngineOptions::default()
-    };
-    let load = LoadOptions {
-        device: Device::Cuda(0),
-        kv_tokens: NonZeroUsize::new(kv_tokens),
-        step_rows: NonZeroUsize::new(options.step_tokens),
-        sequences: NonZeroUsize::new(options.logit_rows()),
-        ..LoadOptions::default()
-    };
-    let model = wrap(models::load(&file, load).unwrap());
-    let tokenizer = Tokenizer::from_gguf(file.metadata()).unwrap();
-    Engine::start(model, Arc::new(tokenizer), options)
-        .unwrap()
-        .0
-}
-
-fn encode(engine: &Engine, prompt: &str) -> Vec<u32> {
-    let options = EncodeOptions {
-        parse_special: true,
-        ..EncodeOptions::default()
-    };
-    engine.tokenizer().encode(prompt, options).unwrap()
-}
-
-/// Requests of every class and with every kind of memory, and several ways to end.
-fn requests(engine: &Engine) -> Vec<Request> {
-    let neutral = SamplingParams::default();
-    let usual = SamplingParams {
-        temperature: Some(0.8),
-        top_k: Some(40),
-        top_p: Some(0.95),
-        min_p: Some(0.05),
-        ..neutral.clone()
-    };
-    let sets = [
-        SamplingParams {
-            temperature: Some(0.0),
-            ..neutral.clone()
-        },
-        neutral.clone(),
-        usual.clone(),
-        SamplingParams {
-            repetition_penalty: Some(1.2),
-            frequency_penalty: Some(0.3),
-            presence_penalty: Some(0.3),
-            dry_multiplier: Some(0.8),
-            no_repeat_ngram_size: Some(4),
-            ..usual.clone()
-        },
-        SamplingParams {
-            mirostat: Some(2),
-            ..neutral.clone()
-        },
-        SamplingParams {
-            adaptive_target: Some(0.4),
-            adaptive_decay: Some(0.9),
-            samplers: None,
-            ..neutral.clone()
-        },
-        SamplingParams {
-            typical_p: Some(0.9),
-            xtc_probability: Some(0.5),
-            xtc_threshold: Some(0.1),
-            ..usual.clone()
-        },
-        SamplingParams {
-            dynatemp_range: Some(0.5),
-            top_n_sigma: Some(1.5),
-            min_tokens: Some(10),
-            ..neutral.clone()
-        },
-        SamplingParams {
-            ignore_eos: Some(true),
-            logit_bias: Some([(5, 2.0), (9, -100.0)].into()),
-            ..usual.clone()
-        },
-        SamplingParams {
-            tfs_z: Some(0.9),
-            ..usual
-        },
-    ];
-    let mut requests = Vec::new();
-    for (index, params) in sets.into_iter().enumerate() {
-        for (turn, prompt) in PROMPTS.into_iter().enumerate() {
-            let stop: &[&str] = if turn == 1 { &["the", ". "] } else { &[] };
-            requests.push(Request {
-                prompt: encode(engine, prompt),
-                params: SamplingParams {
-                    seed: Some((10 * index + turn) as u64),
-                    ..params.clone()
-                },
-                max_tokens: Some([200, 90, 1, 60][(index + turn) % 4]),
-                stop: stop.iter().map(|&text| text.to_owned()).collect(),
-                logprobs_mode: if turn == 3 {
-                    LogprobsMode::Processed
-                } else {
-                    LogprobsMode::Raw
-                },
-                ..Request::default()
-            });
-        }
-    }
-    requests
-}
-
-fn follow(mut generation: Generation) -> (Vec<TokenEvent>, Completion) {
-    let mut tokens = Vec::new();
-    loop {
-        match generation.blocking_next().expect("an end comes") {
-            Event::Token(token) => tokens.push(token),
-            Event::End(completion) => return (tokens, completion),
-            Event::Prompt(_) => {}
-            Event::Failed(error) => panic!("{error}"),
-        }
-    }
-}
-
-/// What of a run must be the same however it was computed.
-fn essence(
-    run: &(Vec<TokenEvent>, Completion),
-) -> (Vec<(u32, u32)>, String, FinishReason, [u64; 3]) {
-    let (tokens, completion) = run;
-    let tokens = tokens
-        .iter()
-        .map(|token| (token.id, token.logprob.to_bits()));
-    let sampling = completion.sampling;
-    (
-        tokens.collect(),
-        completion.text.clone(),
-        completion.finish_reason.clone(),
-        [
-            sampling.kept,
-            sampling.min_kept.into(),
-            sampling.max_kept.into(),
-        ],
-    )
-}
-
-fn alone(engine: &Engine, request: &Request) -> (Vec<TokenEvent>, Completion) {
-    follow(engine.submit(request.clone()).unwrap())
-}
+use on_gpu::{alone, encode, engine, engine_of, essence, follow, requests};
 
 /// More likeliest tokens than a device tells: the host draws, from a copy of the row.
 const ON_HOST: u32 = 200;
@@ -233,7 +67,7 @@ fn a_device_draws_what_the_host_draws_from_its_logits() {
 #[ignore = "needs a GPU"]
 fn many_at_once_are_as_each_is_alone() {
     let reference = engine(1, 4096);
-    let crowded = engine(24, 1024);
+    let crowded = engine(24, 512);
     let requests = requests(&reference);
     let expected: Vec<_> = requests
         .iter()
@@ -288,6 +122,113 @@ fn many_at_once_are_as_each_is_alone() {
     println!("{counters:?} {:?} {:?}", crowded.device_name(), memory);
 }
 
+/// The model, of which the loop does not know that it could run ahead.
+struct Waits(Box<dyn Model>);
+
+impl Model for Waits {
+    fn spec(&self) -> &ModelSpec {
+        self.0.spec()
+    }
+
+    fn kv_layout(&self) -> KvLayout {
+        self.0.kv_layout()
+    }
+
+    fn forward(&mut self, chunks: &[Chunk<'_>], tail: &mut dyn Tail) -> Result<(), EngineError> {
+        self.0.forward(chunks, tail)
+    }
+
+    fn copy_block(&mut self, from: BlockId, to: BlockId) {
+        self.0.copy_block(from, to);
+    }
+
+    fn compute(&self) -> Compute {
+        self.0.compute()
+    }
+}
+
+/// Where a sequence ends with a token, the row behind it does nothing. So a loop that waits for each step's tokens, and never has such a row, gives
+/// the same; and who goes on from there finds in the cache what a new engine computes.
+#[test]
+#[ignore = "needs a GPU"]
+fn sequences_end_where_a_token_ends_them() {
+    let waiting = engine_of(24, 8192, |model| Box::new(Waits(model)));
+    let ahead = engine(24, 8192);
+    let requests = requests(&ahead);
+    let run = |engine: &Engine| -> Vec<(Vec<TokenEvent>, Completion)> {
+        let running = requests
+            .iter()
+            .map(|request| engine.submit(request.clone()).unwrap());
+        let running: Vec<Generation> = running.collect();
+        running.into_iter().map(follow).collect()
+    };
+    let [waited, at_once] = [&waiting, &ahead].map(run);
+    let mut reasons = [0; 3];
+    for (index, (waited, ran)) in waited.iter().zip(&at_once).enumerate() {
+        assert_eq!(essence(ran), essence(waited), "request {index}");
+        match ran.1.finish_reason {
+            FinishReason::EndOfText => reasons[0] += 1,
+            FinishReason::StopToken(_) => reasons[1] += 1,
+            _ => reasons[2] += 1,
+        }
+    }
+    println!("{reasons:?} ended with the model's end, with a stop token, in another way");
+    assert!(reasons.iter().all(|&count| count > 0));
+    let fresh = engine_of(4, 4096, |model| model);
+    for (request, (_, completion)) in requests.iter().zip(&at_once) {
+        let FinishReason::StopToken(_) = completion.finish_reason else {
+            continue;
+        };
+        let rest = encode(&fresh, " The end of it was another.");
+        let onwards = Request {
+            prompt: [&request.prompt, &completion.token_ids, &rest[1..]].concat(),
+            stop_token_ids: Vec::new(),
+            ..request.clone()
+        };
+        assert_eq!(
+            essence(&alone(&ahead, &onwards)),
+            essence(&alone(&fresh, &onwards))
+        );
+    }
+    assert!(ahead.counters().reused_tokens > 0);
+}
+
+/// Several choices of one prompt, which share its slot at first, end each for itself.
+#[test]
+#[ignore = "needs a GPU"]
+fn choices_end_each_for_itself() {
+    let engine = engine(16, 4096);
+    let choice = |seed| Request {
+        prompt: encode(&engine, "The fox said to the"),
+        params: SamplingParams {
+            seed: Some(seed),
+            temperature: Some(1.0),
+            min_tokens: Some(seed % 3),
+            ..SamplingParams::default()
+        },
+        max_tokens: Some(60),
+        // Of three words, each choice has two that end it.
+        stop_token_ids: [" the", " and", " a"]
+            .iter()
+            .enumerate()
+            .filter(|&(word, _)| word as u64 != seed % 3)
+            .map(|(_, word)| *encode(&engine, word).last().unwrap())
+            .collect(),
+        ..Request::default()
+    };
+    let choices: Vec<Request> = (0..16).map(choice).collect();
+    let expected: Vec<_> = choices.iter().map(|one| alone(&engine, one)).collect();
+    let running = engine.submit_together(choices).unwrap();
+    let mut stopped = 0;
+    for (generation, expected) in running.into_iter().zip(&expected) {
+        let run = follow(generation);
+        assert_eq!(essence(&run), essence(expected));
+        stopped += usize::from(matches!(run.1.finish_reason, FinishReason::StopToken(_)));
+    }
+    println!("{stopped} of 16 ended with a stop token");
+    assert!(stopped > 8);
+}
+
 /// A process may end at any point of a step, or while the engine frees its memory, without a crash.
 #[test]
 #[ignore = "needs a GPU"]
@@ -316,31 +257,6 @@ fn a_process_may_end_while_the_engine_works() {
             .status()
             .unwrap();
         assert_eq!(status.code(), Some(7), "after {after} µs: {status}");
-    }
-}
-
-/// The model, of which the loop does not know that it could run ahead.
-struct Waits(Box<dyn Model>);
-
-impl Model for Waits {
-    fn spec(&self) -> &ModelSpec {
-        self.0.spec()
-    }
-
-    fn kv_layout(&self) -> KvLayout {
-        self.0.kv_layout()
-    }
-
-    fn forward(&mut self, chunks: &[Chunk<'_>], tail: &mut dyn Tail) -> Result<(), EngineError> {
-        self.0.forward(chunks, tail)
-    }
-
-    fn copy_block(&mut self, from: BlockId, to: BlockId) {
-        self.0.copy_block(from, to);
-    }
-
-    fn compute(&self) -> Compute {
-        self.0.compute()
     }
 }
 

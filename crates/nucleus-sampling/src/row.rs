@@ -114,6 +114,8 @@ pub enum Status {
     Overflow = 2,
     /// Nothing is left to draw from.
     Empty = 3,
+    /// The sequence had ended, as a device's slot knows, and nothing was drawn.
+    Ended = 8,
 }
 
 impl std::fmt::Display for Status {
@@ -123,6 +125,7 @@ impl std::fmt::Display for Status {
             Self::Nan => "a logit is not a number",
             Self::Overflow => "a logit is infinite or too large",
             Self::Empty => "no token is left to draw from",
+            Self::Ended => "the sequence had ended",
         })
     }
 }

@@ -13,12 +13,12 @@ mod parity;
 
 use half::{bf16, f16};
 use nucleus_sampling::cuda::{
-    CudaError, CudaOptions, CudaSampler, MAX_QUEUED, MAX_TOP, PlacedRow, SlotRow, device_count,
-    device_info, device_memory, driver_version, runtime_version,
+    CudaError, CudaOptions, CudaSampler, MAX_QUEUED, MAX_STOPS, MAX_TOP, PlacedRow, SlotEnd,
+    SlotRow, device_count, device_info, device_memory, driver_version, runtime_version,
 };
 use nucleus_sampling::{
-    CompiledParams, CpuSampler, LogitsRow, Logprobs, LogprobsMode, Row, SampledToken, Sampler,
-    SamplerState, SamplingParams, Status, TokenLogprob, Trace, VocabInfo,
+    CompiledParams, CpuSampler, LogitsRow, Logprobs, LogprobsMode, NO_TOKEN, Row, SampledToken,
+    Sampler, SamplerState, SamplingParams, Status, TokenLogprob, Trace, VocabInfo,
 };
 use parity::{Request, RowSpec, Shape, bits, request, row_spec};
 use proptest::prelude::*;
@@ -495,7 +495,7 @@ fn a_slot_goes_on_as_the_state_does() {
     let slot = |row: usize| (2 * count - 1 - row) as u32;
     for (row, state) in states.iter().enumerate() {
         device
-            .restore_slot(slot(row), state)
+            .restore_slot(slot(row), state, SlotEnd::default())
             .expect("the slot is there");
     }
     let mut tokens = Vec::new();
@@ -533,12 +533,12 @@ fn a_slot_goes_on_as_the_state_does() {
             2 => {
                 let fork = states[row].fork(7);
                 device
-                    .fork_slot(slot(row), 0, &fork)
+                    .fork_slot(slot(row), 0, &fork, SlotEnd::default())
                     .expect("the slots are there");
                 device.free_slot(slot(row));
                 // Back to where it was, as the other completion.
                 device
-                    .fork_slot(0, slot(row), &fork)
+                    .fork_slot(0, slot(row), &fork, SlotEnd::default())
                     .expect("the slots are there");
                 states[row] = fork;
             }
@@ -550,12 +550,169 @@ fn a_slot_goes_on_as_the_state_does() {
                     Err(CudaError::Batch { field: "slot", .. })
                 ));
                 device
-                    .restore_slot(slot(row), &states[row])
+                    .restore_slot(slot(row), &states[row], SlotEnd::default())
                     .expect("the slot is there");
             }
             _ => {}
         }
     }
+}
+
+/// Slots that end: at one of their ids, wherever it is in the list, and at no other, also where the list has all bits. What is drawn behind that is
+/// nothing, and the slot stays as it was: forked it goes on as its state does, and rewound too.
+#[test]
+#[ignore = "needs a GPU"]
+fn a_slot_ends_at_its_ids() {
+    let many = |count: usize, vocab| remembering(vocab).into_iter().cycle().take(count).collect();
+    let exact = CudaOptions {
+        exact_path: true,
+        ..CudaOptions::default()
+    };
+    ends_at_its_ids(CudaOptions::default(), 1000, remembering(1000));
+    ends_at_its_ids(exact, 1000, remembering(1000));
+    // Few and many rows of a large vocabulary, and rows drawn from as they are, go different ways.
+    ends_at_its_ids(CudaOptions::default(), VOCAB, many(2, VOCAB));
+    ends_at_its_ids(CudaOptions::default(), VOCAB, many(70, VOCAB));
+    let plain = [
+        SamplingParams {
+            top_k: Some(40),
+            top_p: Some(0.95),
+            ..SamplingParams::default()
+        },
+        SamplingParams::default(),
+        SamplingParams {
+            temperature: Some(0.0),
+            ..SamplingParams::default()
+        },
+        SamplingParams {
+            top_p: Some(0.9),
+            ..SamplingParams::default()
+        },
+    ];
+    for params in plain {
+        for rows in [1, 12, 70] {
+            ends_at_its_ids(
+                CudaOptions::default(),
+                VOCAB,
+                vec![compile(params.clone(), VOCAB); rows],
+            );
+        }
+    }
+}
+
+fn ends_at_its_ids(options: CudaOptions, vocab: usize, params: Vec<CompiledParams>) {
+    const STEPS: u64 = 12;
+    let count = params.len();
+    let mut host = CpuSampler::new();
+    let mut states: Vec<SamplerState> = params
+        .iter()
+        .map(|params| SamplerState::new(params, &[5, 6, 7, 5, 6]))
+        .collect();
+    let logits: Vec<Vec<f32>> = (0..STEPS)
+        .map(|step| RowSpec::plain(Shape::Bell(2.0), step).make(vocab))
+        .collect();
+    let draw = |host: &mut CpuSampler, row: usize, step: usize, state: &SamplerState| {
+        let logits = LogitsRow::F32(&logits[step]);
+        host.sample(&Row::new(logits, &params[row], state))
+    };
+    let mut device = CudaSampler::new(options).expect("a CUDA device");
+    device.reserve_slots(count as u32 + 1, 64).expect("memory");
+    // Each ends with the token of another step, or sooner if that comes before.
+    let mut ends: Vec<Vec<u32>> = Vec::new();
+    let stop_step = |row: usize| 2 + row % (STEPS as usize - 4);
+    for (row, state) in states.iter().enumerate() {
+        let mut ahead = state.clone();
+        for step in 0..=stop_step(row) {
+            let token = draw(&mut host, row, step, &ahead);
+            ahead.commit(&token);
+        }
+        let stop = *ahead.tokens().last().expect("it has tokens");
+        let mut stop_ids: Vec<u32> = (1..=row as u32 % MAX_STOPS as u32)
+            .map(|turn| stop + 7919 * turn)
+            .collect();
+        stop_ids.insert(row / 3 % (stop_ids.len() + 1), stop);
+        let end = SlotEnd {
+            stop_ids: &stop_ids,
+            capacity: None,
+        };
+        device
+            .restore_slot(row as u32, state, end)
+            .expect("the slot is there");
+        ends.push(stop_ids);
+    }
+    let rows: Vec<SlotRow<'_>> = (0..count)
+        .map(|row| SlotRow::new(row as u32, &params[row]))
+        .collect();
+    let mut ended = vec![false; count];
+    let mut tokens = Vec::new();
+    for (step, logits) in logits.iter().enumerate() {
+        let all = vec![LogitsRow::F32(logits); count];
+        device
+            .sample_slots_from_host(&all, &rows, &mut tokens)
+            .expect("the launch succeeds");
+        for (row, state) in states.iter_mut().enumerate() {
+            if ended[row] {
+                assert_eq!(tokens[row].status, Status::Ended, "step {step}, row {row}");
+                assert_eq!(
+                    (tokens[row].token_id, tokens[row].kept_count),
+                    (NO_TOKEN, 0)
+                );
+                continue;
+            }
+            let sampled = draw(&mut host, row, step, state);
+            assert_eq!(bits(&tokens[row]), bits(&sampled), "step {step}, row {row}");
+            state.commit(&sampled);
+            ended[row] = ends[row].contains(&sampled.token_id);
+        }
+    }
+    assert!(ended.iter().all(|&ended| ended));
+    for (row, state) in states.iter().enumerate() {
+        let spare = count as u32;
+        let again = draw(&mut host, row, 0, state);
+        device
+            .fork_slot(row as u32, spare, state, SlotEnd::default())
+            .expect("the slots are there");
+        device
+            .rewind_slot(row as u32, state)
+            .expect("the slot is there");
+        for slot in [spare, row as u32] {
+            let logits = [LogitsRow::F32(&logits[0])];
+            device
+                .sample_slots_from_host(&logits, &[SlotRow::new(slot, &params[row])], &mut tokens)
+                .expect("the launch succeeds");
+            assert_eq!(bits(&tokens[0]), bits(&again), "row {row}, slot {slot}");
+        }
+    }
+}
+
+/// A slot may be told a smaller end than there is room for, and only so many ids.
+#[test]
+#[ignore = "needs a GPU"]
+fn a_slot_has_an_end() {
+    let params = compile(SamplingParams::default(), 10);
+    let mut device = CudaSampler::new(CudaOptions::default()).expect("a CUDA device");
+    device.reserve_slots(1, 64).expect("memory");
+    let state = SamplerState::new(&params, &[1, 2, 3]);
+    let end = |stop_ids, capacity| SlotEnd { stop_ids, capacity };
+    let many = [9; MAX_STOPS + 1];
+    let refused = device.restore_slot(0, &state, end(&many, None));
+    assert_eq!(
+        refused.unwrap_err().to_string(),
+        "stop_ids is 17, but must be at most 16"
+    );
+    device
+        .restore_slot(0, &state, end(&[], Some(4)))
+        .expect("the slot is there");
+    let (logits, row) = ([0.0; 10], SlotRow::new(0, &params));
+    let logits = [LogitsRow::F32(&logits)];
+    let mut tokens = Vec::new();
+    device
+        .sample_slots_from_host(&logits, &[row], &mut tokens)
+        .expect("there is room");
+    let error = device
+        .sample_slots_from_host(&logits, &[row], &mut tokens)
+        .unwrap_err();
+    assert_eq!(error.to_string(), "slot length is 5, but must be at most 4");
 }
 
 /// Two draws queued before the first is collected, over rows of logits that lie on the device, some read by several slots and some by none;
@@ -575,7 +732,9 @@ fn draws_are_collected_one_behind() {
         .map(|params| SamplerState::new(params, &[5, 6, 7, 5, 6]))
         .collect();
     for (slot, state) in (0..).zip(&states) {
-        device.restore_slot(slot, state).expect("the slot is there");
+        device
+            .restore_slot(slot, state, SlotEnd::default())
+            .expect("the slot is there");
     }
     let mut queued: std::collections::VecDeque<Vec<SampledToken>> = Default::default();
     let expect = |drawn: &[Result<SampledToken, CudaError>], expected: &[SampledToken]| {
@@ -678,7 +837,9 @@ fn draws_tell_the_likeliest_tokens() {
         .map(|params| SamplerState::new(params, &[5, 6, 7]))
         .collect();
     for (slot, state) in (0..).zip(&states) {
-        device.restore_slot(slot, state).expect("the slot is there");
+        device
+            .restore_slot(slot, state, SlotEnd::default())
+            .expect("the slot is there");
     }
     let mut queued = std::collections::VecDeque::new();
     let mut told = 0;
@@ -793,7 +954,7 @@ fn a_row_without_a_token_leaves_its_slot() {
     let mut state = SamplerState::new(&params, &[1, 2, 3]);
     for slot in 0..2 {
         device
-            .restore_slot(slot, &state)
+            .restore_slot(slot, &state, SlotEnd::default())
             .expect("the slot is there");
     }
     let (good, bad) = ([0.0; 10], [f32::NAN; 10]);
@@ -810,7 +971,7 @@ fn a_row_without_a_token_leaves_its_slot() {
     assert_eq!(bits(&tokens[1]), bits(&first));
     state.commit(&first);
     device
-        .fork_slot(1, 0, &state)
+        .fork_slot(1, 0, &state, SlotEnd::default())
         .expect("it has as many tokens as the state");
 }
 
@@ -837,9 +998,13 @@ fn a_full_slot_is_refused() {
     let mut device = CudaSampler::new(CudaOptions::default()).expect("a CUDA device");
     device.reserve_slots(1, 4).expect("memory");
     let long = SamplerState::new(&params, &[1; 5]);
-    assert!(device.restore_slot(0, &long).is_err());
+    assert!(device.restore_slot(0, &long, SlotEnd::default()).is_err());
     device
-        .restore_slot(0, &SamplerState::new(&params, &[1, 2, 3]))
+        .restore_slot(
+            0,
+            &SamplerState::new(&params, &[1, 2, 3]),
+            SlotEnd::default(),
+        )
         .expect("the slot is there");
     let (logits, row) = ([0.0; 10], SlotRow::new(0, &params));
     let logits = [LogitsRow::F32(&logits)];

@@ -182,6 +182,7 @@ fn r1_8_numbers_are_the_same_on_both_sides() {
         ("NUCLEUS_NAN", Status::Nan as u64),
         ("NUCLEUS_OVERFLOW", Status::Overflow as u64),
         ("NUCLEUS_EMPTY", Status::Empty as u64),
+        ("NUCLEUS_ENDED", Status::Ended as u64),
     ];
     for (name, value) in numbers {
         assert_eq!(defined(name), value, "{name}");

@@ -63,9 +63,20 @@ int nucleus_linear(const float *input, uint32_t rows, const NucleusProduct *prod
 /* `output[row] = scale · matrix[tokens[row]]`: [rows, inputs]. */
 int nucleus_embed(NucleusMatrix matrix, const uint32_t *tokens, uint32_t rows, float scale, float *output, void *stream);
 
-/* `tokens[row] = drawn[drawn_rows[row] * drawn_stride]`, where drawn_rows[row] is not UINT32_MAX; 0 where what was drawn is not below vocab_size. */
-int nucleus_take_tokens(uint32_t *tokens, const uint32_t *drawn_rows, uint32_t rows, const uint32_t *drawn, uint32_t drawn_stride, uint32_t vocab_size,
-                        void *stream);
+/* `tokens[row] = drawn[drawn_rows[row] * drawn_stride]`, where drawn_rows[row] is not UINT32_MAX; 0 where what was drawn is not below vocab_size.
+ * Where the word `status_offset` behind what was drawn is `stopped`, the row's sequence has ended: the row is token 0 at position 0 of the block
+ * `spare_block`, which is no sequence's. Such a row's table must be no other row's. */
+typedef struct {
+  uint32_t *tokens;       /* [rows] */
+  uint32_t *positions;    /* [rows] */
+  uint32_t *block_tables; /* [tables, blocks_per_table] */
+  const uint32_t *sequences;  /* [rows]: the row's table */
+  const uint32_t *drawn_rows; /* [rows] */
+  const uint32_t *drawn;
+  uint32_t drawn_stride, status_offset, stopped;
+  uint32_t rows, blocks_per_table, spare_block, vocab_size;
+} NucleusTakeTokens;
+int nucleus_take_tokens(const NucleusTakeTokens *call, void *stream);
 
 /* ---- norms and activations: widths are multiples of 4, those of norms at most 16,384 ---- */
 

@@ -7,11 +7,16 @@ namespace {
 
 constexpr uint32_t THREADS = 128;
 
-__global__ void take_tokens(uint32_t *tokens, const uint32_t *drawn_rows, uint32_t rows, const uint32_t *drawn, uint32_t stride, uint32_t vocab_size) {
+__global__ void take_tokens(NucleusTakeTokens call) {
   const uint32_t row = blockIdx.x * THREADS + threadIdx.x;
-  if (row >= rows || drawn_rows[row] == UINT32_MAX) return;
-  const uint32_t token = drawn[uint64_t(drawn_rows[row]) * stride];
-  tokens[row] = token < vocab_size ? token : 0;
+  if (row >= call.rows || call.drawn_rows[row] == UINT32_MAX) return;
+  const uint32_t *drawn = call.drawn + uint64_t(call.drawn_rows[row]) * call.drawn_stride;
+  const uint32_t token = drawn[0];
+  const bool ended = drawn[call.status_offset] == call.stopped;
+  call.tokens[row] = !ended && token < call.vocab_size ? token : 0;
+  if (!ended) return;
+  call.positions[row] = 0;
+  call.block_tables[uint64_t(call.sequences[row]) * call.blocks_per_table] = call.spare_block;
 }
 
 }  // namespace
@@ -19,8 +24,6 @@ __global__ void take_tokens(uint32_t *tokens, const uint32_t *drawn_rows, uint32
 
 using namespace nucleus;
 
-int nucleus_take_tokens(uint32_t *tokens, const uint32_t *drawn_rows, uint32_t rows, const uint32_t *drawn, uint32_t drawn_stride, uint32_t vocab_size,
-                        void *stream) {
-  const Grid grid{dim3(div_ceil(rows, THREADS)), THREADS};
-  return launch(take_tokens, grid, stream, tokens, drawn_rows, rows, drawn, drawn_stride, vocab_size);
+int nucleus_take_tokens(const NucleusTakeTokens *call, void *stream) {
+  return launch(take_tokens, Grid{dim3(div_ceil(call->rows, THREADS)), THREADS}, stream, *call);
 }

@@ -6,7 +6,7 @@ use std::time::Instant;
 use nucleus_engine::kv_cache::{BlockId, blocks_for};
 use nucleus_engine::model::{Chunk, Compute, DrawnTokens, Logits, Model, PENDING, StepTimes};
 use nucleus_engine::models::BLOCK_SIZE;
-use nucleus_sampling::cuda::{CudaOptions, CudaSampler, DeviceLogits, PlacedRow, SlotRow};
+use nucleus_sampling::cuda::{CudaOptions, CudaSampler, DeviceLogits, PlacedRow, SlotEnd, SlotRow};
 use nucleus_sampling::{CompiledParams, SamplerState, SamplingParams, VocabInfo};
 use serde_json::{Value, json};
 
@@ -259,7 +259,7 @@ pub(crate) fn measure(
     let params = greedy.validate(&vocab)?;
     sampler.reserve_slots(sequences.max(1) as u32, most_steps as u32 + 1)?;
     for slot in 0..sequences as u32 {
-        sampler.restore_slot(slot, &SamplerState::new(&params, &[0]))?;
+        sampler.restore_slot(slot, &SamplerState::new(&params, &[0]), SlotEnd::default())?;
     }
     let mut batch = Batch {
         model,

@@ -481,27 +481,44 @@ pub(crate) fn attend(stream: &Stream, call: &Attend<'_>) -> Result<(), CudaError
 /// Stands for a row whose token is not taken from those drawn.
 pub(crate) const NO_DRAWN_ROW: u32 = u32::MAX;
 
-/// `tokens[row] = drawn[drawn_rows[row]]`, unless that is [`NO_DRAWN_ROW`]; 0 where what was drawn is no token.
-pub(crate) fn take_tokens(
-    stream: &Stream,
-    tokens: &Slice<u32>,
-    drawn_rows: &Slice<u32>,
-    drawn: DeviceTokens,
-    vocab_size: usize,
-) -> Result<(), CudaError> {
-    assert_eq!(tokens.len(), drawn_rows.len());
-    // SAFETY: whoever made `drawn` vouches for its memory, and the caller for the rows in it.
-    let code = unsafe {
-        sys::nucleus_take_tokens(
-            tokens.address(),
-            drawn_rows.address(),
-            tokens.len() as u32,
-            drawn.address(),
-            drawn.stride(),
-            vocab_size as u32,
-            stream.raw(),
-        )
+/// Where rows take the tokens that were just drawn.
+pub(crate) struct TakeTokens<'a> {
+    /// Token, position and table of each row, which may be changed.
+    pub(crate) tokens: &'a Slice<u32>,
+    pub(crate) place: &'a Place,
+    /// Which of those drawn each row takes, or [`NO_DRAWN_ROW`].
+    pub(crate) drawn_rows: &'a Slice<u32>,
+    pub(crate) drawn: DeviceTokens,
+    pub(crate) vocab_size: usize,
+    /// A block that belongs to no sequence.
+    pub(crate) spare_block: u32,
+}
+
+/// `tokens[row] = drawn[drawn_rows[row]]`; 0 where what was drawn is no token. A row whose sequence ended with its token becomes one that only fills
+/// the step up: token 0 at position 0 of the spare block. It must be alone with its table.
+pub(crate) fn take_tokens(stream: &Stream, call: &TakeTokens<'_>) -> Result<(), CudaError> {
+    let TakeTokens { tokens, place, .. } = *call;
+    let rows = tokens.len();
+    assert_eq!(rows, call.drawn_rows.len());
+    assert_eq!([rows; 2], [place.positions.len(), place.sequences.len()]);
+    let raw = sys::NucleusTakeTokens {
+        tokens: tokens.address(),
+        positions: place.positions.address(),
+        block_tables: place.block_tables.address(),
+        sequences: place.sequences.address(),
+        drawn_rows: call.drawn_rows.address(),
+        drawn: call.drawn.address(),
+        drawn_stride: call.drawn.stride(),
+        status_offset: call.drawn.status_offset(),
+        stopped: call.drawn.stopped(),
+        rows: rows as u32,
+        blocks_per_table: place.blocks_per_table as u32,
+        spare_block: call.spare_block,
+        vocab_size: call.vocab_size as u32,
     };
+    // SAFETY: the call is read before the function returns; its sizes were checked; the host vouches for the numbers of rows and tables, and
+    // whoever made `drawn` for its memory.
+    let code = unsafe { sys::nucleus_take_tokens(&raw const raw, stream.raw()) };
     check("nucleus_take_tokens", code)
 }
 

@@ -20,8 +20,8 @@ pub use device::rows_to_host;
 pub(crate) use device::{Event, Stream};
 pub(crate) use graph::Graph;
 pub(crate) use kernels::{
-    Activations, Attend, CacheSlice, Kind, Matrix, NO_DRAWN_ROW, Place, RotateStore, add_norm,
-    attend, attention_workspace, cache_block_bytes, embed, gated, gather_rows, linear,
+    Activations, Attend, CacheSlice, Kind, Matrix, NO_DRAWN_ROW, Place, RotateStore, TakeTokens,
+    add_norm, attend, attention_workspace, cache_block_bytes, embed, gated, gather_rows, linear,
     linear_workspace, matrix_bytes, pack, rms_norm, rotate_store, rotations, soft_cap, take_tokens,
     tile_rows,
 };

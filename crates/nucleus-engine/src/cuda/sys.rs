@@ -67,6 +67,24 @@ pub(super) struct NucleusCache {
     pub(super) head_dim: u32,
 }
 
+/// Tokens that were just drawn, for the rows that take them.
+#[repr(C)]
+pub(super) struct NucleusTakeTokens {
+    pub(super) tokens: *mut u32,
+    pub(super) positions: *mut u32,
+    pub(super) block_tables: *mut u32,
+    pub(super) sequences: *const u32,
+    pub(super) drawn_rows: *const u32,
+    pub(super) drawn: *const u32,
+    pub(super) drawn_stride: u32,
+    pub(super) status_offset: u32,
+    pub(super) stopped: u32,
+    pub(super) rows: u32,
+    pub(super) blocks_per_table: u32,
+    pub(super) spare_block: u32,
+    pub(super) vocab_size: u32,
+}
+
 /// Norms of heads, rotation, cache write.
 #[repr(C)]
 pub(super) struct NucleusRotateStore {
@@ -190,15 +208,8 @@ unsafe extern "C" {
         stream: *mut c_void,
     ) -> c_int;
     pub(super) fn nucleus_attention(call: *const NucleusAttention, stream: *mut c_void) -> c_int;
-    pub(super) fn nucleus_take_tokens(
-        tokens: *mut u32,
-        drawn_rows: *const u32,
-        rows: u32,
-        drawn: *const u32,
-        drawn_stride: u32,
-        vocab_size: u32,
-        stream: *mut c_void,
-    ) -> c_int;
+    pub(super) fn nucleus_take_tokens(call: *const NucleusTakeTokens, stream: *mut c_void)
+    -> c_int;
 
     pub(super) safe fn cudaSetDevice(device: c_int) -> c_int;
     pub(super) fn cudaMalloc(pointer: *mut *mut c_void, bytes: usize) -> c_int;

@@ -2,10 +2,11 @@
 
 use nucleus_sampling::SamplerState;
 use nucleus_sampling::cuda::{
-    CudaOptions, CudaSampler, DeviceLogits, MAX_ROWS, MAX_TOP, PlacedRow, SharedStream, SlotRow,
+    CudaOptions, CudaSampler, DeviceLogits, MAX_ROWS, MAX_STOPS, MAX_TOP, PlacedRow, SharedStream,
+    SlotEnd, SlotRow,
 };
 
-use super::draw::{Latest, SlotDraw, SlotSampler};
+use super::draw::{Latest, SlotDraw, SlotEnding, SlotSampler};
 use crate::error::EngineError;
 use crate::model::Logits;
 use crate::sequence::Drawn;
@@ -33,12 +34,23 @@ impl CudaSlots {
 }
 
 impl SlotSampler for CudaSlots {
-    fn restore(&mut self, slot: u32, state: &SamplerState) -> Result<(), EngineError> {
-        Ok(self.sampler.restore_slot(slot, state)?)
+    fn restore(
+        &mut self,
+        slot: u32,
+        state: &SamplerState,
+        ending: SlotEnding<'_>,
+    ) -> Result<(), EngineError> {
+        Ok(self.sampler.restore_slot(slot, state, end_of(ending))?)
     }
 
-    fn fork(&mut self, from: u32, to: u32, state: &SamplerState) -> Result<(), EngineError> {
-        Ok(self.sampler.fork_slot(from, to, state)?)
+    fn fork(
+        &mut self,
+        from: u32,
+        to: u32,
+        state: &SamplerState,
+        ending: SlotEnding<'_>,
+    ) -> Result<(), EngineError> {
+        Ok(self.sampler.fork_slot(from, to, state, end_of(ending))?)
     }
 
     fn free(&mut self, slot: u32) {
@@ -47,6 +59,10 @@ impl SlotSampler for CudaSlots {
 
     fn most_likeliest(&self) -> u32 {
         MAX_TOP
+    }
+
+    fn most_stops(&self) -> usize {
+        MAX_STOPS
     }
 
     fn queue(&mut self, logits: Logits<'_>, rows: &[SlotDraw<'_>]) -> Result<(), EngineError> {
@@ -90,6 +106,13 @@ impl SlotSampler for CudaSlots {
     ) -> Result<(), EngineError> {
         let row = u32::try_from(row).unwrap_or(u32::MAX);
         Ok(self.sampler.read_row(&on_device(logits)?, row, out)?)
+    }
+}
+
+fn end_of(SlotEnding { stop_ids, capacity }: SlotEnding<'_>) -> SlotEnd<'_> {
+    SlotEnd {
+        stop_ids,
+        capacity: u32::try_from(capacity).ok(),
     }
 }
 

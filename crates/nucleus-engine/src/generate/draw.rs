@@ -8,7 +8,7 @@
     allow(dead_code, reason = "this build has no device to draw on")
 )]
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use nucleus_sampling::{CompiledParams, CpuSampler, LogitsRow, Logprobs, Sampler, SamplerState};
 
@@ -28,6 +28,8 @@ pub(super) struct Outcome {
     pub(super) drawn: Vec<(SequenceId, Option<Drawn>)>,
     /// Prompt tokens that are scored, in order.
     pub(super) scored: Vec<(SequenceId, PromptToken)>,
+    /// Of whom nothing of it counts.
+    pub(super) void: HashSet<SequenceId>,
 }
 
 impl Outcome {
@@ -53,11 +55,20 @@ pub(super) struct SlotDraw<'a> {
     pub(super) logprobs: Logprobs,
 }
 
+/// Where the sequence of a slot ends: what is drawn behind that is [`Status::Ended`](nucleus_sampling::Status::Ended).
+#[derive(Debug, Clone, Copy)]
+pub(super) struct SlotEnding<'a> {
+    /// Ids that end it, no more than [`SlotSampler::most_stops`]. Others may: whoever collects the tokens knows them all.
+    pub(super) stop_ids: &'a [u32],
+    /// The most tokens, prompt and output together.
+    pub(super) capacity: usize,
+}
+
 /// The tokens of a draw, where they lie.
 pub(super) enum Latest {
-    /// On the host, because the device is a script.
+    /// On the host, because the device is a script; none where a sequence has ended.
     #[cfg_attr(not(test), allow(dead_code, reason = "there is one in tests alone"))]
-    Host(Vec<u32>),
+    Host(Vec<Option<u32>>),
     #[cfg(feature = "cuda")]
     Device(nucleus_sampling::cuda::DeviceTokens),
 }
@@ -76,10 +87,21 @@ impl Latest {
 /// after the forward pass that was queued before.
 pub(super) trait SlotSampler: Send {
     /// Gives a slot the history of a sequence.
-    fn restore(&mut self, slot: u32, state: &SamplerState) -> Result<(), EngineError>;
+    fn restore(
+        &mut self,
+        slot: u32,
+        state: &SamplerState,
+        ending: SlotEnding<'_>,
+    ) -> Result<(), EngineError>;
 
     /// Gives the slot `to` the tokens of `from`, which are those of `state`.
-    fn fork(&mut self, from: u32, to: u32, state: &SamplerState) -> Result<(), EngineError>;
+    fn fork(
+        &mut self,
+        from: u32,
+        to: u32,
+        state: &SamplerState,
+        ending: SlotEnding<'_>,
+    ) -> Result<(), EngineError>;
 
     /// The slot's sequence is evicted or over.
     fn free(&mut self, slot: u32);
@@ -87,7 +109,11 @@ pub(super) trait SlotSampler: Send {
     /// The most of the likeliest tokens that a draw tells.
     fn most_likeliest(&self) -> u32;
 
-    /// Queues the draw of a token for each row; each is appended to its slot.
+    /// The most ids that end the sequence of a slot.
+    fn most_stops(&self) -> usize;
+
+    /// Queues the draw of a token for each row; each is appended to its slot. After an error nothing is queued, and nothing is known of the rows'
+    /// slots.
     fn queue(&mut self, logits: Logits<'_>, rows: &[SlotDraw<'_>]) -> Result<(), EngineError>;
 
     /// Waits for the oldest draw that is queued; its tokens, row by row, with the likeliest ones where they are wanted.
@@ -112,22 +138,25 @@ pub(super) enum Drawing {
 }
 
 impl Drawing {
-    /// The drawing that belongs to a model: room for so many sequences of so many tokens each, on a device.
+    /// The drawing that belongs to a model: room for so many sequences of so many tokens each, on a device. Every sequence ends with any of the ids
+    /// `ends`.
     pub(super) fn of(
         compute: Compute,
         sequences: usize,
         tokens: usize,
+        ends: &[u32],
     ) -> Result<Self, EngineError> {
         match compute {
             Compute::Host => {
                 // The host keeps each history with its sequence.
-                let _ = (sequences, tokens);
+                let _ = (sequences, tokens, ends);
                 Ok(Self::Host(HostDraw::default()))
             }
             #[cfg(feature = "cuda")]
             Compute::Cuda(stream) => {
                 let sampler = super::cuda::CudaSlots::new(stream, sequences, tokens)?;
-                Ok(Self::Device(DeviceDraw::new(Box::new(sampler), sequences)))
+                let sampler = Box::new(sampler);
+                Ok(Self::Device(DeviceDraw::new(sampler, sequences, ends)))
             }
         }
     }
@@ -184,6 +213,8 @@ pub(super) struct DeviceDraw {
     host: CpuSampler,
     slots: HashMap<SequenceId, u32>,
     free: Vec<u32>,
+    /// Ids that end every sequence.
+    ends: Vec<u32>,
     /// Whose tokens the latest draw is, and in which row.
     latest: HashMap<SequenceId, u32>,
     /// A row of logits that was copied, and which.
@@ -192,12 +223,13 @@ pub(super) struct DeviceDraw {
 
 impl DeviceDraw {
     /// A sampler with slots `0..count`, all free.
-    pub(super) fn new(sampler: Box<dyn SlotSampler>, count: usize) -> Self {
+    pub(super) fn new(sampler: Box<dyn SlotSampler>, count: usize, ends: &[u32]) -> Self {
         Self {
             sampler,
             host: CpuSampler::new(),
             slots: HashMap::new(),
             free: (0..count as u32).rev().collect(),
+            ends: ends.to_vec(),
             latest: HashMap::new(),
             copied: Vec::new(),
         }
@@ -224,9 +256,15 @@ impl DeviceDraw {
                     continue;
                 }
                 let slot = self.free.pop().expect("a slot for each that may run");
+                let mut stop_ids = [&self.ends, sequence.stop_token_ids()].concat();
+                stop_ids.truncate(self.sampler.most_stops());
+                let ending = SlotEnding {
+                    stop_ids: &stop_ids,
+                    capacity: sequence.capacity(),
+                };
                 let given = match self.slots.get(&run.id) {
-                    Some(&leader) => self.sampler.fork(leader, slot, &sequence.state),
-                    None => self.sampler.restore(slot, &sequence.state),
+                    Some(&leader) => self.sampler.fork(leader, slot, &sequence.state, ending),
+                    None => self.sampler.restore(slot, &sequence.state, ending),
                 };
                 if let Err(error) = given {
                     self.free.push(slot);
@@ -288,10 +326,16 @@ impl DeviceDraw {
                 }
             }
         }
-        if !rows.is_empty() {
-            self.sampler.queue(logits, &rows)?;
+        if rows.is_empty() {
+            return Ok(outcome);
         }
-        Ok(outcome)
+        let queued = self.sampler.queue(logits, &rows);
+        if queued.is_err() {
+            // What their slots hold is not known: they are restored when their sequences draw next.
+            let drawn: Vec<SequenceId> = self.latest.drain().map(|(id, _)| id).collect();
+            drawn.into_iter().for_each(|id| self.release(id));
+        }
+        queued.map(|()| outcome)
     }
 
     /// Waits for the tokens of a step, which is the oldest that has not been collected.

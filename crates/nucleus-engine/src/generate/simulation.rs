@@ -114,14 +114,20 @@ struct Tally {
     /// Steps on a device, and those that it ran before the tokens of the one before were looked at.
     device_steps: u64,
     steps_ahead: u64,
+    /// Rows of sequences that had ended on the device when they ran.
+    ended_rows: u64,
+    stop_tokens: u64,
+    stop_strings: u64,
     tokens: u64,
     evictions: u64,
     reused_tokens: u64,
     copies: u64,
+    /// Times that the oldest was computed again from its beginning.
+    set_back: u64,
 }
 
 impl Tally {
-    fn fields(&mut self) -> [&mut u64; 18] {
+    fn fields(&mut self) -> [&mut u64; 22] {
         [
             &mut self.steps,
             &mut self.accepted,
@@ -136,11 +142,15 @@ impl Tally {
             &mut self.devices_lost,
             &mut self.device_steps,
             &mut self.steps_ahead,
+            &mut self.ended_rows,
+            &mut self.stop_tokens,
+            &mut self.stop_strings,
             &mut self.engines_stopped,
             &mut self.tokens,
             &mut self.evictions,
             &mut self.reused_tokens,
             &mut self.copies,
+            &mut self.set_back,
         ]
     }
 
@@ -190,6 +200,8 @@ struct Client {
     top_logprobs: Vec<Vec<TokenLogprob>>,
     text: String,
     cancelled: bool,
+    /// Whether keys and values were NaN while it was there.
+    saw_nan: bool,
     /// What went wrong in the step in which it ended, and in the one before, whose tokens may come as late.
     faults: [Option<Fault>; 2],
     ended: bool,
@@ -205,6 +217,7 @@ struct Episode {
     faults: Faults,
     fault_before: Option<Fault>,
     is_on_device: bool,
+    ended_rows: Arc<AtomicU64>,
     oracle: Oracle,
     clients: Vec<Client>,
     aborted: bool,
@@ -266,9 +279,11 @@ impl Episode {
             .with_step_tokens(options.step_tokens)
             .running_ahead(runs_ahead);
         let faults = model.faults();
+        let slots = ScriptedSlots::new(running, CONTEXT_LENGTH, faults.clone());
+        let ended_rows = slots.ended_rows();
         let drawing = if is_on_device {
-            let slots = ScriptedSlots::new(running, CONTEXT_LENGTH, faults.clone());
-            Drawing::Device(DeviceDraw::new(Box::new(slots), running))
+            let ends = tokenizer.end_of_generation();
+            Drawing::Device(DeviceDraw::new(Box::new(slots), running, ends))
         } else {
             Drawing::Host(HostDraw::default())
         };
@@ -283,6 +298,7 @@ impl Episode {
             faults,
             fault_before: None,
             is_on_device,
+            ended_rows,
             oracle,
             clients: Vec::new(),
             aborted: false,
@@ -333,19 +349,39 @@ impl Episode {
             let turned = prompt[turn..].iter_mut();
             turned.for_each(|token| *token = random.below(VOCAB_SIZE) as u32);
         }
+        // None most often, one, or more than a device looks for.
+        let stops = [0, 0, 0, 1, 2, 9][random.below(6)];
+        let stop_token_ids = (0..stops)
+            .map(|_| random.below(VOCAB_SIZE) as u32)
+            .collect();
+        let ignore_eos = random.one_in(2);
         let params = SamplingParams {
+            min_tokens: (!ignore_eos && random.one_in(3)).then(|| 1 + random.below(9) as u64),
             seed: Some(random.next() >> 32),
             temperature: Some([0.0, 0.7, 1.5][random.below(3)]),
             repetition_penalty: random.one_in(3).then_some(1.3),
             mirostat: random.one_in(5).then_some(2),
             top_k: Some(if random.one_in(8) { 7 } else { 0 }),
-            ignore_eos: random.one_in(2).then_some(true),
+            ignore_eos: ignore_eos.then_some(true),
             ..SamplingParams::default()
         };
         Request {
             prompt,
             params,
             max_tokens: Some(random.below(40)),
+            stop_token_ids,
+            stop: if random.one_in(6) {
+                // The text of some token.
+                let bytes = self
+                    .engine
+                    .tokenizer()
+                    .token_bytes(random.below(VOCAB_SIZE) as u32);
+                let text = std::str::from_utf8(bytes).ok();
+                let text = text.filter(|text| !text.is_empty());
+                text.map(String::from).into_iter().collect()
+            } else {
+                Vec::new()
+            },
             prompt_logprobs: random.one_in(4),
             // Some that a device tells, and some that it does not.
             top_logprobs: if random.one_in(5) {
@@ -398,6 +434,7 @@ impl Episode {
                 top_logprobs: Vec::new(),
                 text: String::new(),
                 cancelled: false,
+                saw_nan: false,
                 faults: [None; 2],
                 ended: false,
                 reads_slowly: self.random.one_in(4),
@@ -440,11 +477,15 @@ impl Episode {
             5 => self.random.one_in(6).then_some(Fault::Panic),
             6..=8 => Some(Fault::OutOfMemory(self.random.below(6))),
             10..=11 if self.is_on_device => Some(Fault::NoSlot),
+            12..=13 if self.is_on_device => Some(Fault::NoDraw),
             9 if self.random.one_in(6) => Some(Fault::DeviceLost),
             9 if self.is_on_device && self.random.one_in(6) => Some(Fault::DrawLost),
             _ => None,
         };
         self.faults.set(fault);
+        if let Some(Fault::NanRow(_)) = fault {
+            live.iter().for_each(|&at| self.clients[at].saw_nan = true);
+        }
         self.tally.steps += 1;
         let oldest = worker.scheduler().oldest();
         if catch_unwind(AssertUnwindSafe(|| worker.step())).is_err() {
@@ -461,10 +502,14 @@ impl Episode {
             worker.assert_consistent();
             self.tally.device_steps += u64::from(self.is_on_device);
             self.tally.steps_ahead += u64::from(worker.is_in_flight());
-            if let Some((oldest, before)) = oldest {
+            if let Some((oldest, before, alone)) = oldest {
                 let now = worker.scheduler().oldest();
-                let moved = now.is_none_or(|(id, computed)| id != oldest || computed > before);
+                let now = now.filter(|&(id, ..)| id == oldest);
+                // To be computed by itself, if what it found in the cache was of no use.
+                let is_back = now.is_some_and(|(.., now)| now && !alone);
+                let moved = now.is_none_or(|(_, computed, _)| is_back || computed > before);
                 assert!(moved, "{oldest:?} is the oldest, and has not moved");
+                self.tally.set_back += u64::from(is_back);
             }
         }
         for at in live {
@@ -539,11 +584,23 @@ impl Episode {
             None => (&u32::MAX, &[][..]),
         };
         let ends = |id| engine.tokenizer().is_end_of_generation(id);
-        assert!(!before.iter().any(|&id| ends(id)));
+        let stops = |id| client.request.stop_token_ids.contains(&id);
+        assert!(!before.iter().any(|&id| ends(id) || stops(id)));
+        let least = client.request.params.min_tokens.unwrap_or(0) as usize;
         match completion.finish_reason {
             FinishReason::EndOfText => {
-                assert!(ends(last));
+                assert!(ends(last) && before.len() >= least);
                 tally.finished += 1;
+            }
+            FinishReason::StopToken(id) => {
+                assert!(id == last && stops(last) && before.len() >= least);
+                tally.finished += 1;
+                tally.stop_tokens += 1;
+            }
+            FinishReason::StopSequence(stop) => {
+                assert!(client.request.stop.contains(&stop));
+                tally.finished += 1;
+                tally.stop_strings += 1;
             }
             FinishReason::Length => {
                 let room = CONTEXT_LENGTH - client.request.prompt.len();
@@ -569,14 +626,15 @@ impl Episode {
         let had = |is: fn(&Fault) -> bool| faults.iter().flatten().any(is);
         match error {
             GenerationError::Row { position, .. } => {
-                assert!(had(|fault| matches!(fault, Fault::NanRow(_))), "{faults:?}");
+                assert!(client.saw_nan, "it fails for another's NaN");
                 assert_eq!(*position, client.received.len());
                 self.tally.rows_failed += 1;
             }
             GenerationError::Model(message) if message.contains("memory") => {
                 // A single token that does not fit, or a slot for whoever runs alone.
-                let is_short =
-                    |fault: &Fault| matches!(fault, Fault::OutOfMemory(0) | Fault::NoSlot);
+                let is_short = |fault: &Fault| {
+                    matches!(fault, Fault::OutOfMemory(0) | Fault::NoSlot | Fault::NoDraw)
+                };
                 assert!(had(is_short), "{faults:?}");
                 self.tally.memory_failed += 1;
             }
@@ -598,6 +656,7 @@ impl Episode {
         let Some(worker) = &self.worker else {
             return;
         };
+        self.tally.ended_rows += self.ended_rows.load(Ordering::Relaxed);
         let counters = worker.scheduler().counters();
         self.tally.evictions += counters.evictions;
         self.tally.reused_tokens += counters.reused_tokens;
@@ -666,7 +725,8 @@ impl Oracle {
         request: &Request,
         count: usize,
     ) -> (Vec<u32>, Vec<Vec<TokenLogprob>>) {
-        let params = engine.validate(&request.params).unwrap();
+        let vocab = engine.ending_at(&request.stop_token_ids, &request.params);
+        let params = request.params.validate(&vocab.unwrap()).unwrap();
         let mut state = SamplerState::new(&params, &request.prompt);
         let mut likeliest = vec![Vec::new(); count];
         for likeliest in &mut likeliest {

@@ -1,6 +1,6 @@
 //! The engine's thread.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
 use std::time::Instant;
@@ -28,6 +28,8 @@ pub(super) struct Worker {
     live: HashMap<SequenceId, Live>,
     /// The step whose tokens are on their way from the device.
     in_flight: Option<Outcome>,
+    /// Whose part in the step that was queued last is void: they are computed again.
+    void: HashSet<SequenceId>,
     draining: bool,
 }
 
@@ -55,6 +57,7 @@ impl Worker {
             inbox,
             live: HashMap::new(),
             in_flight: None,
+            void: HashSet::new(),
             draining: false,
         }
     }
@@ -141,6 +144,7 @@ impl Worker {
     /// while this one is computed.
     pub(super) fn step(&mut self) {
         self.expire();
+        self.void.clear();
         let mut step = self.scheduler.schedule();
         step.evicted.iter().for_each(|&id| self.release(id));
         self.shorten(&mut step.runs);
@@ -166,21 +170,45 @@ impl Worker {
             self.model.copy_block(from, to);
         }
         loop {
-            match self.forward_and_sample(&step.runs) {
-                Err(EngineError::OutOfMemory(what)) if shrink(&mut step.runs) => {
-                    tracing::warn!("a step was too large for the device's memory: {what}");
-                }
+            let what = match self.forward_and_sample(&step.runs) {
+                Err(EngineError::OutOfMemory(what)) => what,
                 result => return result,
+            };
+            tracing::warn!("a step was too large for the device's memory: {what}");
+            // What is tried again takes its tokens from the host: of those on the device, and of slots, it is not known what is left.
+            self.collect();
+            let fewer = self.drop_ended(&mut step.runs);
+            if step.runs.is_empty() {
+                return Ok(Outcome::default());
+            }
+            if !fewer && !shrink(&mut step.runs) {
+                return Err(EngineError::OutOfMemory(what));
             }
         }
     }
 
+    /// Takes whoever has ended, or is computed again, out of a step; whether there was anybody.
+    fn drop_ended(&self, runs: &mut Vec<Scheduled>) -> bool {
+        let sampled = |runs: &[Scheduled]| runs.iter().map(|run| 1 + run.followers.len()).sum();
+        let before: usize = sampled(runs);
+        let is_live = |id: &SequenceId| self.live.contains_key(id) && !self.void.contains(id);
+        runs.retain(|run| is_live(&run.id));
+        let followers = runs.iter_mut().map(|run| &mut run.followers);
+        followers.for_each(|followers| followers.retain(is_live));
+        before > sampled(runs)
+    }
+
     /// Takes a step to be in the cache, and commits its tokens: now, or when they have come.
-    fn advance(&mut self, runs: &[Scheduled], outcome: Outcome) {
-        runs.iter().for_each(|run| self.scheduler.computed(run));
+    fn advance(&mut self, runs: &[Scheduled], mut outcome: Outcome) {
+        outcome.void = std::mem::take(&mut self.void);
+        let is_void = |id: &SequenceId| outcome.void.contains(id);
+        for run in runs.iter().filter(|run| !is_void(&run.id)) {
+            self.scheduler.computed(run);
+        }
         let is_ahead = self.model.runs_ahead() && outcome.is_on_device();
         if is_ahead {
-            for &(id, _) in &outcome.drawn {
+            let drawn = outcome.drawn.iter().map(|(id, _)| id);
+            for &id in drawn.filter(|id| !is_void(id)) {
                 self.scheduler.grown(id, PENDING);
             }
         }
@@ -326,8 +354,8 @@ impl Worker {
         }
         for (id, drawn) in outcome.drawn {
             let Some(drawn) = drawn else { continue };
-            if !self.live.contains_key(&id) {
-                // It ended before its token came, or its prompt could not be scored.
+            if !self.live.contains_key(&id) || outcome.void.contains(&id) {
+                // It ended before its token came, its prompt could not be scored, or it is computed again.
                 continue;
             }
             self.tell_prompt(id);
@@ -345,8 +373,17 @@ impl Worker {
         }
     }
 
-    /// Ends a sequence whose logits are of no use.
+    /// Ends a sequence whose logits are of no use, or computes it again if that may be due to what others have left in the cache.
     fn fail_row(&mut self, id: SequenceId, status: Status) {
+        let may_be_found = matches!(status, Status::Nan | Status::Overflow);
+        if may_be_found && let Some(evicted) = self.scheduler.recompute(id) {
+            tracing::warn!(
+                "a row is of no use ({status}), and may be so by what was in the cache: it is computed again"
+            );
+            self.void.insert(id);
+            self.release(id);
+            return evicted.into_iter().for_each(|id| self.release(id));
+        }
         if let Some(live) = self.live.get(&id) {
             let position = live.sequence.state.position() as usize;
             // What made the row useless may be in the cache.

@@ -351,6 +351,68 @@ fn what_went_wrong_is_not_reused() {
     assert_eq!((scheduler.pool().used(), scheduler.pool().cached()), (0, 0));
 }
 
+/// A prompt whose beginning is computed, and others that find it there and end otherwise; each runs its last two tokens in the step that is told.
+fn found_while_computed(others: u64, blocks: usize) -> (Scheduler, Step) {
+    let mut scheduler = scheduler(4, 16, blocks);
+    let ending = |id: u64| (0..16).chain([100 * id as u32, 7]).collect();
+    scheduler
+        .enqueue(vec![of_tokens(0, ending(9), 20)])
+        .unwrap();
+    assert_eq!(run(&mut scheduler), [(0, 0, 16, false)]);
+    let arrivals = (1..=others).map(|id| of_tokens(id, ending(id), 20));
+    scheduler.enqueue(arrivals.collect()).unwrap();
+    let step = scheduler.schedule();
+    let starts: Vec<_> = step.runs.iter().map(|run| (run.start, run.len)).collect();
+    assert_eq!(starts, vec![(16, 2); 1 + others as usize]);
+    step.runs.iter().for_each(|run| scheduler.computed(run));
+    (scheduler, step)
+}
+
+#[test]
+fn who_goes_wrong_after_what_it_found_is_computed_again_by_itself() {
+    let (mut scheduler, _) = found_while_computed(2, 16);
+    assert_eq!(scheduler.recompute(SequenceId(0)), None);
+    scheduler.discard(SequenceId(0));
+    scheduler.grown(SequenceId(1), PENDING);
+    assert_eq!(scheduler.recompute(SequenceId(1)), Some(Vec::new()));
+    assert_eq!(scheduler.recompute(SequenceId(1)), None);
+    // A row was right: what it found was, too.
+    scheduler.grown(SequenceId(2), 5);
+    assert_eq!(scheduler.recompute(SequenceId(2)), None);
+    assert_eq!(run(&mut scheduler), [(1, 0, 15, false), (2, 18, 1, true)]);
+    assert_eq!(run(&mut scheduler), [(1, 15, 3, true), (2, 19, 1, true)]);
+}
+
+#[test]
+fn who_is_computed_again_takes_the_blocks_of_who_came_last() {
+    let (mut scheduler, _) = found_while_computed(2, 9);
+    scheduler.discard(SequenceId(0));
+    let last = SequenceId(2);
+    scheduler.grown(last, PENDING);
+    assert_eq!(scheduler.recompute(SequenceId(1)), Some(vec![last]));
+    scheduler.assert_consistent();
+    // Its own row is of no use either, and was drawn from when it was evicted.
+    assert_eq!(scheduler.recompute(last), Some(Vec::new()));
+    assert_eq!(scheduler.recompute(last), None);
+    assert_eq!(run(&mut scheduler), [(1, 0, 16, false)]);
+    assert_eq!(run(&mut scheduler), [(1, 16, 2, true)]);
+}
+
+/// The token that is pending when a sequence is evicted is waited for before it runs again.
+#[test]
+fn who_waits_for_its_token_is_not_admitted() {
+    let (mut scheduler, _) = found_while_computed(2, 9);
+    scheduler.discard(SequenceId(0));
+    let last = SequenceId(2);
+    assert_eq!(scheduler.recompute(SequenceId(1)), Some(vec![last]));
+    scheduler.grown(last, PENDING);
+    assert_eq!(run(&mut scheduler), [(1, 0, 16, false)]);
+    assert_eq!((scheduler.running(), scheduler.waiting()), (1, 1));
+    scheduler.grown(last, 5);
+    scheduler.remove(SequenceId(1));
+    assert_eq!(run(&mut scheduler), [(2, 0, 16, false)]);
+}
+
 /// Three of the same prompt, of one full block and half of another.
 fn three_of_a_kind(step_tokens: usize, blocks: usize) -> Scheduler {
     let mut scheduler = scheduler(4, step_tokens, blocks);

@@ -71,6 +71,10 @@ NUCLEUS_ASSERT(sizeof(SamplingProgram) == 264);
 #define NUCLEUS_WORKSPACE 4u
 /* The slot has no room for the token, which is in token_id and not committed. */
 #define NUCLEUS_FULL 6u
+/* The token was chosen and appended, and ends the slot's sequence. */
+#define NUCLEUS_STOPPED 7u
+/* The slot's sequence had ended: there is no token, and the slot is as it was. A row that has no token for another reason tells that. */
+#define NUCLEUS_ENDED 8u
 
 /* What was chosen; Rust's SampledToken. */
 typedef struct { uint32_t token_id; float logprob; uint32_t kept_count; uint32_t status; int32_t feedback; } SampledToken;
@@ -115,17 +119,21 @@ typedef struct {
 } SamplingRow;
 NUCLEUS_ASSERT(sizeof(SamplingRow) == 144);
 
+/* Ids that end the sequence of a slot, at most. */
+#define NUCLEUS_MAX_STOPS 16u
+
 /* What a sequence remembers between tokens. The host writes it to begin, fork, rewind or restore a sequence; the kernel reads it, and advances it
  * for rows with NUCLEUS_ROW_COMMIT, also when a captured graph is replayed. */
 typedef struct {
   uint64_t tokens;          /* index into slot_tokens of its first token: prompt, then output */
   int64_t adaptive_sum, adaptive_weight; /* adaptive-p's averages, Q16.16 */
-  uint32_t capacity;        /* tokens there is room for */
+  uint32_t capacity;        /* tokens there is room for; 0: the sequence has ended */
   uint32_t len, prompt_len; /* tokens there are, and how many of them are prompt */
   uint32_t ahead;           /* position = len - prompt_len + ahead */
   uint32_t choice, attempt;
   int32_t mirostat_mu;      /* Q16.16 */
-  uint32_t reserved;
+  uint32_t stops;           /* two bits of each id that ends the sequence (slot.cuh). All of them, then NUCLEUS_NO_TOKEN, are the NUCLEUS_MAX_STOPS words
+                             * before its tokens, at a multiple of 4 words; they are not looked at while no bit is set */
 } SamplingSlot;
 NUCLEUS_ASSERT(sizeof(SamplingSlot) == 56);
 

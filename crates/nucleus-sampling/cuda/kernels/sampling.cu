@@ -166,6 +166,7 @@ extern "C" int launch_advanced_sample(const void *logits, uint32_t vocab_size, c
   batch.out = sample->out;
   batch.max_edited = sample->history_length > SHARED_EDITS_USED ? sample->history_length : 0;
   if (!valid(&batch)) return NUCLEUS_LAUNCH_INVALID;
+  cudaGetLastError();  // that of an earlier call, which its caller was told
   describe_row<<<1, 1, 0, static_cast<cudaStream_t>(stream)>>>(sample->row, row);
   cudaError_t error = cudaGetLastError();
   if (error != cudaSuccess) return NUCLEUS_LAUNCH_CUDA + static_cast<int>(error);

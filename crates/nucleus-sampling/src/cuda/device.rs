@@ -87,18 +87,18 @@ unsafe impl Send for Stream {}
 impl Stream {
     pub(super) fn new(device: u32) -> Result<Self, CudaError> {
         check_device(device)?;
-        let mut stream = Self {
-            device: device as c_int,
-            raw: ptr::null_mut(),
-            owned: true,
-        };
-        stream.make_current()?;
-        // SAFETY: the pointer is to a live field.
-        let code = unsafe {
-            sys::cudaStreamCreateWithFlags(&raw mut stream.raw, sys::STREAM_NON_BLOCKING)
-        };
+        make_current(device)?;
+        // Only a stream that was created is destroyed: what a failed call leaves here is none.
+        let mut raw = ptr::null_mut();
+        // SAFETY: the pointer is to a live variable.
+        let code =
+            unsafe { sys::cudaStreamCreateWithFlags(&raw mut raw, sys::STREAM_NON_BLOCKING) };
         check("cudaStreamCreateWithFlags", code)?;
-        Ok(stream)
+        Ok(Self {
+            device: device as c_int,
+            raw,
+            owned: true,
+        })
     }
 
     /// Somebody else's stream.

@@ -105,6 +105,8 @@ impl CudaError {
     /// The error of a call of the runtime, or of the driver, whose numbers are the same, that returned `code`.
     #[must_use]
     pub fn runtime(call: &'static str, code: i32) -> Self {
+        // The runtime keeps it for whoever asks for its last error, which would take it for that of a later launch.
+        sys::cudaGetLastError();
         let (name, message) = describe(code);
         if NOTHING_TO_RUN_ON.contains(&code) {
             return Self::NoDevice { reason: message };

@@ -101,7 +101,7 @@ pub(super) struct SamplingSlot {
     pub(super) tokens: u64,
     pub(super) adaptive_sum: i64,
     pub(super) adaptive_weight: i64,
-    /// Tokens there is room for.
+    /// Tokens there is room for; the device makes it 0 when the sequence has ended.
     pub(super) capacity: u32,
     pub(super) len: u32,
     pub(super) prompt_len: u32,
@@ -110,7 +110,17 @@ pub(super) struct SamplingSlot {
     pub(super) choice: u32,
     pub(super) attempt: u32,
     pub(super) mirostat_mu: i32,
-    pub(super) reserved: u32,
+    /// The bits of each id that ends the sequence ([`stop_bits`]).
+    pub(super) stops: u32,
+}
+
+/// The most ids that end the sequence of a slot. They lie before its tokens.
+pub const MAX_STOPS: usize = 16;
+
+/// The bits of [`SamplingSlot::stops`] that an id which ends the sequence sets (`stop_bits` of `slot.cuh`).
+pub(super) const fn stop_bits(id: u32) -> u32 {
+    let mixed = id.wrapping_mul(0x9E37_79B1);
+    1 << (mixed >> 27) | 1 << (mixed >> 22 & 31)
 }
 
 const _: () = assert!(size_of::<SamplingSlot>() == 56);
@@ -170,6 +180,10 @@ pub(super) const BATCH_ALL_DRAWN: u32 = 512;
 pub(super) const STATUS_WORKSPACE: u32 = 4;
 /// A device's status beyond [`Status`](crate::Status): the choice could not be appended to a full slot.
 pub(super) const STATUS_FULL: u32 = 6;
+/// A device's status beyond [`Status`](crate::Status): a token was chosen, and ends its slot's sequence.
+pub(super) const STATUS_STOPPED: u32 = 7;
+/// A device's status beyond [`Status`](crate::Status): the slot's sequence had ended, so that nothing was chosen.
+pub(super) const STATUS_ENDED: u32 = 8;
 
 /// What the runtime knows of a device (`cuda/kernels/device.cu`).
 #[derive(Clone, Copy, Debug)]
@@ -244,7 +258,29 @@ pub(super) fn bytes_of<T: Plain>(values: &[T]) -> &[u8] {
 #[cfg(test)]
 mod tests {
     use super::super::sys;
+    use super::*;
     use crate::SamplingConfig;
+
+    /// The header's number of that name.
+    fn defined(name: &str) -> u32 {
+        let header = include_str!("../../cuda/include/sampling_config.h");
+        let mut lines = header.lines().map(str::split_whitespace);
+        let value = lines.find_map(|mut words| {
+            let is_it = words.next() == Some("#define") && words.next() == Some(name);
+            is_it.then(|| words.next()).flatten()
+        });
+        let value = value.expect(name).trim_end_matches('u');
+        value.parse().expect(name)
+    }
+
+    #[test]
+    fn both_languages_have_the_same_numbers_of_slots() {
+        assert_eq!(defined("NUCLEUS_MAX_STOPS"), MAX_STOPS as u32);
+        assert_eq!(defined("NUCLEUS_WORKSPACE"), STATUS_WORKSPACE);
+        assert_eq!(defined("NUCLEUS_FULL"), STATUS_FULL);
+        assert_eq!(defined("NUCLEUS_STOPPED"), STATUS_STOPPED);
+        assert_eq!(defined("NUCLEUS_ENDED"), STATUS_ENDED);
+    }
 
     /// R1.8: every field, set to a number of its own, comes out of the C++ struct as itself.
     #[test]

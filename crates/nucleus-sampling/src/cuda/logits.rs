@@ -5,7 +5,7 @@ use std::mem::offset_of;
 
 use crate::row::LogitsRow;
 
-use super::layout::DeviceToken;
+use super::layout::{DeviceToken, STATUS_STOPPED};
 
 const _: () = assert!(offset_of!(DeviceToken, token_id) == 0);
 
@@ -136,6 +136,18 @@ impl DeviceTokens {
     #[must_use]
     pub const fn address(&self) -> *const u32 {
         self.address
+    }
+
+    /// Where the number is that says how the first row ended, in 32-bit words behind its id.
+    #[must_use]
+    pub const fn status_offset(&self) -> u32 {
+        (offset_of!(DeviceToken, status) / size_of::<u32>()) as u32
+    }
+
+    /// That number, of a row whose token ends its slot's sequence ([`SlotEnd`](super::SlotEnd)).
+    #[must_use]
+    pub const fn stopped(&self) -> u32 {
+        STATUS_STOPPED
     }
 
     /// 32-bit words from an id to the next.

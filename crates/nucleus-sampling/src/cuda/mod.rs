@@ -24,8 +24,8 @@ pub use info::{
     CudaVersion, DeviceInfo, DeviceMemory, compiled_archs, device_info, device_memory,
     driver_version, runtime_version,
 };
-pub use layout::MAX_TOP;
+pub use layout::{MAX_STOPS, MAX_TOP};
 pub use logits::{DeviceLogits, DeviceTokens, Dtype};
 pub use queue::{MAX_QUEUED, PlacedRow};
 pub use sampler::{CudaOptions, CudaSampler, MAX_ROWS};
-pub use slots::SlotRow;
+pub use slots::{SlotEnd, SlotRow};

@@ -5,7 +5,7 @@ use std::ffi::c_void;
 
 use half::{bf16, f16};
 
-use crate::config::MAX_VOCAB;
+use crate::config::{MAX_VOCAB, Program, SamplingConfig};
 use crate::row::{LogitsRow, Row, SampledToken, Status, TokenLogprob};
 use crate::state::SamplerState;
 
@@ -13,15 +13,20 @@ use super::device::{Buffer, SharedStream, Stream, read_from};
 use super::error::CudaError;
 use super::info::device_info;
 use super::layout::{
-    BATCH_EXACT, BATCH_REQUEST_EACH, DeviceToken, MAX_TOP, STATUS_FULL, STATUS_WORKSPACE,
-    SamplingBatch, SamplingLogprob, SamplingRow, bytes_of, row_flags,
+    BATCH_EXACT, BATCH_REQUEST_EACH, DeviceToken, MAX_TOP, STATUS_ENDED, STATUS_FULL,
+    STATUS_STOPPED, STATUS_WORKSPACE, SamplingBatch, SamplingLogprob, SamplingRow, bytes_of,
+    row_flags,
 };
 use super::logits::{DeviceLogits, DeviceTokens, Dtype};
 use super::pack::{Packed, Work};
 use super::queue::{Arrived, Launch, MAX_QUEUED, PlacedRow, Queue, QueuedRow, launches};
-use super::slots::{SlotRow, Slots};
+use super::slots::{SlotEnd, SlotRow, Slots};
 use super::sys;
 use super::upload::Upload;
+
+/// What describes a row, and as much again for its lists.
+const DESCRIPTION_BYTES: usize =
+    2 * (size_of::<SamplingRow>() + size_of::<SamplingConfig>() + size_of::<Program>());
 
 /// The most rows of one launch.
 pub const MAX_ROWS: usize = 1024;
@@ -134,27 +139,38 @@ impl CudaSampler {
         self.run(logits, out)
     }
 
-    /// Makes room on the device for `count` sequences of up to `capacity` tokens each, prompt and output together. All slots are free
-    /// afterwards.
+    /// Makes room on the device for `count` sequences of up to `capacity` tokens each, prompt and output together, and for draws of one row each, so
+    /// that what these allocate later is for long lists, many edits and the likeliest tokens. All slots are free afterwards.
     ///
     /// # Errors
-    /// [`CudaError::Runtime`] if the device has not the memory: 4 bytes a token, 56 a slot.
+    /// [`CudaError::Runtime`] if the device has not the memory: 4 bytes a token, 120 a slot.
     pub fn reserve_slots(&mut self, count: u32, capacity: u32) -> Result<(), CudaError> {
         self.stream.make_current()?;
-        self.slots.reserve(count, capacity)
+        self.slots.reserve(count, capacity)?;
+        let rows = (count as usize).min(MAX_ROWS);
+        self.out.reserve(rows)?;
+        // SAFETY: takes numbers.
+        let workspace_bytes = unsafe { sys::sampling_workspace_size(rows as u32, 0) };
+        self.workspace.reserve(workspace_bytes)?;
+        self.upload.reserve(rows * DESCRIPTION_BYTES)
     }
 
     /// Gives a slot a sequence: a new one, or one that was evicted. The host's state stays what it is; the caller commits to it what
     /// the device chose, so that it can be restored at any time.
     ///
     /// # Errors
-    /// [`CudaError::Batch`] if there is no such slot or the sequence is longer than slots are.
-    pub fn restore_slot(&mut self, slot: u32, state: &SamplerState) -> Result<(), CudaError> {
+    /// [`CudaError::Batch`] if there is no such slot, if the sequence is longer than slots are or it may become, or for too many ids that end it.
+    pub fn restore_slot(
+        &mut self,
+        slot: u32,
+        state: &SamplerState,
+        end: SlotEnd<'_>,
+    ) -> Result<(), CudaError> {
         self.stream.make_current()?;
-        self.slots.restore(slot, state, &self.stream)
+        self.slots.restore(slot, state, end, &self.stream)
     }
 
-    /// Takes back tokens: the slot goes on from `state`, which is what it held, rewound.
+    /// Takes back tokens: the slot goes on from `state`, which is what it held, rewound. A sequence that had ended has not any more.
     ///
     /// # Errors
     /// [`CudaError::Batch`] if the slot is free or holds fewer tokens than the state.
@@ -167,21 +183,28 @@ impl CudaSampler {
             u64::from(len),
         )?;
         self.stream.make_current()?;
-        self.slots.describe(slot, state, &self.stream)
+        self.slots.rewind(slot, state, &self.stream)
     }
 
     /// Gives the slot `to` the tokens of the slot `from`, which go on as `state`: a fork of what `from` holds.
     ///
     /// # Errors
-    /// [`CudaError::Batch`] if `from` is free, if there is no slot `to`, or if the state has another length than `from`.
-    pub fn fork_slot(&mut self, from: u32, to: u32, state: &SamplerState) -> Result<(), CudaError> {
+    /// [`CudaError::Batch`] if `from` is free, if there is no slot `to`, or if the state has another length than `from`; and as
+    /// [`CudaSampler::restore_slot`].
+    pub fn fork_slot(
+        &mut self,
+        from: u32,
+        to: u32,
+        state: &SamplerState,
+        end: SlotEnd<'_>,
+    ) -> Result<(), CudaError> {
         let len = u64::from(self.slots.len(from)?);
         within("slot length", state.tokens().len() as u64, len, len)?;
         self.stream.make_current()?;
         if from != to {
             self.slots.copy(from, to, &self.stream)?;
         }
-        self.slots.describe(to, state, &self.stream)
+        self.slots.go_on(to, state, end, &self.stream)
     }
 
     /// Frees a slot: its sequence is evicted or over.
@@ -634,10 +657,11 @@ fn within(field: &'static str, value: u64, least: u64, most: u64) -> Result<(), 
 /// The device's answer, its status looked at.
 fn sampled(row: usize, token: DeviceToken) -> Result<SampledToken, CudaError> {
     let status = match token.status {
-        0 => Status::Ok,
+        0 | STATUS_STOPPED => Status::Ok,
         1 => Status::Nan,
         2 => Status::Overflow,
         3 => Status::Empty,
+        STATUS_ENDED => Status::Ended,
         STATUS_WORKSPACE => {
             return Err(CudaError::Unsupported {
                 row,

@@ -48,6 +48,7 @@ unsafe extern "C" {
     pub(super) fn cudaMemGetInfo(free: *mut usize, total: *mut usize) -> c_int;
     pub(super) fn cudaGetDeviceCount(count: *mut c_int) -> c_int;
     pub(super) fn cudaSetDevice(device: c_int) -> c_int;
+    pub(super) safe fn cudaGetLastError() -> c_int;
     pub(super) fn cudaGetErrorName(error: c_int) -> *const c_char;
     pub(super) fn cudaGetErrorString(error: c_int) -> *const c_char;
     pub(super) fn cudaMalloc(pointer: *mut *mut c_void, bytes: usize) -> c_int;

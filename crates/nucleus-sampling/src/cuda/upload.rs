@@ -40,6 +40,11 @@ impl Upload {
         }
     }
 
+    /// Makes room for parts of so many bytes together.
+    pub(super) fn reserve(&mut self, bytes: usize) -> Result<(), CudaError> {
+        self.device.reserve(bytes)
+    }
+
     /// Queues the parts' copy and says where they will be. They stay there until the next copy.
     pub(super) fn send<const N: usize>(
         &mut self,

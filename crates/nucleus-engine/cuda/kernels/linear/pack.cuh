@@ -28,6 +28,7 @@ cudaError_t launch_pack(const void *file, uint32_t outputs, uint32_t inputs, voi
   const uint64_t work = uint64_t{div_up(outputs, PANEL)} * chunks_of<W>(inputs) * W::STEPS * 32, blocks = (work + THREADS - 1) / THREADS;
   if (!blocks) return cudaSuccess;
   if (blocks > 0x7fffffff) return cudaErrorInvalidValue;
+  cudaGetLastError();  // that of an earlier call, which its caller was told
   pack_matrix<W><<<static_cast<uint32_t>(blocks), THREADS, 0, stream>>>(static_cast<const uint8_t *>(file), outputs, inputs, static_cast<uint8_t *>(held));
   return cudaGetLastError();
 }
@@ -47,6 +48,7 @@ __global__ void __launch_bounds__(256) embed_rows(const uint8_t *held, uint32_t 
 template <class W>
 cudaError_t launch_embed(const NucleusMatrix &matrix, const uint32_t *tokens, uint32_t rows, float scale, float *output, cudaStream_t stream) {
   if (!rows) return cudaSuccess;
+  cudaGetLastError();  // that of an earlier call, which its caller was told
   embed_rows<W><<<rows, 256, 0, stream>>>(static_cast<const uint8_t *>(matrix.data), matrix.inputs, tokens, scale, output);
   return cudaGetLastError();
 }

@@ -37,7 +37,7 @@ pub(super) struct CudaRows {
     pub(super) tokens: Slice<u32>,
     pub(super) drawn_rows: Slice<u32>,
     wanted: Slice<u32>,
-    place: Place,
+    pub(super) place: Place,
     tiles: Slice<[u32; 2]>,
 }
 

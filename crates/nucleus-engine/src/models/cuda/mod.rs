@@ -22,7 +22,7 @@ use super::error::{ChunkProblem, ModelError};
 use super::tensors::Reader;
 use super::weights::Weights;
 use super::{Checked, LoadOptions};
-use crate::cuda::{self, Kind, Memory, Slice, Stream, Uploader};
+use crate::cuda::{self, Kind, Memory, Slice, Stream, TakeTokens, Uploader};
 use crate::error::EngineError;
 use crate::kv_cache::BlockId;
 use crate::model::{
@@ -179,14 +179,15 @@ impl CudaModel {
         self.uploader.send_values(&words, &self.described.words)?;
         let rows = CudaRows::new(&self.words, shape);
         if let Some(tokens) = on_device {
-            let vocab_size = self.spec.vocab_size;
-            cuda::take_tokens(
-                &self.stream,
-                &rows.tokens,
-                &rows.drawn_rows,
-                tokens,
-                vocab_size,
-            )?;
+            let call = TakeTokens {
+                tokens: &rows.tokens,
+                place: &rows.place,
+                drawn_rows: &rows.drawn_rows,
+                drawn: tokens,
+                vocab_size: self.spec.vocab_size,
+                spare_block: self.describe.spare_block,
+            };
+            cuda::take_tokens(&self.stream, &call)?;
         }
         let (decoder, executor) = (&mut self.decoder, &mut self.executor);
         if let Some(profile) = &mut executor.profile {
@@ -229,18 +230,21 @@ impl CudaModel {
         rows: &[Option<u32>],
         tokens: DrawnTokens<'_>,
     ) -> Option<DeviceTokens> {
-        let layout = shape.layout();
-        let last_rows = self.described.last_rows.iter();
-        for (&row, &drawn) in last_rows.zip(rows) {
+        for (index, &drawn) in rows.iter().enumerate() {
             let Some(drawn) = drawn else { continue };
+            let row = self.described.last_rows[index];
             match tokens {
-                DrawnTokens::Host(tokens) => {
-                    let token = tokens[drawn as usize];
-                    let known = (token as usize) < self.spec.vocab_size;
-                    self.described.words[layout.tokens.start + row] = if known { token } else { 0 };
-                }
+                DrawnTokens::Host(tokens) => match tokens[drawn as usize] {
+                    Some(token) => {
+                        let known = (token as usize) < self.spec.vocab_size;
+                        let token = if known { token } else { 0 };
+                        self.described.words[shape.layout().tokens.start + row] = token;
+                    }
+                    None => self.described.make_padding(shape, row, self.describe),
+                },
                 DrawnTokens::Device(_) => {
-                    self.described.words[layout.drawn_rows.start + row] = drawn;
+                    let drawn_rows = shape.layout().drawn_rows;
+                    self.described.words[drawn_rows.start + row] = drawn;
                 }
             }
         }

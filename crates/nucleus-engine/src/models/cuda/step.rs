@@ -159,6 +159,22 @@ impl Described {
         }
         shape
     }
+
+    /// Makes a row, which is alone with its table, one that only fills the step up.
+    pub(super) fn make_padding(&mut self, shape: Shape, row: usize, how: Describe) {
+        let layout = shape.layout();
+        let table = self.words[layout.sequences.start + row] as usize;
+        for (place, word) in [
+            (layout.tokens.start + row, 0),
+            (layout.positions.start + row, 0),
+            (
+                layout.block_tables.start + table * shape.blocks_per_table,
+                how.spare_block,
+            ),
+        ] {
+            self.words[place] = word;
+        }
+    }
 }
 
 /// Whether two chunks are of one sequence.
@@ -354,6 +370,12 @@ mod tests {
         let tables = list(&described, &layout.block_tables);
         let firsts: Vec<u32> = tables.into_iter().step_by(32).collect();
         assert_eq!(firsts, [7, 5, 4, 99]);
+        described.make_padding(shape, 1, HOW);
+        assert_eq!(list(&described, &layout.tokens), [1, 0, 3, 0]);
+        assert_eq!(list(&described, &layout.positions), [300, 0, 1, 0]);
+        let tables = list(&described, &layout.block_tables);
+        let firsts: Vec<u32> = tables.into_iter().step_by(32).collect();
+        assert_eq!(firsts, [7, 99, 4, 99]);
         let eager = described.fill(&chunks, Describe { pads: false, ..HOW });
         assert_eq!(
             [eager.rows, eager.tables, eager.blocks_per_table],
