@@ -53,14 +53,18 @@ struct DescriptionWord {
   static_assert(sizeof(Description) == 4 * (ROW + CONFIG + PROGRAM) && ROW <= 64 && CONFIG <= 64 && PROGRAM <= 128);
   u32 word;
 
-  __device__ __forceinline__ void read(const SamplingBatch &batch, u32 index, u32 request) {
-    const u32 t = threadIdx.x;
-    if (t < ROW) word = reinterpret_cast<const u32 *>(batch.row + index)[t];
-    else if (t >= 64 && t < 64 + CONFIG) word = reinterpret_cast<const u32 *>(batch.configs + request)[t - 64];
-    else if (t >= 128 && t < 128 + PROGRAM) word = reinterpret_cast<const u32 *>(batch.programs + request)[t - 128];
+  // Where the word of thread t is; null: it has none.
+  __device__ __forceinline__ static const u32 *source(const SamplingBatch &batch, u32 index, u32 request, u32 t) {
+    if (t < ROW) return reinterpret_cast<const u32 *>(batch.row + index) + t;
+    if (t >= 64 && t < 64 + CONFIG) return reinterpret_cast<const u32 *>(batch.configs + request) + (t - 64);
+    if (t >= 128 && t < 128 + PROGRAM) return reinterpret_cast<const u32 *>(batch.programs + request) + (t - 128);
+    return nullptr;
   }
-  __device__ __forceinline__ void write(Description *d) const {
-    const u32 t = threadIdx.x;
+  __device__ __forceinline__ void read(const SamplingBatch &batch, u32 index, u32 request) {
+    const u32 *from = source(batch, index, request, threadIdx.x);
+    if (from) word = *from;
+  }
+  __device__ __forceinline__ void write(Description *d, u32 t = threadIdx.x) const {
     u32 *words = reinterpret_cast<u32 *>(d);
     if (t < ROW) words[t] = word;
     else if (t >= 64 && t < 64 + CONFIG) words[ROW + t - 64] = word;

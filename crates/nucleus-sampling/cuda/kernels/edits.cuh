@@ -200,20 +200,29 @@ HD void clear_edits(const Team &team, const EditTable &table) {
   for (u32 i = team.local(); i <= table.capacity; i += team.locals()) table.slots[i] = Edit{NO_ID, 0, 0, 0.0f};
 }
 
-// How often and where tokens of the windows occur. The tables of these functions take every id that they cover.
+// How often and where tokens of the windows occur: the places of a history that count. The tables of these functions take every id that they cover.
+struct Occurrences {
+  u32 seen, counted;
+
+  HD explicit Occurrences(const Request &r) {
+    const SamplingConfig &c = *r.config;
+    const u32 len = r.row->history.len, prompt = r.row->prompt_len;
+    seen = window_start(len, c.repeat_last_n);
+    counted = c.flags & NUCLEUS_COUNT_PROMPT ? seen : prompt + window_start(len - prompt, c.repeat_last_n);
+  }
+  HD u32 first() const { return seen < counted ? seen : counted; }
+};
+
 template <class Team, class Table>
 HD void note_occurrences(const Team &team, const Request &r, const Table &table) {
-  const SamplingConfig &c = *r.config;
-  const u32 len = r.row->history.len, prompt = r.row->prompt_len;
-  u32 seen = window_start(len, c.repeat_last_n);
-  u32 counted = c.flags & NUCLEUS_COUNT_PROMPT ? seen : prompt + window_start(len - prompt, c.repeat_last_n);
+  const Occurrences occurrences(r);
   UNROLL_NOT
-  for (u32 i = (seen < counted ? seen : counted) + team.local(); i < len; i += team.locals()) {
+  for (u32 i = occurrences.first() + team.local(); i < r.row->history.len; i += team.locals()) {
     u32 id = r.history[i];
     if (id >= r.limit || !table.covers(id)) continue;
     Edit *edit = table.insert(id);
-    if (i >= seen && !(edit->flags & SEEN)) raise_bits(&edit->flags, SEEN);
-    if (i >= counted) add_to(&edit->flags, OCCURRENCE);
+    if (i >= occurrences.seen && !(edit->flags & SEEN)) raise_bits(&edit->flags, SEEN);
+    if (i >= occurrences.counted) add_to(&edit->flags, OCCURRENCE);
   }
 }
 
@@ -236,23 +245,45 @@ HD u32 passage_limit(const Team &team, const Request &r) {
   return size - last_break(team, Sequences(r, r.row->breakers), r.history + first, size);
 }
 
+// Passages of the history's end that the same token followed before: h[..size] ends as h[..end] does, of which `limit` tokens at most are compared.
+struct Passages {
+  const u32 *h;
+  u32 size, limit, allowed;
+  Sequences breakers;
+
+  HD Passages(const Request &r, u32 most) : limit(most), breakers(r, r.row->breakers) {
+    const u32 first = window_start(r.row->history.len, r.config->dry_penalty_last_n);
+    size = r.row->history.len - first;
+    h = r.history + first;
+    allowed = r.config->dry_allowed_length ? r.config->dry_allowed_length : 1;
+  }
+  HD bool some() const { return limit >= allowed; }
+  HD bool repeats(u32 end) const { return h[end - 1] == h[size - 1]; }
+  // How long the passage before h[end] is that DRY minds; 0: none. It repeats at least one token.
+  HD u32 length(u32 end) const {
+    const u32 common = common_suffix(h, end, size, limit);
+    return common >= allowed && !single_breaker(breakers, h[end]) ? common : 0;
+  }
+};
+
 template <class Team, class Table>
 HD void note_passages(const Team &team, const Request &r, const Table &table, u32 limit) {
-  const SamplingConfig &c = *r.config;
-  u32 first = window_start(r.row->history.len, c.dry_penalty_last_n), size = r.row->history.len - first;
-  const u32 *h = r.history + first;
-  Sequences breakers(r, r.row->breakers);
-  u32 allowed = c.dry_allowed_length ? c.dry_allowed_length : 1;
+  const Passages passages(r, limit);
   UNROLL_NOT
-  for (u32 end = team.local() + 1; end < size && limit >= allowed; end += team.locals()) {
-    if (h[end - 1] != h[size - 1] || h[end] >= r.limit || !table.covers(h[end])) continue;
-    u32 length = common_suffix(h, end, size, limit);
-    if (length >= allowed && !single_breaker(breakers, h[end])) raise_to(&table.insert(h[end])->longest, length);
-  }
+  for (u32 end = team.local() + 1; end < passages.size && passages.some(); end += team.locals())
+    if (passages.repeats(end) && passages.h[end] < r.limit && table.covers(passages.h[end])) {
+      const u32 length = passages.length(end);
+      if (length) raise_to(&table.insert(passages.h[end])->longest, length);
+    }
 }
 template <class Team, class Table>
 HD void note_passages(const Team &team, const Request &r, const Table &table) {
   note_passages(team, r, table, passage_limit(team, r));
+}
+
+// Whether the token at a place of the history would complete an n-gram a second time; `others`: its other tokens.
+HD bool completes_ngram(const Request &r, u32 at, u32 others) {
+  return ends_with(r.history, at, r.history + (r.row->history.len - others), others);
 }
 
 template <class Team, class Table>
@@ -263,8 +294,7 @@ HD void note_ngrams(const Team &team, const Request &r, const Table &table) {
   if (others > len) return;
   UNROLL_NOT
   for (u64 end = others + team.local(); end < len; end += team.locals())
-    if (tokens[end] < r.limit && table.covers(tokens[end]) &&
-        ends_with(tokens, static_cast<u32>(end), tokens + (len - others), static_cast<u32>(others)))
+    if (tokens[end] < r.limit && table.covers(tokens[end]) && completes_ngram(r, static_cast<u32>(end), static_cast<u32>(others)))
       raise_bits(&table.insert(tokens[end])->flags, NGRAM);
 }
 
@@ -338,6 +368,11 @@ HD bool list_holds(const u32 *ids, u32 count, u32 id) {
 HD bool admitted(const Request &r, u32 id) {
   if (r.mask && !mask_allows(r, id)) return false;
   return !(r.row->flags & NUCLEUS_ROW_ALLOWED) || list_holds(r.words(r.row->allowed), r.row->allowed.len, id);
+}
+
+// Whether edits by id never raise a logit, biases apart.
+HD bool edits_lower(const SamplingConfig &c) {
+  return c.repetition_penalty >= 1.0f && c.frequency_penalty >= 0.0f && c.presence_penalty >= 0.0f && c.dry_multiplier >= 0.0f && c.dry_base >= 0.0f;
 }
 
 HD float repetition(float x, float penalty) { return x > 0.0f ? x / penalty : x * penalty; }

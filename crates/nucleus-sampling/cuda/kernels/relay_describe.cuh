@@ -32,11 +32,6 @@ struct Editable {
   }
 };
 
-// Whether edits by id never raise a logit, biases apart.
-__device__ __forceinline__ bool edits_lower(const SamplingConfig &c) {
-  return c.repetition_penalty >= 1.0f && c.frequency_penalty >= 0.0f && c.presence_penalty >= 0.0f && c.dry_multiplier >= 0.0f && c.dry_base >= 0.0f;
-}
-
 // The words of a description on their way to a warp's registers, asked for long before they are needed: under load a read takes microseconds.
 struct DescriptionWords {
   static constexpr u32 ROW = sizeof(SamplingRow) / 4, REQUEST_WORD = offsetof(SamplingRow, request) / 4, FLAGS_WORD = offsetof(SamplingRow, flags) / 4,

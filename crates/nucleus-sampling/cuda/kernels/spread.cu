@@ -8,15 +8,15 @@
 namespace nucleus::spread {
 
 template <u32 DTYPE, u32 BLOCKS>
-__global__ void __launch_bounds__(TILE_THREADS, 1) sample_spread(const __grid_constant__ SamplingBatch batch) {
+__global__ void __launch_bounds__(BLOCK_THREADS, 1) sample_spread(const __grid_constant__ SamplingBatch batch) {
   const DeviceTeam team;
   RowState *const sh = row_state();
   const u32 index = blockIdx.x / BLOCKS;
   bool decided = Block<DTYPE, BLOCKS>(batch, team, sh).collect();
   if (team.block != 0) return;
   if (decided) {
-    receive(&sh->arrived);
-    decided = finish_row<BLOCKS>(sh, batch, index);
+    wait_for_copy(&sh->arrived, 0);
+    decided = finish_row(sh, batch, index);
   }
   if (!decided && threadIdx.x == 0 && !(sh->row.flags & NUCLEUS_ROW_PADDING)) batch.out[index].status = PENDING;
 }
@@ -29,7 +29,7 @@ static cudaError_t launch(const SamplingBatch &batch, cudaStream_t stream) {
   if (error != cudaSuccess) return error;
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(batch.rows * BLOCKS);
-  config.blockDim = dim3(TILE_THREADS);
+  config.blockDim = dim3(BLOCK_THREADS);
   config.dynamicSmemBytes = sizeof(RowState);
   config.stream = stream;
   cudaLaunchAttribute attributes[2];
@@ -47,10 +47,9 @@ constexpr u32 EIGHTS = 15, FOURS = 30;
 
 template <u32 DTYPE>
 static cudaError_t launch(const SamplingBatch &batch, cudaStream_t stream) {
-  static_assert(Deal<DTYPE, 4>::PIECE * PIECES_MOST >= NUCLEUS_MAX_VOCAB);
   static_assert(Deal<DTYPE, 4>::FROM_LEN <= SPREAD_FROM_LEN && Deal<DTYPE, 2>::FROM_LEN <= SPREAD_FROM_LEN);
   if (batch.rows <= EIGHTS && batch.row_len >= Deal<DTYPE, 8>::FROM_LEN) return launch<DTYPE, 8>(batch, stream);
-  if (batch.rows <= FOURS || Deal<DTYPE, 2>::pieces(batch.row_len) > PIECES_MOST) return launch<DTYPE, 4>(batch, stream);
+  if (batch.rows <= FOURS) return launch<DTYPE, 4>(batch, stream);
   return launch<DTYPE, 2>(batch, stream);
 }
 

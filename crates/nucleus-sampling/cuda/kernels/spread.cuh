@@ -1,8 +1,10 @@
-// Bounded requests where rows are few: a cluster of blocks a row, whose threads read the row into registers.
+// Bounded requests where rows are few: a cluster of blocks a row, of which two thirds of the warps read the row into registers.
 //
-// A row is dealt out to the blocks in pieces. A table of each block tells the edits of its tokens before the logits have come. The largest logits of groups of
-// threads are told to every block: what k of them reach bounds the row's k-th largest logit from below. Tokens that reach the bound, after their edits, are
-// sent to the leading block, which runs the program on them. What does not fit and rows that are not of numbers alone are PENDING.
+// A row is dealt out to the blocks in pieces. While these read, the others learn what is asked, mark the tokens that the request may edit, and
+// note what each place of the history's window does to its token. The largest unedited logits of groups of threads are told to every block: what k of them
+// reach bounds the row's k-th largest logit from below. What reaches the bound is looked at again. Unedited tokens go to the leading block, which runs the program on
+// them; of each other token a warp finds the edits in the window, and sends it if it still reaches the bound. What does not fit and rows that are not of numbers
+// alone are PENDING.
 #pragma once
 
 #include "bounded.cuh"
@@ -10,16 +12,20 @@
 
 namespace nucleus::spread {
 
-constexpr u32 TILE_THREADS = 512;  // of a block
-constexpr u32 TILE_WARPS = TILE_THREADS / 32;
-constexpr u32 BLOCKS_MOST = 16;    // a row
-constexpr u32 HALF_BYTES = 80;      // of a row in half of a thread's registers for it
-constexpr u32 PIECES_MOST = 16;     // that fill such a half, of all threads
-constexpr u32 TABLE = 2048;         // slots for the edits of a block's tokens
-constexpr u32 EDITED_WORDS = PIECES_MOST * TILE_THREADS * 24 / 32;  // bits of a block's tokens
-constexpr u32 SENT_MOST = 4096;     // tokens that the leading block has room for, all blocks' together
-constexpr u32 GROUPS_MOST = 256;    // of threads, each with its largest logit
-constexpr u32 RECENT = EDITS_MOST / TILE_THREADS;  // tokens of the history a thread reads
+constexpr u32 READERS = 512, HELPERS = 256, BLOCK_THREADS = READERS + HELPERS;  // of a block
+constexpr u32 READER_WARPS = READERS / 32, BLOCK_WARPS = BLOCK_THREADS / 32;
+constexpr u32 BLOCKS_MOST = 8;       // a row
+constexpr u32 PAIRS_MOST = 13;       // of pieces, of each reading thread
+constexpr u32 LOCAL_MOST = 270336;   // ids of a block
+constexpr u32 PAIR_MOST = 10;        // vectors of a pair of pieces
+constexpr u32 HELD_MOST = 128;       // hits of which the vectors are kept, where they are still in registers
+constexpr u32 HITS_MOST = 2048;      // pairs of pieces of a block's threads that reach the bound
+constexpr u32 GROUPS = 256;          // of threads, each with its largest logit
+constexpr u32 SAMPLES = 32;          // of them, of which one is the bound
+constexpr u32 STRANGE = 1u << 16;    // tokens for a warp that has seen what is no number, or had no room
+static_assert(STRANGE > LISTED && GROUPS >= BOUND_K);
+// Named barriers: spread_chain.cuh's; the helping threads together; the row is described; tokens are marked; the plan is known; the samples are counted.
+constexpr u32 CHAIN_TOTAL = 1, CHAIN_LOGPROBS = 2, TOGETHER = 3, DESCRIBED = 4, MARKED = 5, PLANNED = 6, COUNTED = 7;
 
 // What the short way to choose works on.
 struct ChainRoom {
@@ -31,6 +37,14 @@ struct ChainRoom {
   u32 kept;
 };
 
+// A token that reaches the bound, or may do so after its edits. `riser`: where among the ids of a request it was found, if only its edits raise it.
+struct Changed {
+  static constexpr u32 REACHES = ~0u;
+  u32 id;
+  float logit;  // as it came
+  u32 riser;
+};
+
 // A row's description, what it asks for, and what a block has found.
 struct RowState : Description {
   SlicePlan plan;
@@ -39,73 +53,55 @@ struct RowState : Description {
   bool bounded;  // it is decided here, as far as the description tells
   bool common;   // its program is one of the commonest (chain.cuh)
   u32 window;    // tokens at the end of the history that may be edited
-  u32 found;     // tokens of this block that reach the bound
-  u32 strange;   // NaN or +inf was seen, or an edit had no room
-  u64 told, arrived;         // mbarriers: the groups' largest logits are there; at the leading block, everything that was sent is
-  alignas(16) u32 sent[BLOCKS_MOST];  // by each block
-  u32 maxima[TILE_WARPS], reach[2 * TILE_WARPS];
-  alignas(16) float groups[GROUPS_MOST];
-  alignas(16) u64 places[LISTED];
+  u32 bans;      // ids that may not be drawn now
+  u32 hit, changed;  // how many there are
+  u32 threshold;     // a key that all of the row's first tokens reach; 0: any
+  u64 told, arrived;  // mbarriers: the groups' largest logits are there; at the leading block, everything that was sent is
+  u32 maxima[BLOCK_WARPS];
+  alignas(16) u32 reach[SAMPLES];
+  alignas(16) u32 groups[GROUPS];   // keys
+  u32 listed;                       // at the leading block: tokens of all blocks that reach the bound
+  alignas(16) u64 places[LISTED];   // and these
   ChainRoom chain;
-  u32 recent[EDITS_MOST];   // the end of the history
-  alignas(16) Edit edits[TABLE + 1];
-  uint16_t filled[TABLE];  // slots of it
-  u32 fills;
-  alignas(16) u32 edited[EDITED_WORDS];  // bits of the block's tokens, in the order of its pieces
-  float tops[PIECES_MOST][TILE_THREADS];  // the largest logit of each thread's part of a piece
-  alignas(16) u64 arrivals[SENT_MOST];   // at the leading block, from each block; then the weights of a list
+  alignas(16) u32 recent[EDITS_MOST];  // the window of the history, to the right
+  u32 notes[EDITS_MOST];               // what its places do to their tokens
+  u32 ids[EDITS_MOST];                 // with biases, then those that may not be drawn now
+  float rises[EDITS_MOST];             // the biases
+  alignas(16) uint4 held[HELD_MOST][PAIR_MOST];
+  alignas(16) u32 marks[LOCAL_MOST / 32];  // bits of the block's tokens that may be edited, in the order of its pieces
+  u32 tops[PAIRS_MOST][READERS];           // the largest logit of each thread's part of two pieces: a key, with its vector in the last bits
+  uint16_t hits[HITS_MOST];                // those that reach the bound
+  union {
+    Changed changes[EDITS_MOST];
+    alignas(16) u64 weights[LISTED];  // of a list, once the edits are done
+  };
 };
 __device__ __forceinline__ RowState *row_state() { return reinterpret_cast<RowState *>(shared_memory); }
 
-// How a row is dealt out: vector j of a thread holds the ids from at(j) on; as many ids as a block's threads load at once go to each block in turn.
+// How a row is dealt out: vector j of a reading thread holds the ids from at(j) on; as many ids as a block's threads load at once go to each block in turn.
 template <u32 DTYPE, u32 BLOCKS>
 struct Deal {
   using Vector = Lane<DTYPE>;
-  static constexpr u32 WIDTH = Vector::WIDTH, STRIDE = TILE_THREADS * WIDTH;
-  static constexpr u32 VECTORS = HALF_BYTES / 4 / WIDTH + (HALF_BYTES / 4 % WIDTH > 0);  // of a thread in a piece
-  static constexpr u32 PIECE = VECTORS * STRIDE * BLOCKS;                                // ids of all blocks
-  static constexpr u32 ROOM = SENT_MOST / BLOCKS / 2 * 2;                                // tokens that a block may send
-  static constexpr u32 IN_WARP = GROUPS_MOST / TILE_WARPS / BLOCKS >= 8 ? 8 : GROUPS_MOST / TILE_WARPS / BLOCKS >= 4 ? 4 : GROUPS_MOST / TILE_WARPS / BLOCKS;
-  static constexpr u32 GROUPS = IN_WARP * TILE_WARPS * BLOCKS;
-  static constexpr u32 FROM_LEN = BOUND_K * (32 / IN_WARP) * WIDTH;  // of a row whose logits are in as many groups as k may be
-  static_assert(BLOCKS <= BLOCKS_MOST && IN_WARP && GROUPS >= BOUND_K && GROUPS % 64 == 0);
-  static_assert(PIECES_MOST * VECTORS * STRIDE <= EDITED_WORDS * 32);
+  static constexpr u32 WIDTH = Vector::WIDTH, STRIDE = READERS * WIDTH;
+  static constexpr u32 VECTORS = DTYPE == NUCLEUS_F32 ? 5 : 3;  // of a thread in a piece, of which two are in registers
+  static constexpr u32 PAIR = 2 * VECTORS;
+  static constexpr u32 PIECE = VECTORS * STRIDE * BLOCKS;  // ids of all blocks
+  static constexpr u32 IN_WARP = GROUPS / READER_WARPS / BLOCKS, LANES = 32 / IN_WARP;  // groups, and their lanes
+  static constexpr u32 FROM_LEN = BOUND_K * LANES * WIDTH;  // of a row whose logits are in as many groups as k may be
+  static constexpr u32 VECTOR_BITS = 15;                    // of a top
+  static_assert(BLOCKS <= BLOCKS_MOST && LANES >= BLOCKS, "each lane tells one block at most");
+  static_assert(PAIRS_MOST * READERS < 1 << 16 && STRIDE % 128 == 0 && PAIR <= VECTOR_BITS && PAIR <= PAIR_MOST);
 
-  HD static u32 pieces(u32 row_len) { return (row_len + PIECE - 1) / PIECE; }
-  __device__ __forceinline__ static u32 at(u32 block, u32 j) { return (j * BLOCKS + block) * STRIDE + threadIdx.x * WIDTH; }
+  HD static constexpr u32 pieces(u32 row_len) { return (row_len + PIECE - 1) / PIECE; }
+  static_assert((NUCLEUS_MAX_VOCAB + PIECE - 1) / PIECE <= 2 * PAIRS_MOST && (NUCLEUS_MAX_VOCAB + PIECE - 1) / PIECE * (PIECE / BLOCKS) <= LOCAL_MOST);
+
+  __device__ __forceinline__ static u32 at(u32 block, u32 j, u32 thread) { return (j * BLOCKS + block) * STRIDE + thread * WIDTH; }
   // Whether an id is a block's, and which of its ids.
   __device__ __forceinline__ static u32 block_of(u32 id) { return id / STRIDE % BLOCKS; }
   __device__ __forceinline__ static u32 local(u32 id) { return id / (STRIDE * BLOCKS) * STRIDE + id % STRIDE; }
 };
 
-// The edits of a block's tokens; those that have some are marked.
-template <class D>
-struct DealtTable : EditTable {
-  RowState *sh;
-  u32 block, limit;
-
-  __device__ __forceinline__ DealtTable(RowState *state, u32 own, u32 ids) : EditTable{state->edits, TABLE}, sh(state), block(own), limit(ids) {}
-  __device__ __forceinline__ bool covers(u32 id) const { return D::block_of(id) == block && id < limit; }
-  // What follows once a token has come into the table.
-  __device__ __forceinline__ void note_filled(u32 slot, u32 id) const {
-    const u32 local = D::local(id);
-    atomicOr(&sh->edited[local / 32], 1u << local % 32);
-    sh->filled[atomicAdd(&sh->fills, 1)] = static_cast<uint16_t>(slot);
-  }
-  __device__ __forceinline__ Edit *insert(u32 id) const {
-    u32 slot = start(id);
-    UNROLL_NOT
-    for (u32 probes = 0; probes < TABLE / 2; ++probes, slot = (slot + 1) % TABLE) {
-      const u32 old = claim(&sh->edits[slot].id, NO_ID, id);
-      if (old == NO_ID) note_filled(slot, id);
-      if (old == NO_ID || old == id) return &sh->edits[slot];
-    }
-    sh->strange = 1;
-    return &sh->edits[TABLE];
-  }
-};
-
-// Messages to another block of the cluster: stores that one of its mbarriers counts, so that nothing need be fenced.
+// Messages to another block of the cluster: stores that one of its mbarriers counts, so that nothing need be fenced; waited for like copies.
 __device__ __forceinline__ u32 address_in(u32 own, u32 block) {
   u32 there;
   asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(own), "r"(block));
@@ -121,15 +117,16 @@ __device__ __forceinline__ void send_place(u32 to, u64 place, u32 barrier) {
 __device__ __forceinline__ void announce(u32 barrier, u32 bytes) {
   asm volatile("mbarrier.arrive.expect_tx.relaxed.cluster.shared::cluster.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
-// Waits for all messages.
-__device__ __forceinline__ void receive(const u64 *mbarrier) {
-  const u32 barrier = shared_address(mbarrier);
-  u32 done = 0;
-  while (!done)
-    asm volatile("{\n.reg .pred p;\nmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], 0;\nselp.u32 %0, 1, 0, p;\n}"
-                 : "=r"(done)
-                 : "r"(barrier)
-                 : "memory");
+// Adds to a word of another block, and tells what it was.
+__device__ __forceinline__ u32 add_in(u32 to, u32 value) {
+  u32 old;
+  asm volatile("atom.relaxed.cluster.shared::cluster.add.u32 %0, [%1], %2;" : "=r"(old) : "r"(to), "r"(value) : "memory");
+  return old;
 }
+// Named barriers of so many threads.
+template <u32 BARRIER, u32 THREADS>
+__device__ __forceinline__ void meet() { asm volatile("barrier.sync %0, %1;" ::"n"(BARRIER), "n"(THREADS) : "memory"); }
+template <u32 BARRIER, u32 THREADS>
+__device__ __forceinline__ void pass() { asm volatile("barrier.arrive %0, %1;" ::"n"(BARRIER), "n"(THREADS) : "memory"); }
 
 }  // namespace nucleus::spread

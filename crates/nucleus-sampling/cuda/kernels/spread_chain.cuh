@@ -6,7 +6,6 @@
 namespace nucleus::spread {
 
 constexpr u32 CHAIN_WARPS = 1 + CHAIN_MOST / 32;      // one chooses, the others compute log-probabilities meanwhile
-constexpr u32 CHAIN_TOTAL = 1, CHAIN_LOGPROBS = 2;    // named barriers: the total is known; the log-probabilities are
 
 __device__ __forceinline__ void chain_sync(u32 barrier) { asm volatile("bar.sync %0, %1;" ::"r"(barrier), "n"(CHAIN_WARPS * 32) : "memory"); }
 __device__ __forceinline__ void chain_arrive(u32 barrier) { asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "n"(CHAIN_WARPS * 32) : "memory"); }

@@ -5,23 +5,27 @@
 
 namespace nucleus::spread {
 
-// Sorts MOST places, descending, by counting, several threads a place, and tells how many have a smaller id; empty ones, which are 0, come last. Barriers
+// Sorts places, descending, by counting, several threads a place, and tells how many have a smaller id; empty ones, which are 0, come last. Barriers
 // precede and follow.
-template <u32 MOST>
-__device__ __forceinline__ void sort_few(RowState *sh) {
-  constexpr u32 SHARES = TILE_THREADS / MOST;
+template <u32 SHARES>
+__device__ __forceinline__ void sort_few(RowState *sh, u32 count) {
   u64 *const places = sh->places;
-  const u32 share = threadIdx.x % SHARES;
-  const u64 own = places[threadIdx.x / SHARES];
+  const u32 index = threadIdx.x / SHARES, share = threadIdx.x % SHARES;
+  const u64 own = index < count ? places[index] : 0;
   u32 ranks = 0;  // by id above 16 bits
+  if (threadIdx.x / 32 * 32 / SHARES < count) {
+#pragma unroll 4
+    for (u32 i = 0; i < count; i += 2 * SHARES) {
+      const ulonglong2 pair = *reinterpret_cast<const ulonglong2 *>(&places[i + 2 * share]);
+      const bool one_id = static_cast<u32>(pair.x) > static_cast<u32>(own), other_id = static_cast<u32>(pair.y) > static_cast<u32>(own);
+      if (pair.x > own) ranks += 1;
+      if (pair.y > own) ranks += 1;
+      if (one_id) ranks += 1u << 16;
+      if (other_id) ranks += 1u << 16;
+    }
 #pragma unroll
-  for (u32 i = 0; i < MOST; i += 2 * SHARES) {
-    const ulonglong2 pair = *reinterpret_cast<const ulonglong2 *>(&places[i + 2 * share]);
-    ranks += (pair.x > own ? 1 : 0) + (pair.y > own ? 1 : 0);
-    ranks += (static_cast<u32>(pair.x) > static_cast<u32>(own) ? 1u << 16 : 0) + (static_cast<u32>(pair.y) > static_cast<u32>(own) ? 1u << 16 : 0);
+    for (u32 step = SHARES / 2; step; step /= 2) ranks += __shfl_xor_sync(~0u, ranks, step);
   }
-#pragma unroll
-  for (u32 step = SHARES / 2; step; step /= 2) ranks += __shfl_xor_sync(~0u, ranks, step);
   __syncthreads();
   if (own && share == 0) {
     places[ranks & 0xFFFFu] = own;
@@ -35,27 +39,13 @@ __device__ __noinline__ Outcome choose_by_list(const SamplingBatch &batch, u32 i
   RowState *const sh = row_state();
   EditTable none{nullptr, 0};
   const Request r = request_of(batch, index, sh->row, sh->config, sh->program);
-  return run_list(DeviceWarp{}, r, none, ListCall{sh->places, sh->arrivals, count, sh->plan.op, sh->plan.temperature, 0});
+  return run_list(DeviceWarp{}, r, none, ListCall{sh->places, sh->weights, count, sh->plan.op, sh->plan.temperature, 0});
 }
 
 // A row's result from what was sent; false: it is not decided. By the leading block, once everything has been sent.
-template <u32 BLOCKS>
 __device__ __forceinline__ bool finish_row(RowState *sh, const SamplingBatch &batch, u32 index) {
-  constexpr u32 ROOM = SENT_MOST / BLOCKS / 2 * 2, SHARE = TILE_THREADS / BLOCKS;
-  const u32 own = threadIdx.x / SHARE;
-  u32 count = 0, before = 0, most = 0;
-#pragma unroll
-  for (u32 i = 0; i < BLOCKS; ++i) {
-    const u32 sent = sh->sent[i];
-    before += i < own ? sent : 0;
-    count += sent;
-    most = sent > most ? sent : most;
-  }
-  if (most > ROOM || count > LISTED) return false;
-  UNROLL_NOT
-  for (u32 i = threadIdx.x % SHARE; own < BLOCKS && i < sh->sent[own]; i += SHARE) sh->places[before + i] = sh->arrivals[own * ROOM + i];
-  if (threadIdx.x >= count && threadIdx.x < ORDERED_MOST) sh->places[threadIdx.x] = 0;
-  __syncthreads();
+  u32 count = *static_cast<const volatile u32 *>(&sh->listed);
+  if (count > LISTED) return false;
   const SlicePlan &plan = sh->plan;
   SampledToken *const out = batch.out + index;
   if (plan.greedy) {
@@ -69,7 +59,7 @@ __device__ __forceinline__ bool finish_row(RowState *sh, const SamplingBatch &ba
   }
   const bool common = sh->common;
   if (count > ORDERED_MOST) {
-    sort_places<TILE_THREADS>(sh->places, count);
+    sort_places<READERS>(sh->places, count);
     if (common && plan.kind == SlicePlan::FIRST) {
       count = plan.k;
       if (threadIdx.x >= count && threadIdx.x < ORDERED_MOST) sh->places[threadIdx.x] = 0;
@@ -77,11 +67,11 @@ __device__ __forceinline__ bool finish_row(RowState *sh, const SamplingBatch &ba
     }
   }
   if (common && count <= ORDERED_MOST) {
-    if (count <= ORDERED_MOST / 2) sort_few<ORDERED_MOST / 2>(sh);
-    else sort_few<ORDERED_MOST>(sh);
+    if (count <= BLOCK_THREADS / 8) sort_few<8>(sh, count);
+    else sort_few<READERS / ORDERED_MOST>(sh, count);
     if (threadIdx.x >= CHAIN_WARPS * 32 || run_chain(sh, batch, index, count)) return true;
   } else if (count <= ORDERED_MOST) {
-    sort_places<TILE_THREADS>(sh->places, count);
+    sort_places<READERS>(sh->places, count);
   }
   if (threadIdx.x >= 32) return true;
   const Outcome outcome = choose_by_list(batch, index, count);

@@ -1,455 +1,354 @@
 // What a block of a row's cluster does: from the description to the tokens that it sends to the leading block.
 #pragma once
 
-#include "solo_team.cuh"
-#include "spread.cuh"
+#include "spread_edits.cuh"
+#include "spread_read.cuh"
 
 namespace nucleus::spread {
 
-// Loads that stay where they are written, so that all are on their way before one is waited for.
-__device__ __forceinline__ u32 load_now(const u32 *from) {
-  u32 word;
-  asm volatile("ld.global.u32 %0, [%1];" : "=r"(word) : "l"(from));
-  return word;
-}
-__device__ __forceinline__ u64 load_now(const uint64_t *from) {
-  u64 word;
-  asm volatile("ld.global.u64 %0, [%1];" : "=l"(word) : "l"(from));
-  return word;
-}
-__device__ __forceinline__ SamplingOp load_now(const SamplingOp *from) {
-  SamplingOp op;
-  u32 arg;
-  asm volatile("ld.global.v2.u32 {%0, %1}, [%2];" : "=r"(op.code), "=r"(arg) : "l"(from));
-  op.arg = float_of(arg);
-  op.threshold = load_now(&from->threshold);
-  return op;
-}
-__device__ __forceinline__ SamplingBias load_now(const SamplingBias *from) {
-  u32 value;
-  SamplingBias bias;
-  asm volatile("ld.global.u32 %0, [%1];" : "=r"(bias.token_id) : "l"(from));
-  asm volatile("ld.global.u32 %0, [%1 + 4];" : "=r"(value) : "l"(from));
-  bias.value = float_of(value);
-  return bias;
-}
-
-// What decides how a row is sampled beside its program.
-struct Asked {
-  u32 biases, ends, bad, min_keep, flags, dry, repeat;
-
-  __device__ __forceinline__ void read(const SamplingRow *row) {
-    biases = load_now(&row->bias.len), ends = load_now(&row->eos.len), bad = load_now(&row->bad_words.len);
-  }
-  __device__ __forceinline__ void read(const SamplingConfig *config) {
-    min_keep = load_now(&config->min_keep), flags = load_now(&config->flags);
-    dry = load_now(&config->dry_penalty_last_n), repeat = load_now(&config->repeat_last_n);
-  }
-};
-
-// What a thread brings of the lists that are edited.
-struct Listed {
-  u32 recent[RECENT];  // of the history, from its end on
-  SamplingBias bias;
-};
+// Brings a line nearer, and the way to it, whatever it holds by now.
+__device__ __forceinline__ void fetch(const void *line) { asm volatile("prefetch.global.L2 [%0];" ::"l"(line) : "memory"); }
 
 template <u32 DTYPE, u32 BLOCKS>
-struct Block {
-  using D = Deal<DTYPE, BLOCKS>;
-  using Vector = typename D::Vector;
-  static constexpr u32 WIDTH = D::WIDTH, VECTORS = D::VECTORS, SIZE = 16 / WIDTH;
-  static constexpr u32 NONE = Peak<DTYPE>::NONE, DESCRIBES = TILE_WARPS - 1;  // the warp that does
-  static constexpr u32 NO_SLOT = ~0u;
-  struct Half {
-    uint4 v[VECTORS];
-  };
+struct Block : Reader<DTYPE, BLOCKS> {
+  using Base = Reader<DTYPE, BLOCKS>;
+  using typename Base::D;
+  using typename Base::Half;
+  using typename Base::Vector;
+  using Base::aligned, Base::batch, Base::block, Base::bound, Base::index, Base::is_restricted, Base::lane, Base::limit, Base::load, Base::logit, Base::logits, Base::mask,
+      Base::read, Base::reads, Base::restrict, Base::sh, Base::tell_groups, Base::unedited, Base::warp;
+  static constexpr u32 WIDTH = D::WIDTH, VECTORS = D::VECTORS, SIZE = Base::SIZE, NONE = Base::NONE;
+  static constexpr u32 DESCRIBES = BLOCK_WARPS - 1;                  // the helping warp that does
+  static constexpr u32 MARKERS = HELPERS - 32;                       // threads of the others
+  static constexpr u32 EACH = (EDITS_MOST + MARKERS - 1) / MARKERS;  // tokens of the history such a thread reads
 
-  const SamplingBatch &batch;
   const DeviceTeam &team;
-  RowState *const sh;
-  const u32 index, block;
-  const char *const logits;
-  Half even, odd;  // pieces
+  const u32 helper;  // of the threads that do not read
 
-  __device__ __forceinline__ Block(const SamplingBatch &b, const DeviceTeam &t, RowState *state)
-      : batch(b), team(t), sh(state), index(blockIdx.x / BLOCKS), block(t.block),
-        logits(static_cast<const char *>(b.logits) + static_cast<u64>(blockIdx.x / BLOCKS) * b.row_stride * SIZE) {}
+  __device__ __forceinline__ Block(const SamplingBatch &b, const DeviceTeam &t, RowState *state) : Base(b, t.block, state), team(t), helper(threadIdx.x - READERS) {}
 
-  __device__ __forceinline__ u32 at(u32 piece, u32 j) const { return D::at(block, piece * VECTORS + j); }
-  __device__ __forceinline__ u32 local(u32 piece, u32 j) const { return (piece * VECTORS + j) * D::STRIDE + threadIdx.x * WIDTH; }
-  __device__ __forceinline__ bool aligned() const { return reinterpret_cast<uintptr_t>(logits) % 16 == 0; }
+  __device__ __forceinline__ Request request() const { return request_of(batch, index, sh->row, sh->config, sh->program); }
 
-  // Before the launch before is done, by every thread: the barriers, and an empty table.
+  // Before the launch before is done, by every thread: the barriers, and no marks.
   __device__ __forceinline__ void prepare() const {
     if (threadIdx.x == 0) {
       init_barrier(&sh->told, 1);
-      init_barrier(&sh->arrived, BLOCKS);
+      init_barrier(&sh->arrived, BLOCKS * BLOCK_WARPS);
+      sh->listed = sh->hit = sh->changed = sh->bans = 0;
       publish_barriers();
-      arrive_expecting(&sh->told, D::GROUPS * 4);
-      sh->found = sh->strange = sh->fills = 0;
+      arrive_expecting(&sh->told, GROUPS * 4);
     }
+    if (threadIdx.x < ORDERED_MOST) sh->places[threadIdx.x] = 0;
+    if (threadIdx.x < ORDERED_MOST) asm volatile("fence.acq_rel.cluster;" ::: "memory");
     asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
-#pragma unroll
-    for (u32 i = 0; i < TABLE; i += TILE_THREADS) sh->edits[i + threadIdx.x] = Edit{NO_ID, 0, 0, 0.0f};
     UNROLL_NOT
-    for (u32 i = threadIdx.x; i < D::pieces(batch.row_len) * (D::PIECE / BLOCKS / 128); i += TILE_THREADS)
-      reinterpret_cast<uint4 *>(sh->edited)[i] = make_uint4(0, 0, 0, 0);
+    for (u32 i = threadIdx.x; i < D::pieces(batch.row_len) * (D::PIECE / BLOCKS / 128); i += BLOCK_THREADS)
+      reinterpret_cast<uint4 *>(sh->marks)[i] = make_uint4(0, 0, 0, 0);
+    if (warp == DESCRIBES && lane < 4)
+      fetch(lane == 0   ? static_cast<const void *>(batch.row + index)
+            : lane == 1 ? static_cast<const void *>(batch.configs)
+            : lane == 2 ? static_cast<const void *>(batch.programs)
+                        : logits);
+    team.cluster_wait();  // every block has begun: its shared memory may be written
   }
 
-  // A piece on its way to registers; without the row's last vector, if it is not whole.
-  __device__ __forceinline__ void load(Half &half, u32 piece) const {
-#pragma unroll
-    for (u32 j = 0; j < VECTORS; ++j) {
-      const u32 first = at(piece, j);
-      uint4 &v = half.v[j];
-      v = make_uint4(NONE, NONE, NONE, NONE);
-      if (first + WIDTH <= batch.row_len)
-        asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(logits + static_cast<u64>(first) * SIZE));
-    }
+  __device__ __forceinline__ u32 window_of(const SlicePlan &plan) const {
+    return editable_window(plan, sh->config.dry_penalty_last_n, sh->config.repeat_last_n, sh->row.history.len);
   }
-  // Fetches the row's last vector where it is not whole, and takes out what does not exist and what the mask forbids.
-  __device__ __forceinline__ void restrict(Half &half, u32 piece, u32 limit, const u32 *mask) const {
-    if (limit == batch.row_len && !mask && batch.row_len % WIDTH == 0) return;
-#pragma unroll
-    for (u32 j = 0; j < VECTORS; ++j) {
-      const u32 first = at(piece, j);
-      u32 w[4] = {half.v[j].x, half.v[j].y, half.v[j].z, half.v[j].w};
-      if (first < batch.row_len && first + WIDTH > batch.row_len) {
-#pragma unroll
-        for (u32 i = 0; i < WIDTH; ++i) {
-          if (first + i >= batch.row_len) continue;
-          if (DTYPE == NUCLEUS_F32) w[i] = reinterpret_cast<const u32 *>(logits)[first + i];
-          else w[i / 2] = reinterpret_cast<const uint16_t *>(logits)[first + i] << (i % 2 * 16) | (w[i / 2] & (i % 2 ? 0xFFFFu : 0xFFFF0000u));
-        }
-      }
-      u32 allowed = !mask ? ~0u : first / 32 < batch.mask_words ? mask[first / 32] >> first % 32 : 0;
-      if (first + WIDTH > limit) allowed &= first < limit ? ~(~0u << (limit - first)) : 0;
-#pragma unroll
-      for (u32 i = 0; i < WIDTH; ++i) {
-        if (allowed >> i & 1) continue;
-        if (DTYPE == NUCLEUS_F32) w[i] = NONE;
-        else w[i / 2] = i % 2 ? (w[i / 2] & 0xFFFFu) | (NONE & 0xFFFF0000u) : (w[i / 2] & 0xFFFF0000u) | (NONE & 0xFFFFu);
-      }
-      half.v[j] = make_uint4(w[0], w[1], w[2], w[3]);
-    }
-  }
-
-  // By a warp that has the program in its lanes.
-  __device__ __forceinline__ void describe(const SamplingOp &op, u32 len, const Asked &asked, u32 flags, u32 history) const {
-    const SlicePlan plan = plan_of(op, len, asked.biases || asked.ends || asked.bad, asked.min_keep);
-    const u32 lane = threadIdx.x % 32;
-    const bool common = is_common(op.code, len, plan.op, asked.min_keep, asked.flags);
+  // Plans, by a warp.
+  __device__ __forceinline__ void describe() const {
+    const SlicePlan plan = plan_of(*sh);
+    const u32 flags = sh->row.flags, len = sh->program.len;
+    const bool common = is_common(lane < NUCLEUS_MAX_OPS ? sh->program.ops[lane].code : NUCLEUS_OP_NONE, len, plan.op, sh->config.min_keep, sh->config.flags);
     if (lane) return;
-    const u32 window = editable_window(plan, asked.dry, asked.repeat, history);
+    const u64 ids = static_cast<u64>(window_of(plan)) + sh->row.bias.len + sh->row.eos.len + sh->row.bad_words.len;
     sh->plan = plan;
     sh->common = common;
-    sh->window = window;
-    sh->bounded = aligned() && is_bounded(plan, static_cast<u64>(window) + asked.biases + asked.ends + asked.bad, flags);
+    sh->bounded = aligned() && is_bounded(plan, ids, flags);
   }
 
-  // Learns what is asked, and brings the first two pieces on their way. False: the row is not decided here.
-  __device__ __forceinline__ bool begin(Listed &listed) {
-    const u32 lane = threadIdx.x % 32;
-    const SamplingRow *row = batch.row + index;
-    const bool describes = threadIdx.x / 32 == DESCRIBES;
-    // Most often a row has the request of its own number: then it is read before the row is known.
-    u32 request = batch.flags & NUCLEUS_BATCH_REQUEST_EACH ? index : load_now(&row->request);
-    DescriptionWord word;
-    SamplingOp op{NUCLEUS_OP_NONE, 0, 0};
-    Asked asked;
-    u32 len;
-    auto read_request = [&] {
-      word.read(batch, index, request);
-      len = load_now(&batch.programs[request].len);
-      if (lane < NUCLEUS_MAX_OPS) op = load_now(&batch.programs[request].ops[lane]);
-      if (describes) asked.read(batch.configs + request);
-    };
-    read_request();
-    const u32 flags = load_now(&row->flags), meant = load_now(&row->request), biases = load_now(&row->bias.len);
-    const u64 bias_offset = load_now(&row->bias.offset);
-    u32 history = load_now(&row->history.len);
-    u64 offset = load_now(&row->history.offset);
-    if (describes) asked.read(row);
-    const bool reads = aligned();
-    if (reads) load(even, 0);
-    const bool padding = flags & NUCLEUS_ROW_PADDING, slot = !padding && flags & NUCLEUS_ROW_SLOT;
-    if (meant != request && !padding) {
-      request = meant;
-      read_request();
-    }
-    const u32 *tokens = batch.arena;
-    if (slot) {
-      const SamplingSlot &own = batch.slots[row->slot];
-      offset = own.tokens;
-      history = own.len;
-      tokens = batch.slot_tokens;
-    }
-    const bool by_id = __any_sync(~0u, lane < len && (op.code == NUCLEUS_OP_DRY || op.code == NUCLEUS_OP_PENALTIES || op.code == NUCLEUS_OP_NO_REPEAT_NGRAM));
-#pragma unroll
-    for (u32 i = 0; i < RECENT; ++i) {
-      const u32 back = i * TILE_THREADS + threadIdx.x;
-      if (by_id && !padding && back < history) listed.recent[i] = load_now(tokens + offset + (history - 1 - back));
-    }
-    if (!padding && threadIdx.x < biases) listed.bias = load_now(reinterpret_cast<const SamplingBias *>(batch.arena + bias_offset) + threadIdx.x);
-    if (reads && D::pieces(batch.row_len) > 1) load(odd, 1);
-    word.write(sh);
-    if (describes) describe(op, len, asked, flags, history);
-    if (by_id) {
-#pragma unroll
-      for (u32 i = 0; i < RECENT; ++i) {
-        const u32 back = i * TILE_THREADS + threadIdx.x;
-        if (back < history) sh->recent[EDITS_MOST - 1 - back] = listed.recent[i];
-      }
-    }
-    __syncthreads();
-    if (slot) {
-      if (threadIdx.x == 0) read_slot(batch.slots[sh->row.slot], sh->config, sh->row);
-      __syncthreads();
-    }
-    return sh->bounded;
+  // The warp that plans waits for nobody, and the marking threads not for those that read.
+  __device__ __forceinline__ void tell_plan() const {
+    pass<PLANNED, READERS + 32>();
+    pass<TOGETHER, HELPERS>();
+  }
+  __device__ __forceinline__ void await_plan() const {
+    if (reads()) meet<PLANNED, READERS + 32>();
+    else meet<TOGETHER, HELPERS>();
   }
 
-  // Fills the table of this block's edits.
-  __device__ __forceinline__ void note_edits(const Request &r, const Listed &listed) const {
-    const DealtTable<D> table(sh, block, r.limit);
-    const SoloTeam<TILE_THREADS> block_team{sh->maxima};
-    const SlicePlan &plan = sh->plan;
-    const SamplingConfig &c = sh->config;
-    const u32 len = sh->row.history.len, prompt = sh->row.prompt_len;
-    if (plan.occurrences) {
-      const u32 seen = window_start(len, c.repeat_last_n), counted = c.flags & NUCLEUS_COUNT_PROMPT ? seen : prompt + window_start(len - prompt, c.repeat_last_n);
-// All at once: most find their slot at the first attempt.
-      u32 slot[RECENT], there[RECENT];
-#pragma unroll
-      for (u32 i = 0; i < RECENT; ++i) {
-        const u32 back = i * TILE_THREADS + threadIdx.x, id = listed.recent[i];
-        slot[i] = NO_SLOT;
-        if (back >= len || len - 1 - back < seen || !table.covers(id)) continue;
-        slot[i] = table.start(id);
-        there[i] = claim(&sh->edits[slot[i]].id, NO_ID, id);
-      }
-#pragma unroll
-      for (u32 i = 0; i < RECENT; ++i) {
-        const u32 id = listed.recent[i];
-        if (slot[i] == NO_SLOT) continue;
-        if (there[i] == NO_ID) table.note_filled(slot[i], id);
-        else if (there[i] != id) slot[i] = table.insert(id) - sh->edits;
-        raise_bits(&sh->edits[slot[i]].flags, SEEN);
-        if (len - 1 - (i * TILE_THREADS + threadIdx.x) >= counted) add_to(&sh->edits[slot[i]].flags, OCCURRENCE);
-      }
-    }
-    const SamplingBias *biases = reinterpret_cast<const SamplingBias *>(r.words(r.row->bias));
-    note_biases(block_team, r, table, [&](u32 i) { return i < TILE_THREADS ? listed.bias : biases[i]; });
-    each_ban(block_team, r, [&](u32 id) { if (table.covers(id)) raise_bits(&table.insert(id)->flags, BANNED); });
-    Request of_window = r;
-    of_window.history = sh->recent + EDITS_MOST - len;
-    if (plan.passages) note_passages(block_team, of_window, table);
-    if (plan.ngrams) note_ngrams(block_team, of_window, table);
+  // The tokens at the end of the history that may be edited, before there is a plan; more than there is room for are of no use.
+  __device__ __forceinline__ u32 window_asked() const {
+    const u32 code = lane < sh->program.len && lane < NUCLEUS_MAX_OPS ? sh->program.ops[lane].code : NUCLEUS_OP_NONE;
+    SlicePlan plan;
+    plan.passages = __any_sync(~0u, code == NUCLEUS_OP_DRY);
+    plan.occurrences = __any_sync(~0u, code == NUCLEUS_OP_PENALTIES);
+    plan.ngrams = __any_sync(~0u, code == NUCLEUS_OP_NO_REPEAT_NGRAM);
+    const u32 window = window_of(plan);
+    return window < EDITS_MOST ? window : EDITS_MOST;
   }
 
-  // A token that has edits.
-  struct EditedToken {
-    u32 slot = 0;
-    float x = -infinity();
-  };
-  // The one of a number, as it came; a mask may forbid it.
-  __device__ __forceinline__ EditedToken edited_token(const Request &r, u32 number) const {
-    EditedToken token;
-    if (number >= sh->fills) return token;
-    token.slot = sh->filled[number];
-    const u32 id = sh->edits[token.slot].id;
-    if (!(r.mask && !mask_allows(r, id))) token.x = load_logit(r, id);
-    return token;
+  // Marks a token that may be edited, if it is this block's.
+  __device__ __forceinline__ bool is_own(u32 id, u32 end) const { return D::block_of(id) == block && id < end; }
+  __device__ __forceinline__ void mark(u32 id, u32 end) const {
+    if (!is_own(id, end)) return;
+    const u32 local = D::local(id);
+    atomicOr(&sh->marks[local / 32], 1u << local % 32);
   }
-  __device__ __forceinline__ void apply_edits(const Request &r, EditedToken &token) const {
-    bool strange = false;
-    if (token.x > -infinity()) token.x = edited(r, token.x, sh->edits[token.slot], strange);
-    if (strange) sh->strange = 1;
-  }
+  __device__ __forceinline__ bool is_marked(u32 local) const { return sh->marks[local / 32] >> local % 32 & 1; }
 
-  __device__ __forceinline__ bool is_edited(u32 at) const { return sh->edited[at / 32] >> at % 32 & 1; }
-
-  // The largest logit of a piece; NaN if one is. Raises `unedited` to it, unless it may be edited.
-  __device__ __forceinline__ float look(const Half &half, u32 piece, bool edits, float &unedited) const {
-    float m[VECTORS], most;
-#pragma unroll
-    for (u32 j = 0; j < VECTORS; ++j) {
-      const Vector x(half.v[j]);
-      m[j] = x.x[0];
-#pragma unroll
-      for (u32 i = 1; i < WIDTH; ++i) m[j] = max_nan(m[j], x.x[i]);
-      most = j ? max_nan(most, m[j]) : m[0];
-    }
-    if (edits) {
-      u32 j = 0;
-#pragma unroll
-      for (u32 i = 1; i < VECTORS; ++i) j = m[i] == most ? i : j;
-      // No token of the vector, for simplicity.
-      const u32 first = local(piece, j);
-      if (sh->edited[first / 32] >> first % 32 & ((1u << WIDTH) - 1)) return most;
-    }
-    unedited = fmaxf(unedited, most);
-    return most;
-  }
-
-  // Tells every block the largest logits of this block's groups of threads.
-  __device__ __forceinline__ void tell_groups(float own) const {
-    constexpr u32 LANES = 32 / D::IN_WARP;
-    const u32 lane = threadIdx.x % 32, key = key_or_none(own);
-    u32 group = 0;
-#pragma unroll
-    for (u32 i = 0; i < D::IN_WARP; ++i) {
-      const u32 largest = __reduce_max_sync(~0u, lane / LANES == i ? key : 0);
-      group = lane % D::IN_WARP == i ? largest : group;
-    }
-    team.cluster_wait();  // every block has begun: its shared memory may be written
-    const u32 place = (block * TILE_WARPS + threadIdx.x / 32) * D::IN_WARP + lane % D::IN_WARP;
-#pragma unroll
-    for (u32 to = lane / D::IN_WARP; to < BLOCKS; to += LANES)
-      send_word(address_in(shared_address(&sh->groups[place]), to), bits_of(value_or_none(group)), address_in(shared_address(&sh->told), to));
-  }
-
-  // A lower bound of the row's k-th largest unedited logit, and the largest; -inf: it tells none. Once all groups are known. A barrier within.
-  __device__ __forceinline__ float bound(u32 k, float &most) const {
-    constexpr u32 EACH = D::GROUPS / 32, SAMPLES = 2 * TILE_WARPS, APART = D::GROUPS / SAMPLES;
-    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    float x[EACH], largest;
-#pragma unroll
-    for (u32 i = 0; i < EACH; i += 2) {
-      const float2 some = *reinterpret_cast<const float2 *>(&sh->groups[i * 32 + 2 * lane]);
-      x[i] = some.x, x[i + 1] = some.y;
-      largest = i ? fmaxf(largest, fmaxf(x[i], x[i + 1])) : fmaxf(x[0], x[1]);
-    }
-    if (k == 1) return most = value_or_none(__reduce_max_sync(~0u, key_or_none(largest)));
-    // How many groups reach each of 32 of them: the largest that enough reach is the bound.
-    const float one = sh->groups[2 * warp * APART], other = sh->groups[(2 * warp + 1) * APART];
-    u32 reach = 0;
-#pragma unroll
-    for (u32 i = 0; i < EACH; ++i) reach += (x[i] >= one ? 1 : 0) + (x[i] >= other ? 1u << 16 : 0);
-    reach = __reduce_add_sync(~0u, reach);
-    if (lane == 0) *reinterpret_cast<uint2 *>(&sh->reach[2 * warp]) = make_uint2(reach & 0xFFFFu, reach >> 16);
-    most = value_or_none(__reduce_max_sync(~0u, key_or_none(largest)));
-    __syncthreads();
-    const u32 sample = key_or_none(sh->groups[lane * APART]), reached = sh->reach[lane];
-    const u32 found = __reduce_max_sync(~0u, reached >= k ? sample : 0);
-    if (found) return value_of(found);
-    // All of the samples are among the first k: then all groups that there are.
-    u32 filled = 0, lowest = ~0u;
+  // Brings the ids that may be edited to shared memory and marks them, by the helping threads but those of a warp. The logit that the thread's bias may raise.
+  __device__ __forceinline__ float mark_editable() const {
+    const u32 len = sh->row.history.len, biases = sh->row.bias.len < EDITS_MOST ? sh->row.bias.len : EDITS_MOST, end = limit();
+    const u32 *const recent = (sh->row.flags & NUCLEUS_ROW_SLOT ? batch.slot_tokens : batch.arena) + sh->row.history.offset + len - 1;
+    const u32 *const bias = batch.arena + sh->row.bias.offset;
+    u32 ids[EACH], id = NO_ID, value = 0;
 #pragma unroll
     for (u32 i = 0; i < EACH; ++i) {
-      const u32 key = key_or_none(x[i]);
-      filled += key != 0;
-      lowest = key && key < lowest ? key : lowest;
+      const u32 back = i * MARKERS + helper;
+      ids[i] = NO_ID;
+      if (back < len && back < EDITS_MOST) ids[i] = load_now(recent - back);
     }
-    filled = __reduce_add_sync(~0u, filled);
-    lowest = __reduce_min_sync(~0u, lowest);
-    return filled < k ? -infinity() : value_of(lowest);
-  }
-
-  // Sends a token to the leading block.
-  __device__ __forceinline__ void send(u64 place) const {
-    const u32 to = atomicAdd(&sh->found, 1);
-    if (to < D::ROOM)
-      send_place(address_in(shared_address(&sh->arrivals[block * D::ROOM + to]), 0), place, address_in(shared_address(&sh->arrived), 0));
-  }
-
-  // Sends the piece's unedited tokens that reach the threshold.
-  __device__ __forceinline__ void send_reaching(const Half &half, u32 piece, bool edits, float threshold) const {
-    const float least = fmaxf(threshold, value_of(key_of(-infinity()) + 1));
-    u32 reaching = 0;
+    if (helper < biases) id = load_now(bias + 2 * helper), value = load_now(bias + 2 * helper + 1);
+    const u32 window = window_asked();
+    if (helper == 0) sh->window = window;
 #pragma unroll
-    for (u32 j = 0; j < VECTORS; ++j) {
-      const Vector x(half.v[j]);
-#pragma unroll
-      for (u32 i = 0; i < WIDTH; ++i) reaching |= x.x[i] >= least ? 1u << (j * WIDTH + i) : 0;
+    for (u32 i = 0; i < EACH; ++i) {
+      const u32 back = i * MARKERS + helper;
+      if (back >= window) break;
+      sh->recent[EDITS_MOST - 1 - back] = ids[i];
+      mark(ids[i], end);
     }
-    // Lanes go on together, each with its next token.
+    float early = -infinity();
+    if (id != NO_ID && float_of(value) > 0.0f && is_own(id, end)) early = logit(id);
     UNROLL_NOT
-    for (; reaching; reaching &= reaching - 1) {
-      const u32 bit = __ffs(reaching) - 1, j = bit / WIDTH, i = bit % WIDTH;
-      if (edits && is_edited(local(piece, j) + i)) continue;
-      float own = 0;
+    for (u32 i = helper; i < biases; i += MARKERS) {
+      if (i >= MARKERS) id = bias[2 * i], value = bias[2 * i + 1];
+      sh->ids[i] = id;
+      sh->rises[i] = float_of(value);
+      mark(id, end);
+    }
+    return early;
+  }
+
+  // Lists the pairs of pieces whose largest logit reaches the threshold, with their vectors if the row has no more pieces than registers. A barrier must follow.
+  __device__ __forceinline__ void list_hits(const Half &even, const Half &odd, u32 pieces, u32 threshold) const {
+    UNROLL_NOT
+    for (u32 pair = 0; 2 * pair < pieces; ++pair) {
+      const u32 top = sh->tops[pair][threadIdx.x];
+      const bool reaches = top && (top | D::VECTOR_BITS) >= threshold;
+      if (!__any_sync(~0u, reaches)) continue;
+      const u32 to = reserve(&sh->hit, reaches);
+      if (!reaches) continue;
+      if (to < HITS_MOST) sh->hits[to] = static_cast<uint16_t>(pair * READERS + threadIdx.x);
+      if (pieces > 2 || to >= HELD_MOST) continue;
 #pragma unroll
-      for (u32 of = 0; of < VECTORS; ++of) {
-        const Vector x(half.v[of]);
-#pragma unroll
-        for (u32 e = 0; e < WIDTH; ++e) own = of * WIDTH + e == bit ? x.x[e] : own;
+      for (u32 j = 0; j < VECTORS; ++j) {
+        sh->held[to][j] = even.v[j];
+        if (pieces > 1) sh->held[to][VECTORS + j] = odd.v[j];
       }
-      send(place_of(own + 0.0f, at(piece, j) + i));
     }
   }
-  static_assert(VECTORS * WIDTH <= 32);
+
+  // Sends tokens that lanes have to the leading block; how many there was room for. By a warp.
+  __device__ __forceinline__ u32 send(bool has, u64 place) const {
+    const u32 lanes = __ballot_sync(~0u, has), count = __popc(lanes);
+    if (!lanes) return 0;
+    u32 base = 0;
+    if (lane == 0) base = add_in(address_in(shared_address(&sh->listed), 0), count);
+    base = __shfl_sync(~0u, base, 0);
+    const u32 to = base + __popc(lanes & ((1u << lane) - 1));
+    if (has && to < LISTED) send_place(address_in(shared_address(&sh->places[to]), 0), place, address_in(shared_address(&sh->arrived), 0));
+    return base >= LISTED ? 0 : LISTED - base < count ? LISTED - base : count;
+  }
+
+  // A token whose edits decide.
+  __device__ __forceinline__ void add_changed(u32 id, float x, u32 riser) const { sh->changes[atomicAdd(&sh->changed, 1)] = Changed{id, x, riser}; }
+
+  // Sends the unedited tokens of the hits that reach the threshold, and lists the others; how many were sent.
+  __device__ __forceinline__ u32 send_hits(u32 pieces, float least) const {
+    constexpr u32 LANES = D::PAIR <= 8 ? 8 : 16;  // for a hit, each with a vector
+    static_assert(D::PAIR <= LANES);
+    const bool restricted = is_restricted();
+    const u32 hits = sh->hit, j = lane % LANES;
+    u32 sent = 0;
+    UNROLL_NOT
+    for (u32 from = warp * (32 / LANES); from < hits; from += BLOCK_THREADS / LANES) {
+      const u32 at = from + lane / LANES;
+      u32 reaching = 0, first = 0, local = 0;
+      uint4 v = make_uint4(NONE, NONE, NONE, NONE);
+      if (at < hits && j < D::PAIR) {
+        const u32 hit = sh->hits[at], thread = hit % READERS, vector = hit / READERS * D::PAIR + j;
+        first = D::at(block, vector, thread);
+        local = vector * D::STRIDE + thread * WIDTH;
+        if (pieces <= 2 && at < HELD_MOST) {
+          if (vector < pieces * VECTORS) v = sh->held[at][j];
+        } else {
+          if (first + WIDTH <= batch.row_len) v = *reinterpret_cast<const uint4 *>(logits + static_cast<u64>(first) * SIZE);
+          if (restricted) restrict(v, first);
+        }
+      }
+      const Vector x(v);
+#pragma unroll
+      for (u32 i = 0; i < WIDTH; ++i) reaching |= x.x[i] >= least ? 1u << i : 0;
+      UNROLL_NOT
+      for (; __any_sync(~0u, reaching); reaching &= reaching - 1) {
+        const u32 bit = __ffs(reaching) - 1;
+        float own = 0;
+#pragma unroll
+        for (u32 i = 0; i < WIDTH; ++i) own = i == bit ? x.x[i] : own;
+        const bool marked = reaching && is_marked(local + bit);
+        if (marked) add_changed(first + bit, own + 0.0f, Changed::REACHES);
+        sent += send(reaching && !marked, place_of(own + 0.0f, first + bit));
+      }
+    }
+    return sent;
+  }
+
+  // Whether a mask allows a token.
+  __device__ __forceinline__ bool is_allowed(u32 id) const {
+    const u32 *const allowing = mask();
+    return !allowing || (id / 32 < batch.mask_words && allowing[id / 32] >> id % 32 & 1);
+  }
+  // Lists the tokens that only edits may raise to the threshold, by the marking threads. `early`: the logit of the thread's first bias, if that raises it.
+  __device__ __forceinline__ void list_risers(float threshold, float least, float early) const {
+    const Risers risers(sh);
+    if (risers.lowers && early > -infinity() && early < least && early + sh->rises[helper] >= threshold && is_allowed(sh->ids[helper]))
+      add_changed(sh->ids[helper], early + 0.0f, helper);
+    if (risers.lowers && risers.biases <= MARKERS) return;
+    const u32 end = limit();
+    UNROLL_NOT
+    for (u32 position = helper; position < risers.count(); position += MARKERS) {
+      const u32 id = risers.id(position);
+      const float rise = risers.rise(position);
+      if (!(rise > 0.0f) || !is_own(id, end)) continue;
+      if (position == helper && early > -infinity() && risers.lowers) continue;
+      const float x = logit(id);
+      if (x > -infinity() && x < least && x + rise >= threshold && is_allowed(id)) add_changed(id, x + 0.0f, position);
+    }
+  }
+
+  // Sends what a warp has of the tokens whose edits decide; how many were sent. A barrier precedes.
+  __device__ __forceinline__ u32 send_changed(float threshold, bool &strange) const {
+    u32 sent = 0;
+    const u32 count = sh->changed;
+    if (warp >= count) return 0;
+    const Request r = request();
+    UNROLL_NOT
+    for (u32 i = warp; i < count; i += BLOCK_WARPS) {
+      const Changed token = sh->changes[i];
+      const float x = edit_token(sh, r, token, strange);
+      sent += send(lane == 0 && x > -infinity() && x >= threshold, place_of(x, token.id));
+    }
+    return sent;
+  }
+
+  // Brings the description to shared memory, by the helping threads. `from`: where this one's word is, if the row has the request of its own number.
+  __device__ __forceinline__ void read_description(const u32 *from) const {
+    DescriptionWord word;
+    // Most often a row has: then it is read before the row is known.
+    if (!(batch.flags & NUCLEUS_BATCH_REQUEST_EACH)) from = DescriptionWord::source(batch, index, load_now(&batch.row[index].request), helper);
+    if (from) word.word = load_now(from);
+    word.write(sh, helper);
+    meet<TOGETHER, HELPERS>();
+    if (sh->row.flags & NUCLEUS_ROW_PADDING) return;
+    if (batch.flags & NUCLEUS_BATCH_REQUEST_EACH && sh->row.request != index) {
+      from = DescriptionWord::source(batch, index, sh->row.request, helper);
+      if (from) word.word = load_now(from);
+      meet<TOGETHER, HELPERS>();
+      word.write(sh, helper);
+      meet<TOGETHER, HELPERS>();
+    }
+    if (sh->row.flags & NUCLEUS_ROW_SLOT) {
+      if (helper == 0) read_slot(batch.slots[sh->row.slot], sh->config, sh->row);
+      meet<TOGETHER, HELPERS>();
+    }
+  }
+
+  // Marks what may not be drawn now; DRY's longest passage. By all threads, where lists ask for it.
+  __device__ __forceinline__ u32 look_up_lists() const {
+    u32 passage_limit = ~0u;
+    __syncthreads();
+    if (sh->bounded) {
+      const u32 end = limit();
+      note_bans(sh, request(), [&](u32 id) { mark(id, end); });
+      if (sh->plan.passages && sh->row.breakers.len) passage_limit = nucleus::passage_limit(SoloTeam<BLOCK_THREADS>{sh->maxima}, with_window(sh, request()));
+    }
+    __syncthreads();
+    return passage_limit;
+  }
 
   // From the description to what is sent; false: the row is not decided here, and nothing is sent.
   __device__ __forceinline__ bool collect() {
     prepare();
+    const u32 pieces = D::pieces(batch.row_len), *word = reads() ? nullptr : DescriptionWord::source(batch, index, index, helper);
+    asm volatile("" : "+l"(word));  // now, while there is time
     wait_for_launch_before();
     let_next_launch_begin();
-    Listed listed;
-    if (!begin(listed)) {
-      team.cluster_wait();  // no arrival is left behind
-      return false;
+    Half even, odd;
+    if (reads()) {
+      if (aligned()) {
+        load(even, 0);
+        if (pieces > 1) load(odd, 1);
+      }
+      meet<DESCRIBED, BLOCK_THREADS>();
+    } else {
+      read_description(word);
+      pass<DESCRIBED, BLOCK_THREADS>();
     }
-    const Request r = request_of(batch, index, sh->row, sh->config, sh->program);
-    const bool edits = sh->plan.edits;
-    EditedToken own;
-    if (edits) {
-      note_edits(r, listed);
-      __syncthreads();
-      own = edited_token(r, threadIdx.x);
-    }
-    const u32 pieces = D::pieces(batch.row_len);
-    float unedited = -infinity(), top[2] = {-infinity(), -infinity()};
+    if (sh->row.flags & NUCLEUS_ROW_PADDING) return false;
     bool strange = false;
-    auto take = [&](Half &half, float &most, u32 piece) {
-      restrict(half, piece, r.limit, r.mask);
-      most = look(half, piece, edits, unedited);
-      if (!(most < infinity())) strange = true;
-      if (pieces > 2) sh->tops[piece][threadIdx.x] = most;
-      if (piece + 2 < pieces) load(half, piece + 2);
-    };
-    UNROLL_NOT
-    for (u32 piece = 0; piece < pieces; piece += 2) {
-      take(even, top[0], piece);
-      if (piece + 1 < pieces) take(odd, top[1], piece + 1);
+    float early = -infinity();
+    if (warp == DESCRIBES) {
+      describe();
+      tell_plan();
+    } else {
+      if (!reads()) early = mark_editable();
+      else if (aligned()) strange = read(even, odd, pieces);
+      meet<MARKED, BLOCK_THREADS - 32>();
     }
-    if (strange) sh->strange = 1;
-    tell_groups(unedited);
-    if (edits) apply_edits(r, own);
-    // What the leading block needs in the end.
-    if (block == 0 && threadIdx.x == TILE_THREADS - 32) sh->scale = scale(sh->plan.temperature);
-    if (block == 0 && threadIdx.x == TILE_THREADS - 64) sh->uniform = uniform_of(sh->row, sh->config);
-    receive(&sh->told);
-    float most;
-    const SlicePlan &plan = sh->plan;
-    float threshold = bound(plan.k, most);
-    if (plan.kind == SlicePlan::ABOVE && most > -infinity()) threshold = fminf(threshold, fmaf(plan.temperature, sh->program.ops[plan.op].arg, most));
-    const u32 last_even = (pieces - 1) / 2 * 2;
-    if (top[0] >= threshold) send_reaching(even, last_even, edits, threshold);
-    if (pieces > 1 && top[1] >= threshold) send_reaching(odd, pieces - 1 - (pieces - 1 == last_even), edits, threshold);
-    // What the registers no longer hold.
-    UNROLL_NOT
-    for (u32 piece = 0; piece + 2 < pieces; ++piece) {
-      if (!(sh->tops[piece][threadIdx.x] >= threshold)) continue;
-      load(even, piece);
-      restrict(even, piece, r.limit, r.mask);
-      send_reaching(even, piece, edits, threshold);
+    u32 passage_limit = ~0u;
+    if (sh->row.eos.len || sh->row.bad_words.len || sh->row.breakers.len) {
+      if (warp != DESCRIBES) await_plan();
+      passage_limit = look_up_lists();
+      if (warp == DESCRIBES) tell_plan();
     }
-    if (edits) {
-      UNROLL_NOT
-      for (u32 number = threadIdx.x;;) {
-        if (own.x > -infinity() && own.x >= threshold) send(place_of(own.x, sh->edits[own.slot].id));
-        number += TILE_THREADS;
-        if (number >= sh->fills) break;
-        own = edited_token(r, number);
-        apply_edits(r, own);
+    if (reads()) {
+      tell_groups(aligned() ? unedited(pieces) : 0);
+      wait_for_copy(&sh->told, 0);
+      await_plan();
+      const u32 threshold = bound();
+      if (threadIdx.x == 0) sh->threshold = threshold;
+      if (sh->bounded) list_hits(even, odd, pieces, threshold);
+    } else {
+      if (warp != DESCRIBES) {
+        await_plan();
+        if (sh->bounded && sh->plan.edits) note_window(sh, with_window(sh, request()), passage_limit, helper, MARKERS);
+      }
+      // What the leading block needs in the end.
+      if (block == 0 && threadIdx.x == DESCRIBES * 32) {
+        sh->scale = scale(sh->plan.temperature);
+        sh->uniform = uniform_of(sh->row, sh->config);
       }
     }
     __syncthreads();
-    if (threadIdx.x == 0) {
-      const u32 found = sh->found, barrier = address_in(shared_address(&sh->arrived), 0);
-      announce(barrier, 4 + 8 * (found < D::ROOM ? found : D::ROOM));
-      send_word(address_in(shared_address(&sh->sent[block]), 0), sh->strange ? SENT_MOST : found, barrier);
+    if (!sh->bounded) return false;
+    const float threshold = value_or_none(sh->threshold), least = fmaxf(threshold, value_of(key_of(-infinity()) + 1));
+    u32 sent = 0;
+    if (sh->hit <= HITS_MOST) {
+      sent = send_hits(pieces, least);
+      if (sh->plan.edits) {
+        if (!reads() && warp != DESCRIBES) list_risers(threshold, least, early);
+        __syncthreads();
+        sent += send_changed(threshold, strange);
+      }
+    } else {
+      strange = true;
+    }
+    strange = __any_sync(~0u, strange);
+    if (lane == 0) {
+      if (strange) add_in(address_in(shared_address(&sh->listed), 0), STRANGE);
+      announce(address_in(shared_address(&sh->arrived), 0), 8 * sent);
     }
     return true;
   }
