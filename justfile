@@ -67,6 +67,12 @@ test-gpu:
     cargo test -p nucleus-engine --features cuda --test device_memory -- --ignored --nocapture
     cargo test --features cuda --test device_lost -- --ignored --nocapture
 
+# On this machine's GPU, with compute-sanitizer of the CUDA toolkit: the kernels under memcheck, initcheck, synccheck and racecheck (docs/testing.md).
+sanitize-gpu:
+    NUCLEUS_CUDA_CORPUS={{ justfile_directory() }}/target/cuda-corpus.bin cargo test -p nucleus-sampling --test cuda_corpus -- --ignored
+    crates/nucleus-sampling/cuda/tests/sanitize.sh target/cuda-corpus.bin target/sanitize/sampling
+    crates/nucleus-engine/cuda/tests/sanitize.sh target/sanitize/engine
+
 # The sampler's tests on aarch64 with NEON, emulated. Needs `rustup target add aarch64-unknown-linux-musl` and qemu-aarch64.
 test-aarch64 *args:
     CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_LINKER="$(rustc --print sysroot)/lib/rustlib/$(rustc --print host-tuple)/bin/rust-lld" \

@@ -34,15 +34,15 @@ __global__ void __launch_bounds__(BLOCK_THREADS, 1) sample_by_relay(const __grid
     UNROLL_NOT
     for (u32 i = 0; i < STAGES; ++i) {
       init_barrier(&sh->arrived[i], 1);
-      init_barrier(&sh->empty[i], TEAM_WARPS / HALVES);
+      init_barrier(&sh->empty[i], TEAM_WARPS / HALVES * LEAVING_LANES);
     }
     UNROLL_NOT
     for (u32 i = 0; i < 2; ++i) {
-      init_barrier(&sh->ready[i], 1);
-      init_barrier(&sh->read[i], TEAM_WARPS);
-      init_barrier(&sh->followed_to_end[i], 1);
+      init_barrier(&sh->ready[i], TELLING_THREADS);
+      init_barrier(&sh->read[i], TEAM_WARPS * LEAVING_LANES);
+      init_barrier(&sh->followed_to_end[i], LEAVING_LANES);
     }
-    init_barrier(&sh->begun, 1);
+    init_barrier(&sh->begun, TELLING_THREADS);
     sh->undecided = 0;
     publish_barriers();
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");

@@ -111,4 +111,16 @@ __device__ __forceinline__ unsigned char *ring() { return shared_memory; }
 __device__ __forceinline__ unsigned char *ring_of_masks() { return shared_memory + STAGES * TILE_BYTES; }
 __device__ __forceinline__ State *state() { return reinterpret_cast<State *>(shared_memory + RING_BYTES); }
 
+// Lanes of a warp that say it has read something, and threads of a team that say it has written: one, after they have met. racecheck of compute-sanitizer
+// does not carry on what the others have done by then, so for it everyone says so.
+#ifdef NUCLEUS_RACECHECK
+constexpr u32 LEAVING_LANES = 32, TELLING_THREADS = TEAM_THREADS;
+#else
+constexpr u32 LEAVING_LANES = 1, TELLING_THREADS = 1;
+#endif
+__device__ __forceinline__ void leave(u64 *mbarrier) {
+  __syncwarp();
+  if (threadIdx.x % 32 < LEAVING_LANES) arrive(mbarrier);
+}
+
 }  // namespace nucleus::relay

@@ -174,7 +174,7 @@ __device__ __forceinline__ void finish_rows(const SamplingBatch &batch) {
   compute_numbers(&sh->rows[0], local);
   ids.store(&sh->rows[0], local);
   Finishing::sync();
-  if (local == 0) {
+  if (local < TELLING_THREADS) {
     arrive(&sh->ready[0]);
     arrive(&sh->begun);
   }
@@ -209,7 +209,7 @@ __device__ __forceinline__ void finish_rows(const SamplingBatch &batch) {
       compute_numbers(next, local);
       ids.store(next, local);
       Finishing::sync();
-      if (local == 0) arrive(&sh->ready[(turn + 1) % 2]);
+      if (local < TELLING_THREADS) arrive(&sh->ready[(turn + 1) % 2]);
       if (first_warp && after + gridDim.x < batch.rows) words.load_rest(batch, after + gridDim.x);
     }
     if (edits) prepare_edits(row, request_in(batch, index, row), local);

@@ -62,8 +62,12 @@ struct MaskAhead {
   }
 };
 
-// A barrier of a half of the reading team.
-__device__ __forceinline__ void sync_half() { asm volatile("barrier.sync %0, %1;" ::"r"(3 + threadIdx.x / HALF_THREADS), "n"(HALF_THREADS) : "memory"); }
+// A barrier of a half of the reading team. Its number is part of the instruction: synccheck of compute-sanitizer takes one in a register for the barrier of the
+// whole block.
+__device__ __forceinline__ void sync_half() {
+  if (threadIdx.x < HALF_THREADS) asm volatile("barrier.sync 3, %0;" ::"n"(HALF_THREADS) : "memory");
+  else asm volatile("barrier.sync 4, %0;" ::"n"(HALF_THREADS) : "memory");
+}
 
 // Fills the ring with the rows of the block and their masks, one stage after another, by one thread. The engine copies 16 bytes at a time; what is left of a
 // row is read when it is needed.
@@ -301,7 +305,8 @@ struct Reader {
       UNROLL_NOT
       for (u32 to = atomicAdd(&row->found, __popc(bits)); bits && to < COLLECT_MOST; bits &= bits - 1, ++to) {
         const u32 i = __ffs(bits) - 1;
-        row->places[to] = place_of(stage.logit(at + i) + 0.0f, stage.begin + at + i);
+        // In one piece: the warp that raises the bound may read it now.
+        *static_cast<volatile u64 *>(&row->places[to]) = place_of(stage.logit(at + i) + 0.0f, stage.begin + at + i);
       }
     }
   }
@@ -347,8 +352,7 @@ struct Reader {
   }
   // By a warp that no longer needs a stage.
   __device__ __forceinline__ static void leave(RingPlace &place) {
-    __syncwarp();
-    if (threadIdx.x % 32 == 0) arrive(&state()->empty[place.at]);
+    relay::leave(&state()->empty[place.at]);
     place = place.later(HALVES);
   }
 };
@@ -380,8 +384,7 @@ __device__ __forceinline__ void read_rows(const SamplingBatch &batch) {
         reader.leave(place);
       }
     }
-    __syncwarp();
-    if (threadIdx.x % 32 == 0) arrive(&sh->read[turn % 2]);
+    leave(&sh->read[turn % 2]);
   }
 }
 

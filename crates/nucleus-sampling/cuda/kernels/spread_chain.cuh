@@ -42,6 +42,7 @@ __device__ __forceinline__ bool run_chain(RowState *sh, const SamplingBatch &bat
     room.total = left.total;
     room.kept = left.kept;
   }
+  __syncwarp();             // lanes arrive together
   chain_sync(CHAIN_TOTAL);  // and the weights are cleared
   if (at < left.kept) {
     room.weights_by_id[order.x] = q[0];

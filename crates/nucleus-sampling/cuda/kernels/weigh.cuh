@@ -38,9 +38,13 @@ struct Exchange {
   }
   // By the first warp, before a barrier of the cluster.
   __device__ __forceinline__ void prepare() const {
+    if (threadIdx.x == 0)
+      for (u32 turn = 0; turn < TURNS; ++turn) {
+        init_barrier(&state->told[turn], 1);
+        init_barrier(&state->found[turn], 1);
+      }
+    __syncwarp();
     for (u32 turn = 0; turn < TURNS; ++turn) {
-      if (threadIdx.x == 0) init_barrier(&state->told[turn], 1);
-      if (threadIdx.x == 0) init_barrier(&state->found[turn], 1);
       if (threadIdx.x == 0) expect(turn);
       for (u32 at = count() + threadIdx.x; at < ROW_WARPS; at += 32) state->maxima[turn][at] = 0;  // of warps that are not there
     }

@@ -1,16 +1,19 @@
 // The kernel against what the reference made of the corpus, in every cluster size, on the bounded and on the exact path; batches repeated to crowds, which take
 // the ways of more rows; logits and rows that are written late; rows so far apart that their elements' indices need more than 32 bits; then rows without peaks,
 // and rows that are drawn from as a whole.
-// Usage: gpu_test CORPUS [LARGEST VOCABULARY [PART [ROUNDS [STREAMS]]]]
-//   PART: `all`; `flat` and `drawn`, which take no corpus's batch; for tools that are slow, and to be repeated, `top`, `processed`, `late`, `crowds`, or a cluster and flags such as `0,8`, and copies of each batch: `0,52,3`
+// Usage: gpu_test CORPUS [BATCHES [PART [ROUNDS [STREAMS]]]]
+//   BATCHES: `111`, those of vocabularies up to that; `32000-32000/2`, two of those between, spread over all
+//   PART: `all`; `flat` and `drawn`, which take no batch of the corpus; for tools that are slow, and to be repeated, `top`, `processed` with a cluster such as
+//     `processed,2`, `late`, `crowds`, or a cluster and flags such as `0,8`, copies of each batch, and how many rows of them: `0,52,3`, `0,4,1,1`
 //   ROUNDS: how often a part is gone through
-//   STREAMS: so many threads go through it at once, each with a stream of its own
+//   STREAMS: so many threads at once, each with a stream of its own: they share `all` out (8 unless told), and each goes through the whole of another part (1)
 #include <cuda_fp16.h>
 
 #include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <functional>
+#include <mutex>
 #include <thread>
 
 #include "corpus.hpp"
@@ -19,9 +22,11 @@
 #include "flat.hpp"
 
 constexpr uint32_t UNTOUCHED = 0xA5A5A5A5u;       // words of results before a launch
-constexpr uint32_t COUNTED_FROM_LEN = 8192;  // of rows from which the caller never says untruly that a count bounds them: a block alone takes a second for one then
+constexpr uint32_t COUNTED_FROM_LEN = 200;   // of rows, from which the caller never says untruly that a count bounds them: a block alone is slow then
 
 static std::atomic<uint32_t> results{0}, failures{0}, others{0}, top_results{0};  // others: rows of which the caller says what is not so
+
+static bool far[3] = {};  // the types whose rows lay far apart
 
 // One way to work.
 struct Way {
@@ -75,8 +80,8 @@ struct Loaded {
   SamplingBatch batch = {};
   DeviceArray<char> workspace, logits;
 
-  Loaded(const CorpusBatch &c, cudaStream_t s, uint32_t copies = 1)
-      : b(c), rows(c.rows * copies), logit_bytes(c.dtype == NUCLEUS_F32 ? 4 : 2), stream(s), row(repeated_rows(c, copies)), few(said_to_be_few(repeated_rows(c, copies))),
+  Loaded(const CorpusBatch &c, cudaStream_t s, uint32_t copies = 1, uint32_t most_rows = ~0u)
+      : b(c), rows(std::min(c.rows * copies, most_rows)), logit_bytes(c.dtype == NUCLEUS_F32 ? 4 : 2), stream(s), row(repeated_rows(c, copies)), few(said_to_be_few(repeated_rows(c, copies))),
         counted(counted_rows(c, repeated_rows(c, copies))),
         configs(repeated(c.configs, copies)), programs(repeated(c.programs, copies)), arena(c.arena), masks(c.masks), out(rows),
         workspace(sampling_workspace_size(rows, 4096)), logits((copies - 1) * c.rows * c.stride * logit_bytes + c.logits.size()) {
@@ -256,7 +261,7 @@ static void check_late(const CorpusBatch &b, uint32_t number, cudaStream_t strea
   }
 }
 
-static void check_all_ways(const CorpusBatch &b, uint32_t number, cudaStream_t stream, bool (&far)[3]) {
+static void check_all_ways(const CorpusBatch &b, uint32_t number, cudaStream_t stream) {
   Loaded loaded(b, stream);
   for (uint32_t cluster : {0u, 1u, 2u, 4u, 8u})
     for (uint32_t flags : {0u, NUCLEUS_BATCH_EXACT, NUCLEUS_BATCH_MANY_ROWS, NUCLEUS_BATCH_ALL_BOUNDED, NUCLEUS_BATCH_ALL_BOUNDED | NUCLEUS_BATCH_ALL_COUNTED | NUCLEUS_BATCH_REQUEST_EACH, NUCLEUS_BATCH_NONE_BOUNDED,
@@ -266,7 +271,11 @@ static void check_all_ways(const CorpusBatch &b, uint32_t number, cudaStream_t s
   for (uint32_t flags : {NUCLEUS_BATCH_SOME_FEW, NUCLEUS_BATCH_ALL_FEW, NUCLEUS_BATCH_SOME_FEW | NUCLEUS_BATCH_NONE_BOUNDED}) loaded.check(number, Way{0, flags});
   loaded.check_top(number);
   for (uint32_t cluster : {0u, 1u, 4u}) loaded.check_processed_top(number, Way{cluster, 0});
-  if (b.rows > 8 && b.row_len >= 32000 && !far[b.dtype]) far[b.dtype] = check_far_rows(loaded, number);
+  static std::mutex far_lock;  // they take most of the memory
+  if (b.rows > 8 && b.row_len >= 32000) {
+    const std::lock_guard<std::mutex> held(far_lock);
+    if (!far[b.dtype]) far[b.dtype] = check_far_rows(loaded, number);
+  }
   check_late(b, number, stream);
   check_crowds(b, number, stream);
 }
@@ -276,50 +285,84 @@ static void check_part(const CorpusBatch &b, uint32_t number, cudaStream_t strea
   if (!std::strcmp(part, "crowds")) return check_crowds(b, number, stream);
   if (!std::strcmp(part, "late")) return check_late(b, number, stream);
   Way way{0, 0};
-  uint32_t copies = 1;
-  if (std::strcmp(part, "top") && std::strcmp(part, "processed") && std::sscanf(part, "%u,%u,%u", &way.cluster, &way.flags, &copies) < 2) {
+  uint32_t copies = 1, most_rows = ~0u;
+  const bool top = !std::strcmp(part, "top"), processed = !std::strncmp(part, "processed", 9);
+  if (processed) std::sscanf(part, "processed,%u", &way.cluster);
+  else if (!top && std::sscanf(part, "%u,%u,%u,%u", &way.cluster, &way.flags, &copies, &most_rows) < 2) {
     std::fprintf(stderr, "%s is no part\n", part);
     std::exit(2);
   }
-  Loaded loaded(b, stream, copies);
-  if (!std::strcmp(part, "top")) loaded.check_top(number);
-  else if (!std::strcmp(part, "processed")) loaded.check_processed_top(number, way);
+  Loaded loaded(b, stream, copies, most_rows);
+  if (top) loaded.check_top(number);
+  else if (processed) loaded.check_processed_top(number, way);
   else loaded.check(number, way);
 }
 
+// Which batches are gone through.
+class Chosen {
+ public:
+  Chosen(const char *path, const char *batches) {
+    if (!batches) return;
+    if (std::strchr(batches, '-') ? std::sscanf(batches, "%u-%u/%u", &least_, &largest_, &count_) >= 2 : std::sscanf(batches, "%u/%u", &largest_, &count_) >= 1) {
+      CorpusReader reader(path);
+      for (uint32_t i = 0; i < reader.count(); ++i) there_ += is_between(reader.next());
+      return;
+    }
+    std::fprintf(stderr, "%s are no batches\n", batches);
+    std::exit(2);
+  }
+  // Asked of one batch after another; `number`: of those between so far.
+  bool has(const CorpusBatch &b, uint32_t &number) const {
+    if (!is_between(b)) return false;
+    const uint64_t n = number++;
+    return count_ >= there_ || (n + 1) * count_ / there_ > n * count_ / there_;
+  }
+
+ private:
+  bool is_between(const CorpusBatch &b) const { return b.configs[0].vocab_size >= least_ && b.configs[0].vocab_size <= largest_; }
+
+  uint32_t least_ = 0, largest_ = 0xFFFFFFFFu, count_ = 0xFFFFFFFFu, there_ = 0;
+};
+
 int main(int argc, char **argv) {
   if (argc < 2) return 2;
-  const uint32_t largest = argc > 2 ? std::strtoul(argv[2], nullptr, 10) : 0xFFFFFFFFu;
+  const Chosen chosen(argv[1], argc > 2 ? argv[2] : nullptr);
   const char *part = argc > 3 && std::strcmp(argv[3], "all") ? argv[3] : nullptr;
-  const uint32_t rounds = argc > 4 ? std::atoi(argv[4]) : 1, streams = argc > 5 ? std::atoi(argv[5]) : 1;
+  const uint32_t rounds = argc > 4 ? std::atoi(argv[4]) : 1, streams = argc > 5 ? std::atoi(argv[5]) : part && std::strcmp(part, "flat") ? 1 : 8;
   std::setvbuf(stdout, nullptr, _IOLBF, 0);
-  bool far[3] = {};
-  auto go_through = [&](cudaStream_t stream) {
-    for (uint32_t round = 0; round < rounds; ++round) {
+  const bool flat = !part || !std::strcmp(part, "flat"), drawn = !part || !std::strcmp(part, "drawn"), corpus = !part || !(flat || drawn);
+  share_device_memory = streams > 1;
+  std::atomic<uint32_t> flat_results{0};
+  uint32_t drawn_results = 0;
+  auto go_through = [&](uint32_t thread) {
+    cudaStream_t stream = nullptr;
+    if (streams > 1) CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+    for (uint32_t round = 0; corpus && round < rounds; ++round) {
       CorpusReader reader(argv[1]);
+      uint32_t number = 0;
       for (uint32_t i = 0; i < reader.count(); ++i) {
         const CorpusBatch b = reader.next();
-        if (b.configs[0].vocab_size > largest) continue;
+        if (!chosen.has(b, number)) continue;
         if (part) check_part(b, i, stream, part);
-        else check_all_ways(b, i, stream, far);
+        else if (i % streams == thread) check_all_ways(b, i, stream);
       }
     }
+    if (!flat) return;
+    uint32_t flat_of_thread = 0, differ = 0;
+    check_all_flat(thread, streams, stream, flat_of_thread, differ);
+    flat_results += flat_of_thread;
+    failures += differ;
   };
-  const bool flat = part && !std::strcmp(part, "flat"), drawn = part && !std::strcmp(part, "drawn"), corpus = !flat && !drawn;
   std::vector<std::thread> threads;
-  for (uint32_t i = 1; part && corpus && i < streams; ++i)
-    threads.emplace_back([&] {
-      cudaStream_t stream;
-      CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
-      go_through(stream);
-    });
-  if (corpus) go_through(nullptr);
+  for (uint32_t thread = 1; thread < streams; ++thread) threads.emplace_back(go_through, thread);
+  go_through(0);
   for (std::thread &thread : threads) thread.join();
-  uint32_t flat_results = 0, drawn_results = 0, more_failures = 0;
-  if (!part || flat) check_all_flat(flat_results, more_failures);
-  if (!part || drawn) check_all_drawn(drawn_results, more_failures);
-  failures += more_failures;
-  std::printf("%u results, %u of flat rows, %u of drawn rows, %u top tokens, %u differ, %u not drawn; far rows in %s%s%s\n", results.load(), flat_results, drawn_results, top_results.load(), failures.load(), others.load(),
+  if (drawn) {
+    uint32_t differ = 0;
+    check_all_drawn(drawn_results, differ);
+    failures += differ;
+  }
+  std::printf("%u results, %u of flat rows, %u of drawn rows, %u top tokens, %u differ, %u not drawn; far rows in %s%s%s\n", results.load(), flat_results.load(), drawn_results, top_results.load(), failures.load(), others.load(),
               far[0] ? "f32 " : "", far[1] ? "f16 " : "", far[2] ? "bf16" : "");
   return failures != 0;
 }

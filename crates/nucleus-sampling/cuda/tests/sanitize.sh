@@ -1,0 +1,59 @@
+#!/usr/bin/env bash
+# Every kernel of the sampler under compute-sanitizer, in cases so small that each tool comes to an end:   sanitize.sh CORPUS [BUILD]
+#
+# CORPUS is what tests/cuda_corpus.rs writes. In BUILD (target/sanitize/sampling) lie the program, which is built unless it is there, and what each run said. Tells a line a run,
+# and at the end which kernels were reached by each tool; fails if a tool found something, a result differed or a run did not come to an end. NUCLEUS_NVCC: the compiler.
+# Launches do not overlap, since racecheck and initcheck cannot follow that; tests/gpu_test.cu has what overlapping launches need (`late`).
+set -uo pipefail
+corpus=$(realpath "$1")
+cuda=$(cd "$(dirname "$0")/.." && pwd)
+mkdir -p "${2:-target/sanitize/sampling}"
+build=$(cd "${2:-target/sanitize/sampling}" && pwd)
+nvcc=${NUCLEUS_NVCC:-nvcc}
+seconds=${SANITIZE_SECONDS:-60} # a run may take
+export LAUNCHES=apart
+
+make_program() {
+  local flags=(-O3 -lineinfo --fmad=false -gencode=arch=compute_90a,code=sm_90a) objects=() unit
+  for unit in "$cuda"/kernels/*.cu; do
+    unit=$(basename "$unit" .cu)
+    objects+=("$build/$unit.o")
+    "$nvcc" "${flags[@]}" -DNUCLEUS_RACECHECK -std=c++20 -c "$cuda/kernels/$unit.cu" -o "$build/$unit.o" &
+  done
+  wait
+  "$nvcc" "${flags[@]}" -std=c++17 -cudart static -Xlinker --wrap=cudaLaunchKernelExC -Xlinker --wrap=__cudaLaunchKernel "$cuda/tests/gpu_test.cu" "$cuda/tests/launches.cpp" \
+    "${objects[@]}" -o "$build/gpu_test"
+}
+[[ -x "$build/gpu_test" ]] || make_program || exit 2
+
+failed=0
+# check TOOL BATCHES PART
+check() {
+  local tool=$1 log="$build/$1_${2//\//_}_$3.txt" options=(--print-limit 20 --error-exitcode 9) code found
+  [[ $tool == synccheck ]] && options+=(--num-cuda-barriers 16384)
+  timeout -k 5 "$seconds" compute-sanitizer --tool "$tool" "${options[@]}" "$build/gpu_test" "$corpus" "$2" "$3" >"$log" 2>&1
+  code=$?
+  found=$(grep -aoE "(ERROR|RACECHECK) SUMMARY: .*" "$log" | tail -1)
+  [[ $code == 124 ]] && found="did not come to an end in $seconds s"
+  [[ $code == 0 ]] || failed=1
+  echo "$tool, vocabularies $2, $3: ${found:-ended with $code}; $(grep -aoE "^[0-9]+ results|[0-9]+ top tokens, [0-9]+ differ" "$log" | tr '\n' ' ')"
+}
+
+# What reaches every kernel. A part is a cluster and flags (sampling_config.h), copies of the batch, rows. racecheck, which takes seconds for a few blocks, gets a row
+# at a time; what it says of `relay` is told and judged in docs/kernel.md.
+tools=${SANITIZE_TOOLS:-memcheck initcheck synccheck racecheck}
+for tool in $tools; do
+  rows=1,20 batches=/4
+  [[ $tool == racecheck ]] && rows=1,1 batches=/1
+  for part in 0,0 0,64 0,8 0,776 2,2; do check "$tool" "111-111$batches" "$part,$rows"; done # few ids, whole rows
+  for part in 1,1 2,1 4,0; do check "$tool" "111-111$batches" "$part,$rows"; done            # clusters, and their exact path
+  for part in top processed,1 processed,2; do check "$tool" 1-5/3 "$part"; done
+  check "$tool" 111-111/2 0,4,9,140                 # relay: two rows a block
+  [[ $tool == racecheck ]] || check "$tool" 5-5/2 0,52,9,140 # and its exact path
+  check "$tool" "6000-6000$batches" "0,8,$rows"     # rows that keep many tokens
+  check "$tool" "32000-32000/3" 0,4,1,1             # spread
+done
+for tool in $tools; do
+  echo "$tool reached: $(grep -ah "^launched" "$build/$tool"_*.txt | sed -E 's/launched +[0-9]+ times: (void )?//; s/nucleus:://g' | sort -u | tr '\n' ' ')"
+done
+exit $failed
