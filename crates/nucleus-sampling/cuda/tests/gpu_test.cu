@@ -21,8 +21,8 @@
 #include "drawn.hpp"
 #include "flat.hpp"
 
-constexpr uint32_t UNTOUCHED = 0xA5A5A5A5u;       // words of results before a launch
-constexpr uint32_t COUNTED_FROM_LEN = 200;   // of rows, from which the caller never says untruly that a count bounds them: a block alone is slow then
+constexpr uint32_t UNTOUCHED = 0xA5A5A5A5u;  // words of results before a launch
+constexpr uint32_t COUNTED_FROM_LEN = 200;    // of rows, from which the caller never says untruly that a count bounds them: a block alone is slow then
 
 static std::atomic<uint32_t> results{0}, failures{0}, others{0}, top_results{0};  // others: rows of which the caller says what is not so
 
