@@ -26,7 +26,10 @@ struct Finisher {
   u32 block;
 
   __device__ __forceinline__ static u32 thread() { return threadIdx.x - THREADS; }
-  __device__ __forceinline__ static void sync() { asm volatile("bar.sync %0, %1;" ::"n"(FINISH_BARRIER), "n"(FINISH_THREADS) : "memory"); }
+  __device__ __forceinline__ static void sync() {
+    __syncwarp();  // its lanes arrive together
+    asm volatile("bar.sync %0, %1;" ::"n"(FINISH_BARRIER), "n"(FINISH_THREADS) : "memory");
+  }
   __device__ __forceinline__ void expect() const {
     if (thread() == 0) arrive_expecting(&state->summed, shape.words() * static_cast<u32>(sizeof(u64)));
   }
