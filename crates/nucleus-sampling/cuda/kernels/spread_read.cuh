@@ -19,6 +19,7 @@ struct Reader {
   static constexpr u32 NONE = Peak<DTYPE>::NONE;
   struct Half {
     uint4 v[VECTORS];
+    u32 allowed[VECTORS];  // the words of the mask for them
   };
 
   const SamplingBatch &batch;
@@ -53,10 +54,20 @@ struct Reader {
   __device__ __forceinline__ static void load(uint4 &v, const char *from) {
     asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(from));
   }
-  // Fetches the row's last vector where it is not whole, and takes out what does not exist and what the mask forbids. `first`: the vector's first id.
+  // The word of the mask for an id, on its way; missing ones forbid.
+  __device__ __forceinline__ u32 mask_word(const u32 *allowing, u32 id) const {
+    if (!allowing) return ~0u;
+    return id / 32 < batch.mask_words ? load_now(allowing + id / 32) : 0;
+  }
+  __device__ __forceinline__ void load_mask(Half &half, u32 piece) const {
+    const u32 *const allowing = mask();
+#pragma unroll
+    for (u32 j = 0; j < VECTORS; ++j) half.allowed[j] = mask_word(allowing, D::at(block, piece * VECTORS + j, threadIdx.x));
+  }
+  // Fetches the row's last vector where it is not whole, and takes out what does not exist and what the mask's word forbids. `first`: the vector's first id.
   __device__ __forceinline__ bool is_restricted() const { return limit() != batch.row_len || sh->row.mask >= 0 || batch.row_len % WIDTH; }
-  __device__ __forceinline__ void restrict(uint4 &v, u32 first) const {
-    const u32 end = limit(), *const allowing = mask();
+  __device__ __forceinline__ void restrict(uint4 &v, u32 first, u32 word) const {
+    const u32 end = limit();
     u32 w[4] = {v.x, v.y, v.z, v.w};
     if (first < batch.row_len && first + WIDTH > batch.row_len) {
 #pragma unroll
@@ -66,7 +77,7 @@ struct Reader {
         else w[i / 2] = reinterpret_cast<const uint16_t *>(logits)[first + i] << (i % 2 * 16) | (w[i / 2] & (i % 2 ? 0xFFFFu : 0xFFFF0000u));
       }
     }
-    u32 allowed = !allowing ? ~0u : first / 32 < batch.mask_words ? allowing[first / 32] >> first % 32 : 0;
+    u32 allowed = word >> first % 32;
     if (first + WIDTH > end) allowed &= first < end ? ~(~0u << (end - first)) : 0;
 #pragma unroll
     for (u32 i = 0; i < WIDTH; ++i) {
@@ -106,13 +117,20 @@ struct Reader {
   __device__ __forceinline__ bool read(Half &even, Half &odd, u32 pieces) const {
     const bool restricted = is_restricted();
     bool strange = false;
+    if (restricted) {
+      load_mask(even, 0);
+      load_mask(odd, 1);
+    }
     auto take = [&](Half &half, u32 piece, u32 &vector) {
       if (restricted) {
 #pragma unroll
-        for (u32 j = 0; j < VECTORS; ++j) restrict(half.v[j], D::at(block, piece * VECTORS + j, threadIdx.x));
+        for (u32 j = 0; j < VECTORS; ++j) restrict(half.v[j], D::at(block, piece * VECTORS + j, threadIdx.x), half.allowed[j]);
       }
       const float most = look(half, vector);
-      if (piece + 2 < pieces) load(half, piece + 2);
+      if (piece + 2 < pieces) {
+        load(half, piece + 2);
+        if (restricted) load_mask(half, piece + 2);
+      }
       return most;
     };
     UNROLL_NOT

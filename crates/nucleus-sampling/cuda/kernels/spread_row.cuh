@@ -15,7 +15,7 @@ struct Block : Reader<DTYPE, BLOCKS> {
   using typename Base::D;
   using typename Base::Half;
   using typename Base::Vector;
-  using Base::aligned, Base::batch, Base::block, Base::bound, Base::index, Base::is_restricted, Base::lane, Base::limit, Base::load, Base::logit, Base::logits, Base::mask,
+  using Base::aligned, Base::batch, Base::block, Base::bound, Base::index, Base::is_restricted, Base::lane, Base::limit, Base::load, Base::logit, Base::logits, Base::mask, Base::mask_word,
       Base::read, Base::reads, Base::restrict, Base::sh, Base::tell_groups, Base::unedited, Base::warp;
   static constexpr u32 WIDTH = D::WIDTH, VECTORS = D::VECTORS, SIZE = Base::SIZE, NONE = Base::NONE;
   static constexpr u32 DESCRIBES = BLOCK_WARPS - 1;                  // the helping warp that does
@@ -185,7 +185,7 @@ struct Block : Reader<DTYPE, BLOCKS> {
           if (vector < pieces * VECTORS) v = sh->held[at][j];
         } else {
           if (first + WIDTH <= batch.row_len) v = *reinterpret_cast<const uint4 *>(logits + static_cast<u64>(first) * SIZE);
-          if (restricted) restrict(v, first);
+          if (restricted) restrict(v, first, mask_word(mask(), first));
         }
       }
       const Vector x(v);
