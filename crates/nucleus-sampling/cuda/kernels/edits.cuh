@@ -138,11 +138,15 @@ HD float widen_f16(uint16_t h) {
 #endif
 }
 
-HD float load_logit(const Request &request, u32 id) {
-  if (request.dtype == NUCLEUS_F32) return static_cast<const float *>(request.logits)[id];
-  uint16_t half = static_cast<const uint16_t *>(request.logits)[id];
-  return request.dtype == NUCLEUS_F16 ? widen_f16(half) : float_of(static_cast<u32>(half) << 16);
+// A logit's bits, of 16-bit types in the lower half; widening them waits until they are there.
+HD u32 load_logit_bits(const Request &request, u32 id) {
+  return request.dtype == NUCLEUS_F32 ? static_cast<const u32 *>(request.logits)[id] : static_cast<const uint16_t *>(request.logits)[id];
 }
+HD float widen_bits(u32 dtype, u32 bits) {
+  if (dtype == NUCLEUS_F32) return float_of(bits);
+  return dtype == NUCLEUS_F16 ? widen_f16(static_cast<uint16_t>(bits)) : float_of(bits << 16);
+}
+HD float load_logit(const Request &request, u32 id) { return widen_bits(request.dtype, load_logit_bits(request, id)); }
 
 // The last `window` of `len` tokens begin here.
 HD u32 window_start(u32 len, u32 window) { return window < len ? len - window : 0; }

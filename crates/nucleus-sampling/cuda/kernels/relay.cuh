@@ -20,8 +20,7 @@ constexpr u32 ON_THEIR_WAY = 2;  // stages asked for at a time: they keep the me
 constexpr u32 HALVES = 2;  // of the reading team: each reads every other stage; a row's first bound is taken from one stage of each
 constexpr u32 HALF_THREADS = TEAM_THREADS / HALVES;
 constexpr u32 COLLECT_MOST = LISTED;  // tokens that a row's list has room for
-constexpr u32 CHANGED = 256;          // tokens with edits that may be among the first
-constexpr u32 CHANGED_SLOTS = 2 * CHANGED;
+constexpr u32 NOTE_HEADS = 1024;      // chains of notes on ids that may be edited
 constexpr u32 FOLLOWED = 256;         // keys that the bound is raised by at a time
 constexpr u32 RISES = 256;            // biases whose values are in shared memory
 constexpr u32 MARKS = 16384;  // bits that ids which may be edited share
@@ -48,6 +47,7 @@ using Finishing = Team<2, TEAM_THREADS>;
 // A row on its way through the block.
 struct Row : Description {
   SlicePlan plan;
+  Request request;
   float scale;   // of the plan's temperature
   u64 uniform;   // that draws
   bool bounded;  // it is decided here, as far as the description tells
@@ -57,8 +57,8 @@ struct Row : Description {
   u32 found;     // tokens collected; there may be no room for some
   u32 strange;   // NaN or +inf was seen
   u32 bound;     // the largest known key that all of the row's first k reach; 0: none
-  u32 passage_limit;  // DRY's longest passage
-  u32 bans;           // ids that may not be drawn now
+  u32 seen_from, counted_from;  // of the window, what repetition's penalty looks at, and what frequency and presence count
+  u32 bans;      // ids that may not be drawn now
   alignas(16) u32 marks[MARKS / 32];  // of ids that may be edited, and of some others
   u64 places[COLLECT_MOST];           // of the tokens collected; 0: none yet
   u32 ids[EDITS_MOST];     // that may be edited: the window of the history, the biases', then those that may not be drawn now
@@ -67,9 +67,9 @@ struct Row : Description {
   __device__ __forceinline__ static u32 mark_of(u32 id) { return id & (MARKS - 1); }
   __device__ __forceinline__ void mark(u32 id) { atomicOr(&marks[mark_of(id) / 32], 1u << id % 32); }
   __device__ __forceinline__ bool marked(u32 id) const { return marks[mark_of(id) / 32] >> id % 32 & 1; }
-  // The value of a bias. `r`: the row's request.
-  __device__ __forceinline__ float rise(const Request &r, u32 i) const {
-    return i < RISES ? rises[i] : reinterpret_cast<const SamplingBias *>(r.words(r.row->bias))[i].value;
+  // The value of a bias.
+  __device__ __forceinline__ float rise(u32 i) const {
+    return i < RISES ? rises[i] : reinterpret_cast<const SamplingBias *>(request.words(row.bias))[i].value;
   }
 };
 
@@ -81,20 +81,24 @@ struct State {
   // Of the finishing team.
   alignas(16) u64 places[LISTED];
   u32 listed;
-  alignas(16) u64 weights_by_id[ORDERED_MOST];
-  u32 by_id[ORDERED_MOST];  // of the sorted list: how many have a smaller id
-  u32 ids_by_id[ORDERED_MOST];
   u32 team_maxima[TEAM_WARPS];
-  SamplingSlot slot;
-  u32 changed_count;
+  Description coming;   // of a row that is not described yet
+  SamplingSlot slot;    // of that
+  u32 bound;            // of the row that is finished, as all threads take it
+  u32 strange;          // an edit has made NaN or +inf
   u32 undecided;        // rows
   SampledToken spare;   // of a rehearsal
   union {
     struct {
-      Edit changed[CHANGED_SLOTS + 1];
-      float changed_logits[CHANGED_SLOTS];  // as they came
+      alignas(16) u32 note_heads[NOTE_HEADS];  // 1 + the position of the first note of a chain; 0: there is none
+      u32 notes[EDITS_MOST];                   // by position (relay_edits.cuh)
     };
-    alignas(16) u64 weights[LISTED];  // of a list, once the edits are applied
+    struct {  // of a list, once the edits are applied
+      alignas(16) u64 weights_by_id[ORDERED_MOST];
+      u32 by_id[ORDERED_MOST];  // when it is sorted: how many have a smaller id
+      u32 ids_by_id[ORDERED_MOST];
+    };
+    alignas(16) u64 weights[LISTED];  // of a list of another program
   };
   u64 arrived[STAGES], empty[STAGES];  // mbarriers: a stage of the ring is there; all warps have read it
   u64 ready[2], read[2];               // a row is described; it is read

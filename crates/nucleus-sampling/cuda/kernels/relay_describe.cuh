@@ -16,68 +16,60 @@ struct Editable {
         eos(b.arena + in->row.eos.offset), bad(b.arena + in->row.bad_words.offset),
         bias(reinterpret_cast<const SamplingBias *>(b.arena + in->row.bias.offset)), window(in->window), biases(in->row.bias.len), ends(in->row.eos.len),
         words(in->row.bad_words.len) {}
-  __device__ __forceinline__ u32 count() const { return window + biases + ends + words; }
-  // The id, and its bias if it has one.
-  __device__ __forceinline__ u32 at(u32 position, float &rise) const {
-    if (position < window) return tail[position];
-    position -= window;
-    if (position < biases) {
-      rise = bias[position].value;
-      return bias[position].token_id;
-    }
-    position -= biases;
-    if (position < ends) return eos[position];
-    // Sequences: the start indices of all, then their ids.
-    return bad[words + 1 + bad[position - ends + 1] - 1];
+  // Where the id of a position is; a bias's value follows its id.
+  __device__ __forceinline__ const u32 *at(u32 position) const {
+    const u32 biased = window + biases;
+    return position < window ? tail + position : position < biased ? &bias[position - window].token_id : eos + (position - biased);
   }
+  __device__ __forceinline__ u32 without_words() const { return window + biases + ends; }
+  // The last id of bad word i. Sequences: the start indices of all, then their ids.
+  __device__ __forceinline__ u32 last_of_word(u32 i) const { return bad[words + 1 + bad[i + 1] - 1]; }
 };
 
-// The words of a description on their way to a warp's registers, asked for long before they are needed: under load a read takes microseconds.
-struct DescriptionWords {
-  static constexpr u32 ROW = sizeof(SamplingRow) / 4, REQUEST_WORD = offsetof(SamplingRow, request) / 4, FLAGS_WORD = offsetof(SamplingRow, flags) / 4,
-                       SLOT_WORD = offsetof(SamplingRow, slot) / 4;
-  u32 row[2], config[2], program[3], slot[1];
+// Starts to copy a word to shared memory; what this thread has started is there when it has waited. Not to registers: they would be spilled until the word is
+// needed, and spilling waits for it.
+__device__ __forceinline__ void start_word(void *to, const void *from) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared_address(to)), "l"(from) : "memory");
+}
+__device__ __forceinline__ void wait_for_words() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
-  template <u32 N>
-  __device__ __forceinline__ static void load(u32 (&to)[N], const void *from, u32 count) {
+// A description on its way to shared memory, by one warp, asked for long before it is needed: under load a read takes microseconds.
+struct ComingDescription {
+  template <typename T>
+  __device__ __forceinline__ static void start(T *to, const T *from) {
 #pragma unroll
-    for (u32 i = 0; i < N; ++i)
-      if (i * 32 + threadIdx.x % 32 < count) to[i] = static_cast<const u32 *>(from)[i * 32 + threadIdx.x % 32];
+    for (u32 i = 0; i < sizeof(T) / 4; i += 32)
+      if (i + threadIdx.x % 32 < sizeof(T) / 4) start_word(reinterpret_cast<u32 *>(to) + i + threadIdx.x % 32, reinterpret_cast<const u32 *>(from) + i + threadIdx.x % 32);
   }
-  template <u32 N>
-  __device__ __forceinline__ static void store(void *to, const u32 (&from)[N], u32 count) {
-#pragma unroll
-    for (u32 i = 0; i < N; ++i)
-      if (i * 32 + threadIdx.x % 32 < count) static_cast<u32 *>(to)[i * 32 + threadIdx.x % 32] = from[i];
+  __device__ __forceinline__ static void start_request(const SamplingBatch &batch, u32 request) {
+    start(&state()->coming.config, batch.configs + request);
+    start(&state()->coming.program, batch.programs + request);
   }
-  __device__ __forceinline__ void load_request(const SamplingBatch &batch, u32 request) {
-    load(config, batch.configs + request, sizeof(SamplingConfig) / 4);
-    load(program, batch.programs + request, sizeof(SamplingProgram) / 4);
-  }
-  template <u32 WORD>
-  __device__ __forceinline__ u32 word_of_row() const { return __shfl_sync(~0u, row[WORD / 32], WORD % 32); }
   // Most often a row has the request of its own number: then it is read before the row is known.
-  __device__ __forceinline__ void load(const SamplingBatch &batch, u32 index) {
-    load(row, batch.row + index, ROW);
-    if (batch.flags & NUCLEUS_BATCH_REQUEST_EACH) load_request(batch, index);
+  __device__ __forceinline__ static void start_row(const SamplingBatch &batch, u32 index) {
+    start(&state()->coming.row, batch.row + index);
+    if (batch.flags & NUCLEUS_BATCH_REQUEST_EACH) start_request(batch, index);
   }
   // What is known to be needed once the row is there.
-  __device__ __forceinline__ void load_rest(const SamplingBatch &batch, u32 index) {
-    const u32 request = word_of_row<REQUEST_WORD>(), flags = word_of_row<FLAGS_WORD>(), at = word_of_row<SLOT_WORD>();
-    if (flags & NUCLEUS_ROW_PADDING) return;
-    if (!(batch.flags & NUCLEUS_BATCH_REQUEST_EACH) || request != index) load_request(batch, request);
-    if (flags & NUCLEUS_ROW_SLOT) load(slot, batch.slots + at, sizeof(SamplingSlot) / 4);
+  __device__ __forceinline__ static void start_rest(const SamplingBatch &batch, u32 index) {
+    wait_for_words();
+    __syncwarp();
+    const SamplingRow &row = state()->coming.row;
+    if (row.flags & NUCLEUS_ROW_PADDING) return;
+    if (!(batch.flags & NUCLEUS_BATCH_REQUEST_EACH) || row.request != index) start_request(batch, row.request);
+    if (row.flags & NUCLEUS_ROW_SLOT) start(&state()->slot, batch.slots + row.slot);
   }
 };
 
-// Fills the description, by one warp that has loaded the words.
-__device__ __forceinline__ void describe(Row *to, const SamplingBatch &batch, u32 index, const DescriptionWords &words) {
+// Fills the description from what has come, by one warp. `aligned`: the row's logits are. Not inlined, so that all calls run the same instructions.
+static __device__ __noinline__ void describe(Row *to, const Description *from, bool aligned) {
   State *const sh = state();
   const u32 lane = threadIdx.x % 32;
-  DescriptionWords::store(&to->row, words.row, sizeof(SamplingRow) / 4);
-  DescriptionWords::store(&to->config, words.config, sizeof(SamplingConfig) / 4);
-  DescriptionWords::store(&to->program, words.program, sizeof(SamplingProgram) / 4);
-  DescriptionWords::store(&sh->slot, words.slot, sizeof(SamplingSlot) / 4);
+  wait_for_words();
+  __syncwarp();
+#pragma unroll
+  for (u32 i = 0; i < sizeof(Description) / 4; i += 32)
+    if (i + lane < sizeof(Description) / 4) reinterpret_cast<u32 *>(static_cast<Description *>(to))[i + lane] = reinterpret_cast<const u32 *>(from)[i + lane];
   __syncwarp();
   const u32 flags = to->row.flags;
   if ((flags & (NUCLEUS_ROW_SLOT | NUCLEUS_ROW_PADDING)) == NUCLEUS_ROW_SLOT) {
@@ -85,47 +77,61 @@ __device__ __forceinline__ void describe(Row *to, const SamplingBatch &batch, u3
     __syncwarp();
   }
   const SlicePlan plan = plan_of(*to);
-  const u32 len = to->program.len, code = lane < len && lane < NUCLEUS_MAX_OPS ? to->program.ops[lane].code : NUCLEUS_OP_NONE;
-  const bool common = is_common(code, len, plan.op, to->config.min_keep, to->config.flags);
+  const u32 ops = to->program.len, code = lane < ops && lane < NUCLEUS_MAX_OPS ? to->program.ops[lane].code : NUCLEUS_OP_NONE;
+  const bool common = is_common(code, ops, plan.op, to->config.min_keep, to->config.flags);
   if (lane) return;
   const u32 window = editable_window(plan, to->config.dry_penalty_last_n, to->config.repeat_last_n, to->row.history.len);
   const u64 ids = static_cast<u64>(window) + to->row.bias.len + to->row.eos.len + to->row.bad_words.len;
-  const bool aligned = (reinterpret_cast<uintptr_t>(batch.logits) + index * batch.row_stride * (batch.dtype == NUCLEUS_F32 ? 4 : 2)) % 16 == 0;
   to->plan = plan;
   to->common = common;
   to->window = window;
   to->lowers = edits_lower(to->config);
+  const u32 len = to->row.history.len, prompt = to->row.prompt_len, last_n = to->config.repeat_last_n, before = len - window, seen = window_start(len, last_n);
+  to->seen_from = plan.occurrences ? seen - before : window;
+  to->counted_from = plan.occurrences ? (to->config.flags & NUCLEUS_COUNT_PROMPT ? seen : prompt + window_start(len - prompt, last_n)) - before : window;
   to->bounded = aligned && is_bounded(plan, ids, flags);
   to->found = to->strange = to->bound = to->bans = 0;
 }
 
-// The ids that a row may edit, and how much biases change them, on their way to a thread of the finishing team.
-struct EditableIds {
-  static constexpr u32 EACH = EDITS_MOST / TEAM_THREADS;
-  u32 ids[EACH];
-  float rises[EACH];
+// Describes a row of no operation, by a warp that has nothing else to do, so that the instructions are there when the first row's description is.
+__device__ __forceinline__ void rehearse_description() {
+  Row *const made_up = &state()->rows[1];
+  UNROLL_NOT
+  for (u32 i = threadIdx.x % 32; i < sizeof(Description) / 4; i += 32) reinterpret_cast<u32 *>(static_cast<Description *>(made_up))[i] = 0;
+  describe(made_up, made_up, true);
+}
 
-  // By every thread of the team, as `local`.
-  __device__ __forceinline__ void load(const SamplingBatch &batch, const Row *row, u32 local) {
-    if (!row->bounded || !row->plan.edits) return;
-    const Editable editable(batch, row);
+// Whether a row's ids that may be edited are wanted.
+__device__ __forceinline__ bool wants_ids(const Row *row) { return row->bounded && row->plan.edits; }
+
+// Starts to copy the ids that a row may edit, and how much biases change them, by every thread of the finishing team, as `local`.
+__device__ __forceinline__ void start_ids(const SamplingBatch &batch, Row *row, u32 local) {
+  if (!wants_ids(row)) return;
+  const Editable editable(batch, row);
+  const u32 count = editable.without_words();
 #pragma unroll
-    for (u32 i = 0; i < EACH; ++i)
-      if (i * TEAM_THREADS + local < editable.count()) ids[i] = editable.at(i * TEAM_THREADS + local, rises[i]);
+  for (u32 at = local; at < EDITS_MOST; at += TEAM_THREADS) {
+    if (at >= count) break;
+    const u32 *const from = editable.at(at), biased = at - editable.window;
+    start_word(&row->ids[at], from);
+    if (at >= editable.window && biased < editable.biases && biased < RISES) start_word(&row->rises[biased], from + 1);
   }
-  // Keeps them and marks them for the reading team, after the marks were cleared.
-  __device__ __forceinline__ void store(Row *row, u32 local) const {
-    if (!row->bounded || !row->plan.edits) return;
-    const u32 window = row->window, biased = window + row->row.bias.len, count = biased + row->row.eos.len + row->row.bad_words.len;
+  UNROLL_NOT
+  for (u32 i = local; i < editable.words; i += TEAM_THREADS) row->ids[count + i] = editable.last_of_word(i);
+}
+
+// Marks them for the reading team, after the marks were cleared.
+__device__ __forceinline__ void mark_ids(Row *row, u32 local) {
+  if (!wants_ids(row)) return;
+  wait_for_words();
+  const u32 count = row->window + row->row.bias.len + row->row.eos.len, words = row->row.bad_words.len;
 #pragma unroll
-    for (u32 i = 0; i < EACH; ++i) {
-      const u32 at = i * TEAM_THREADS + local;
-      if (at >= count) break;
-      row->mark(ids[i]);
-      row->ids[at] = ids[i];
-      if (at >= window && at < biased && at - window < RISES) row->rises[at - window] = rises[i];
-    }
+  for (u32 at = local; at < EDITS_MOST; at += TEAM_THREADS) {
+    if (at >= count) break;
+    row->mark(row->ids[at]);
   }
-};
+  UNROLL_NOT
+  for (u32 i = local; i < words; i += TEAM_THREADS) row->mark(row->ids[count + i]);
+}
 
 }  // namespace nucleus::relay

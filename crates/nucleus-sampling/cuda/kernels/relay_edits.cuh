@@ -9,52 +9,139 @@ namespace nucleus::relay {
 // The finishing team as the team of edits.cuh.
 __device__ __forceinline__ SoloTeam<TEAM_THREADS, Finishing> edit_team() { return {state()->team_maxima}; }
 
-// The tokens whose edits matter: a table that takes no others.
-struct ChangedTable : EditTable {
-  __device__ __forceinline__ ChangedTable() : EditTable{state()->changed, CHANGED_SLOTS} {}
-  __device__ __forceinline__ Edit *insert(u32 id) const { return const_cast<Edit *>(find(id)); }
-  __device__ __forceinline__ bool covers(u32 id) const { return find(id) != nullptr; }
+// Empties the list, of which as much as is sorted by counting is 0 where it has no token. A barrier follows.
+__device__ __forceinline__ void clear_list(u32 local) {
+  State *const sh = state();
+  if (local < ORDERED_MOST) sh->places[local] = 0;
+  if (local == 0) sh->listed = sh->strange = 0;
+}
+
+// What happens to the ids of up to 32 neighbouring positions that are the same id, in one word: the flags of an edit and how often they are counted, as Edit has
+// them; 1 + the position of the next such ids whose hash is the same, or 0; and DRY's longest passage.
+constexpr u32 NOTE_FLAGS = OCCURRENCE - 1, NOTE_COUNT = 63 * OCCURRENCE, NOTE_NEXT = NOTE_COUNT + OCCURRENCE, NOTE_LONGEST = NOTE_NEXT << 11;
+static_assert(NOTE_LONGEST == 1u << 21 && EDITS_MOST < 1 << 11);
+
+// The notes of all ids that may be edited.
+struct Notes {
+  const Row *row;
+
+  __device__ __forceinline__ static u32 *head(u32 id) { return &state()->note_heads[EditTable{nullptr, NOTE_HEADS}.start(id)]; }
+  // Puts in what happens at this lane's position, by a warp; `id`: NO_ID where there is nothing.
+  __device__ __forceinline__ static void put(u32 position, u32 id, u32 flags, bool counted, u32 longest) {
+    State *const sh = state();
+    const u32 same = __match_any_sync(~0u, id), first = __ffs(same) - 1, count = __popc(same & __ballot_sync(~0u, counted));
+    u32 all = 0;
+#pragma unroll
+    for (u32 flag = 1; flag <= NOTE_FLAGS; flag *= 2) all |= same & __ballot_sync(~0u, flags & flag) ? flag : 0;
+    if (id != NO_ID && threadIdx.x % 32 == first) sh->notes[position] = all + count * OCCURRENCE + atomicExch(head(id), position + 1) * NOTE_NEXT;
+    __syncwarp();
+    u32 *const note = &sh->notes[position - threadIdx.x % 32 + first];
+    if (longest) nucleus::raise_to(note, longest * NOTE_LONGEST | (*note & (NOTE_LONGEST - 1)));  // the lower bits do not change any more
+  }
+  // Calls f(position, note) for the notes of an id, while it says so.
+  template <class F>
+  __device__ __forceinline__ void each(u32 id, F f) const {
+    State *const sh = state();
+    UNROLL_NOT
+    for (u32 at = *head(id); at;) {
+      const u32 note = sh->notes[at - 1];
+      if (row->ids[at - 1] == id && !f(at - 1, note)) break;
+      at = note % NOTE_LONGEST / NOTE_NEXT;
+    }
+  }
+  __device__ __forceinline__ Edit edit_of(u32 id) const {
+    Edit edit{id, 0, 0, 0.0f};
+    each(id, [&](u32 position, u32 note) {
+      const u32 longest = note / NOTE_LONGEST;
+      edit.flags = (edit.flags | (note & NOTE_FLAGS)) + (note & NOTE_COUNT);
+      edit.longest = longest > edit.longest ? longest : edit.longest;
+      if (note & BIASED) edit.bias = row->rise(position - row->window);
+      return true;
+    });
+    return edit;
+  }
 };
 
-// Empties the table and the list. A barrier follows.
-__device__ __forceinline__ void clear_lists(u32 local) {
-  State *const sh = state();
-  UNROLL_NOT
-  for (u32 i = local; i <= CHANGED_SLOTS; i += TEAM_THREADS) sh->changed[i] = Edit{NO_ID, 0, 0, 0.0f};
-  if (local == 0) sh->changed_count = sh->listed = 0;
+// Forgets all notes, by the team. A barrier follows.
+__device__ __forceinline__ void clear_notes(u32 local) {
+  static_assert(NOTE_HEADS == 4 * TEAM_THREADS);
+  reinterpret_cast<uint4 *>(state()->note_heads)[local] = make_uint4(0, 0, 0, 0);
 }
 
-// Puts a token into the table, once.
-__device__ __forceinline__ void add_changed(u32 id, float x) {
-  State *const sh = state();
-  const EditTable table{sh->changed, CHANGED_SLOTS};
-  u32 at = table.start(id);
-  UNROLL_NOT
-  for (u32 probes = 0; probes < CHANGED; ++probes, at = (at + 1) & (CHANGED_SLOTS - 1)) {
-    const u32 old = atomicCAS(&sh->changed[at].id, NO_ID, id);
-    if (old == id) return;
-    if (old != NO_ID) continue;
-    sh->changed_logits[at] = x;
-    atomicAdd(&sh->changed_count, 1);
-    return;
-  }
-  atomicAdd(&sh->changed_count, CHANGED);
-}
-
-// The request with the window of its history in shared memory.
-__device__ __forceinline__ Request window_of(const Row *row, Request r) {
-  r.history = row->ids - (row->row.history.len - row->window);
-  return r;
-}
-
-// What of the edits does not depend on logits and needs device memory, while the row is read. `r`: its request.
-__device__ __forceinline__ void prepare_edits(Row *row, const Request &r, u32 local) {
+// Notes what happens to all ids that may be edited, while the row is read: all of the edits but what depends on logits.
+__device__ __forceinline__ void prepare_edits(Row *row, u32 local) {
   const auto team = edit_team();
-  const u32 first = row->window + row->row.bias.len;
-  each_ban(team, r, [&](u32 id) { row->ids[first + atomicAdd(&row->bans, 1)] = id; });
-  if (!row->plan.passages) return;
-  const u32 limit = passage_limit(team, window_of(row, r));
-  if (local == 0) row->passage_limit = limit;
+  const SlicePlan &plan = row->plan;
+  const u32 window = row->window, biased = window + row->row.bias.len;
+  clear_notes(local);
+  if (local == 0) row->bans = 0;
+  Finishing::sync();
+  each_ban(team, row->request, [&](u32 id) { row->ids[biased + atomicAdd(&row->bans, 1)] = id; });
+  Request r = row->request;
+  const u32 len = r.row->history.len, before = len - window;
+  r.history = row->ids - before;  // the window is in shared memory
+  const Passages passages(r, plan.passages ? passage_limit(team, r) : 0);
+  const u32 first = len - passages.size;  // of their window
+  const u64 others = static_cast<u64>(r.config->no_repeat_ngram_size) - 1;
+  Finishing::sync();
+  // By warps, of 32 positions at a time.
+  UNROLL_NOT
+  for (u32 i = local; i - local % 32 < window; i += TEAM_THREADS) {
+    const bool there = i < window;
+    const u32 at = before + i;
+    u32 flags = there && i >= row->seen_from ? SEEN : 0, longest = 0;
+    if (there && passages.some() && at > first && passages.repeats(at - first)) longest = passages.length(at - first);
+    if (there && plan.ngrams && others <= len && at >= others && ends_with(r.history, at, r.history + (len - others), static_cast<u32>(others))) flags |= NGRAM;
+    __syncwarp();
+    Notes::put(i, there ? row->ids[i] : NO_ID, flags, there && i >= row->counted_from, longest);
+  }
+  UNROLL_NOT
+  for (u32 i = local; i - local % 32 < biased + row->bans - window; i += TEAM_THREADS) {
+    const u32 at = window + i;
+    Notes::put(at, at < biased + row->bans ? row->ids[at] : NO_ID, at < biased ? BIASED : BANNED, false, 0);
+  }
+}
+
+// A token's place after its edits; 0 if it does not reach the threshold.
+static __device__ __noinline__ u64 edited_place(const Row *row, u64 place, float threshold) {
+  const Edit edit = Notes{row}.edit_of(id_at(place));
+  if (!(edit.flags | edit.longest)) return place;
+  bool strange = false;
+  const float x = edited(row->request, logit_at(place), edit, strange);
+  if (strange) state()->strange = 1;
+  return x > -infinity() && x >= threshold ? place_of(x, id_at(place)) : 0;
+}
+
+// Lists up to two tokens of each lane of a warp, where the places are not 0.
+__device__ __forceinline__ void list_places(u64 first, u64 second) {
+  State *const sh = state();
+  const u32 lane = threadIdx.x % 32, firsts = __ballot_sync(~0u, first != 0), seconds = __ballot_sync(~0u, second != 0), below = (1u << lane) - 1;
+  u32 base = 0;
+  if (lane == 0 && (firsts | seconds)) base = atomicAdd(&sh->listed, __popc(firsts) + __popc(seconds));
+  base = __shfl_sync(~0u, base, 0);
+  const u32 to = base + __popc(firsts & below), next = base + __popc(firsts) + __popc(seconds & below);
+  if (first && to < LISTED) sh->places[to] = first;
+  if (second && next < LISTED) sh->places[next] = second;
+}
+
+// Lists what was collected and reaches the bound, and still does so after its edits. Leaves no place collected. A barrier precedes, and one must follow.
+__device__ __forceinline__ void list_collected(Row *row, u32 bound, u32 local) {
+  const u32 count = row->found;
+  const bool edits = row->plan.edits;
+  const float threshold = value_or_none(bound);
+  auto take = [&](u32 at) {
+    const u64 place = at < count ? row->places[at] : 0;
+    if (at < count) row->places[at] = 0;
+    return static_cast<u32>(place >> 32) >= bound ? place : 0;
+  };
+  UNROLL_NOT
+  for (u32 at = local; at - local < count; at += 2 * TEAM_THREADS) {
+    u64 first = take(at), second = take(at + TEAM_THREADS);
+    if (edits && first && row->marked(id_at(first))) first = edited_place(row, first, threshold);
+    if (edits && second && row->marked(id_at(second))) second = edited_place(row, second, threshold);
+    __syncwarp();
+    list_places(first, second);
+  }
 }
 
 // The tokens that edits may raise, by position in the ids: those with biases, or all.
@@ -64,79 +151,46 @@ struct Risers {
   __device__ __forceinline__ explicit Risers(const Row *row) : from(row->lowers ? row->window : 0), to(row->window + row->row.bias.len) {}
 };
 
-// Lists what was collected and reaches the bound; tokens that may be edited go to the table instead. Leaves no place collected. A barrier precedes, and one
-// must follow. Whether this thread has put a token into the table.
-__device__ __forceinline__ bool list_collected(Row *row, u32 bound, u32 local) {
-  State *const sh = state();
-  const u32 count = row->found;
-  bool some = false;
-  UNROLL_NOT
-  for (u32 first = 0; first < count; first += TEAM_THREADS) {
-    const u32 at = first + local;
-    u64 place = 0;
-    if (at < count) {
-      place = row->places[at];
-      row->places[at] = 0;
-    }
-    const bool edits = place && row->plan.edits && row->marked(id_at(place));
-    if (edits) {
-      some = true;
-      add_changed(id_at(place), logit_at(place));
-    }
-    const bool stays = place && !edits && static_cast<u32>(place >> 32) >= bound;
-    const u32 to = reserve(&sh->listed, stays);
-    if (stays) sh->places[to] = place;
-  }
-  return some;
-}
+// One of them.
+struct Riser {
+  float x = 0.0f, most = -infinity();  // its logit, and what edits may raise that to
 
-// Puts tokens into the table that edits may raise to the threshold. `riser`: the logit of this thread's first one. Whether there was one.
-__device__ __forceinline__ bool add_risers(const Row *row, const Request &r, float threshold, float riser, u32 local) {
+  // The bits of a position's logit.
+  __device__ __forceinline__ static u32 load(const Row *row, u32 at) {
+    const u32 id = at < Risers(row).to ? row->ids[at] : NO_ID;
+    return id < row->request.limit ? load_logit_bits(row->request, id) : 0;
+  }
+  __device__ __forceinline__ Riser() {}
+  __device__ __forceinline__ Riser(const Row *row, u32 at, u32 bits) {
+    const Risers risers(row);
+    const u32 id = at < risers.to ? row->ids[at] : NO_ID;
+    if (id >= row->request.limit || (row->request.mask && !mask_allows(row->request, id))) return;
+    const float rise = row->lowers ? row->rise(at - risers.from) : infinity();
+    x = widen_bits(row->request.dtype, bits) + 0.0f;
+    if (x > -infinity() && rise > 0.0f) most = x + rise;
+  }
+};
+
+// Lists tokens below the bound, which were not collected, that edits raise to it. `first`: this thread's first. Barriers as above.
+__device__ __forceinline__ void list_raised(const Row *row, u32 bound, Riser first, u32 local) {
   const Risers risers(row);
-  bool some = false;
+  const float threshold = value_or_none(bound);
   UNROLL_NOT
-  for (u32 i = risers.from + local; i < risers.to; i += TEAM_THREADS) {
-    const u32 id = row->ids[i];
-    const float rise = row->lowers ? row->rise(r, i - risers.from) : infinity();
-    if (!(rise > 0.0f) || id >= r.limit) continue;
-    const float x = i < risers.from + TEAM_THREADS ? riser : load_logit(r, id);
-    if (!(x > -infinity() && x + rise >= threshold) || (r.mask && !mask_allows(r, id))) continue;
-    some = true;
-    add_changed(id, x + 0.0f);
+  for (u32 at = risers.from + local; at - local < risers.to; at += TEAM_THREADS) {
+    const Riser riser = at - local == risers.from ? first : Riser(row, at, Riser::load(row, at));
+    const bool rises = riser.most >= threshold && key_of(riser.x) < bound;
+    if (!__any_sync(~0u, rises)) continue;
+    u64 place = 0;
+    if (rises) {
+      // Of equal ids, the one whose notes are found first.
+      const u32 id = row->ids[at];
+      u32 found = NO_ID;
+      Notes{row}.each(id, [&](u32 position, u32) { return !(position >= risers.from && position < risers.to && (found = position, true)); });
+      if (found == at) place = edited_place(row, place_of(riser.x, id), threshold);
+    }
+    __syncwarp();
+    list_places(place, 0);
   }
-  return some;
-}
-
-// Edits the tokens of the table, and lists those that reach the threshold. A barrier precedes, and one must follow. False: that decides nothing.
-__device__ __forceinline__ bool edit_changed(Row *row, const Request &r, float threshold, u32 local) {
-  State *const sh = state();
-  if (sh->changed_count >= CHANGED) return false;  // too many
-  const auto team = edit_team();
-  const ChangedTable table;
-  const SlicePlan &plan = row->plan;
-  const u32 *const biased = row->ids + row->window;
-  note_biases(team, r, table, [&](u32 i) { return SamplingBias{biased[i], row->rise(r, i)}; });
-  UNROLL_NOT
-  for (u32 i = local; i < row->bans; i += TEAM_THREADS) {
-    const u32 id = biased[row->row.bias.len + i];
-    if (table.covers(id)) raise_bits(&table.insert(id)->flags, BANNED);
-  }
-  const Request of_window = window_of(row, r);
-  if (plan.occurrences) note_occurrences(team, of_window, table);
-  if (plan.passages) note_passages(team, of_window, table, row->passage_limit);
-  if (plan.ngrams) note_ngrams(team, of_window, table);
-  Finishing::sync();
-  bool strange = false;
-  UNROLL_NOT
-  for (u32 at = local; at < CHANGED_SLOTS; at += TEAM_THREADS) {
-    const u32 id = sh->changed[at].id;
-    if (id == NO_ID) continue;
-    const float x = edited(r, sh->changed_logits[at], sh->changed[at], strange);
-    if (!(x > -infinity() && x >= threshold)) continue;
-    const u32 to = atomicAdd(&sh->listed, 1);
-    if (to < LISTED) sh->places[to] = place_of(x, id);
-  }
-  return !Finishing::count(strange);
 }
 
 }  // namespace nucleus::relay

@@ -6,24 +6,20 @@
 
 namespace nucleus::relay {
 
-// Sorts up to 128 places, descending, by counting, several threads a place, and tells how many have a smaller id; empty places vanish. Barriers precede,
-// and one follows.
+// Sorts up to 128 places, descending, by counting, several threads a place, and tells how many have a smaller id. What follows the places is 0 up to there.
+// Barriers precede, and one follows.
 template <u32 SHARES>
 __device__ __forceinline__ void sort_few(u64 *places, u32 count, u32 local) {
-  constexpr u32 MOST = TEAM_THREADS / SHARES;
-  const u32 index = local / SHARES, share = local % SHARES;
-  const u64 own = index < count ? places[index] : 0;
+  const u32 share = local % SHARES;
+  const u64 own = places[local / SHARES];
   u32 ranks = 0;  // by id above 16 bits
-#pragma unroll 8
-  for (u32 i = 0; i < MOST; i += 2 * SHARES) {
-    const u32 at = i + 2 * share;
-    if (at >= count) break;
-    const ulonglong2 pair = *reinterpret_cast<const ulonglong2 *>(&places[at]);
-    ranks += pair.x > own;
-    ranks += static_cast<u32>(pair.x) > static_cast<u32>(own) ? 1u << 16 : 0;
-    if (at + 1 < count) {
-      ranks += pair.y > own;
-      ranks += static_cast<u32>(pair.y) > static_cast<u32>(own) ? 1u << 16 : 0;
+  UNROLL_NOT
+  for (u32 first = 0; first < count; first += 8 * SHARES) {
+#pragma unroll
+    for (u32 i = 0; i < 8 * SHARES; i += 2 * SHARES) {
+      const ulonglong2 pair = *reinterpret_cast<const ulonglong2 *>(&places[first + i + 2 * share]);
+      ranks += (pair.x > own ? 1 : 0) + (pair.y > own ? 1 : 0);
+      ranks += (static_cast<u32>(pair.x) > static_cast<u32>(own) ? 1u << 16 : 0) + (static_cast<u32>(pair.y) > static_cast<u32>(own) ? 1u << 16 : 0);
     }
   }
 #pragma unroll
@@ -60,10 +56,50 @@ __device__ __forceinline__ void sort_many(u64 *places, u32 count, u32 local) {
 }
 static_assert((COLLECT_MOST & (COLLECT_MOST - 1)) == 0, "a list may be sorted up to a power of 2");
 
-// The choice from the list, by the team. A barrier precedes. `r`: the request, in registers.
-__device__ __forceinline__ void choose_listed(Row *row, const Request &r, SampledToken *out, u32 local) {
+// Leaves the first k tokens of a list that is too long to be ordered by id, and few more, by the team; what follows them is 0 as far as is ordered. The number
+// that is left. Barriers precede and follow.
+static __device__ __noinline__ u32 shorten_list(const Row *row, u32 count, u32 local) {
   State *const sh = state();
-  const u32 count = sh->listed;
+  constexpr u32 EACH = LISTED / TEAM_THREADS;
+  u64 own[EACH];
+  u32 largest = 0, found = 0;
+#pragma unroll
+  for (u32 i = 0; i < EACH; ++i) {
+    const u32 at = i * TEAM_THREADS + local, key = static_cast<u32>((own[i] = at < count ? sh->places[at] : 0) >> 32);
+    largest = key > largest ? key : largest;
+  }
+  float low = value_or_none(row->bound), high = value_of(edit_team().local_max(largest));
+  UNROLL_NOT
+  for (u32 round = 0; round < 16; ++round) {
+    const float middle = 0.5f * low + 0.5f * high;
+    const u32 key = key_of(middle + 0.0f);
+    u32 reach = 0;
+#pragma unroll
+    for (u32 i = 0; i < EACH; ++i)
+      if (i * TEAM_THREADS < count) reach += Finishing::count(own[i] >> 32 >= key);
+    if (reach < row->plan.k) {
+      high = middle;
+      continue;
+    }
+    low = middle;
+    found = key;
+    if (reach <= ORDERED_MOST) break;
+  }
+  Finishing::sync();
+  if (!found) return count;
+  clear_list(local);
+  Finishing::sync();
+#pragma unroll
+  for (u32 i = 0; i < EACH; i += 2) list_places(own[i] >> 32 >= found ? own[i] : 0, own[i + 1] >> 32 >= found ? own[i + 1] : 0);
+  Finishing::sync();
+  return sh->listed;
+}
+
+// The choice from the list, by the team. A barrier precedes.
+__device__ __forceinline__ void choose_listed(const Row *row, SampledToken *out, u32 local) {
+  State *const sh = state();
+  const Request &r = row->request;
+  u32 count = sh->listed;
   const SlicePlan &plan = row->plan;
   if (plan.greedy) {
     if (local >= 32) return;
@@ -74,53 +110,47 @@ __device__ __forceinline__ void choose_listed(Row *row, const Request &r, Sample
     if (local == 0) *out = result(first_of_order(first), RawSums{}, r);
     return;
   }
+  if (count > ORDERED_MOST && plan.kind == SlicePlan::FIRST) count = shorten_list(row, count, local);
   if (count <= ORDERED_MOST / 2) sort_few<2 * TEAM_THREADS / ORDERED_MOST>(sh->places, count, local);
   else if (count <= ORDERED_MOST) sort_few<TEAM_THREADS / ORDERED_MOST>(sh->places, count, local);
   else sort_many(sh->places, count, local);
   if (local >= 32 || (count <= ORDERED_MOST && run_chain(row, r, count, out))) return;
   EditTable none{nullptr, 0};
-  const Request in_memory = r;
-  const Outcome outcome = run_list(DeviceWarp{}, in_memory, none, ListCall{sh->places, sh->weights, count, plan.op, plan.temperature, 0});
-  if (local == 0) *out = result(outcome, RawSums{}, in_memory);
+  const Outcome outcome = run_list(DeviceWarp{}, r, none, ListCall{sh->places, sh->weights, count, plan.op, plan.temperature, 0});
+  if (local == 0) *out = result(outcome, RawSums{}, r);
 }
 
-// A row's token from what has been collected; false: it is not decided. By the team, after the row is read. `at`: the row's place; `made_up`: it is none of
-// the batch, and its result goes to `spare`. Not inlined, so that both calls run the same instructions.
-static __device__ __noinline__ bool finish_row(const SamplingBatch &batch, u32 index, u32 at, bool made_up, float riser) {
+// A row's token from what has been collected; false: it is not decided. By the team, after the row is read. `riser`: of list_raised. Not inlined, so that
+// both calls run the same instructions.
+static __device__ __noinline__ bool finish_row(Row *row, SampledToken *out, Riser riser) {
   State *const sh = state();
-  Row *const row = &sh->rows[at];
   const u32 local = threadIdx.x - TEAM_THREADS;
-  Request r = request_of(batch, index, row->row, row->config, row->program);
-  if (made_up) r.slot = nullptr;
-  SampledToken *const out = made_up ? &sh->spare : batch.out + index;
-  const u32 bound = row->bound;
   if (row->strange || row->found > COLLECT_MOST) return false;
-  bool some = list_collected(row, bound, local);
-  if (row->plan.edits) {
-    const float threshold = value_or_none(bound);
-    some |= add_risers(row, r, threshold, riser, local);
-    if (Finishing::count(some) && !edit_changed(row, r, threshold, local)) return false;
+  u32 bound = row->bound;  // which may still be raised
+  if (row->plan.edits) {  // a token is either collected or raised, so that all threads need the same one
+    if (local == 0) sh->bound = bound;
+    Finishing::sync();
+    bound = sh->bound;
   }
+  list_collected(row, bound, local);
+  if (row->plan.edits) list_raised(row, bound, riser, local);
   Finishing::sync();
-  if (sh->listed > LISTED) return false;
-  choose_listed(row, r, out, local);
+  if (sh->strange || sh->listed > LISTED) return false;
+  choose_listed(row, out, local);
   return true;
 }
 
-// The numbers that only the description tells.
-__device__ __forceinline__ void compute_numbers(Row *row, u32 local) {
+// What only the description tells.
+__device__ __forceinline__ void complete_description(const SamplingBatch &batch, u32 index, Row *row, u32 local) {
   if (local == 32) row->scale = scale(row->plan.temperature);
   if (local == 64) row->uniform = uniform_of(row->row, row->config);
+  if (local == 96) row->request = request_of(batch, index, row->row, row->config, row->program);
 }
 
 // By the warps of the team that do not describe the row.
 __device__ __forceinline__ void clear_marks(Row *row, u32 local) {
   UNROLL_NOT
   for (u32 i = local - 32; i < MARKS / 128; i += TEAM_THREADS - 32) reinterpret_cast<uint4 *>(row->marks)[i] = make_uint4(0, 0, 0, 0);
-}
-
-__device__ __forceinline__ Request request_in(const SamplingBatch &batch, u32 index, const Row *row) {
-  return request_of(batch, index, row->row, row->config, row->program);
 }
 
 // Forgets what was collected of a row that is not decided. Barriers precede and follow.
@@ -131,7 +161,7 @@ __device__ __forceinline__ void forget_collected(Row *row, u32 local) {
 
 // Finishes a made-up row that asks for the same as the first, so that the instructions are there when they are needed: while rows are read, fetching them takes
 // microseconds.
-__device__ __forceinline__ void rehearse(const SamplingBatch &batch, u32 index, u32 local) {
+__device__ __forceinline__ void rehearse(u32 local) {
   const Row *const row = &state()->rows[0];
   Row *const made_up = &state()->rows[1];
   if (!row->bounded || row->plan.greedy) return;
@@ -140,82 +170,79 @@ __device__ __forceinline__ void rehearse(const SamplingBatch &batch, u32 index, 
   for (u32 i = local; i < reinterpret_cast<const u32 *>(row->places) - reinterpret_cast<const u32 *>(row); i += TEAM_THREADS)
     reinterpret_cast<u32 *>(made_up)[i] = reinterpret_cast<const u32 *>(row)[i];
   if (local < TOKENS) made_up->places[local] = place_of(static_cast<float>(local), local && row->plan.edits ? local * 97 : row->ids[0]);
-  clear_lists(local);
+  clear_list(local);
+  clear_notes(local);
   Finishing::sync();
   if (local == 0) {
     made_up->found = TOKENS;
-    made_up->window = made_up->bans = made_up->bound = made_up->strange = made_up->row.bias.len = made_up->row.history.len = 0;
+    made_up->bound = made_up->strange = 0;
+    made_up->request.slot = nullptr;
+    made_up->ids[0] = row->ids[0];
+    *Notes::head(row->ids[0]) = 1;
+    state()->notes[0] = SEEN + OCCURRENCE;
   }
   Finishing::sync();
-  finish_row(batch, index, 1, true, 0.0f);
+  finish_row(made_up, &state()->spare, Riser());
   Finishing::sync();
+}
+
+// Whether the copy engine can bring a row.
+__device__ __forceinline__ bool is_aligned(const SamplingBatch &batch, u32 index) {
+  return (reinterpret_cast<uintptr_t>(batch.logits) + index * batch.row_stride * (batch.dtype == NUCLEUS_F32 ? 4 : 2)) % 16 == 0;
+}
+
+// Describes the row whose description has come, for the reading team, too, and asks for the one after it. Barriers precede and follow.
+__device__ __forceinline__ void begin_row(const SamplingBatch &batch, Row *row, u32 index, u32 at, u32 local) {
+  State *const sh = state();
+  const u32 after = index + gridDim.x;
+  if (local < 32) {
+    describe(row, &sh->coming, is_aligned(batch, index));
+    if (after < batch.rows) ComingDescription::start_row(batch, after);
+  } else {
+    clear_marks(row, local);
+  }
+  Finishing::sync();
+  start_ids(batch, row, local);
+  mark_ids(row, local);
+  Finishing::sync();
+  if (local < TELLING_THREADS) {
+    arrive(&sh->ready[at]);
+    if (index == blockIdx.x) arrive(&sh->begun);
+  }
+  complete_description(batch, index, row, local);
+  if (local < 32 && after < batch.rows) ComingDescription::start_rest(batch, after);
 }
 
 // All rows of the block; those that are not decided are counted.
 __device__ __forceinline__ void finish_rows(const SamplingBatch &batch) {
   State *const sh = state();
   const u32 local = threadIdx.x - TEAM_THREADS;
-  const bool first_warp = local < 32;
-  DescriptionWords words = {};
-  EditableIds ids;
   u32 index = blockIdx.x;
-  if (first_warp) {
-    words.load(batch, index);
-    words.load_rest(batch, index);
-    describe(&sh->rows[0], batch, index, words);
-    if (index + gridDim.x < batch.rows) words.load(batch, index + gridDim.x);
-  } else {
-    clear_marks(&sh->rows[0], local);
+  if (local < 32) {
+    ComingDescription::start_row(batch, index);
+    ComingDescription::start_rest(batch, index);
   }
   forget_collected(&sh->rows[0], local);
   forget_collected(&sh->rows[1], local);
+  begin_row(batch, &sh->rows[0], index, 0, local);
   Finishing::sync();
-  ids.load(batch, &sh->rows[0], local);
-  compute_numbers(&sh->rows[0], local);
-  ids.store(&sh->rows[0], local);
-  Finishing::sync();
-  if (local < TELLING_THREADS) {
-    arrive(&sh->ready[0]);
-    arrive(&sh->begun);
-  }
-  if (first_warp && index + gridDim.x < batch.rows) words.load_rest(batch, index + gridDim.x);
-  rehearse(batch, index, local);
+  rehearse(local);
   UNROLL_NOT
   for (u32 turn = 0; index < batch.rows; index += gridDim.x, ++turn) {
     Row *const row = &sh->rows[turn % 2], *const next = &sh->rows[(turn + 1) % 2];
     const u32 after = index + gridDim.x;
-    const bool follows = after < batch.rows;
     if (turn) wait_for_copy(&sh->followed_to_end[(turn + 1) % 2], (turn - 1) / 2 % 2);
     Finishing::sync();  // what belongs to the row before is no longer needed
-    const bool edits = row->bounded && row->plan.edits;
+    const bool edits = wants_ids(row);
     // What is asked for early has come when it is needed.
-    float riser = -infinity();
-    if (edits) {
-      const Request r = request_in(batch, index, row);
-      const Risers risers(row);
-      const u32 id = risers.from + local < risers.to ? row->ids[risers.from + local] : NO_ID;
-      if (id < r.limit) riser = load_logit(r, id);
-    }
-    clear_lists(local);
-    if (follows) {
-      if (first_warp) {
-        describe(next, batch, after, words);
-        if (after + gridDim.x < batch.rows) words.load(batch, after + gridDim.x);
-      } else {
-        clear_marks(next, local);
-      }
-      Finishing::sync();
-      ids.load(batch, next, local);
-      compute_numbers(next, local);
-      ids.store(next, local);
-      Finishing::sync();
-      if (local < TELLING_THREADS) arrive(&sh->ready[(turn + 1) % 2]);
-      if (first_warp && after + gridDim.x < batch.rows) words.load_rest(batch, after + gridDim.x);
-    }
-    if (edits) prepare_edits(row, request_in(batch, index, row), local);
+    const u32 first_riser = Risers(row).from + local, bits = edits ? Riser::load(row, first_riser) : 0;
+    clear_list(local);
+    if (after < batch.rows) begin_row(batch, next, after, (turn + 1) % 2, local);
+    if (edits) prepare_edits(row, local);
+    const Riser riser = edits ? Riser(row, first_riser, bits) : Riser();
     Finishing::sync();
     wait_for_copy(&sh->read[turn % 2], turn / 2 % 2);
-    const bool decided = row->bounded && finish_row(batch, index, turn % 2, false, riser);
+    const bool decided = row->bounded && finish_row(row, batch.out + index, riser);
     if (decided) continue;
     forget_collected(row, local);
     if (local == 0 && !(row->row.flags & NUCLEUS_ROW_PADDING)) {
