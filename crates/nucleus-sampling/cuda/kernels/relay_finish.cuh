@@ -68,7 +68,8 @@ static __device__ __noinline__ u32 shorten_list(const Row *row, u32 count, u32 l
     const u32 at = i * TEAM_THREADS + local, key = static_cast<u32>((own[i] = at < count ? sh->places[at] : 0) >> 32);
     largest = key > largest ? key : largest;
   }
-  float low = value_or_none(row->bound), high = value_of(edit_team().local_max(largest));
+  if (local == 0) sh->bound = row->bound;  // all threads need the same one
+  float high = value_of(edit_team().local_max(largest)), low = value_or_none(sh->bound);
   UNROLL_NOT
   for (u32 round = 0; round < 16; ++round) {
     const float middle = 0.5f * low + 0.5f * high;
