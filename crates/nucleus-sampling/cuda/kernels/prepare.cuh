@@ -1,11 +1,56 @@
 // What a row asks for, and the logits of the tokens that it edits, by one block.
 #pragma once
 
+#include "bounded.cuh"
 #include "whole.cuh"
 
 namespace nucleus {
 
 constexpr u32 PREPARE_BYTES = SHARED_BYTES + (SHARED_EDITS + 1) * sizeof(Edit);
+
+constexpr u32 EACH = SHARED_EDITS / THREADS;  // edited tokens of a thread
+
+// The slots that ids have taken, dealt out to the threads in turn; returns how many. A barrier.
+__device__ __forceinline__ u32 taken_slots(const EditTable &table, u32 limit, u32 (&slots)[EACH]) {
+  Shared *sh = shared_state();
+  const u32 lane = threadIdx.x % 32;
+  u32 *const list = sh->tokens;
+  u32 lanes[EACH], count = 0, base = 0;
+#pragma unroll
+  for (u32 i = 0; i < EACH; ++i) {
+    const u32 slot = i * THREADS + threadIdx.x;
+    lanes[i] = __ballot_sync(~0u, slot < table.capacity && table.slots[slot].id < limit);
+    count += __popc(lanes[i]);
+  }
+  if (lane == 0) base = atomicAdd(&sh->found, count);
+  base = __shfl_sync(~0u, base, 0);
+#pragma unroll
+  for (u32 i = 0; i < EACH; ++i) {
+    if (lanes[i] >> lane & 1) list[base + __popc(lanes[i] & ((1u << lane) - 1))] = i * THREADS + threadIdx.x;
+    base += __popc(lanes[i]);
+  }
+  __syncthreads();
+  const u32 taken = sh->found;
+#pragma unroll
+  for (u32 i = 0; i < EACH; ++i) slots[i] = i * THREADS + threadIdx.x < taken ? list[i * THREADS + threadIdx.x] : 0;
+  return taken;
+}
+
+// The tokens' logits as they came, all asked for at once; -inf where there is no token.
+__device__ __forceinline__ void load_logits(const Request &r, Changed (&tokens)[EACH]) {
+  u32 words[EACH];
+  const bool wide = r.dtype == NUCLEUS_F32;
+#pragma unroll
+  for (u32 i = 0; i < EACH; ++i) {
+    const u32 id = tokens[i].id == NO_ID ? 0 : tokens[i].id;
+    words[i] = wide ? static_cast<const u32 *>(r.logits)[id] : static_cast<const uint16_t *>(r.logits)[id];
+  }
+#pragma unroll
+  for (u32 i = 0; i < EACH; ++i) {
+    const float x = wide ? float_of(words[i]) : r.dtype == NUCLEUS_BF16 ? float_of(words[i] << 16) : widen_f16(static_cast<uint16_t>(words[i]));
+    tokens[i].logit = tokens[i].id == NO_ID ? -infinity() : x;
+  }
+}
 
 // Fills the row's list of edited tokens, in the order of its parts; `false`: more than it has room for, or an edit made NaN or +inf.
 __device__ __forceinline__ bool list_edits(const Request &r, const SlicePlan &plan, const Division &division, u32 row_len, Changed *changed, u32 *edits, u32 &count) {
@@ -14,7 +59,7 @@ __device__ __forceinline__ bool list_edits(const Request &r, const SlicePlan &pl
   team.blocks = 1;
   team.block = 0;
   EditTable table{reinterpret_cast<Edit *>(shared_slice()), 16, &sh->unusual};
-  const u64 bound = edited_bound(r);
+  const u64 bound = static_cast<u64>(editable_window(plan, r.config->dry_penalty_last_n, r.config->repeat_last_n, r.row->history.len)) + r.row->bias.len + r.row->bad_words.len + r.row->eos.len;
   while (table.capacity < SHARED_EDITS && table.capacity < bound + bound / 2 + 1) table.capacity *= 2;
   clear_edits(team, table);
   u32 *in_part = sh->groups;
@@ -23,34 +68,38 @@ __device__ __forceinline__ bool list_edits(const Request &r, const SlicePlan &pl
   note_slice_edits(team, r, plan, table);
   __syncthreads();
   if (sh->unusual) return false;
-  constexpr u32 EACH = SHARED_EDITS / THREADS;
   Changed own[EACH];
   u32 at[EACH];  // its part, and its place in it
+  u32 slots[EACH];
+  const u32 taken = taken_slots(table, r.limit, slots);
 #pragma unroll
-  for (u32 i = 0; i < EACH; ++i) {
-    const u32 slot = i * THREADS + threadIdx.x;
-    own[i].id = slot < table.capacity ? table.slots[slot].id : NO_ID;
-    own[i].logit = own[i].id < r.limit ? load_logit(r, own[i].id) : -infinity();
-  }
+  for (u32 i = 0; i < EACH; ++i) own[i].id = i * THREADS + threadIdx.x < taken ? table.slots[slots[i]].id : NO_ID;
+  load_logits(r, own);
   bool unusual = false;
 #pragma unroll
   for (u32 i = 0; i < EACH; ++i) {
     at[i] = NO_ID;
     if (own[i].logit == -infinity()) continue;
-    own[i].logit = edited(r, own[i].logit, table.slots[i * THREADS + threadIdx.x], unusual);
+    own[i].logit = edited(r, own[i].logit, table.slots[slots[i]], unusual);
     const u32 part = Part::of(division, row_len, own[i].id);
     at[i] = part << 16 | atomicAdd(&in_part[part], 1);
   }
   unusual = __syncthreads_or(unusual);
   if (threadIdx.x < 32) {
-    u32 before = 0;
-    UNROLL_NOT
-    for (u32 base = 0; base < ROW_WARPS; base += 32) {
-      const u32 has = in_part[base + threadIdx.x], through = before + static_cast<u32>(DeviceWarp{}.inclusive(has));
-      in_part[base + threadIdx.x] = edits[base + threadIdx.x] = (through - has) << 16 | has;
-      before = __shfl_sync(~0u, through, 31);
+    constexpr u32 PARTS = ROW_WARPS / 32;  // of a lane
+    u32 has[PARTS], own_count = 0;
+#pragma unroll
+    for (u32 i = 0; i < PARTS; ++i) own_count += has[i] = in_part[threadIdx.x * PARTS + i];
+    u32 through = own_count;
+#pragma unroll
+    for (u32 step = 1; step < 32; step <<= 1) {
+      const u32 other = __shfl_up_sync(~0u, through, step);
+      through += threadIdx.x >= step ? other : 0;
     }
-    if (threadIdx.x == 0) sh->found = before;
+    u32 before = through - own_count;
+#pragma unroll
+    for (u32 i = 0; i < PARTS; ++i, before += has[i - 1]) in_part[threadIdx.x * PARTS + i] = edits[threadIdx.x * PARTS + i] = before << 16 | has[i];
+    if (threadIdx.x == 31) sh->found = through;
   }
   __syncthreads();
   count = sh->found;
@@ -107,12 +156,19 @@ __device__ __forceinline__ RowPlan plan_row_without_edits(const SamplingBatch &b
 
 __device__ __forceinline__ void prepare_row(const SamplingBatch &batch, const Whole &whole, const Division &division, u32 index, bool pending) {
   Shared *sh = shared_state();
-  const u32 request = batch.row[index].request;
+  // Most often a row has the request of its own number: then it is read before the row is known.
+  const bool each = batch.flags & NUCLEUS_BATCH_REQUEST_EACH;
+  const u32 request = each ? index : batch.row[index].request;
   DescriptionWord word;
   word.read(batch, index, request);
   word.write(sh);
   if (threadIdx.x == 0) sh->unusual = sh->found = 0;
   __syncthreads();
+  if (each && sh->row.request != request && !(sh->row.flags & NUCLEUS_ROW_PADDING)) {
+    word.read(batch, index, sh->row.request);
+    word.write(sh);
+    __syncthreads();
+  }
   describe_slot(sh, batch);
   const SlicePlan plan = plan_of(*sh);
   const Request r = request_of(batch, index, sh->row, sh->config, sh->program);

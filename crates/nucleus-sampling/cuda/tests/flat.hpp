@@ -67,7 +67,7 @@ struct FlatRows {
     if (random() % 8 == 0) add(p, NUCLEUS_OP_MIN_P, logf(0.1f), 0);
     add(p, NUCLEUS_OP_DRAW, 0, 0);
     SamplingRow w = {};
-    w.request = r;
+    w.request = rows - 1 - r;
     w.position = random() % 1000;
     w.mask = random() % 4 ? -1 : static_cast<int32_t>(random() % 2);
     w.flags = random() % 2 ? NUCLEUS_ROW_PROCESSED : 0;
@@ -121,7 +121,7 @@ inline void check_flat(const FlatRows &f, cudaStream_t stream, uint32_t &results
     return out.host();
   };
   const std::vector<SampledToken> expected = sample(8, NUCLEUS_BATCH_EXACT);
-  struct { uint32_t cluster, flags; } ways[] = {{0, NUCLEUS_BATCH_NONE_BOUNDED}, {0, 0}, {0, NUCLEUS_BATCH_MANY_ROWS}, {2, NUCLEUS_BATCH_MANY_ROWS}, {8, NUCLEUS_BATCH_MANY_ROWS}, {4, 0}, {0, NUCLEUS_BATCH_ALL_BOUNDED}};
+  struct { uint32_t cluster, flags; } ways[] = {{0, NUCLEUS_BATCH_NONE_BOUNDED}, {0, NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_REQUEST_EACH}, {0, 0}, {0, NUCLEUS_BATCH_MANY_ROWS}, {2, NUCLEUS_BATCH_MANY_ROWS}, {8, NUCLEUS_BATCH_MANY_ROWS}, {4, 0}, {0, NUCLEUS_BATCH_ALL_BOUNDED}};
   for (auto way : ways) {
     const std::vector<SampledToken> got = sample(way.cluster, way.flags);
     for (uint32_t r = 0; r < f.rows; ++r) {
@@ -131,7 +131,8 @@ inline void check_flat(const FlatRows &f, cudaStream_t stream, uint32_t &results
       if (failures > 25) continue;
       std::printf("flat: type %u, vocabulary %u, deviation %g, row %u, cluster %u, flags %u: token %u, expected %u; kept %u, %u; status %u, %u; logprob %.9g, %.9g; ops", f.dtype, f.vocab, f.deviation, r,
                   way.cluster, way.flags, got[r].token_id, expected[r].token_id, got[r].kept_count, expected[r].kept_count, got[r].status, expected[r].status, got[r].logprob, expected[r].logprob);
-      for (uint32_t i = 0; i < f.programs[r].len; ++i) std::printf(" %u", f.programs[r].ops[i].code);
+      const SamplingProgram &program = f.programs[f.row[r].request];
+      for (uint32_t i = 0; i < program.len; ++i) std::printf(" %u", program.ops[i].code);
       std::printf("; mask %d, biases %u\n", f.row[r].mask, f.row[r].bias.len);
     }
   }
