@@ -48,7 +48,6 @@ __global__ void __launch_bounds__(BLOCK_THREADS, 1) sample_by_relay(const __grid
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
   }
   __syncthreads();
-  if (threadIdx.x / 32 == 2 * TEAM_WARPS - 1) rehearse_description();
   wait_for_launch_before();
   let_next_launch_begin();
   if (threadIdx.x < TEAM_THREADS) {

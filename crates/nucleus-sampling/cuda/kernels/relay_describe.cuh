@@ -61,15 +61,15 @@ struct ComingDescription {
   }
 };
 
-// Fills the description from what has come, by one warp. `aligned`: the row's logits are. Not inlined, so that all calls run the same instructions.
-static __device__ __noinline__ void describe(Row *to, const Description *from, bool aligned) {
+// Fills the description from what has come, by one warp. `aligned`: the row's logits are.
+__device__ __forceinline__ void describe(Row *to, bool aligned) {
   State *const sh = state();
   const u32 lane = threadIdx.x % 32;
   wait_for_words();
   __syncwarp();
 #pragma unroll
   for (u32 i = 0; i < sizeof(Description) / 4; i += 32)
-    if (i + lane < sizeof(Description) / 4) reinterpret_cast<u32 *>(static_cast<Description *>(to))[i + lane] = reinterpret_cast<const u32 *>(from)[i + lane];
+    if (i + lane < sizeof(Description) / 4) reinterpret_cast<u32 *>(static_cast<Description *>(to))[i + lane] = reinterpret_cast<const u32 *>(&sh->coming)[i + lane];
   __syncwarp();
   const u32 flags = to->row.flags;
   if ((flags & (NUCLEUS_ROW_SLOT | NUCLEUS_ROW_PADDING)) == NUCLEUS_ROW_SLOT) {
@@ -91,14 +91,6 @@ static __device__ __noinline__ void describe(Row *to, const Description *from, b
   to->counted_from = plan.occurrences ? (to->config.flags & NUCLEUS_COUNT_PROMPT ? seen : prompt + window_start(len - prompt, last_n)) - before : window;
   to->bounded = aligned && is_bounded(plan, ids, flags);
   to->found = to->strange = to->bound = to->bans = 0;
-}
-
-// Describes a row of no operation, by a warp that has nothing else to do, so that the instructions are there when the first row's description is.
-__device__ __forceinline__ void rehearse_description() {
-  Row *const made_up = &state()->rows[1];
-  UNROLL_NOT
-  for (u32 i = threadIdx.x % 32; i < sizeof(Description) / 4; i += 32) reinterpret_cast<u32 *>(static_cast<Description *>(made_up))[i] = 0;
-  describe(made_up, made_up, true);
 }
 
 // Whether a row's ids that may be edited are wanted.

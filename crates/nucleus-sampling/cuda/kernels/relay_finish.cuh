@@ -197,7 +197,7 @@ __device__ __forceinline__ void begin_row(const SamplingBatch &batch, Row *row, 
   State *const sh = state();
   const u32 after = index + gridDim.x;
   if (local < 32) {
-    describe(row, &sh->coming, is_aligned(batch, index));
+    describe(row, is_aligned(batch, index));
     if (after < batch.rows) ComingDescription::start_row(batch, after);
   } else {
     clear_marks(row, local);
