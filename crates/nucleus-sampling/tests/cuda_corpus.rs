@@ -240,7 +240,7 @@ fn logits(numbers: &mut Numbers, len: usize) -> Vec<f32> {
             .iter_mut()
             .step_by(3)
             .for_each(|x| *x = f32::NEG_INFINITY),
-        2 => row.fill(1.5),
+        2 => row.fill(numbers.pick(&[1.5, -0.0])),
         3 => {
             let at = numbers.below(len);
             row[at] = f32::NAN;
@@ -250,7 +250,9 @@ fn logits(numbers: &mut Numbers, len: usize) -> Vec<f32> {
             let at = numbers.below(len);
             row[at] = 3.0;
         }
-        5 => row.iter_mut().for_each(|x| *x = -x.abs()),
+        5 if numbers.chance(0.5) => row.iter_mut().for_each(|x| *x = -x.abs()),
+        // Rounded towards zero: ties at -0.
+        5 => row.iter_mut().for_each(|x| *x = -x.abs().floor()),
         6 if len > 4 => {
             let at = numbers.below(len);
             row[at] = numbers.pick(&[f32::INFINITY, 1e20, -0.0, f32::NEG_INFINITY]);

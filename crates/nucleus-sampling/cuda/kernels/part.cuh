@@ -208,7 +208,7 @@ struct PartOf {
     const u32 lane = threadIdx.x % 32;
     u32 listed = 0;
     // Most often few lanes have such tokens: then all lanes look at one lane's.
-    u32 lanes = __ballot_sync(~0u, of_lane >= 0 ? widened(static_cast<u32>(of_lane)) >= threshold : threshold < 0.0f);
+    u32 lanes = __ballot_sync(~0u, of_lane >= 0 ? widened(static_cast<u32>(of_lane)) >= threshold : threshold <= 0.0f);  // it may be -0
     if (__popc(lanes) <= FEW_LANES) {
 #pragma unroll 1
       for (; lanes; lanes &= lanes - 1) {
