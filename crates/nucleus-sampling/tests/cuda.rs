@@ -685,6 +685,20 @@ fn ends_at_its_ids(options: CudaOptions, vocab: usize, params: Vec<CompiledParam
     }
 }
 
+/// The first slot, of a sequence of three tokens, takes a fourth and refuses a fifth.
+fn expect_room_for_one(device: &mut CudaSampler, params: &CompiledParams) {
+    let (logits, row) = ([0.0; 10], SlotRow::new(0, params));
+    let logits = [LogitsRow::F32(&logits)];
+    let mut tokens = Vec::new();
+    device
+        .sample_slots_from_host(&logits, &[row], &mut tokens)
+        .expect("there is room");
+    let error = device
+        .sample_slots_from_host(&logits, &[row], &mut tokens)
+        .unwrap_err();
+    assert_eq!(error.to_string(), "slot length is 5, but must be at most 4");
+}
+
 /// A slot may be told a smaller end than there is room for, and only so many ids.
 #[test]
 #[ignore = "needs a GPU"]
@@ -703,16 +717,7 @@ fn a_slot_has_an_end() {
     device
         .restore_slot(0, &state, end(&[], Some(4)))
         .expect("the slot is there");
-    let (logits, row) = ([0.0; 10], SlotRow::new(0, &params));
-    let logits = [LogitsRow::F32(&logits)];
-    let mut tokens = Vec::new();
-    device
-        .sample_slots_from_host(&logits, &[row], &mut tokens)
-        .expect("there is room");
-    let error = device
-        .sample_slots_from_host(&logits, &[row], &mut tokens)
-        .unwrap_err();
-    assert_eq!(error.to_string(), "slot length is 5, but must be at most 4");
+    expect_room_for_one(&mut device, &params);
 }
 
 /// Two draws queued before the first is collected, over rows of logits that lie on the device, some read by several slots and some by none;
@@ -1006,16 +1011,7 @@ fn a_full_slot_is_refused() {
             SlotEnd::default(),
         )
         .expect("the slot is there");
-    let (logits, row) = ([0.0; 10], SlotRow::new(0, &params));
-    let logits = [LogitsRow::F32(&logits)];
-    let mut tokens = Vec::new();
-    device
-        .sample_slots_from_host(&logits, &[row], &mut tokens)
-        .expect("there is room");
-    let error = device
-        .sample_slots_from_host(&logits, &[row], &mut tokens)
-        .unwrap_err();
-    assert_eq!(error.to_string(), "slot length is 5, but must be at most 4");
+    expect_room_for_one(&mut device, &params);
 }
 
 macro_rules! parity {

@@ -6,8 +6,7 @@
 #include <cmath>
 #include <random>
 
-#include "corpus.hpp"
-#include "device.hpp"
+#include "device_batch.hpp"
 
 struct DrawnRows {
   uint32_t dtype, rows, vocab, row_len;
@@ -80,39 +79,12 @@ struct DrawnRows {
 
 // Counts results that differ, and all of them.
 inline void check_drawn(const DrawnRows &d, uint32_t &results, uint32_t &failures) {
-  DeviceArray<SamplingRow> row(d.row);
-  DeviceArray<SamplingConfig> configs(d.configs);
-  DeviceArray<SamplingProgram> programs(d.programs);
-  DeviceArray<uint32_t> arena(d.arena), masks(d.masks);
-  DeviceArray<char> logits(d.logits), workspace(sampling_workspace_size(d.rows, 0));
-  DeviceArray<SampledToken> out(d.rows);
-  SamplingBatch batch = {};
-  batch.struct_size = sizeof(batch);
-  batch.dtype = d.dtype;
-  batch.rows = d.rows;
-  batch.row_len = batch.row_stride = d.row_len;
-  batch.logits = logits.data;
-  batch.row = row.data;
-  batch.configs = configs.data;
-  batch.programs = programs.data;
-  batch.arena = arena.data;
-  batch.masks = masks.data;
-  batch.mask_stride = batch.mask_words = d.mask_words();
-  batch.out = out.data;
-  auto sample = [&](uint32_t cluster, uint32_t flags) {
-    batch.cluster = cluster;
-    batch.flags = flags;
-    CHECK(cudaMemset(out.data, 0xA5, d.rows * sizeof(SampledToken)));
-    CHECK(cudaMemset(workspace.data, 0x5A, workspace.count));
-    if (int code = launch_advanced_sample_batch(&batch, workspace.data, workspace.count, nullptr)) { std::printf("launch: %d\n", code); std::exit(1); }
-    CHECK(cudaDeviceSynchronize());
-    return out.host();
-  };
-  const std::vector<SampledToken> expected = sample(8, NUCLEUS_BATCH_EXACT);
+  DeviceBatch batch(d, 0, nullptr);
+  const std::vector<SampledToken> expected = batch.sample(8, NUCLEUS_BATCH_EXACT);
   const uint32_t drawn = NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_NO_EDITS | NUCLEUS_BATCH_ALL_DRAWN, many = NUCLEUS_BATCH_MANY_ROWS | NUCLEUS_BATCH_ALL_DRAWN;
   struct { uint32_t cluster, flags; } ways[] = {{0, drawn}, {0, drawn | NUCLEUS_BATCH_REQUEST_EACH}, {0, many}, {2, many}, {4, many}, {8, many}};
   for (auto way : ways) {
-    const std::vector<SampledToken> got = sample(way.cluster, way.flags);
+    const std::vector<SampledToken> got = batch.sample(way.cluster, way.flags);
     for (uint32_t r = 0; r < d.rows; ++r) {
       results += 1;
       if (same_result(got[r], expected[r], true)) continue;

@@ -6,8 +6,7 @@
 #include <cmath>
 #include <random>
 
-#include "corpus.hpp"
-#include "device.hpp"
+#include "device_batch.hpp"
 
 struct FlatRows {
   uint32_t dtype, rows, vocab, row_len;
@@ -91,39 +90,11 @@ struct FlatRows {
 
 // Counts results that differ, and all of them.
 inline void check_flat(const FlatRows &f, cudaStream_t stream, uint32_t &results, uint32_t &failures) {
-  DeviceArray<SamplingRow> row(f.row);
-  DeviceArray<SamplingConfig> configs(f.configs);
-  DeviceArray<SamplingProgram> programs(f.programs);
-  DeviceArray<uint32_t> arena(f.arena), masks(f.masks);
-  DeviceArray<char> logits(f.logits), workspace(sampling_workspace_size(f.rows, 4096));
-  DeviceArray<SampledToken> out(f.rows);
-  SamplingBatch batch = {};
-  batch.struct_size = sizeof(batch);
-  batch.dtype = f.dtype;
-  batch.rows = f.rows;
-  batch.row_len = batch.row_stride = f.row_len;
-  batch.logits = logits.data;
-  batch.row = row.data;
-  batch.configs = configs.data;
-  batch.programs = programs.data;
-  batch.arena = arena.data;
-  batch.masks = masks.data;
-  batch.mask_stride = batch.mask_words = f.mask_words();
-  batch.out = out.data;
-  batch.max_edited = 4096;
-  auto sample = [&](uint32_t cluster, uint32_t flags) {
-    batch.cluster = cluster;
-    batch.flags = flags;
-    CHECK(cudaMemsetAsync(out.data, 0xA5, f.rows * sizeof(SampledToken), stream));
-    CHECK(cudaMemsetAsync(workspace.data, 0x5A, workspace.count, stream));
-    if (int code = launch_advanced_sample_batch(&batch, workspace.data, workspace.count, stream)) { std::printf("launch: %d\n", code); std::exit(1); }
-    CHECK(cudaStreamSynchronize(stream));
-    return out.host();
-  };
-  const std::vector<SampledToken> expected = sample(8, NUCLEUS_BATCH_EXACT);
+  DeviceBatch batch(f, 4096, stream);
+  const std::vector<SampledToken> expected = batch.sample(8, NUCLEUS_BATCH_EXACT);
   struct { uint32_t cluster, flags; } ways[] = {{0, NUCLEUS_BATCH_NONE_BOUNDED}, {0, NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_REQUEST_EACH}, {0, 0}, {0, NUCLEUS_BATCH_MANY_ROWS}, {2, NUCLEUS_BATCH_MANY_ROWS}, {8, NUCLEUS_BATCH_MANY_ROWS}, {4, 0}, {0, NUCLEUS_BATCH_ALL_BOUNDED}};
   for (auto way : ways) {
-    const std::vector<SampledToken> got = sample(way.cluster, way.flags);
+    const std::vector<SampledToken> got = batch.sample(way.cluster, way.flags);
     for (uint32_t r = 0; r < f.rows; ++r) {
       results += 1;
       if (same_result(got[r], expected[r], f.row[r].flags & NUCLEUS_ROW_PROCESSED)) continue;
