@@ -58,44 +58,58 @@ impl Subscriber for Warnings {
     fn exit(&self, _: &Id) {}
 }
 
+/// More than there are pieces of memory to hold.
+const HOLDERS: usize = 1024;
+
 /// Memory that nobody else has: allocations of powers of two, the largest first.
-struct Filler(Vec<(usize, CudaSampler)>);
+struct Filler {
+    taken: Vec<(usize, CudaSampler)>,
+    /// Made while there was memory for what a sampler itself needs, so that the last pieces are taken, too; and kept, since they would give it back.
+    unused: Vec<CudaSampler>,
+}
 
 impl Filler {
     /// Takes all that there is, down to pieces of 4 KiB.
     fn everything() -> Self {
-        let mut taken = Vec::new();
+        let holder = |_| CudaSampler::new(CudaOptions::default()).unwrap();
+        let mut filler = Self {
+            taken: Vec::new(),
+            unused: (0..HOLDERS).map(holder).collect(),
+        };
         for bytes in (12..=33).rev().map(|power| 1_usize << power) {
-            while let Some(sampler) = holder_of(bytes) {
-                taken.push((bytes, sampler));
+            while let Some(mut holder) = filler.unused.pop() {
+                if !holds(&mut holder, bytes) {
+                    filler.unused.push(holder);
+                    break;
+                }
+                filler.taken.push((bytes, holder));
             }
         }
-        Self(taken)
+        assert!(!filler.unused.is_empty(), "there is more to hold");
+        filler
     }
 
     /// Gives back so much at least, the smallest pieces first.
     fn give_back(&mut self, bytes: usize) {
         let mut given = 0;
         while given < bytes
-            && let Some((bytes, _)) = self.0.pop()
+            && let Some((bytes, _)) = self.taken.pop()
         {
             given += bytes;
         }
     }
 }
 
-/// A sampler that holds so much of the device's memory, if there is so much: as slots, or, what is less than their surroundings take, as logits.
-fn holder_of(bytes: usize) -> Option<CudaSampler> {
-    let mut sampler = CudaSampler::new(CudaOptions::default()).ok()?;
+/// Lets a sampler take so much of the device's memory, if there is so much: as slots, or, what is less than their surroundings take, as logits.
+fn holds(sampler: &mut CudaSampler, bytes: usize) -> bool {
     let values = bytes / size_of::<f32>();
     if values > MAX_VOCAB as usize {
         let tokens = (values - 64) as u32;
-        sampler.reserve_slots(1, tokens).ok()?;
+        sampler.reserve_slots(1, tokens).is_ok()
     } else {
         let row = vec![0.0; values];
-        sampler.place_rows(&[LogitsRow::F32(&row)]).ok()?;
+        sampler.place_rows(&[LogitsRow::F32(&row)]).is_ok()
     }
-    Some(sampler)
 }
 
 /// Waits for the end; the error, if it is one.
