@@ -129,6 +129,23 @@ std::vector<std::pair<uint32_t, uint32_t>> shapes_of(const Type &type) {
 // Of the magnitudes: two parts of bfloat16 keep 16 bits; of float16 21.
 double bound_of(const Type &type) { return type.number == NUCLEUS_F32 || type.number == NUCLEUS_BF16 ? std::exp2(-16) : std::exp2(-19); }
 
+// Rows of the matrix, the last among them.
+void check_embedding(const Matrix &matrix, const Held &held) {
+  constexpr float SCALE = 0.75f;
+  std::vector<uint32_t> tokens;
+  for (uint32_t i = 0; i < 9; ++i) tokens.push_back(i ? test::hash(i, 5) % matrix.outputs : matrix.outputs - 1);
+  Buffer<uint32_t> device_tokens(tokens);
+  Buffer<float> rows(tokens.size() * matrix.inputs);
+  rows.poison();
+  CHECK(nucleus_embed(held.matrix(), device_tokens.get(), static_cast<uint32_t>(tokens.size()), SCALE, rows.get(), nullptr));
+  const std::vector<float> embedded = rows.host();
+  for (size_t i = 0; i < embedded.size(); ++i) {
+    const float expected = matrix.weights[size_t{tokens[i / matrix.inputs]} * matrix.inputs + i % matrix.inputs] * SCALE;
+    expect(embedded[i] == expected, "%s embedding %zu: %g, not %g", matrix.type.name, i, embedded[i], expected);
+    if (embedded[i] != expected) break;
+  }
+}
+
 void correct(bool small) {
   for (const Type &type : test::TYPES) {
     const double bound = bound_of(type);
@@ -149,24 +166,13 @@ void correct(bool small) {
         worst = {std::max(worst.of_magnitudes, e.of_magnitudes), std::max(worst.of_norms, e.of_norms)};
         expect(e.of_magnitudes <= bound, "%s %u x %u, %u rows: error %g of the magnitudes", type.name, outputs, inputs, rows, e.of_magnitudes);
       }
-      std::vector<uint32_t> tokens;
-      for (uint32_t i = 0; i < 9; ++i) tokens.push_back(i ? test::hash(i, 5) % outputs : outputs - 1);
-      Buffer<uint32_t> device_tokens(tokens);
-      Buffer<float> rows(tokens.size() * inputs);
-      rows.poison();
-      CHECK(nucleus_embed(held.matrix(), device_tokens.get(), static_cast<uint32_t>(tokens.size()), 0.75f, rows.get(), nullptr));
-      std::vector<float> embedded = rows.host();
-      for (size_t i = 0; i < embedded.size(); ++i) {
-        float expected = matrix.weights[size_t{tokens[i / inputs]} * inputs + i % inputs] * 0.75f;
-        expect(embedded[i] == expected, "%s embedding %zu: %g, not %g", type.name, i, embedded[i], expected);
-        if (embedded[i] != expected) break;
-      }
+      check_embedding(matrix, held);
     }
     std::printf("%-5s worst error: %.2e of the magnitudes, %.2e of the norms (bound %.2e)\n", type.name, worst.of_magnitudes, worst.of_norms, bound);
   }
 }
 
-// Products of one shape with each number of rows that has a kernel of its own.
+// Products of one shape with each number of rows that has a kernel of its own, and embeddings.
 void each_kernel(const std::vector<std::string> &types, uint32_t outputs, uint32_t inputs) {
   for (const Type &type : test::TYPES) {
     if (!types.empty() && std::find(types.begin(), types.end(), type.name) == types.end()) continue;
@@ -178,6 +184,7 @@ void each_kernel(const std::vector<std::string> &types, uint32_t outputs, uint32
       worst.of_magnitudes = std::max(worst.of_magnitudes, errors(matrix, x, rows, {}, run_one(x, rows, held)).of_magnitudes);
     }
     expect(worst.of_magnitudes <= bound_of(type), "%s: error %g of the magnitudes", type.name, worst.of_magnitudes);
+    check_embedding(matrix, held);
   }
 }
 // Several sections, in clusters.

@@ -1,6 +1,8 @@
-// Norms, activations, rotations and the way into the cache, against float64 on the host; then that a row does not depend on others; then times.
+// Norms, activations, drawn tokens, rotations and the way into the cache, against float64 on the host; then that a row does not depend on others; then times.
 // Usage: pointwise_test [quick]
 #include <cuda_fp16.h>
+
+#include <numeric>
 
 #include "../kernels/cache_layout.cuh"
 #include "testing.cuh"
@@ -119,6 +121,35 @@ void test_rows() {
     if (i % stride < 41) capped[i] = 30.0 * std::tanh(double(logits[i]) / 30.0);
   }
   report.expect(worst_error(device_logits.host(), capped, 1.0) < 1e-6, "soft_cap");
+}
+
+// A row takes what was drawn for its sequence, or is moved to the spare block when that has ended; who draws nothing keeps what the host wrote.
+void test_taken_tokens() {
+  constexpr uint32_t ROWS = 200, TABLES = ROWS + 3, BLOCKS = 2, STRIDE = 10, STATUS = 4, STOPPED = 9, VOCAB = 50, SPARE = 777, NOTHING = UINT32_MAX;
+  std::vector<uint32_t> tokens(ROWS), positions(ROWS), tables(TABLES * BLOCKS), sequences(ROWS), drawn_rows(ROWS), drawn(ROWS * STRIDE, NOTHING);
+  for (uint32_t row = 0; row < ROWS; ++row) {
+    tokens[row] = 1000 + row;
+    positions[row] = 2000 + row;
+    sequences[row] = TABLES - 1 - row;
+    drawn_rows[row] = row % 5 == 4 ? NOTHING : (row + 7) % ROWS;
+    drawn[row * STRIDE] = row % 13 == 0 ? VOCAB + row % 2 * 1000000 : row % VOCAB;
+    drawn[row * STRIDE + STATUS] = row % 3 ? 0 : STOPPED;
+  }
+  std::iota(tables.begin(), tables.end(), 3000u);
+  DeviceArray<uint32_t> device_tokens(tokens), device_positions(positions), device_tables(tables), device_sequences(sequences), device_drawn_rows(drawn_rows), device_drawn(drawn);
+  const NucleusTakeTokens call = {device_tokens.data, device_positions.data, device_tables.data, device_sequences.data, device_drawn_rows.data, device_drawn.data, STRIDE, STATUS, STOPPED, ROWS, BLOCKS, SPARE, VOCAB};
+  CHECK(nucleus_take_tokens(&call, nullptr));
+  for (uint32_t row = 0; row < ROWS; ++row) {
+    if (drawn_rows[row] == NOTHING) continue;
+    const bool ended = drawn_rows[row] % 3 == 0;
+    tokens[row] = ended || drawn_rows[row] % 13 == 0 ? 0 : drawn_rows[row] % VOCAB;
+    if (!ended) continue;
+    positions[row] = 0;
+    tables[sequences[row] * BLOCKS] = SPARE;
+  }
+  report.expect(device_tokens.host() == tokens, "take_tokens: tokens");
+  report.expect(device_positions.host() == positions, "take_tokens: positions");
+  report.expect(device_tables.host() == tables, "take_tokens: block tables");
 }
 
 void test_rotations() {
@@ -336,6 +367,7 @@ int main(int argc, char **argv) {
   report.expect(nucleus_rms_norm(unused.data, unused.data, EPS, 1, 6, unused.data, nullptr) != 0, "a width that is no multiple of 4 is an error");
   test_activations();
   test_rows();
+  test_taken_tokens();
   test_rotations();
   for (const StoreCase &c : {StoreCase{128, 8, 2, 64, false, false}, StoreCase{128, 8, 2, 64, true, true}, StoreCase{128, 4, 1, 20, false, true},
                              StoreCase{64, 3, 3, 32, true, false}, StoreCase{96, 6, 2, 48, false, false}, StoreCase{80, 4, 4, 10, true, false},

@@ -3,7 +3,7 @@
 // and rows that are drawn from as a whole.
 // Usage: gpu_test CORPUS [BATCHES [PART [ROUNDS [STREAMS]]]]
 //   BATCHES: `111`, those of vocabularies up to that; `32000-32000/2`, two of those between, spread over all
-//   PART: `all`; `flat` and `drawn`, which take no batch of the corpus; for tools that are slow, and to be repeated, `top`, `processed` with a cluster such as
+//   PART: `all`; `flat` and `drawn`, which take no batch of the corpus, nor does `drawn` with a type, a vocabulary and rows such as `drawn,0,3001,20`; for tools that are slow, and to be repeated, `top`, `processed` with a cluster such as
 //     `processed,2`, `late`, `crowds`, or a cluster and flags such as `0,8`, copies of each batch, and how many rows of them: `0,52,3`, `0,4,1,1`
 //   ROUNDS: how often a part is gone through
 //   STREAMS: so many threads at once, each with a stream of its own: they share `all` out (8 unless told), and each goes through the whole of another part (1)
@@ -330,7 +330,7 @@ int main(int argc, char **argv) {
   const char *part = argc > 3 && std::strcmp(argv[3], "all") ? argv[3] : nullptr;
   const uint32_t rounds = argc > 4 ? std::atoi(argv[4]) : 1, streams = argc > 5 ? std::atoi(argv[5]) : part && std::strcmp(part, "flat") ? 1 : 8;
   std::setvbuf(stdout, nullptr, _IOLBF, 0);
-  const bool flat = !part || !std::strcmp(part, "flat"), drawn = !part || !std::strcmp(part, "drawn"), corpus = !part || !(flat || drawn);
+  const bool flat = !part || !std::strcmp(part, "flat"), drawn = !part || !std::strncmp(part, "drawn", 5), corpus = !part || !(flat || drawn);
   share_device_memory = streams > 1;
   std::atomic<uint32_t> flat_results{0};
   uint32_t drawn_results = 0;
@@ -358,8 +358,9 @@ int main(int argc, char **argv) {
   go_through(0);
   for (std::thread &thread : threads) thread.join();
   if (drawn) {
-    uint32_t differ = 0;
-    check_all_drawn(drawn_results, differ);
+    uint32_t type, vocab, rows, differ = 0;
+    if (part && std::sscanf(part, "drawn,%u,%u,%u", &type, &vocab, &rows) == 3) check_drawn(DrawnRows(type, rows, vocab, 3), drawn_results, differ);
+    else check_all_drawn(drawn_results, differ);
     failures += differ;
   }
   std::printf("%u results, %u of flat rows, %u of drawn rows, %u top tokens, %u differ, %u not drawn; far rows in %s%s%s\n", results.load(), flat_results.load(), drawn_results, top_results.load(), failures.load(), others.load(),

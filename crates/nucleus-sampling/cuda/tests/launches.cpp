@@ -21,6 +21,12 @@ struct Launches {
     const char *word = std::getenv("LAUNCHES");
     apart = word && !std::strcmp(word, "apart");
   }
+  // Without its arguments and the namespaces that have no name.
+  static std::string name_alone(std::string name) {
+    static const std::string NAMELESS = "(anonymous namespace)::";
+    for (size_t at; (at = name.find(NAMELESS)) != std::string::npos;) name.erase(at, NAMELESS.size());
+    return name.substr(0, name.find('('));
+  }
   void note(const void *kernel) {
     const char *mangled = nullptr;
     if (cudaFuncGetName(&mangled, kernel) != cudaSuccess) return;
@@ -29,7 +35,7 @@ struct Launches {
     const std::string whole = name ? name : mangled;
     std::free(name);
     const std::lock_guard<std::mutex> held(lock);
-    of[whole.substr(0, whole.find('('))] += 1;
+    of[name_alone(whole)] += 1;
   }
   ~Launches() {
     for (const auto &[name, count] : of) std::printf("launched %5u times: %s\n", count, name.c_str());

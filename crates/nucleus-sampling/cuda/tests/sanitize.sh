@@ -2,7 +2,8 @@
 # Every kernel of the sampler under compute-sanitizer, in cases so small that each tool comes to an end:   sanitize.sh CORPUS [BUILD]
 #
 # CORPUS is what tests/cuda_corpus.rs writes. In BUILD (target/sanitize/sampling) lie the program, which is built unless it is there, and what each run said. Tells a line a run,
-# and at the end which kernels were reached by each tool; fails if a tool found something, a result differed or a run did not come to an end. NUCLEUS_NVCC: the compiler.
+# as they end, and at the end which kernels each tool has reached; fails if a tool found something, a result differed or a run did not come to an end. NUCLEUS_NVCC: the
+# compiler; SANITIZE_TOOLS, SANITIZE_SECONDS, SANITIZE_JOBS: which tools, how long a run may take, and how many go beside each other.
 # Launches do not overlap, since racecheck and initcheck cannot follow that; tests/gpu_test.cu has what overlapping launches need (`late`).
 set -uo pipefail
 corpus=$(realpath "$1")
@@ -26,34 +27,41 @@ make_program() {
 }
 [[ -x "$build/gpu_test" ]] || make_program || exit 2
 
-failed=0
+rm -f "$build"/failed "$build"/*.txt
 # check TOOL BATCHES PART
 check() {
-  local tool=$1 log="$build/$1_${2//\//_}_$3.txt" options=(--print-limit 20 --error-exitcode 9) code found
+  local tool=$1 log="$build/$1_${2//\//_}_$3.txt" options=(--print-limit 20 --error-exitcode 9) code found began=$SECONDS
   [[ $tool == synccheck ]] && options+=(--num-cuda-barriers 16384)
   timeout -k 5 "$seconds" compute-sanitizer --tool "$tool" "${options[@]}" "$build/gpu_test" "$corpus" "$2" "$3" >"$log" 2>&1
   code=$?
   found=$(grep -aoE "(ERROR|RACECHECK) SUMMARY: .*" "$log" | tail -1)
-  [[ $code == 124 ]] && found="did not come to an end in $seconds s"
-  [[ $code == 0 ]] || failed=1
-  echo "$tool, vocabularies $2, $3: ${found:-ended with $code}; $(grep -aoE "^[0-9]+ results|[0-9]+ top tokens, [0-9]+ differ" "$log" | tr '\n' ' ')"
+  [[ $code == 124 ]] && found="did not come to an end"
+  [[ $code == 0 ]] || echo "$*" >>"$build/failed"
+  echo "$tool, vocabularies $2, $3: ${found:-ended with $code}; $(grep -aoE "^[0-9]+ results|[0-9]+ of drawn rows|[0-9]+ top tokens, [0-9]+ differ" "$log" | tr '\n' ' ')$((SECONDS - began)) s"
+}
+# start TOOL BATCHES PART: as soon as fewer than SANITIZE_JOBS run
+start() {
+  while (($(jobs -rp | wc -l) >= ${SANITIZE_JOBS:-4})); do wait -n; done
+  check "$@" &
 }
 
 # What reaches every kernel. A part is a cluster and flags (sampling_config.h), copies of the batch, rows. racecheck, which takes seconds for a few blocks, gets a row
 # at a time; what it says of `relay` is told and judged in docs/kernel.md.
 tools=${SANITIZE_TOOLS:-memcheck initcheck synccheck racecheck}
 for tool in $tools; do
-  rows=1,20 batches=/4
-  [[ $tool == racecheck ]] && rows=1,1 batches=/1
-  for part in 0,0 0,64 0,8 0,776 2,2; do check "$tool" "111-111$batches" "$part,$rows"; done # few ids, whole rows
-  for part in 1,1 2,1 4,0; do check "$tool" "111-111$batches" "$part,$rows"; done            # clusters, and their exact path
-  for part in top processed,1 processed,2; do check "$tool" 1-5/3 "$part"; done
-  check "$tool" 111-111/2 0,4,9,140                 # relay: two rows a block
-  [[ $tool == racecheck ]] || check "$tool" 5-5/2 0,52,9,140 # and its exact path
-  check "$tool" "6000-6000$batches" "0,8,$rows"     # rows that keep many tokens
-  check "$tool" "32000-32000/3" 0,4,1,1             # spread
+  rows=1,20 batches=/4 drawn=40000,20
+  [[ $tool == racecheck ]] && rows=1,1 batches=/1 drawn=3001,3
+  start "$tool" 32000-32000/3 0,4,1,1                                                         # spread
+  for type in 0 1 2; do start "$tool" 0-0 "drawn,$type,$drawn"; done                          # draws, by one team and by two, one row after another
+  start "$tool" 111-111/2 0,4,9,140                                                           # relay: two rows a block
+  [[ $tool == racecheck ]] || start "$tool" 5-5/2 0,52,9,140                                  # and its exact path
+  for part in 0,0 0,64 0,8 0,776 2,2; do start "$tool" "111-111$batches" "$part,$rows"; done # few ids, whole rows
+  for part in 1,1 2,1 4,0; do start "$tool" "111-111$batches" "$part,$rows"; done            # clusters, and their exact path
+  for part in top processed,1 processed,2; do start "$tool" 1-5/3 "$part"; done
+  start "$tool" "6000-6000$batches" "0,8,$rows" # rows that keep many tokens
 done
+wait
 for tool in $tools; do
   echo "$tool reached: $(grep -ah "^launched" "$build/$tool"_*.txt | sed -E 's/launched +[0-9]+ times: (void )?//; s/nucleus:://g' | sort -u | tr '\n' ' ')"
 done
-exit $failed
+[[ ! -e "$build/failed" ]]
