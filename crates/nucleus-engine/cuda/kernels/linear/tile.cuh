@@ -30,9 +30,7 @@ struct TileLayout {
   static constexpr uint32_t WEIGHT_STAGES = least((ROOM - X_STAGES * X_STAGE_BYTES) / WEIGHT_BYTES, P::MAX_STAGES);
   static constexpr uint32_t X_AT = WEIGHT_STAGES * WEIGHT_BYTES, TOTALS_AT = X_AT + X_STAGES * X_STAGE_BYTES, BARRIERS_AT = TOTALS_AT + Totals::BYTES;
 
-  struct Barriers {
-    Barrier weights_full[WEIGHT_STAGES], weights_empty[WEIGHT_STAGES], x_full[X_STAGES], x_empty[X_STAGES];
-  };
+  using Barriers = TileBarriers<WEIGHT_STAGES, X_STAGES>;
   static constexpr uint32_t BYTES = BARRIERS_AT + sizeof(Barriers);
   static_assert(X_STAGES >= 2 && WEIGHT_STAGES >= 2 && BYTES <= TILE_SHARED_BYTES && Totals::BYTES <= TOTALS_AT);
   static_assert(WARP_PANELS * WARPS_ACROSS == PANELS);
@@ -59,17 +57,6 @@ struct TileKernel {
   __device__ __forceinline__ uint8_t *weights_at(uint32_t stage) const { return shared + stage * L::WEIGHT_BYTES; }
   __device__ __forceinline__ uint8_t *x_at(uint32_t stage) const { return shared + L::X_AT + stage * L::X_STAGE_BYTES; }
   __device__ __forceinline__ typename L::Totals totals() const { return {reinterpret_cast<float *>(shared + L::TOTALS_AT), reinterpret_cast<float *>(shared)}; }
-
-  __device__ __forceinline__ void init() const {
-    if (threadIdx.x == 0) {
-      for (Barrier &barrier : barriers.weights_full) barrier.init(1);
-      for (Barrier &barrier : barriers.weights_empty) barrier.init(P::WARPS * LEAVING_LANES);
-      for (Barrier &barrier : barriers.x_full) barrier.init(1);
-      for (Barrier &barrier : barriers.x_empty) barrier.init(P::WARPS * LEAVING_LANES);
-      Barrier::publish_init();
-    }
-    __syncthreads();
-  }
 
   // A warp's lanes fetch chunk `chunk` of a panel each.
   __device__ __forceinline__ void fetch_weights(uint32_t chunk) const {
@@ -160,7 +147,7 @@ __global__ void __launch_bounds__(TilePolicy::THREADS, 1) multiply_tiles(const _
   const Cluster cluster;
   const Tile tile = Tile::of_block<W>(call, cluster, PANELS, ROWS);
   const TileKernel<W, PANELS, ROWS> kernel{call, split, tile, shared, *reinterpret_cast<typename L::Barriers *>(shared + L::BARRIERS_AT)};
-  kernel.init();
+  kernel.barriers.init(TilePolicy::WARPS);
   if (threadIdx.x < 32)
     for (uint32_t chunk = 0; chunk < L::WEIGHT_STAGES; ++chunk) kernel.fetch_weights(chunk);
   let_next_begin();

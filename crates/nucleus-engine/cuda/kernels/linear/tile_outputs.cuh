@@ -1,4 +1,4 @@
-// What the kernels of many rows share: tiles of outputs and rows, the totals of their sections, and how tiles are shared out.
+// What the kernels of many rows share: barriers of rings, tiles of outputs and rows, the totals of their sections, and how tiles are shared out.
 //
 // A block computes a tile, all sections one after the other; its totals lie in shared memory. Where there are too few tiles for the device, the blocks
 // of a cluster take one or two sections of a tile each, and meet to add up.
@@ -16,6 +16,24 @@ constexpr uint32_t TOTALS_ADDED = 14;  // the block's barrier of that name
 
 // Of a multiprocessor, for one block.
 constexpr uint32_t TILE_SHARED_BYTES = 227 * 1024;
+
+// Of a block's rings of weights and of split activations.
+template <uint32_t WEIGHT_STAGES, uint32_t X_STAGES>
+struct TileBarriers {
+  Barrier weights_full[WEIGHT_STAGES], weights_empty[WEIGHT_STAGES], x_full[X_STAGES], x_empty[X_STAGES];
+
+  // By all threads, before anything else. `readers`: warps that leave every stage.
+  __device__ __forceinline__ void init(uint32_t readers) {
+    if (threadIdx.x == 0) {
+      for (Barrier &barrier : weights_full) barrier.init(1);
+      for (Barrier &barrier : weights_empty) barrier.init(readers * LEAVING_LANES);
+      for (Barrier &barrier : x_full) barrier.init(1);
+      for (Barrier &barrier : x_empty) barrier.init(readers * LEAVING_LANES);
+      Barrier::publish_init();
+    }
+    __syncthreads();
+  }
+};
 
 // What a block computes.
 struct Tile {

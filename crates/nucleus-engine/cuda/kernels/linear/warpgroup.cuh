@@ -35,9 +35,7 @@ struct GroupLayout {
   static constexpr uint32_t WEIGHT_STAGES = least((ROOM - X_STAGES * X_STAGE_BYTES) / WEIGHT_BYTES, P::MAX_WEIGHT_STAGES);
   static constexpr uint32_t X_AT = WEIGHT_STAGES * WEIGHT_BYTES, TOTALS_AT = X_AT + X_STAGES * X_STAGE_BYTES, BARRIERS_AT = TOTALS_AT + Totals::BYTES;
 
-  struct Barriers {
-    Barrier weights_full[WEIGHT_STAGES], weights_empty[WEIGHT_STAGES], x_full[X_STAGES], x_empty[X_STAGES];
-  };
+  using Barriers = TileBarriers<WEIGHT_STAGES, X_STAGES>;
   static constexpr uint32_t BYTES = BARRIERS_AT + sizeof(Barriers);
   static_assert(X_STAGES >= 2 && WEIGHT_STAGES >= 2 && BYTES <= TILE_SHARED_BYTES && Totals::BYTES <= TOTALS_AT);
   static_assert(2 * BYTES > TILE_SHARED_BYTES, "a block fills a multiprocessor");
@@ -66,17 +64,6 @@ struct GroupKernel {
   __device__ __forceinline__ uint8_t *weights_at(uint32_t stage) const { return shared + stage * L::WEIGHT_BYTES; }
   __device__ __forceinline__ uint8_t *x_at(uint32_t stage) const { return shared + L::X_AT + stage * L::X_STAGE_BYTES; }
   __device__ __forceinline__ typename L::Totals totals() const { return {reinterpret_cast<float *>(shared + L::TOTALS_AT), reinterpret_cast<float *>(shared)}; }
-
-  __device__ __forceinline__ void init() const {
-    if (threadIdx.x == 0) {
-      for (Barrier &barrier : barriers.weights_full) barrier.init(1);
-      for (Barrier &barrier : barriers.weights_empty) barrier.init(P::WARPS * LEAVING_LANES);
-      for (Barrier &barrier : barriers.x_full) barrier.init(1);
-      for (Barrier &barrier : barriers.x_empty) barrier.init(P::WARPS * LEAVING_LANES);
-      Barrier::publish_init();
-    }
-    __syncthreads();
-  }
 
   // ---- the warps that fill the rings ----
 
@@ -234,7 +221,7 @@ __global__ void __launch_bounds__(GroupPolicy<GROUPS>::THREADS, 1) multiply_in_g
     const Cluster cluster;
     const Tile tile = Tile::of_block<W>(call, cluster, L::PANELS, ROWS);
     const GroupKernel<W, GROUPS, ROWS> kernel{call, split, tile, shared, *reinterpret_cast<typename L::Barriers *>(shared + L::BARRIERS_AT)};
-    kernel.init();
+    kernel.barriers.init(P::WARPS);
     let_next_begin();
     if (kernel.warp() >= P::WARPS) {
       give_registers<P::FILLING_REGISTERS>();
