@@ -64,13 +64,9 @@ struct PartOf {
   __device__ __forceinline__ const char *source(const void *row) const { return static_cast<const char *>(row) + static_cast<u64>(first) * SIZE; }
   // By one lane, when no lane reads the part any more, after a fence between the proxies by those that did.
   __device__ __forceinline__ void start(const void *row, Word *part, u64 *arrived) const {
-    const char *from = source(row);
-    const u32 bytes = copied * SIZE, arrival = shared_address(arrived);
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(arrival), "r"(bytes) : "memory");
-    if (bytes)
-      asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared_address(part)), "l"(from),
-                   "r"(bytes), "r"(arrival)
-                   : "memory");
+    const u32 bytes = copied * SIZE;
+    arrive_expecting(arrived, bytes);
+    start_copy(part, source(row), bytes, arrived);
   }
   // Once the copy has arrived: brings what it could not, and lets the last vector end with tokens that are out; true: it wrote. Ids from `limit` on do not exist.
   __device__ __forceinline__ bool settle(const void *row, Word *part, u32 limit) {

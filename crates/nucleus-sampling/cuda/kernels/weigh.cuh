@@ -49,10 +49,7 @@ struct Exchange {
       for (u32 at = count() + threadIdx.x; at < ROW_WARPS; at += 32) state->maxima[turn][at] = 0;  // of warps that are not there
     }
   }
-  __device__ __forceinline__ void expect(u32 turn) const {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(&state->told[turn])), "r"(count() * static_cast<u32>(sizeof(u32)))
-                 : "memory");
-  }
+  __device__ __forceinline__ void expect(u32 turn) const { arrive_expecting(&state->told[turn], count() * static_cast<u32>(sizeof(u32))); }
   // A warp's; each half of the lanes has its own if there are two.
   __device__ __forceinline__ void send(u32 key) {
     const u32 turn = sent++ % TURNS;
@@ -294,7 +291,7 @@ __device__ __forceinline__ void weigh_rows_of(const SamplingBatch &batch, const 
 #pragma unroll 1
     for (u32 slice = 0; slice < division.slices; ++slice) init_barrier(arrival(slice), 1);
   }
-  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  publish_barriers();
   if (lane == 0) start(0, 0);
   __syncwarp();
   asm volatile("barrier.cluster.arrive.release;" ::: "memory");
