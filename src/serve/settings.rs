@@ -384,7 +384,7 @@ mod tests {
         );
     }
 
-    /// The table in `docs/http-api.md`.
+    /// R4.2: the table in `docs/http-api.md`.
     #[test]
     fn the_documentation_has_every_setting() {
         let page =

@@ -2,6 +2,7 @@
 
 use crate::support::run;
 
+/// R4.1: what decoding and drawing take on this machine.
 #[test]
 fn bench_reports_decoding_and_sampling() {
     let flags = [

@@ -10,8 +10,10 @@ import asyncio
 import math
 import sys
 import time
+import typing
 
 import openai
+import pydantic
 from openai import AsyncOpenAI, OpenAI
 
 STORY = "Once upon a time"
@@ -168,11 +170,33 @@ def test_errors(worker):
     assert error.code == "context_length_exceeded"
     refused(openai.NotFoundError, lambda: create(model="gpt-4", prompt=STORY))
     chat = worker.client.chat.completions.create
-    form = {"type": "json_object"}
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "strin"}}}
     error = refused(
         openai.BadRequestError, lambda: chat(model=worker.model, messages=CHAT, response_format=form)
     )
-    assert (error.param, error.code) == ("response_format", "unsupported_value")
+    assert (error.param, error.code) == ("response_format", "invalid_value")
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    error = refused(openai.BadRequestError, lambda: chat(model=worker.model, messages=CHAT, tools=tools))
+    assert (error.param, error.code) == ("tools", "unsupported_value")
+
+
+def test_structured_outputs(worker):
+    class Animal(pydantic.BaseModel):
+        model_config = pydantic.ConfigDict(extra="forbid")
+        kind: typing.Literal["fox", "bear"]
+        legs: int = pydantic.Field(ge=0, le=8)
+        names: list[str] = pydantic.Field(max_length=2)
+
+    for seed in range(3):
+        answer = worker.client.chat.completions.parse(
+            model=worker.model, messages=CHAT, seed=seed, response_format=Animal
+        )
+        animal = answer.choices[0].message.parsed
+        assert animal.kind in ("fox", "bear") and 0 <= animal.legs <= 8
+    choice = worker.client.completions.create(
+        model=worker.model, prompt=STORY, extra_body={"structured_outputs": {"choice": ["yes", "no"]}}
+    )
+    assert choice.choices[0].text in ("yes", "no")
 
 
 def test_async(worker):

@@ -27,6 +27,7 @@ use nucleus_sampling::{
 use tokio::sync::mpsc as events;
 
 use self::draw::Drawing;
+use crate::constraint::{Constraint, ConstraintError, Format, Formats};
 use crate::error::EngineError;
 use crate::kv_cache::BlockPool;
 use crate::model::{Compute, KvLayout, Model, ModelSpec};
@@ -51,6 +52,8 @@ pub struct Request {
     pub include_stop: bool,
     /// Tokens that end the text besides the model's own. `min_tokens` bans them as it bans those.
     pub stop_token_ids: Vec<u32>,
+    /// What the text must be ([`Engine::constraint`]). It ends where it is that and nothing can follow; `max_tokens` and stops may end it before.
+    pub constraint: Option<Constraint>,
     /// How many of the likeliest tokens each [`TokenEvent`] carries with their log-probabilities.
     pub top_logprobs: u32,
     /// The distribution of which log-probabilities are told.
@@ -149,6 +152,9 @@ pub enum GenerationError {
         /// What was wrong with the row.
         status: Status,
     },
+    /// The output cannot be held to its format any longer.
+    #[error(transparent)]
+    Constraint(#[from] ConstraintError),
     /// The forward pass failed.
     #[error("the model failed: {0}")]
     Model(String),
@@ -280,6 +286,8 @@ struct Shared {
     spec: ModelSpec,
     tokenizer: Arc<Tokenizer>,
     vocab: VocabInfo,
+    /// Made when they are first needed.
+    formats: OnceLock<Result<Formats, ConstraintError>>,
     kv_layout: KvLayout,
     options: EngineOptions,
     next_id: AtomicU64,
@@ -392,6 +400,7 @@ impl Engine {
             spec,
             tokenizer,
             vocab,
+            formats: OnceLock::new(),
             kv_layout: layout,
             options,
             next_id: AtomicU64::new(0),
@@ -430,6 +439,18 @@ impl Engine {
     /// The engine's bounds.
     pub fn options(&self) -> EngineOptions {
         self.shared.options
+    }
+
+    /// Compiles an output format for this model's vocabulary. The first takes longer: a second for 128,000 tokens.
+    ///
+    /// # Errors
+    /// When the format is not sound, too long or too complex.
+    pub fn constraint(&self, format: Format) -> Result<Constraint, ConstraintError> {
+        let shared = &self.shared;
+        let formats = shared
+            .formats
+            .get_or_init(|| Formats::new(&shared.tokenizer, shared.vocab.size as usize));
+        formats.as_ref().map_err(Clone::clone)?.compile(format)
     }
 
     /// Compiles parameters for this model's vocabulary without submitting anything.
@@ -496,6 +517,7 @@ impl Engine {
             params: params.clone(),
             stop,
             stop_token_ids: request.stop_token_ids,
+            constraint: request.constraint,
             include_stop_token: request.include_stop,
             logprobs: Logprobs {
                 top: request.top_logprobs,

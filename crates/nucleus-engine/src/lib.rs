@@ -12,6 +12,7 @@
 //! | [`chat_template`] | messages to a prompt |
 //! | [`detokenizer`] | token ids to text, one token at a time, never half a character |
 //! | [`stop`] | stop strings, matched on text across token borders |
+//! | [`constraint`] | constrained decoding: the tokens with which a text can still become JSON of a schema, a match, a sentence of a grammar |
 //! | [`breakers`] | DRY's sequence breakers: a text to the token sequences that write it |
 //! | [`model`], [`models`] | what a model is to the engine; the decoders |
 //! | `cuda` | a CUDA device: memory, a stream, graphs, kernels (feature `cuda`) |
@@ -24,6 +25,7 @@
 pub mod breakers;
 pub mod chat_template;
 pub mod checkpoint;
+pub mod constraint;
 #[cfg(feature = "cuda")]
 #[cfg_attr(docsrs, doc(cfg(feature = "cuda")))]
 pub mod cuda;

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use nucleus_sampling::{CompiledParams, Logprobs, SampledToken, SamplerState, TokenLogprob};
 
+use crate::constraint::{Constraint, ConstraintError, Progress};
 use crate::detokenizer::Detokenizer;
 use crate::generate::TimeLimits;
 use crate::stop::StopMatcher;
@@ -12,7 +13,7 @@ use crate::tokenizer::Tokenizer;
 /// Why a sequence ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FinishReason {
-    /// The model ended its turn with an end-of-generation token.
+    /// The model ended its turn with an end-of-generation token, or the text has the form that was asked for and nothing can follow.
     EndOfText,
     /// One of the request's stop strings appeared; it is not part of the text.
     StopSequence(String),
@@ -157,6 +158,7 @@ pub(crate) struct Sequence {
     stop: StopMatcher,
     stop_token_ids: Vec<u32>,
     include_stop_token: bool,
+    constraint: Option<Constraint>,
     logprobs: Logprobs,
     first_logits: bool,
     time_limits: TimeLimits,
@@ -175,6 +177,7 @@ pub(crate) struct SequenceParts {
     pub(crate) stop: StopMatcher,
     pub(crate) stop_token_ids: Vec<u32>,
     pub(crate) include_stop_token: bool,
+    pub(crate) constraint: Option<Constraint>,
     pub(crate) logprobs: Logprobs,
     pub(crate) prompt_logprobs: bool,
     pub(crate) first_logits: bool,
@@ -211,6 +214,7 @@ impl Sequence {
             stop: parts.stop,
             stop_token_ids: parts.stop_token_ids,
             include_stop_token: parts.include_stop_token,
+            constraint: parts.constraint,
             logprobs: parts.logprobs,
             first_logits: parts.first_logits,
             time_limits: parts.time_limits,
@@ -244,6 +248,11 @@ impl Sequence {
     /// The request's own tokens that end it.
     pub(crate) fn stop_token_ids(&self) -> &[u32] {
         &self.stop_token_ids
+    }
+
+    /// The tokens that may be drawn next, if not all may.
+    pub(crate) fn mask(&self) -> Option<&[u32]> {
+        self.constraint.as_ref().map(Constraint::mask)
     }
 
     /// Whether the logits that the next token is drawn from are wanted.
@@ -293,6 +302,9 @@ impl Sequence {
     }
 
     /// Adds a drawn token; says what it added to the text and whether the sequence ends with it.
+    ///
+    /// # Errors
+    /// When it is not known what may follow: the output cannot be held to its format.
     pub(crate) fn commit(
         &mut self,
         Drawn {
@@ -301,7 +313,7 @@ impl Sequence {
             logits,
         }: Drawn,
         tokenizer: &Tokenizer,
-    ) -> (TokenEvent, Option<FinishReason>) {
+    ) -> Result<(TokenEvent, Option<FinishReason>), ConstraintError> {
         let now = Instant::now();
         self.clock.first_token.get_or_insert(now);
         self.clock.last_token = Some(now);
@@ -313,14 +325,15 @@ impl Sequence {
 
         let (mut text, mut finish) = self.push_bytes(self.bytes_of(id, tokenizer));
         if finish.is_none() {
+            finish = self.end_at(id, index + 1, tokenizer)?;
             let late = || self.is_over(now, &text).then_some(FinishReason::TimeLimit);
-            finish = self.end_at(id, index + 1, tokenizer).or_else(late);
+            finish = finish.or_else(late);
             if finish.is_some() {
                 text.push_str(&self.release());
             }
         }
         self.text.push_str(&text);
-        (
+        Ok((
             TokenEvent {
                 index,
                 id,
@@ -331,7 +344,7 @@ impl Sequence {
                 logits,
             },
             finish,
-        )
+        ))
     }
 
     /// Ends the sequence.
@@ -361,15 +374,29 @@ impl Sequence {
         (pushed.text, pushed.matched.map(FinishReason::StopSequence))
     }
 
-    fn end_at(&self, id: u32, output_len: usize, tokenizer: &Tokenizer) -> Option<FinishReason> {
-        if tokenizer.is_end_of_generation(id) {
+    fn end_at(
+        &mut self,
+        id: u32,
+        output_len: usize,
+        tokenizer: &Tokenizer,
+    ) -> Result<Option<FinishReason>, ConstraintError> {
+        Ok(if tokenizer.is_end_of_generation(id) {
             Some(FinishReason::EndOfText)
         } else if self.stop_token_ids.contains(&id) {
             Some(FinishReason::StopToken(id))
+        } else if self.advance(id)? == Progress::Ended {
+            Some(FinishReason::EndOfText)
         } else if output_len >= self.max_tokens {
             Some(FinishReason::Length)
         } else {
             None
+        })
+    }
+
+    fn advance(&mut self, id: u32) -> Result<Progress, ConstraintError> {
+        match &mut self.constraint {
+            Some(constraint) => constraint.advance(id),
+            None => Ok(Progress::GoesOn),
         }
     }
 

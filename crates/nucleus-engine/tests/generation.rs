@@ -5,8 +5,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use nucleus_engine::constraint::Format;
 use nucleus_engine::generate::{
-    Engine, EngineOptions, EngineThread, Event, Generation, Request, SubmitError, TimeLimits,
+    Engine, EngineOptions, EngineThread, Event, Generation, GenerationError, Request, SubmitError,
+    TimeLimits,
 };
 use nucleus_engine::gguf::ModelFile;
 use nucleus_engine::models::{self, LoadOptions};
@@ -14,6 +16,7 @@ use nucleus_engine::scheduler::AdmissionError;
 use nucleus_engine::sequence::{Completion, FinishReason, PromptToken, TokenEvent};
 use nucleus_engine::tokenizer::{EncodeOptions, Tokenizer};
 use nucleus_sampling::{LogprobsMode, SamplingParams};
+use serde_json::json;
 
 const PROMPT: &str = "Once upon a time";
 
@@ -670,4 +673,96 @@ fn a_completion_says_what_could_have_been_drawn() {
     let (tokens, completion) = sampled(1, LogprobsMode::Processed);
     assert!(tokens.iter().all(|token| token.logprob == 0.0));
     assert_eq!(completion.sampling.mean_logprob(), Some(0.0));
+}
+
+/// R5.2: a sequence that is held to a format writes it, seeded and in a batch; the others beside it write what they write alone.
+#[test]
+fn r5_2_a_constraint_holds_its_own_sequence_alone() {
+    let engine = engine();
+    let schema = json!({
+        "type": "object",
+        "properties": {"animal": {"enum": ["fox", "bear"]}, "legs": {"type": "integer", "minimum": 0, "maximum": 8}},
+        "required": ["animal", "legs"],
+        "additionalProperties": false,
+    });
+    let constraint = engine.constraint(Format::JsonSchema(schema)).unwrap();
+    let constrained = |seed| Request {
+        constraint: Some(constraint.clone()),
+        ..seeded(&engine, PROMPT, 60, seed)
+    };
+    let alone: Vec<String> = (0..4)
+        .map(|seed| {
+            finish(engine.submit(seeded(&engine, PROMPT, 12, seed)).unwrap())
+                .1
+                .text
+        })
+        .collect();
+    let mut requests: Vec<Request> = (0..4)
+        .map(|seed| seeded(&engine, PROMPT, 12, seed))
+        .collect();
+    requests.extend((0..4).map(constrained));
+    let generations = engine.submit_together(requests).unwrap();
+    let completions: Vec<Completion> = generations.into_iter().map(|g| finish(g).1).collect();
+    for (completion, alone) in completions.iter().zip(&alone) {
+        assert_eq!(completion.text, *alone);
+    }
+    for (seed, completion) in (0..4).zip(&completions[4..]) {
+        assert_eq!(completion.finish_reason, FinishReason::EndOfText);
+        let value: serde_json::Value = serde_json::from_str(&completion.text).unwrap();
+        assert!(
+            ["fox", "bear"]
+                .iter()
+                .any(|animal| value["animal"] == *animal)
+        );
+        assert!(value["legs"].as_u64().unwrap() <= 8);
+        let again = finish(engine.submit(constrained(seed)).unwrap()).1;
+        assert_eq!(again.token_ids, completion.token_ids);
+    }
+}
+
+/// R5.2: lengths and stop strings end a constrained text as they end others; what the request bans may leave nothing to draw.
+#[test]
+fn r5_2_a_constraint_and_other_ends() {
+    let engine = engine();
+    let format = |regex: &str| Some(engine.constraint(Format::Regex(regex.into())).unwrap());
+    let of = |request| finish(engine.submit(request).unwrap()).1;
+    let cut = of(Request {
+        constraint: format("a{50}"),
+        ..greedy(&engine, PROMPT, 2)
+    });
+    assert_eq!(cut.finish_reason, FinishReason::Length);
+    assert!(!cut.text.is_empty() && cut.text.bytes().all(|byte| byte == b'a'));
+    let stopped = of(Request {
+        constraint: format("yes or no"),
+        stop: vec![" or".into()],
+        ..greedy(&engine, PROMPT, 20)
+    });
+    assert_eq!(stopped.text, "yes");
+    assert_eq!(
+        stopped.finish_reason,
+        FinishReason::StopSequence(" or".into())
+    );
+    // The whole is there when nothing can follow, and needs no token more.
+    let whole = of(Request {
+        constraint: format("(yes|no)"),
+        ..greedy(&engine, PROMPT, 20)
+    });
+    assert!(["yes", "no"].contains(&whole.text.as_str()));
+    assert_eq!(whole.finish_reason, FinishReason::EndOfText);
+    let story = engine.tokenizer().id_of("z").unwrap();
+    let mut nothing = engine
+        .submit(Request {
+            constraint: format("yes"),
+            params: SamplingParams {
+                allowed_token_ids: Some(vec![story]),
+                ..SamplingParams::default()
+            },
+            ..request(&engine, PROMPT, 4)
+        })
+        .unwrap();
+    let failed = matches!(
+        nothing.blocking_next(),
+        Some(Event::Failed(GenerationError::Row { position: 0, .. }))
+    );
+    assert!(failed, "nothing can be drawn");
 }

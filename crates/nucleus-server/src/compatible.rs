@@ -15,6 +15,7 @@ use crate::error::ApiError;
 use crate::fields::Fields;
 use crate::json::{quote, show};
 use crate::openapi::{Bounds, Object, either, flag, integer, list, text, token_ids};
+use crate::output_format;
 use crate::request::{LogprobsWanted, Settings};
 
 /// Names that other servers use for a sampling parameter: theirs, ours.
@@ -81,6 +82,7 @@ pub(crate) fn settings(
             total: total_time(fields)?,
             after_newline: time_after_newline(fields)?,
         },
+        output_format: output_format::read_with_schema(fields)?,
         dry_breakers: breakers(fields)?,
         params: fields.sampling_params(asked.policy, state.engine.vocab())?,
     })
@@ -141,7 +143,8 @@ pub(crate) fn fields(object: Object, policy: Policy, bounds: &Bounds<'_>) -> Obj
             integer(-1, i64::MAX as u64),
             "Milliseconds from the first token on, after which the text ends once it has a newline; 0 and -1 are off.",
         );
-    with_breakers(with_time(object), bounds).sampling(policy, bounds)
+    let object = output_format::with_schema(with_time(object));
+    with_breakers(object, bounds).sampling(policy, bounds)
 }
 
 /// How [`total_time`] is described.

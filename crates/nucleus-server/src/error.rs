@@ -5,6 +5,7 @@
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use nucleus_engine::constraint::ConstraintError;
 use nucleus_engine::generate::{Engine, GenerationError, SubmitError};
 use nucleus_engine::scheduler::AdmissionError;
 use nucleus_sampling::{ParamError, Status};
@@ -107,6 +108,14 @@ pub enum ApiError {
     /// The prompt cannot be tokenised.
     #[error("prompt: {0}")]
     Prompt(String),
+    /// The output cannot be held to what it must be.
+    #[error("{param}: {error}")]
+    OutputFormat {
+        /// The field that says so.
+        param: &'static str,
+        /// Why not.
+        error: ConstraintError,
+    },
     /// The engine refused the request.
     #[error(transparent)]
     Submit(#[from] SubmitError),
@@ -271,6 +280,11 @@ impl ApiError {
                 about(S::BAD_REQUEST, "context_length_exceeded", Some("prompt"))
             }
             Self::Prompt(_) => about(S::BAD_REQUEST, "invalid_value", Some("prompt")),
+            Self::OutputFormat {
+                error: ConstraintError::Thread(_),
+                ..
+            } => about(S::INTERNAL_SERVER_ERROR, "internal_error", None),
+            Self::OutputFormat { param, .. } => about(S::BAD_REQUEST, "invalid_value", Some(param)),
             Self::Submit(error) => submit_answer(error),
             Self::Generation(error) => {
                 about(generation_status(error), generation_code(error), None)
@@ -362,6 +376,7 @@ fn generation_status(error: &GenerationError) -> StatusCode {
         GenerationError::Row { status, .. } if *status != Status::Nan => {
             StatusCode::UNPROCESSABLE_ENTITY
         }
+        GenerationError::Constraint(_) => StatusCode::UNPROCESSABLE_ENTITY,
         _ => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }
@@ -369,6 +384,7 @@ fn generation_status(error: &GenerationError) -> StatusCode {
 fn generation_code(error: &GenerationError) -> &'static str {
     match error {
         GenerationError::Row { .. } => "nothing_to_draw",
+        GenerationError::Constraint(_) => "output_format_failed",
         GenerationError::Model(_) => "model_failed",
         GenerationError::DeviceLost(_) => "device_lost",
         GenerationError::EngineStopped => "engine_stopped",

@@ -17,12 +17,13 @@ use crate::jobs::JobId;
 use crate::openapi::{
     Bounds, Endpoint, Group, Object, either, flag, integer, list, refusal, text, token_ids,
 };
+use crate::output_format;
 use crate::request::{LogprobsWanted, Prompt, Settings, submit};
 use crate::sse::{self, JobEvent};
 
 /// The fields of a request.
 const FIELDS: &str = "job_id, prompt, max_tokens, stop, max_time_ms, stop_token_ids, include_stop_str_in_output, logprobs, logprobs_mode, \
-     return_token_ids and the sampling parameters";
+     return_token_ids, response_format, structured_outputs and the sampling parameters";
 
 pub(crate) fn endpoints() -> [Endpoint; 1] {
     [Endpoint::post("/execute", execute)
@@ -51,7 +52,7 @@ fn schema(bounds: &Bounds<'_>) -> Object {
         .field("logprobs", flag(false), "Whether each `token` event has its log-probability.")
         .field("return_token_ids", flag(false), "Whether `started` has the prompt's token ids, and `end` all those of the text.");
     let object = compatible::with_time(compatible::with_logprobs_mode(object));
-    compatible::with_breakers(object, bounds)
+    compatible::with_breakers(output_format::with_formats(object), bounds)
         .sampling(Policy::Execute, bounds)
         .example(json!({"prompt": "Once upon a time", "max_tokens": 8, "temperature": 0.8, "top_p": 0.95, "seed": 42}))
 }
@@ -100,6 +101,7 @@ impl ExecuteRequest {
         let mode = compatible::logprobs_mode(&mut fields)?;
         let return_token_ids = fields.boolean("return_token_ids")?.unwrap_or(false);
         let total = compatible::total_time(&mut fields)?;
+        let output_format = output_format::read(&mut fields)?;
         let dry_breakers = compatible::breakers(&mut fields)?;
         let params = fields.sampling_params(Policy::Execute, engine.vocab())?;
         fields.finish(FIELDS)?;
@@ -122,6 +124,7 @@ impl ExecuteRequest {
                     total,
                     after_newline: None,
                 },
+                output_format,
                 dry_breakers,
             },
             return_token_ids,

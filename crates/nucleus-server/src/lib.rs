@@ -15,6 +15,7 @@
 //! | `openai` | the endpoints of OpenAI |
 //! | `llamacpp` | the routes of llama.cpp's server |
 //! | `compatible`, `policy`, `warnings` | what those two have in common: names and forms, fields that do not act, what the client is told of them |
+//! | `output_format` | what the text of an answer must be |
 //! | `sampling` | what sampling does and can do |
 //! | `openapi` | how every endpoint is described |
 //! | `jobs`, `sse` | which jobs run; their events |
@@ -37,6 +38,7 @@ mod llamacpp;
 mod metrics;
 mod openai;
 mod openapi;
+mod output_format;
 mod own_errors;
 mod param_json;
 mod policy;

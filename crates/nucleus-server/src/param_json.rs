@@ -147,6 +147,7 @@ mod tests {
         format!("| `{name}` | {}{range} | {default} | {help} |", kind.name())
     }
 
+    /// R4.2: what is documented is what there is.
     #[test]
     fn the_documentation_has_every_parameter() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/http-api.md");

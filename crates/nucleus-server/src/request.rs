@@ -5,11 +5,13 @@ use std::time::Instant;
 
 use nucleus_engine::breakers::breaker_sequences;
 use nucleus_engine::chat_template::{ChatTemplateError, Message, RenderOptions};
+use nucleus_engine::constraint::Constraint;
 use nucleus_engine::generate::{Engine, Generation, Request, TimeLimits};
 use nucleus_engine::tokenizer::{EncodeOptions, Tokenizer};
 use nucleus_sampling::{LogprobsMode, SamplingParams, random_seed};
 use schemars::JsonSchema;
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::app::AppState;
 use crate::config::Limits;
@@ -17,6 +19,7 @@ use crate::error::ApiError;
 use crate::fields::Fields;
 use crate::metrics::Observed;
 use crate::openapi::EffectiveSampling;
+use crate::output_format::OutputFormat;
 
 /// What is to be continued.
 #[derive(Debug, Clone, PartialEq)]
@@ -59,6 +62,8 @@ pub(crate) struct Settings {
     pub(crate) include_stop: bool,
     pub(crate) logprobs: Option<LogprobsWanted>,
     pub(crate) time_limits: TimeLimits,
+    /// What the text must be.
+    pub(crate) output_format: Option<OutputFormat>,
     /// DRY's sequence breakers where they are given as text.
     pub(crate) dry_breakers: Vec<String>,
 }
@@ -84,6 +89,9 @@ pub(crate) struct EffectiveParams {
     /// Milliseconds that the request may take.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) max_time_ms: Option<u64>,
+    /// What the text must be.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) structured_outputs: Option<Value>,
     /// Sequence breakers that were given as text; [`EffectiveSampling`] describes them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(skip)]
@@ -111,9 +119,11 @@ pub(crate) async fn submit(
     let submit = move || {
         let tokenizer = state.engine.tokenizer();
         settings.params = with_breakers(settings.params, &settings.dry_breakers, tokenizer)?;
+        let compile = |format: &OutputFormat| format.compile(&state.engine);
+        let constraint = settings.output_format.as_ref().map(compile).transpose()?;
         let mut accepted = Vec::with_capacity(prompts.len() * n);
         for prompt in prompts {
-            accepted.extend(settings.submit(&state, prompt, n)?);
+            accepted.extend(settings.submit(&state, prompt, n, constraint.as_ref())?);
         }
         Ok(accepted)
     };
@@ -185,12 +195,13 @@ impl Settings {
         state: &AppState,
         prompt: Prompt,
         choices: usize,
+        constraint: Option<&Constraint>,
     ) -> Result<Vec<Accepted>, ApiError> {
         let conversation = matches!(prompt, Prompt::Chat(_));
         let settings = self.within(&state.config.limits);
         let submitted = Instant::now();
         let mut accepted = settings
-            .submit_all(state, prompt, choices)
+            .submit_all(state, prompt, choices, constraint)
             .map_err(|error| {
                 if conversation {
                     error.about("messages")
@@ -219,6 +230,7 @@ impl Settings {
         state: &AppState,
         prompt: Prompt,
         choices: usize,
+        constraint: Option<&Constraint>,
     ) -> Result<Vec<Accepted>, ApiError> {
         let tokens = encode(prompt, state)?;
         check_length(tokens.len(), &state.config.limits)?;
@@ -229,7 +241,10 @@ impl Settings {
             .context_length
             .saturating_sub(tokens.len());
         let first = self.params.seed.unwrap_or_else(random_seed);
-        let request = |choice| self.request(tokens.clone(), first.wrapping_add(choice));
+        let request = |choice| Request {
+            constraint: constraint.cloned(),
+            ..self.request(tokens.clone(), first.wrapping_add(choice))
+        };
         let requests = (0..choices as u64).map(request).collect();
         let generations = state.engine.submit_together(requests)?;
         Ok(generations
@@ -249,6 +264,7 @@ impl Settings {
             stop: self.stop.clone(),
             include_stop: self.include_stop,
             stop_token_ids: self.stop_token_ids.clone(),
+            constraint: None,
             top_logprobs: self.logprobs.map_or(0, |wanted| wanted.top),
             logprobs_mode: self
                 .logprobs
@@ -273,6 +289,7 @@ impl Settings {
             stop_token_ids: self.stop_token_ids.clone(),
             logprobs: self.logprobs.is_some(),
             max_time_ms: total_time.map(|limit| limit.as_millis() as u64),
+            structured_outputs: self.output_format.as_ref().map(OutputFormat::told),
             dry_sequence_breakers: self.dry_breakers.clone(),
             sampling,
         };

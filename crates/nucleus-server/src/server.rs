@@ -5,16 +5,18 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
 use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use nucleus_engine::chat_template::ChatTemplate;
 use nucleus_engine::generate::{Engine, EngineThread};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
@@ -29,6 +31,9 @@ const FLUSH: Duration = Duration::from_secs(1);
 
 /// How long to wait when the system cannot accept, for want of file descriptors as a rule.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long a connection waits for a slot before those that idle are asked again to leave.
+const CROWDED_PAUSE: Duration = Duration::from_millis(100);
 
 /// Why a server could not start, or ended badly.
 #[derive(Debug, thiserror::Error)]
@@ -174,6 +179,8 @@ struct Connections {
     limits: Limits,
     timeouts: Timeouts,
     shutdown: Shutdown,
+    /// Somebody waits for a slot: connections between two requests end.
+    crowded: Arc<Notify>,
 }
 
 impl Connections {
@@ -185,21 +192,30 @@ impl Connections {
             limits: state.config.limits,
             timeouts: state.config.timeouts,
             shutdown: state.shutdown.clone(),
+            crowded: Arc::new(Notify::new()),
         }
     }
 
-    /// Accepts connections, as many at once as there are slots, until the server drains.
+    /// Accepts connections until the server drains. As many are served at once as there are slots; one more waits for the next that is free, which
+    /// is soon if a connection idles.
     async fn accept(&mut self, listener: &TcpListener) {
         let shutdown = self.shutdown.clone();
         let mut draining = pin!(shutdown.reached(Lifecycle::Draining));
+        let mut waiting: Option<TcpStream> = None;
         loop {
+            let slot = Arc::clone(&self.slots);
             tokio::select! {
                 biased;
                 () = &mut draining => return,
                 Some(_) = self.open.join_next() => {}
-                (stream, slot) = next_connection(listener, &self.slots) => {
-                    self.open.spawn(self.connection(stream, slot));
+                stream = next_connection(listener), if waiting.is_none() => waiting = Some(stream),
+                slot = slot.acquire_owned(), if waiting.is_some() => {
+                    let slot = slot.expect("the semaphore is never closed");
+                    if let Some(stream) = waiting.take() {
+                        self.open.spawn(self.connection(stream, slot));
+                    }
                 }
+                () = make_room(&self.crowded), if waiting.is_some() => {}
             }
         }
     }
@@ -209,10 +225,16 @@ impl Connections {
         stream: TcpStream,
         slot: OwnedSemaphorePermit,
     ) -> impl Future<Output = ()> + use<> {
-        let service = TowerToHyperService::new(self.router.clone());
+        let router = TowerToHyperService::new(self.router.clone());
         let (limits, timeouts) = (self.limits, self.timeouts);
-        let shutdown = self.shutdown.clone();
+        let (shutdown, crowded) = (self.shutdown.clone(), Arc::clone(&self.crowded));
         async move {
+            // One that was never used has a request on its way, or is cut by the time for a head.
+            let is_used = AtomicBool::new(false);
+            let service = service_fn(|request| {
+                is_used.store(true, Ordering::Relaxed);
+                router.call(request)
+            });
             let stream = WriteTimeout::new(stream, timeouts.write);
             let io = TokioIo::new(OwnErrors::new(stream, limits));
             let connection = http1::Builder::new()
@@ -222,12 +244,17 @@ impl Connections {
                 .header_read_timeout(timeouts.header)
                 .serve_connection(io, service);
             let mut connection = pin!(connection);
-            let ended = tokio::select! {
-                ended = connection.as_mut() => ended,
-                () = shutdown.reached(Lifecycle::Draining) => {
-                    connection.as_mut().graceful_shutdown();
-                    connection.await
+            let mut draining = pin!(shutdown.reached(Lifecycle::Draining));
+            let ended = loop {
+                tokio::select! {
+                    ended = connection.as_mut() => break ended,
+                    () = &mut draining => {}
+                    () = crowded.notified() => if !is_used.load(Ordering::Relaxed) {
+                        continue;
+                    },
                 }
+                connection.as_mut().graceful_shutdown();
+                break connection.await;
             };
             if let Err(error) = ended {
                 tracing::debug!(%error, "connection closed");
@@ -253,21 +280,22 @@ impl Connections {
     }
 }
 
-/// Waits for a free slot, then for a connection. What the system cannot accept now, it may later.
-async fn next_connection(
-    listener: &TcpListener,
-    slots: &Arc<Semaphore>,
-) -> (TcpStream, OwnedSemaphorePermit) {
-    let slot = Arc::clone(slots)
-        .acquire_owned()
-        .await
-        .expect("the semaphore is never closed");
+/// Asks connections that idle to leave, for as long as somebody waits.
+async fn make_room(crowded: &Notify) {
+    loop {
+        crowded.notify_waiters();
+        sleep(CROWDED_PAUSE).await;
+    }
+}
+
+/// Waits for a connection. What the system cannot accept now, it may later.
+async fn next_connection(listener: &TcpListener) -> TcpStream {
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
                 // Each token is to go out when it is there. Without it a stream is slower, not wrong.
                 let _ = stream.set_nodelay(true);
-                return (stream, slot);
+                return stream;
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection");

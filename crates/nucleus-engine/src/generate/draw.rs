@@ -2,7 +2,8 @@
 //!
 //! A device keeps the history of each sequence in a *slot*, draws from it and appends to it, so that nothing but token ids and
 //! log-probabilities comes back, and not before [`DeviceDraw::collect`]. What a device does not tell (the scores of a prompt, the logits
-//! themselves, more of the likeliest tokens than any endpoint tells) the host computes from a copy of that row, with the same bits.
+//! themselves, more of the likeliest tokens than any endpoint tells), or is held to a format, the host computes from a copy of that row, with
+//! the same bits.
 #![cfg_attr(
     not(any(test, feature = "cuda")),
     allow(dead_code, reason = "this build has no device to draw on")
@@ -237,7 +238,10 @@ impl DeviceDraw {
 
     /// Whether the next token of a sequence is drawn on the host.
     fn needs_host(&self, sequence: &Sequence) -> bool {
-        sequence.wants_logits() || sequence.logprobs().top > self.sampler.most_likeliest()
+        // The mask is made of the token before, on the host.
+        sequence.mask().is_some()
+            || sequence.wants_logits()
+            || sequence.logprobs().top > self.sampler.most_likeliest()
     }
 
     /// Gives everyone who is sampled from these runs on the device a slot, if it has none.

@@ -47,6 +47,7 @@ pub(super) fn purposes_of<'a>(
 
 pub(super) fn row_of<'a>(logits: LogitsRow<'a>, sequence: &'a Sequence) -> Row<'a> {
     Row {
+        mask: sequence.mask(),
         logprobs: sequence.logprobs(),
         ..Row::new(logits, &sequence.params, &sequence.state)
     }

@@ -6,7 +6,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Once, mpsc};
+use std::sync::{Arc, Mutex, Once, mpsc};
 
 use nucleus_sampling::{
     CpuSampler, LogitsRow, Logprobs, LogprobsMode, Row, Sampler, SamplerState, SamplingParams,
@@ -20,6 +20,7 @@ use super::step::Worker;
 use super::{
     Command, Engine, EngineOptions, Event, Generation, GenerationError, Request, SubmitError,
 };
+use crate::constraint::{Constraint, Format, Progress};
 use crate::gguf::ModelFile;
 use crate::model::KvLayout;
 use crate::scheduler::AdmissionError;
@@ -47,7 +48,7 @@ fn a_million_steps() {
     }
     let wanted = number("NUCLEUS_SIM_STEPS").unwrap_or(STEPS);
     let (steps, seeds) = (AtomicU64::new(0), AtomicU64::new(0));
-    let total = std::sync::Mutex::new(Tally::default());
+    let total = Mutex::new(Tally::default());
     std::thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| {
@@ -81,6 +82,17 @@ fn tokenizer() -> Arc<Tokenizer> {
         .join("../../models/little-storyteller/little-storyteller-15m-Q8_0.gguf");
     let file = ModelFile::open(path).unwrap();
     Arc::new(Tokenizer::from_gguf(file.metadata()).unwrap())
+}
+
+/// A format whose masks depend on how many tokens came before, and which goes on for ever.
+fn constraint(engine: &Engine) -> Constraint {
+    static COMPILED: Mutex<Option<Constraint>> = Mutex::new(None);
+    let mut compiled = COMPILED.lock().unwrap();
+    let compile = || {
+        let format = Format::Regex(r#"([^!-%][^&-)])*[^!-%]?"#.into());
+        engine.constraint(format).unwrap()
+    };
+    compiled.get_or_insert_with(compile).clone()
 }
 
 /// Panics on purpose are no news; others are told as ever.
@@ -119,6 +131,8 @@ struct Tally {
     stop_tokens: u64,
     stop_strings: u64,
     tokens: u64,
+    /// Tokens drawn under a mask.
+    constrained: u64,
     evictions: u64,
     reused_tokens: u64,
     copies: u64,
@@ -127,7 +141,7 @@ struct Tally {
 }
 
 impl Tally {
-    fn fields(&mut self) -> [&mut u64; 22] {
+    fn fields(&mut self) -> [&mut u64; 23] {
         [
             &mut self.steps,
             &mut self.accepted,
@@ -147,6 +161,7 @@ impl Tally {
             &mut self.stop_strings,
             &mut self.engines_stopped,
             &mut self.tokens,
+            &mut self.constrained,
             &mut self.evictions,
             &mut self.reused_tokens,
             &mut self.copies,
@@ -395,6 +410,7 @@ impl Episode {
                 LogprobsMode::Raw
             },
             first_logits: random.one_in(10),
+            constraint: random.one_in(6).then(|| constraint(&self.engine)),
             ..Request::default()
         }
     }
@@ -553,6 +569,7 @@ impl Episode {
                     client.top_logprobs.push(token.top_logprobs);
                     client.text.push_str(&token.text);
                     self.tally.tokens += 1;
+                    self.tally.constrained += u64::from(client.request.constraint.is_some());
                 }
                 Event::End(completion) => {
                     client.ended = true;
@@ -630,6 +647,7 @@ impl Episode {
                 assert_eq!(*position, client.received.len());
                 self.tally.rows_failed += 1;
             }
+            GenerationError::Constraint(error) => panic!("{error}"),
             GenerationError::Model(message) if message.contains("memory") => {
                 // A single token that does not fit, or a slot for whoever runs alone.
                 let is_short = |fault: &Fault| {
@@ -728,10 +746,12 @@ impl Oracle {
         let vocab = engine.ending_at(&request.stop_token_ids, &request.params);
         let params = request.params.validate(&vocab.unwrap()).unwrap();
         let mut state = SamplerState::new(&params, &request.prompt);
+        let mut constraint = request.constraint.clone();
         let mut likeliest = vec![Vec::new(); count];
         for likeliest in &mut likeliest {
             let logits = self.model.logits_after(state.tokens());
             let row = Row {
+                mask: constraint.as_ref().map(Constraint::mask),
                 logprobs: Logprobs {
                     top: request.top_logprobs,
                     mode: request.logprobs_mode,
@@ -743,6 +763,12 @@ impl Oracle {
                 *likeliest = self.sampler.top_logprobs(&row, &sampled);
             }
             state.commit(&sampled);
+            let id = sampled.token_id;
+            if let Some(constraint) = &mut constraint
+                && !engine.tokenizer().is_end_of_generation(id)
+            {
+                assert_eq!(constraint.advance(id), Ok(Progress::GoesOn));
+            }
         }
         (state.output().to_vec(), likeliest)
     }

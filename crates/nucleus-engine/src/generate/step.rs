@@ -407,7 +407,10 @@ impl Worker {
             .get_mut(&id)
             .expect("a scheduled sequence is live");
         let token = drawn.token.token_id;
-        let (event, finish) = live.sequence.commit(drawn, &tokenizer);
+        let (event, finish) = match live.sequence.commit(drawn, &tokenizer) {
+            Ok(committed) => committed,
+            Err(error) => return self.fail(id, error.into()),
+        };
         self.scheduler.grown(id, token);
         // The receiver is gone when the client is; its cancel command is on the way.
         let _ = live.events.send(Event::Token(event));

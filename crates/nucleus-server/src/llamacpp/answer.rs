@@ -281,6 +281,7 @@ impl Choice {
                 .max_tokens
                 .map_or(-1, |tokens| i64::try_from(tokens).unwrap_or(i64::MAX)),
             wanted: &common.wanted,
+            structured_outputs: self.params.structured_outputs.as_ref(),
         };
         Whole {
             index: self.index,

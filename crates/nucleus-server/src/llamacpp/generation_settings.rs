@@ -15,6 +15,8 @@ pub(super) struct Source<'a> {
     /// Most tokens; -1 without a bound of the request's own.
     pub(super) n_predict: i64,
     pub(super) wanted: &'a Wanted,
+    /// What the text must be, as `structured_outputs` has it.
+    pub(super) structured_outputs: Option<&'a Value>,
 }
 
 impl Source<'_> {
@@ -53,6 +55,9 @@ impl Source<'_> {
         }
         if params.dry_sequence_breakers.is_none() {
             settings.insert("dry_sequence_breakers".into(), json!(self.breakers));
+        }
+        if let Some(format) = self.structured_outputs {
+            settings.insert("structured_outputs".into(), format.clone());
         }
         settings
     }
@@ -106,6 +111,7 @@ mod tests {
             stop: &["x".to_owned()],
             n_predict: -1,
             wanted: &Wanted::default(),
+            structured_outputs: None,
         };
         source.settings()
     }

@@ -88,6 +88,7 @@ async fn props(State(state): State<AppState>) -> Json<Props> {
         stop: &[],
         n_predict: -1,
         wanted: &Wanted::default(),
+        structured_outputs: None,
     };
     Json(Props {
         default_generation_settings: DefaultSettings {

@@ -469,7 +469,7 @@ mod tests {
         assert!(families.len() > 25, "{families:?}");
     }
 
-    /// The page names every family.
+    /// R4.2: the page names every family.
     #[test]
     fn the_documentation_has_every_name() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/http-api.md");

@@ -7,9 +7,9 @@ use nucleus_engine::gguf::ModelFile;
 use nucleus_engine::models::{LoadOptions, load};
 use nucleus_engine::tokenizer::Tokenizer;
 use nucleus_server::{AppState, ServerConfig, app};
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::support::{Gate, GateGuard, MODEL_FILE, PROMPT, Rig};
+use crate::support::{Gate, GateGuard, MODEL_FILE, PROMPT, Rig, chat_template};
 
 fn rig() -> Rig {
     let file = ModelFile::open(MODEL_FILE).expect("the bundled model can be read");
@@ -17,7 +17,8 @@ fn rig() -> Rig {
         Arc::new(Tokenizer::from_gguf(file.metadata()).expect("its tokenizer is sound"));
     let model = load(&file, LoadOptions::default()).expect("the bundled model loads");
     let (engine, _) = Engine::start(model, tokenizer, EngineOptions::default()).unwrap();
-    let state = AppState::new(engine.clone(), ServerConfig::default());
+    let state = AppState::new(engine.clone(), ServerConfig::default())
+        .with_chat_template(Some(chat_template()));
     Rig {
         engine,
         gate: GateGuard(Gate::default()),
@@ -92,4 +93,116 @@ async fn r1_4_r1_7_a_stop_sequence_ends_the_bundled_models_text() {
     );
     assert_eq!(stopped.end()["stop_sequence"], json!(word));
     assert!(stopped.tokens.len() < whole.tokens.len());
+}
+
+fn animal() -> Value {
+    json!({
+        "type": "object",
+        "properties": {"animal": {"enum": ["fox", "bear"]}, "legs": {"type": "integer", "minimum": 0, "maximum": 8}},
+        "required": ["animal", "legs"],
+        "additionalProperties": false,
+    })
+}
+
+fn assert_animal(text: &str) {
+    let value: Value = serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"));
+    assert!(
+        ["fox", "bear"]
+            .iter()
+            .any(|animal| value["animal"] == *animal),
+        "{text}"
+    );
+    assert!(
+        value["legs"].as_u64().is_some_and(|legs| legs <= 8),
+        "{text}"
+    );
+}
+
+/// R5.2: an answer is JSON of the request's schema at every endpoint, whole and in parts, however the model is sampled.
+#[tokio::test]
+async fn r5_2_answers_are_json_of_the_schema() {
+    let rig = rig();
+    let named = json!({"type": "json_schema", "json_schema": {"name": "animal", "strict": true, "schema": animal()}});
+    for seed in 0..3 {
+        let body = json!({"messages": [{"role": "user", "content": "Which animal?"}], "seed": seed, "response_format": named});
+        let answer = rig.post("/v1/chat/completions", &body).await.json().await;
+        let choice = &answer["choices"][0];
+        assert_animal(choice["message"]["content"].as_str().expect("a text"));
+        assert_eq!(choice["finish_reason"], "stop");
+        let body =
+            json!({"prompt": PROMPT, "seed": seed, "n_predict": 80, "json_schema": animal()});
+        let answer = rig.post("/completion", &body).await.json().await;
+        assert_animal(answer["content"].as_str().expect("a text"));
+        assert_eq!(
+            answer["generation_settings"]["structured_outputs"],
+            json!({"json": animal()})
+        );
+    }
+    let body = json!({"prompt": [PROMPT, "A bear"], "n": 2, "max_tokens": 80, "temperature": 1.5, "structured_outputs": {"json": animal()}});
+    let answer = rig.post("/v1/completions", &body).await.json().await;
+    let choices = answer["choices"].as_array().expect("choices");
+    assert_eq!(choices.len(), 4);
+    for choice in choices {
+        assert_animal(choice["text"].as_str().expect("a text"));
+    }
+    let body =
+        json!({"prompt": PROMPT, "seed": 5, "response_format": named, "stop": ["never written"]});
+    let transcript = rig.execute(&body).await;
+    assert_animal(transcript.text());
+    assert_eq!(transcript.stop_reason(), "stop");
+    // The parameters that are told replay the request.
+    let mut told = transcript.started["params"].clone();
+    told["prompt"] = PROMPT.into();
+    told["logprobs"] = false.into();
+    assert_eq!(rig.execute(&told).await.ids(), transcript.ids());
+    rig.idle().await;
+}
+
+/// R5.2: what the text is to be is refused by name where it is not sound; a length cuts it, and says so.
+#[tokio::test]
+async fn r5_2_formats_that_are_not_sound_are_400() {
+    let rig = rig();
+    for (path, field, value) in [
+        (
+            "/v1/completions",
+            "response_format",
+            json!({"type": "json_schema", "json_schema": {"schema": {"type": "strin"}}}),
+        ),
+        (
+            "/v1/completions",
+            "structured_outputs",
+            json!({"regex": "(a"}),
+        ),
+        (
+            "/execute",
+            "structured_outputs",
+            json!({"grammar": "root ::= \"a\""}),
+        ),
+        ("/execute", "response_format", Value::Null),
+        (
+            "/completion",
+            "json_schema",
+            json!({"type": "string", "minLength": 3, "maxLength": 1}),
+        ),
+    ] {
+        let (status, error) = rig
+            .post(path, &json!({"prompt": PROMPT, field: value}))
+            .await
+            .error()
+            .await;
+        assert_eq!(
+            (status, error.param.as_deref()),
+            (400, Some(field)),
+            "{error:?}"
+        );
+        assert_eq!(error.code, "invalid_value");
+        assert!(error.message.starts_with(field), "{error:?}");
+    }
+    let body = json!({"prompt": PROMPT, "max_tokens": 3, "structured_outputs": {"json": animal()}});
+    let answer = rig.post("/v1/completions", &body).await.json().await;
+    assert_eq!(answer["choices"][0]["finish_reason"], "length");
+    let body = json!({"prompt": PROMPT, "structured_outputs": {"choice": ["yes"]}, "allowed_token_ids": [5]});
+    let (status, error) = rig.post("/v1/completions", &body).await.error().await;
+    assert_eq!((status, error.code.as_str()), (422, "nothing_to_draw"));
+    rig.idle().await;
 }

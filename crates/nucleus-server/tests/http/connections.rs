@@ -192,9 +192,9 @@ async fn c4_closing_the_connection_frees_the_slot() {
     }
 }
 
-/// C6: connections beyond the bound wait; they are served when others leave.
+/// C6: connections that idle between two requests make room for one that waits; one that has sent nothing yet is left alone.
 #[tokio::test]
-async fn c6_connections_are_bounded() {
+async fn c6_idle_connections_make_room() {
     let limits = Limits {
         connections: 2,
         ..Limits::default()
@@ -203,37 +203,64 @@ async fn c6_connections_are_bounded() {
         limits,
         ..ServerConfig::default()
     };
+    let options = RigOptions {
+        config,
+        ..RigOptions::default()
+    };
+    let worker = Worker::start(options, text("")).await;
+    let health = "GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n";
+    let mut idle = worker.connect().await;
+    idle.send(health).await;
+    assert!(idle.head().await.starts_with("HTTP/1.1 200"));
+    let mut new = worker.connect().await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let begun = Instant::now();
+    let mut waiting = worker.connect().await;
+    waiting.send(health).await;
+    assert!(waiting.head().await.starts_with("HTTP/1.1 200"));
+    let patience = Timeouts::default().header / 4;
+    assert!(begun.elapsed() < patience, "{:?}", begun.elapsed());
+    assert!(
+        idle.until_closed(patience).await.is_some(),
+        "it has made room"
+    );
+    new.send(health).await;
+    assert!(new.head().await.starts_with("HTTP/1.1 200"));
+}
+
+/// C6: connections beyond the bound wait; they are served when others leave.
+#[tokio::test]
+async fn c6_connections_are_bounded() {
+    let limits = Limits {
+        connections: 1,
+        ..Limits::default()
+    };
+    let config = ServerConfig {
+        limits,
+        ..ServerConfig::default()
+    };
     let worker = Worker::start(
         RigOptions {
+            gated: true,
             config,
             ..RigOptions::default()
         },
-        text(" a fox"),
+        forever(),
     )
     .await;
-    let [first, second] = [worker.connect().await, worker.connect().await];
-    // Both are accepted once they have been answered.
-    let mut open = Vec::new();
-    for mut client in [first, second] {
-        client
-            .send("GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n")
-            .await;
-        client.head().await;
-        open.push(client);
-    }
-    let mut third = worker.connect().await;
-    third
-        .send("GET /health HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
+    // One that is used does not make room.
+    let used = worker.execute(&endless()).await;
+    let mut next = worker.connect().await;
+    next.send("GET /health HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
         .await;
     assert!(
-        third
-            .until_closed(Duration::from_millis(200))
+        next.until_closed(Duration::from_millis(200))
             .await
             .is_none(),
         "it was served"
     );
-    open.pop();
-    let response = third.until_closed(PATIENCE).await.expect("it is served");
+    drop(used);
+    let response = next.until_closed(PATIENCE).await.expect("it is served");
     assert!(response.contains("200 OK"), "{response}");
 }
 

@@ -347,7 +347,6 @@ async fn r5_1_fields_are_not_passed_over_in_silence() {
     let rig = Rig::new(text(" a fox"));
     for (field, value) in [
         ("grammar", json!("root ::= \"x\"")),
-        ("json_schema", json!({})),
         ("lora", json!([{"id": 0, "scale": 1}])),
         ("n_indent", json!(2)),
         ("return_progress", json!(true)),

@@ -129,7 +129,12 @@ async fn every_described_field_is_read() {
     let rig = Rig::new(forever());
     for (path, schema) in requests(&document(&rig).await) {
         for name in properties(&schema).keys() {
-            let body = with(&schema, name, json!({"no": {"such": "value"}}));
+            let nothing = match name.as_str() {
+                // A schema may say what nobody knows.
+                "json_schema" => json!(5),
+                _ => json!({"no": {"such": "value"}}),
+            };
+            let body = with(&schema, name, nothing);
             refused(&rig, &path, name, &body).await;
         }
     }

@@ -1,0 +1,333 @@
+//! Constrained decoding with the bundled model's vocabulary: every way through the masks gives a text of the format.
+
+use std::path::Path;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use nucleus_engine::constraint::{
+    Constraint, ConstraintError, Format, Formats, MAX_FORMAT_BYTES, Progress,
+};
+use nucleus_engine::gguf::ModelFile;
+use nucleus_engine::tokenizer::Tokenizer;
+use serde_json::{Value, json};
+
+fn tokenizer() -> &'static Tokenizer {
+    static TOKENIZER: OnceLock<Tokenizer> = OnceLock::new();
+    TOKENIZER.get_or_init(|| {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("../../models/little-storyteller/little-storyteller-15m-Q8_0.gguf");
+        let file = ModelFile::open(path).expect("the bundled model can be read");
+        Tokenizer::from_gguf(file.metadata()).expect("its tokenizer is sound")
+    })
+}
+
+fn compile(format: Format) -> Result<Constraint, ConstraintError> {
+    static FORMATS: OnceLock<Formats> = OnceLock::new();
+    let formats = FORMATS.get_or_init(|| {
+        let tokenizer = tokenizer();
+        Formats::new(tokenizer, tokenizer.vocab_size()).expect("the vocabulary has an end")
+    });
+    formats.compile(format)
+}
+
+fn compiled(format: Format) -> Constraint {
+    compile(format).expect("a sound format")
+}
+
+fn allowed(constraint: &Constraint) -> Vec<u32> {
+    let bits = |(index, &word): (usize, &u32)| {
+        (0..32).filter_map(move |bit| (word >> bit & 1 == 1).then_some((index * 32) as u32 + bit))
+    };
+    constraint
+        .mask()
+        .iter()
+        .enumerate()
+        .flat_map(bits)
+        .collect()
+}
+
+fn may_end(constraint: &Constraint) -> bool {
+    let ends = |id: &u32| tokenizer().is_end_of_generation(*id);
+    allowed(constraint).iter().any(ends)
+}
+
+/// The bytes that a sequence of random choices among what is allowed writes; nothing if it did not end within `limit` tokens.
+fn walk(mut constraint: Constraint, seed: u64, limit: usize) -> Option<Vec<u8>> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut text = Vec::new();
+    for _ in 0..limit {
+        let allowed = allowed(&constraint);
+        assert!(!allowed.is_empty(), "nothing goes on from {text:?}");
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        let ends = allowed
+            .iter()
+            .copied()
+            .find(|id| tokenizer().is_end_of_generation(*id));
+        if let Some(end) = ends.filter(|_| state.is_multiple_of(3)) {
+            assert!(tokenizer().is_end_of_generation(end));
+            return Some(text);
+        }
+        let words: Vec<u32> = allowed
+            .into_iter()
+            .filter(|id| !tokenizer().is_end_of_generation(*id))
+            .collect();
+        let Some(&token) = words.get((state >> 20) as usize % words.len().max(1)) else {
+            return Some(text);
+        };
+        assert!(!tokenizer().is_special(token), "{token}");
+        text.extend_from_slice(tokenizer().token_bytes(token));
+        if constraint.advance(token).expect("it is allowed") == Progress::Ended {
+            return Some(text);
+        }
+    }
+    None
+}
+
+/// What 100 walks write; most of them end.
+fn texts(format: Format) -> Vec<String> {
+    let constraint = compiled(format);
+    let walks = (1..=100).filter_map(|seed| walk(constraint.clone(), seed, 400));
+    let texts: Vec<String> = walks
+        .map(|bytes| String::from_utf8(bytes).expect("whole characters"))
+        .collect();
+    assert!(texts.len() > 80, "{} ended", texts.len());
+    texts
+}
+
+/// R5.2: whatever is drawn under the masks of a schema parses, and is as the schema says.
+#[test]
+fn r5_2_every_way_through_the_masks_is_json_of_the_schema() {
+    let schema = json!({
+        "type": "object",
+        "properties": {
+            "name": {"type": "string", "maxLength": 8},
+            "age": {"type": "integer", "minimum": 0, "maximum": 120},
+            "tags": {"type": "array", "items": {"enum": ["red", "green", "a \"quote\""]}, "maxItems": 3},
+            "home": {"anyOf": [{"type": "null"}, {"$ref": "#/$defs/place"}]},
+        },
+        "required": ["name", "age", "tags", "home"],
+        "additionalProperties": false,
+        "$defs": {"place": {"type": "object", "properties": {"x": {"type": "boolean"}}, "required": ["x"], "additionalProperties": false}},
+    });
+    let mut different = std::collections::BTreeSet::new();
+    for text in texts(Format::JsonSchema(schema)) {
+        let value: Value =
+            serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"));
+        let object = value.as_object().expect("an object");
+        let keys: Vec<&str> = object.keys().map(String::as_str).collect();
+        assert_eq!(keys, ["name", "age", "tags", "home"], "{text}");
+        assert!(
+            object["name"].as_str().expect("a string").chars().count() <= 8,
+            "{text}"
+        );
+        assert!(object["age"].as_u64().expect("an integer") <= 120, "{text}");
+        let tags = object["tags"].as_array().expect("an array");
+        let known = |tag: &Value| {
+            ["red", "green", "a \"quote\""]
+                .iter()
+                .any(|known| tag == known)
+        };
+        assert!(tags.len() <= 3 && tags.iter().all(known), "{text}");
+        let home = &object["home"];
+        assert!(home.is_null() || home["x"].is_boolean(), "{text}");
+        different.insert(text);
+    }
+    assert!(different.len() > 50, "{} different texts", different.len());
+}
+
+/// R5.2: any JSON object parses, and its white space has a bound.
+#[test]
+fn r5_2_every_object_parses() {
+    let constraint = compiled(Format::json_object());
+    let texts: Vec<Vec<u8>> = (1..=60)
+        .filter_map(|seed| walk(constraint.clone(), seed, 300))
+        .collect();
+    assert!(texts.len() > 10, "{} ended", texts.len());
+    for text in texts {
+        match serde_json::from_slice::<Value>(&text) {
+            Ok(value) => assert!(value.is_object()),
+            // JSON has no largest number.
+            Err(error) => assert!(
+                error.to_string().starts_with("number out of range"),
+                "{error}"
+            ),
+        }
+    }
+    let mut constraint = compiled(Format::json_object());
+    let mut take = |text: &[u8]| {
+        let token = allowed(&constraint)
+            .into_iter()
+            .find(|id| tokenizer().token_bytes(*id) == text);
+        token.map(|token| constraint.advance(token).expect("it is allowed"))
+    };
+    for (text, taken) in [
+        ("{", true),
+        ("\n", false),
+        (" ", true),
+        (" ", false),
+        ("}", true),
+    ] {
+        assert_eq!(take(text.as_bytes()).is_some(), taken, "{text:?}");
+    }
+}
+
+/// R5.2: a match of a regular expression, from beginning to end.
+#[test]
+fn r5_2_every_way_is_a_match() {
+    for text in texts(Format::Regex(r"[a-f0-9]{4}-(yes|no)\.?".into())) {
+        let (hex, word) = text.split_once('-').expect("a hyphen");
+        assert!(hex.len() == 4 && hex.bytes().all(|byte| b"abcdef0123456789".contains(&byte)));
+        assert!(["yes", "no", "yes.", "no."].contains(&word), "{text}");
+    }
+}
+
+/// R5.2: one of several texts, whatever characters they have.
+#[test]
+fn r5_2_every_way_is_a_choice() {
+    let choices = ["yes", "no (but)", "a|b", "é\n\\d+", "yes, of course"].map(str::to_owned);
+    let texts = texts(Format::Choice(choices.to_vec()));
+    for choice in &choices {
+        assert!(texts.contains(choice), "{choice:?} was never chosen");
+    }
+    assert!(texts.iter().all(|text| choices.contains(text)), "{texts:?}");
+}
+
+/// R5.2: a sentence of a grammar: sums in parentheses.
+#[test]
+fn r5_2_every_way_is_a_sentence_of_the_grammar() {
+    let grammar = "start: sum\nsum: term (\"+\" term)*\nterm: /[0-9]{1,3}/ | \"(\" sum \")\"\n";
+    for text in texts(Format::Lark(grammar.into())) {
+        let mut depth = 0_i32;
+        for byte in text.bytes() {
+            depth += i32::from(byte == b'(') - i32::from(byte == b')');
+            assert!(
+                depth >= 0 && (byte.is_ascii_digit() || b"()+".contains(&byte)),
+                "{text}"
+            );
+        }
+        assert_eq!(depth, 0, "{text}");
+    }
+}
+
+/// R5.2: the end of the text is allowed where the text may end, and nowhere else.
+#[test]
+fn r5_2_a_text_ends_where_it_may() {
+    let mut constraint = compiled(Format::Regex("a+b".into()));
+    let id = |text: &str| tokenizer().id_of(text).expect("a token");
+    assert!(!may_end(&constraint));
+    assert_eq!(constraint.advance(id("a")), Ok(Progress::GoesOn));
+    assert!(!may_end(&constraint));
+    // Nothing can follow: the end need not be drawn.
+    assert_eq!(constraint.advance(id("b")), Ok(Progress::Ended));
+    let mut constraint = compiled(Format::Regex("a+".into()));
+    assert_eq!(constraint.advance(id("a")), Ok(Progress::GoesOn));
+    assert!(may_end(&constraint));
+}
+
+/// R5.2: what is no format says so.
+#[test]
+fn r5_2_unsound_formats_are_refused() {
+    let schema = Format::JsonSchema;
+    for (format, says) in [
+        (schema(json!({"type": "strin"})), "strin"),
+        (
+            schema(json!({"type": "string", "minLength": 5, "maxLength": 3})),
+            "minLength",
+        ),
+        (
+            schema(json!({"type": "array", "uniqueItems": true})),
+            "uniqueItems",
+        ),
+        (
+            schema(json!({"$ref": "https://example.com/schema"})),
+            "example.com",
+        ),
+        (schema(json!(false)), "false"),
+        (Format::Regex("(a".into()), "a"),
+        (Format::Regex(r"(?=a)b".into()), "look"),
+        (Format::Lark("start: missing".into()), "missing"),
+        (Format::Lark("root ::= \"a\"".into()), "::="),
+        (Format::Choice(Vec::new()), "no choice"),
+    ] {
+        let error = compile(format.clone())
+            .expect_err("it is refused")
+            .to_string();
+        assert!(
+            error.contains(says) && !error.contains('\n'),
+            "{format:?}: {error}"
+        );
+    }
+    let bytes = MAX_FORMAT_BYTES + 1;
+    let long = Format::Regex("a".repeat(bytes));
+    let limit = MAX_FORMAT_BYTES;
+    assert_eq!(
+        compile(long).unwrap_err(),
+        ConstraintError::TooLong { bytes, limit }
+    );
+}
+
+/// R5.2: formats made to do harm end in an error or a constraint, soon, and never in a crash.
+#[test]
+fn r5_2_hostile_formats_are_survived() {
+    let nested = |open: &str, close: &str, count: usize| {
+        format!("{}\"a\"{}", open.repeat(count), close.repeat(count))
+    };
+    let most = MAX_FORMAT_BYTES / 2 - 100;
+    let chain: String = (0..3000)
+        .map(|index| format!("r{index}: r{}\n", index + 1))
+        .collect();
+    let definitions: serde_json::Map<String, Value> = (0..2000)
+        .map(|index| {
+            (
+                index.to_string(),
+                json!({"$ref": format!("#/$defs/{}", index + 1)}),
+            )
+        })
+        .chain([("2000".to_owned(), json!({"type": "null"}))])
+        .collect();
+    let deep = (0..120).fold(
+        json!({"type": "null"}),
+        |inner, _| json!({"type": "array", "items": inner, "minItems": 1}),
+    );
+    let wide: Vec<Value> = (0..5000)
+        .map(|index| json!(format!("{index:x}").repeat(8)))
+        .collect();
+    for format in [
+        Format::Lark(format!("start: {}", nested("(", ")", most))),
+        Format::Lark(format!("start: {}", nested("[", "]", most))),
+        Format::Lark(format!("start: r0\n{chain}r3000: \"a\"\n")),
+        Format::Lark("start: start start | \"a\"".into()),
+        Format::Regex(nested("(", ")", most).replace('"', "")),
+        Format::Regex("((a{1,1000}){1,1000}){1,1000}".into()),
+        Format::Regex("(.*a.{200})|(.*b.{200})|(.*c.{200})".into()),
+        Format::JsonSchema(json!({"$ref": "#/$defs/0", "$defs": definitions})),
+        Format::JsonSchema(json!({"$ref": "#"})),
+        Format::JsonSchema(deep),
+        Format::JsonSchema(json!({"enum": wide})),
+        Format::JsonSchema(json!({"type": "string", "pattern": "(.*a.{200})|(.*b.{200})"})),
+        Format::JsonSchema(json!({"type": "array", "minItems": 1_000_000_000})),
+        Format::JsonSchema(json!({"type": "string", "minLength": 1_000_000_000})),
+    ] {
+        let begun = Instant::now();
+        if let Ok(mut constraint) = compile(format.clone()) {
+            for step in 0..20 {
+                let words = allowed(&constraint);
+                let end = |id: &&u32| !tokenizer().is_end_of_generation(**id);
+                let Some(&token) = words.iter().filter(end).nth(step % words.len().max(1)) else {
+                    break;
+                };
+                if constraint.advance(token) != Ok(Progress::GoesOn) {
+                    break;
+                }
+            }
+        }
+        let head: String = format!("{format:?}").chars().take(60).collect();
+        assert!(
+            begun.elapsed() < Duration::from_secs(20),
+            "{head}: {:?}",
+            begun.elapsed()
+        );
+    }
+}
