@@ -347,7 +347,10 @@ struct Block : Reader<DTYPE, BLOCKS> {
     }
     strange = __any_sync(~0u, strange);
     if (lane == 0) {
-      if (strange) add_in(address_in(shared_address(&sh->listed), 0), STRANGE);
+      if (strange) {
+        add_in(address_in(shared_address(&sh->listed), 0), STRANGE);
+        asm volatile("fence.acq_rel.cluster;" ::: "memory");  // no place waits for this addition, as those that are sent do
+      }
       announce(address_in(shared_address(&sh->arrived), 0), 8 * sent);
     }
     return true;

@@ -1,10 +1,11 @@
 // The kernel against what the reference made of the corpus, in every cluster size, on the bounded and on the exact path; batches repeated to crowds, which take
-// the ways of more rows; logits and rows that are written late; rows so far apart that their elements' indices need more than 32 bits; then rows without peaks,
-// and rows that are drawn from as a whole.
+// the ways of more rows; the call for one row; logits and rows that are written late; rows so far apart that their elements' indices need more than 32 bits; then
+// rows without peaks, and rows that are drawn from as a whole.
 // Usage: gpu_test CORPUS [BATCHES [PART [ROUNDS [STREAMS]]]]
 //   BATCHES: `111`, those of vocabularies up to that; `32000-32000/2`, two of those between, spread over all
-//   PART: `all`; `flat` and `drawn`, which take no batch of the corpus, nor does `drawn` with a type, a vocabulary and rows such as `drawn,0,3001,20`; for tools that are slow, and to be repeated, `top`, `processed` with a cluster such as
-//     `processed,2`, `late`, `crowds`, or a cluster and flags such as `0,8`, copies of each batch, and how many rows of them: `0,52,3`, `0,4,1,1`
+//   PART: `all`; `flat`, `drawn`, or `drawn` with a type, a vocabulary and rows such as `drawn,0,3001,20`, which take no batch of the corpus; for tools that are
+//     slow, and to be repeated, `top`, `single`, `processed` with a cluster such as `processed,2`, `late`, `crowds`, or a cluster and flags such as `0,8`, copies
+//     of each batch, and how many rows of them: `0,52,3`, `0,4,1,1`
 //   ROUNDS: how often a part is gone through
 //   STREAMS: so many threads at once, each with a stream of its own: they share `all` out (8 unless told), and each goes through the whole of another part (1)
 #include <cuda_fp16.h>
@@ -20,6 +21,7 @@
 #include "device.hpp"
 #include "drawn.hpp"
 #include "flat.hpp"
+#include "single.hpp"
 
 constexpr uint32_t UNTOUCHED = 0xA5A5A5A5u;  // words of results before a launch
 constexpr uint32_t COUNTED_FROM_LEN = 200;    // of rows, from which the caller never says untruly that a count bounds them: a block alone is slow then
@@ -196,6 +198,19 @@ struct Loaded {
       CHECK(cudaGetLastError());
     });
   }
+  // Every row by the call for one row.
+  void check_single(uint32_t number) {
+    batch.logits = logits.data;
+    SingleCheck single{b, batch, stream};
+    results += 1;
+    if (!single.refuses()) failures += 1, std::printf("batch %u: a call for one row is not refused\n", number);
+    for (uint32_t r = 0; r < b.rows; ++r) {
+      results += 1;
+      if (single.agrees(r)) continue;
+      failures += 1;
+      if (failures <= 25) std::printf("batch %u row %u (vocab %u, dtype %u): the call for one row says something else\n", number, r, b.configs[r].vocab_size, b.dtype);
+    }
+  }
   void check(uint32_t number, const Way &way) { check(number, way, logits.data, b.stride); }
   void check(uint32_t number, const Way &way, const void *at, uint64_t stride, const SamplingRow *rows_at = nullptr, const std::function<void()> &in_front = [] {}) {
     batch.logits = at;
@@ -270,6 +285,7 @@ static void check_all_ways(const CorpusBatch &b, uint32_t number, cudaStream_t s
       if (flags != NUCLEUS_BATCH_EXACT || cluster) loaded.check(number, Way{cluster, flags});
   for (uint32_t flags : {NUCLEUS_BATCH_SOME_FEW, NUCLEUS_BATCH_ALL_FEW, NUCLEUS_BATCH_SOME_FEW | NUCLEUS_BATCH_NONE_BOUNDED}) loaded.check(number, Way{0, flags});
   loaded.check_top(number);
+  loaded.check_single(number);
   for (uint32_t cluster : {0u, 1u, 4u}) loaded.check_processed_top(number, Way{cluster, 0});
   static std::mutex far_lock;  // they take most of the memory
   if (b.rows > 8 && b.row_len >= 32000) {
@@ -286,14 +302,15 @@ static void check_part(const CorpusBatch &b, uint32_t number, cudaStream_t strea
   if (!std::strcmp(part, "late")) return check_late(b, number, stream);
   Way way{0, 0};
   uint32_t copies = 1, most_rows = ~0u;
-  const bool top = !std::strcmp(part, "top"), processed = !std::strncmp(part, "processed", 9);
+  const bool top = !std::strcmp(part, "top"), single = !std::strcmp(part, "single"), processed = !std::strncmp(part, "processed", 9);
   if (processed) std::sscanf(part, "processed,%u", &way.cluster);
-  else if (!top && std::sscanf(part, "%u,%u,%u,%u", &way.cluster, &way.flags, &copies, &most_rows) < 2) {
+  else if (!top && !single && std::sscanf(part, "%u,%u,%u,%u", &way.cluster, &way.flags, &copies, &most_rows) < 2) {
     std::fprintf(stderr, "%s is no part\n", part);
     std::exit(2);
   }
   Loaded loaded(b, stream, copies, most_rows);
   if (top) loaded.check_top(number);
+  else if (single) loaded.check_single(number);
   else if (processed) loaded.check_processed_top(number, way);
   else loaded.check(number, way);
 }

@@ -11,7 +11,7 @@ cuda=$(cd "$(dirname "$0")/.." && pwd)
 mkdir -p "${2:-target/sanitize/sampling}"
 build=$(cd "${2:-target/sanitize/sampling}" && pwd)
 nvcc=${NUCLEUS_NVCC:-nvcc}
-seconds=${SANITIZE_SECONDS:-60} # a run may take
+seconds=${SANITIZE_SECONDS:-120} # a run may take
 export LAUNCHES=apart
 
 make_program() {
@@ -27,14 +27,36 @@ make_program() {
 }
 [[ -x "$build/gpu_test" ]] || make_program || exit 2
 
+# What racecheck says of right code, by the functions whose accesses it names; anything else fails. tests/tools_test.cu shows the same of the smallest programs.
+known=(
+  # A word that is stored to release what was stored before it and loaded to acquire that: the order is the memory model's, the tool does not follow it (`flags`).
+  "draw::DrawnPlan::plan / draw::DrawnPlan::hold"
+  # A cluster's blocks add in the memory of the first, which ends when its barrier has counted what each sent afterwards; the tool asks for a barrier of the cluster (`counted`).
+  "a block that may have ended / spread::add_in"
+)
+# The functions of each message of a log: `this / that`
+messages() {
+  awk 'function name(s) { sub(/.* access at /, "", s); sub(/^=+ +at /, "", s); sub(/\+0x.*/, "", s); while (gsub(/<[^<>]*>/, "", s)); sub(/\(.*/, "", s); sub(/.* /, "", s); gsub(/nucleus::/, "", s); return s }
+    /Race reported between/ { first = name($0) }
+    /^=+ +and .* access at / { print first " / " name($0) }
+    /Potential invalid/ { ended = 1 }
+    ended && /^=+ +at / { ended = 0; print "a block that may have ended / " name($0) }' "$1"
+}
+
 rm -f "$build"/failed "$build"/*.txt
 # check TOOL BATCHES PART
 check() {
-  local tool=$1 log="$build/$1_${2//\//_}_$3.txt" options=(--print-limit 20 --error-exitcode 9) code found began=$SECONDS
+  local tool=$1 log="$build/$1_${2//\//_}_$3.txt" options=(--print-limit 1000 --error-exitcode 9) code found began=$SECONDS unknown
   [[ $tool == synccheck ]] && options+=(--num-cuda-barriers 16384)
   timeout -k 5 "$seconds" compute-sanitizer --tool "$tool" "${options[@]}" "$build/gpu_test" "$corpus" "$2" "$3" >"$log" 2>&1
   code=$?
   found=$(grep -aoE "(ERROR|RACECHECK) SUMMARY: .*" "$log" | tail -1)
+  if [[ $code == 9 && $tool == racecheck ]] && grep -q ", 0 differ" "$log"; then
+    unknown=$(messages "$log" | grep -vxF "$(printf "%s\n" "${known[@]}")" | sort | uniq -c)
+    found+=${unknown:+; not known: $unknown}
+    # Messages of a kind that is not looked at are not known either.
+    [[ ! $unknown && $found == *" $(grep -acE "Race reported between|Potential invalid" "$log") hazards displayed"* ]] && found+=", all known" code=0
+  fi
   [[ $code == 124 ]] && found="did not come to an end"
   [[ $code == 0 ]] || echo "$*" >>"$build/failed"
   echo "$tool, vocabularies $2, $3: ${found:-ended with $code}; $(grep -aoE "^[0-9]+ results|[0-9]+ of drawn rows|[0-9]+ top tokens, [0-9]+ differ" "$log" | tr '\n' ' ')$((SECONDS - began)) s"
@@ -45,20 +67,22 @@ start() {
   check "$@" &
 }
 
-# What reaches every kernel. A part is a cluster and flags (sampling_config.h), copies of the batch, rows. racecheck, which takes seconds for a few blocks, gets a row
-# at a time; what it says of `relay` is told and judged in docs/kernel.md.
+# What reaches every kernel. A part is a cluster and flags (sampling_config.h), copies of the batch, rows. racecheck, which takes a minute for a few blocks, gets a row
+# at a time, and not the call for one row, which goes down the exact path for every row.
 tools=${SANITIZE_TOOLS:-memcheck initcheck synccheck racecheck}
 for tool in $tools; do
-  rows=1,20 batches=/4 drawn=40000,20
-  [[ $tool == racecheck ]] && rows=1,1 batches=/1 drawn=3001,3
-  start "$tool" 32000-32000/3 0,4,1,1                                                         # spread
-  for type in 0 1 2; do start "$tool" 0-0 "drawn,$type,$drawn"; done                          # draws, by one team and by two, one row after another
-  start "$tool" 111-111/2 0,4,9,140                                                           # relay: two rows a block
-  [[ $tool == racecheck ]] || start "$tool" 5-5/2 0,52,9,140                                  # and its exact path
-  for part in 0,0 0,64 0,8 0,776 2,2; do start "$tool" "111-111$batches" "$part,$rows"; done # few ids, whole rows
-  for part in 1,1 2,1 4,0; do start "$tool" "111-111$batches" "$part,$rows"; done            # clusters, and their exact path
+  rows=1,20 batches=/4 spread=/3 drawn=40000,20
+  [[ $tool == racecheck ]] && rows=1,1 batches=/1 spread=/1 drawn=3001,3
+  start "$tool" 32000-32000$spread 0,4,1,1                                                  # spread
+  for type in 0 1 2; do start "$tool" 0-0 "drawn,$type,$drawn"; done                        # draws, by one team and by two, one row after another
+  start "$tool" 111-111/2 0,4,9,140                                                         # relay: two rows a block
+  for part in 0,0 0,64 0,8 0,776 2,2; do start "$tool" 111-111$batches "$part,$rows"; done # few ids, whole rows
+  for part in 1,1 2,1 4,0; do start "$tool" 111-111$batches "$part,$rows"; done            # clusters, and their exact path
   for part in top processed,1 processed,2; do start "$tool" 1-5/3 "$part"; done
-  start "$tool" "6000-6000$batches" "0,8,$rows" # rows that keep many tokens
+  start "$tool" 6000-6000$batches "0,8,$rows" # rows that keep many tokens
+  [[ $tool == racecheck ]] && continue
+  start "$tool" 5-5/2 0,52,9,140 # the exact path of relay
+  start "$tool" 1-5/3 single
 done
 wait
 for tool in $tools; do

@@ -1,14 +1,22 @@
-// What compute-sanitizer says of right ways for warps to meet, in the smallest programs.
+// What compute-sanitizer says of right ways for warps to meet, and to pass words on, in the smallest programs.
 //
 // Usage: tools_test [PATTERN…]; without patterns all are run. Each passes words between two warps and compares them; for the verdicts run it under
 // `compute-sanitizer --tool racecheck` or `synccheck`, a pattern at a time.
+#include <cuda_runtime.h>
+
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
 
+#include "../kernels/mbarrier.cuh"
 #include "device.hpp"
 
 namespace {
+
+using nucleus::init_barrier;
+using nucleus::publish_barriers;
+using nucleus::shared_address;
+using nucleus::wait_for_copy;
 
 constexpr uint32_t WORDS = 64, ROUNDS = 16;
 
@@ -22,13 +30,6 @@ enum class Meeting {
   TwoPlaces,  // by the same barrier, each warp at a place of its own
   Halves,     // by the same barrier, each half of each warp at a place of its own
 };
-
-struct Pattern {
-  const char *name;
-  Meeting meeting;
-};
-constexpr Pattern PATTERNS[] = {
-    {"all-stay", Meeting::AllStay}, {"one-ended", Meeting::OneEnded}, {"ends-late", Meeting::EndsLate}, {"lanes-end", Meeting::LanesEnd}, {"one-place", Meeting::OnePlace}, {"two-places", Meeting::TwoPlaces}, {"halves", Meeting::Halves}};
 
 __device__ void meet_by_number() { asm volatile("barrier.sync 1, %0;" ::"n"(WORDS) : "memory"); }
 
@@ -77,17 +78,72 @@ __global__ void __launch_bounds__(96) exchange(uint32_t *sums) {
   if (!third) sums[thread] = sum;
 }
 
-void launch(Meeting meeting, uint32_t *sums) {
-  switch (meeting) {
-    case Meeting::AllStay: exchange<Meeting::AllStay><<<1, 96>>>(sums); break;
-    case Meeting::OneEnded: exchange<Meeting::OneEnded><<<1, 96>>>(sums); break;
-    case Meeting::EndsLate: exchange<Meeting::EndsLate><<<1, 96>>>(sums); break;
-    case Meeting::LanesEnd: exchange<Meeting::LanesEnd><<<1, 96>>>(sums); break;
-    case Meeting::OnePlace: exchange<Meeting::OnePlace><<<1, 96>>>(sums); break;
-    case Meeting::TwoPlaces: exchange<Meeting::TwoPlaces><<<1, 96>>>(sums); break;
-    case Meeting::Halves: exchange<Meeting::Halves><<<1, 96>>>(sums); break;
+// The other warp's words, each of which a flag follows: stored to release it, loaded to acquire it.
+__global__ void __launch_bounds__(WORDS) pass_by_flags(uint32_t *sums) {
+  __shared__ uint32_t words[ROUNDS][WORDS], flags[ROUNDS][WORDS];
+  const uint32_t thread = threadIdx.x, other = (thread + 32) % WORDS;
+  for (uint32_t round = 0; round < ROUNDS; ++round) flags[round][thread] = 0;
+  __syncthreads();
+  uint32_t sum = 0;
+  for (uint32_t round = 0; round < ROUNDS; ++round) {
+    words[round][thread] = round * 100 + thread;
+    asm volatile("st.release.cta.shared::cta.u32 [%0], 1;" ::"r"(shared_address(&flags[round][thread])) : "memory");
+    for (uint32_t there = 0; !there;) asm volatile("ld.acquire.cta.shared::cta.u32 %0, [%1];" : "=r"(there) : "r"(shared_address(&flags[round][other])) : "memory");
+    sum += words[round][other];
   }
+  sums[thread] = sum;
 }
+
+// Words of the second block of a cluster, which takes a place for each by an atomic addition in the first block's memory, sends it there and ends. The first ends
+// when a barrier has counted everything.
+__global__ void __cluster_dims__(2) __launch_bounds__(WORDS) send_counted(uint32_t *sums) {
+  __shared__ uint32_t places[ROUNDS * WORDS], listed;
+  __shared__ uint64_t arrived;
+  const uint32_t thread = threadIdx.x;
+  if (thread == 0) {
+    listed = 0;
+    init_barrier(&arrived, WORDS);
+    publish_barriers();
+  }
+  asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
+  const auto in_first = [](const void *own) {
+    uint32_t there;
+    asm("mapa.shared::cluster.u32 %0, %1, 0;" : "=r"(there) : "r"(shared_address(own)));
+    return there;
+  };
+  if (blockIdx.x != 0) {
+    uint32_t bytes = 0;
+    for (uint32_t round = 0; round < ROUNDS; ++round) {
+      uint32_t place;
+      asm volatile("atom.relaxed.cluster.shared::cluster.add.u32 %0, [%1], 1;" : "=r"(place) : "r"(in_first(&listed)) : "memory");
+      asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.u32 [%0], %1, [%2];" ::"r"(in_first(&places[place])), "r"(round * 100 + thread), "r"(in_first(&arrived)) : "memory");
+      bytes += place < ROUNDS * WORDS ? sizeof(uint32_t) : 0;
+    }
+    asm volatile("mbarrier.arrive.expect_tx.relaxed.cluster.shared::cluster.b64 _, [%0], %1;" ::"r"(in_first(&arrived)), "r"(bytes) : "memory");
+    return;
+  }
+  wait_for_copy(&arrived, 0);
+  uint32_t sum = 0;
+  for (uint32_t word : places) sum += word % 100 == (thread + 32) % WORDS ? word : 0;
+  sums[thread] = sum;
+}
+
+template <Meeting MEETING>
+void exchanged(uint32_t *sums) { exchange<MEETING><<<1, 96>>>(sums); }
+
+struct Pattern {
+  const char *name;
+  void (*launch)(uint32_t *sums);
+};
+constexpr Pattern PATTERNS[] = {{"all-stay", exchanged<Meeting::AllStay>},
+                                {"one-ended", exchanged<Meeting::OneEnded>},
+                                {"ends-late", exchanged<Meeting::EndsLate>},
+                                {"lanes-end", exchanged<Meeting::LanesEnd>},
+                                {"one-place", exchanged<Meeting::OnePlace>},
+                                {"two-places", exchanged<Meeting::TwoPlaces>},
+                                {"halves", exchanged<Meeting::Halves>},
+                                {"flags", [](uint32_t *sums) { pass_by_flags<<<1, WORDS>>>(sums); }},
+                                {"counted", [](uint32_t *sums) { send_counted<<<2, WORDS>>>(sums); }}};
 
 }  // namespace
 
@@ -98,7 +154,7 @@ int main(int count, char **arguments) {
     for (int i = 1; i < count; ++i) chosen |= !std::strcmp(arguments[i], pattern.name);
     if (!chosen) continue;
     DeviceArray<uint32_t> sums(WORDS);
-    launch(pattern.meeting, sums.data);
+    pattern.launch(sums.data);
     CHECK(cudaDeviceSynchronize());
     uint32_t wrong = 0;
     const std::vector<uint32_t> got = sums.host();
