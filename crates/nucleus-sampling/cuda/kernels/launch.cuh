@@ -79,11 +79,12 @@ struct Shape {
   }
 };
 
-// Bounded requests get their token; the status of every other row is PENDING afterwards. Where rows are few, and not short: clusters of blocks.
+// Bounded requests get their token; the status of every other row is PENDING afterwards. `last`: no launch follows, so that every other row gets its token, too.
+// Where rows are few, and not short: clusters of blocks.
 constexpr u32 SPREAD_TO = 66, SPREAD_FROM_LEN = 8192;
-cudaError_t launch_spread(const SamplingBatch &batch, cudaStream_t stream);
+cudaError_t launch_spread(const SamplingBatch &batch, const Workspace &workspace, bool last, cudaStream_t stream);
 
-// The same everywhere: a block a multiprocessor. `last`: no launch follows, so that every other row gets its token, too.
+// The same everywhere: a block a multiprocessor.
 cudaError_t launch_relay(const SamplingBatch &batch, const Workspace &workspace, bool last, cudaStream_t stream);
 
 // Rows with NUCLEUS_ROW_FEW get their token or PENDING; unless another launch went before, so does every other row PENDING.

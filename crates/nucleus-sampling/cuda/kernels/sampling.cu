@@ -90,12 +90,10 @@ struct Launcher {
     const bool few = !exact && chosen && batch.flags & (NUCLEUS_BATCH_SOME_FEW | NUCLEUS_BATCH_ALL_FEW);
     const bool bounded = !exact && chosen && !(batch.flags & (NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_ALL_FEW));
     const bool whole = !exact && (many || (chosen && !(batch.flags & (NUCLEUS_BATCH_ALL_BOUNDED | NUCLEUS_BATCH_ALL_FEW))));
-    if (bounded && batch.rows <= SPREAD_TO && batch.row_len >= SPREAD_FROM_LEN) {
-      error = launch_spread(batch, stream);
-    } else if (bounded) {
+    if (bounded) {
       // Where every row is bounded by a count there is next to nothing left for a launch of clusters; of short rows more may be, of which most have edits.
-      const bool last = batch.flags & NUCLEUS_BATCH_ALL_COUNTED && !few && batch.row_len >= SPREAD_FROM_LEN;
-      error = launch_relay(batch, edit_tables(), last, stream);
+      const bool long_rows = batch.row_len >= SPREAD_FROM_LEN, last = batch.flags & NUCLEUS_BATCH_ALL_COUNTED && !few && long_rows;
+      error = (long_rows && batch.rows <= SPREAD_TO ? launch_spread : launch_relay)(batch, edit_tables(), last, stream);
       if (error == cudaSuccess && last) return error;
     }
     if (error == cudaSuccess && few) error = launch_few(batch, bounded, stream);

@@ -4,33 +4,61 @@
 #include "launch.cuh"
 #include "spread_finish.cuh"
 #include "spread_row.cuh"
+#include "unsliced.cuh"
 
 namespace nucleus::spread {
 
+// A row that few tokens do not decide, on the exact path, by all blocks of its cluster. The row's state is lost.
+static __device__ __noinline__ void sample_undecided(const SamplingBatch &batch, const Workspace &workspace, u32 index) {
+  __syncthreads();
+  if (threadIdx.x >= THREADS) return;
+  Shared *const sh = shared_state();
+  DescriptionWord word;
+  word.read(batch, index, batch.row[index].request);
+  word.write(sh);
+  if (threadIdx.x < sizeof(SamplingBatch) / 4) reinterpret_cast<u32 *>(&sh->batch)[threadIdx.x] = reinterpret_cast<const u32 *>(&batch)[threadIdx.x];
+  if (threadIdx.x == 0) sh->unusual = sh->found = sh->kept = 0;
+  __syncthreads();
+  describe_slot(sh, batch);
+  DeviceTeam{}.cluster_sync();
+  sample_unsliced(RowCall{index, 0, 0, RawSums{}}, workspace, false);
+  DeviceTeam{}.cluster_sync();  // no block leaves while another may still read its shared memory
+}
+
+// `last`: no launch follows.
 template <u32 DTYPE, u32 BLOCKS>
-__global__ void __launch_bounds__(BLOCK_THREADS, 1) sample_spread(const __grid_constant__ SamplingBatch batch) {
+__global__ void __launch_bounds__(BLOCK_THREADS, 1) sample_spread(const __grid_constant__ SamplingBatch batch, const __grid_constant__ Workspace workspace, bool last) {
   const DeviceTeam team;
   RowState *const sh = row_state();
   const u32 index = blockIdx.x / BLOCKS;
   bool decided = Block<DTYPE, BLOCKS>(batch, team, sh).collect();
-  if (team.block != 0) return;
-  if (decided) {
+  if (sh->row.flags & NUCLEUS_ROW_PADDING) return;
+  if (decided && team.block == 0) {
     wait_for_copy(&sh->arrived, 0);
-    decided = finish_row(sh, batch, index);
+    decided = was_all_sent(sh);
+    if (last) tell_others(team, sh, decided);
+    if (decided) finish_row(sh, batch, index);
+  } else if (decided && last) {
+    decided = is_decided(team, sh);
   }
-  if (!decided && threadIdx.x == 0 && !(sh->row.flags & NUCLEUS_ROW_PADDING)) batch.out[index].status = PENDING;
+  if (decided) return;
+  if (last) sample_undecided(batch, workspace, index);
+  else if (team.block == 0 && threadIdx.x == 0) batch.out[index].status = PENDING;
 }
 
+// Of shared memory: what either way to a token needs.
+constexpr u32 EXACT_BYTES = SHARED_BYTES + SPARE_BYTES, SPREAD_BYTES = sizeof(RowState) > EXACT_BYTES ? sizeof(RowState) : EXACT_BYTES;
+
 template <u32 DTYPE, u32 BLOCKS>
-static cudaError_t launch(const SamplingBatch &batch, cudaStream_t stream) {
+static cudaError_t launch(const SamplingBatch &batch, const Workspace &workspace, bool last, cudaStream_t stream) {
   const auto kernel = sample_spread<DTYPE, BLOCKS>;
-  cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(RowState));
+  cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, SPREAD_BYTES);
   if (error == cudaSuccess) error = cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
   if (error != cudaSuccess) return error;
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(batch.rows * BLOCKS);
   config.blockDim = dim3(BLOCK_THREADS);
-  config.dynamicSmemBytes = sizeof(RowState);
+  config.dynamicSmemBytes = SPREAD_BYTES;
   config.stream = stream;
   cudaLaunchAttribute attributes[2];
   attributes[0] = begins_early();
@@ -39,33 +67,34 @@ static cudaError_t launch(const SamplingBatch &batch, cudaStream_t stream) {
   attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
   config.attrs = attributes;
   config.numAttrs = 2;
-  return cudaLaunchKernelEx(&config, kernel, batch);
+  return cudaLaunchKernelEx(&config, kernel, batch, workspace, last);
 }
 
 // Clusters of so many blocks that are resident at a time on the devices this is tuned for, a block on a multiprocessor. racecheck of compute-sanitizer has
 // trouble with clusters of many.
 #ifdef NUCLEUS_RACECHECK
-constexpr u32 EIGHTS = 0, FOURS = 0;
+constexpr u32 EIGHTS = 0, FOURS = 0, THREES = 0;
 #else
-constexpr u32 EIGHTS = 15, FOURS = 30;
+constexpr u32 EIGHTS = 15, FOURS = 30, THREES = 39;
 #endif
 
 template <u32 DTYPE>
-static cudaError_t launch(const SamplingBatch &batch, cudaStream_t stream) {
-  static_assert(Deal<DTYPE, 4>::FROM_LEN <= SPREAD_FROM_LEN && Deal<DTYPE, 2>::FROM_LEN <= SPREAD_FROM_LEN);
-  if (batch.rows <= EIGHTS && batch.row_len >= Deal<DTYPE, 8>::FROM_LEN) return launch<DTYPE, 8>(batch, stream);
-  if (batch.rows <= FOURS) return launch<DTYPE, 4>(batch, stream);
-  return launch<DTYPE, 2>(batch, stream);
+static cudaError_t launch(const SamplingBatch &batch, const Workspace &workspace, bool last, cudaStream_t stream) {
+  static_assert(Deal<DTYPE, 4>::FROM_LEN <= SPREAD_FROM_LEN && Deal<DTYPE, 3>::FROM_LEN <= SPREAD_FROM_LEN && Deal<DTYPE, 2>::FROM_LEN <= SPREAD_FROM_LEN);
+  if (batch.rows <= EIGHTS && batch.row_len >= Deal<DTYPE, 8>::FROM_LEN) return launch<DTYPE, 8>(batch, workspace, last, stream);
+  if (batch.rows <= FOURS) return launch<DTYPE, 4>(batch, workspace, last, stream);
+  if (batch.rows <= THREES) return launch<DTYPE, 3>(batch, workspace, last, stream);
+  return launch<DTYPE, 2>(batch, workspace, last, stream);
 }
 
 }  // namespace nucleus::spread
 
 namespace nucleus {
 
-cudaError_t launch_spread(const SamplingBatch &batch, cudaStream_t stream) {
-  return batch.dtype == NUCLEUS_F32   ? spread::launch<NUCLEUS_F32>(batch, stream)
-         : batch.dtype == NUCLEUS_F16 ? spread::launch<NUCLEUS_F16>(batch, stream)
-                                      : spread::launch<NUCLEUS_BF16>(batch, stream);
+cudaError_t launch_spread(const SamplingBatch &batch, const Workspace &workspace, bool last, cudaStream_t stream) {
+  return batch.dtype == NUCLEUS_F32   ? spread::launch<NUCLEUS_F32>(batch, workspace, last, stream)
+         : batch.dtype == NUCLEUS_F16 ? spread::launch<NUCLEUS_F16>(batch, workspace, last, stream)
+                                      : spread::launch<NUCLEUS_BF16>(batch, workspace, last, stream);
 }
 
 }  // namespace nucleus

@@ -20,10 +20,10 @@ constexpr u32 LOCAL_MOST = 270336;   // ids of a block
 constexpr u32 PAIR_MOST = 10;        // vectors of a pair of pieces
 constexpr u32 HELD_MOST = 128;       // hits of which the vectors are kept, where they are still in registers
 constexpr u32 HITS_MOST = 2048;      // pairs of pieces of a block's threads that reach the bound
-constexpr u32 GROUPS = 256;          // of threads, each with its largest logit
+constexpr u32 GROUPS_MOST = 256;     // of threads, each with its largest logit
 constexpr u32 SAMPLES = 32;          // of them, of which one is the bound
 constexpr u32 STRANGE = 1u << 16;    // tokens for a warp that has seen what is no number, or had no room
-static_assert(STRANGE > LISTED && GROUPS >= BOUND_K);
+static_assert(STRANGE > LISTED);
 // Named barriers: spread_chain.cuh's; the helping threads together; the row is described; tokens are marked; the plan is known; the samples are counted.
 constexpr u32 CHAIN_TOTAL = 1, CHAIN_LOGPROBS = 2, TOGETHER = 3, DESCRIBED = 4, MARKED = 5, PLANNED = 6, COUNTED = 7;
 
@@ -31,8 +31,9 @@ constexpr u32 CHAIN_TOTAL = 1, CHAIN_LOGPROBS = 2, TOGETHER = 3, DESCRIBED = 4, 
 struct ChainRoom {
   u32 by_id[ORDERED_MOST];  // of the sorted list: how many have a smaller id
   u32 order_by_id[ORDERED_MOST];
-  alignas(16) u64 weights_by_id[ORDERED_MOST];
-  u64 weights[ORDERED_MOST / 2], total;
+  alignas(16) u64 weights_by_id[ORDERED_MOST];  // of those that are kept; 0 at first
+  alignas(16) u64 weights[ORDERED_MOST];        // of the sorted list, where the largest logit can be scaled
+  u64 total;
   float logprobs[ORDERED_MOST / 2];
   u32 kept;
 };
@@ -55,11 +56,12 @@ struct RowState : Description {
   u32 window;    // tokens at the end of the history that may be edited
   u32 bans;      // ids that may not be drawn now
   u32 hit, changed;  // how many there are
+  u32 undecided;     // what was sent does not decide the row
   u32 threshold;     // a key that all of the row's first tokens reach; 0: any
   u64 told, arrived;  // mbarriers: the groups' largest logits are there; at the leading block, everything that was sent is
   u32 maxima[BLOCK_WARPS];
   alignas(16) u32 reach[SAMPLES];
-  alignas(16) u32 groups[GROUPS];   // keys
+  alignas(16) u32 groups[GROUPS_MOST];   // keys
   u32 listed;                       // at the leading block: tokens of all blocks that reach the bound
   alignas(16) u64 places[LISTED];   // and these
   ChainRoom chain;
@@ -86,7 +88,9 @@ struct Deal {
   static constexpr u32 VECTORS = DTYPE == NUCLEUS_F32 ? 5 : 3;  // of a thread in a piece, of which two are in registers
   static constexpr u32 PAIR = 2 * VECTORS;
   static constexpr u32 PIECE = VECTORS * STRIDE * BLOCKS;  // ids of all blocks
-  static constexpr u32 IN_WARP = GROUPS / READER_WARPS / BLOCKS, LANES = 32 / IN_WARP;  // groups, and their lanes
+  static constexpr u32 IN_WARP = BLOCKS > 4 ? 2 : BLOCKS > 2 ? 4 : 8, LANES = 32 / IN_WARP;  // groups, and their lanes
+  static constexpr u32 GROUPS = BLOCKS * READER_WARPS * IN_WARP;
+  static_assert(GROUPS >= BOUND_K && GROUPS <= GROUPS_MOST && GROUPS % 64 == 0 && GROUPS % SAMPLES == 0);
   static constexpr u32 FROM_LEN = BOUND_K * LANES * WIDTH;  // of a row whose logits are in as many groups as k may be
   static constexpr u32 VECTOR_BITS = 15;                    // of a top
   static_assert(BLOCKS <= BLOCKS_MOST && LANES >= BLOCKS, "each lane tells one block at most");

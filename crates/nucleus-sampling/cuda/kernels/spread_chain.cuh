@@ -10,6 +10,22 @@ constexpr u32 CHAIN_WARPS = 1 + CHAIN_MOST / 32;      // one chooses, the others
 __device__ __forceinline__ void chain_sync(u32 barrier) { asm volatile("bar.sync %0, %1;" ::"r"(barrier), "n"(CHAIN_WARPS * 32) : "memory"); }
 __device__ __forceinline__ void chain_arrive(u32 barrier) { asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "n"(CHAIN_WARPS * 32) : "memory"); }
 
+// Writes the choice of a row whose slot goes on.
+static __device__ __noinline__ void write_and_commit(const SamplingBatch &batch, u32 index, u32 token, u32 kept, float logprob) {
+  RowState *const sh = row_state();
+  Outcome outcome;
+  outcome.token = token;
+  outcome.kept = kept;
+  outcome.logprob = logprob;
+  batch.out[index] = result(outcome, RawSums{}, request_of(batch, index, sh->row, sh->config, sh->program));
+}
+// Writes the choice of a place, 0: there is none, by one thread.
+__device__ __forceinline__ void write_choice(const RowState *sh, const SamplingBatch &batch, u32 index, u64 place, u32 kept, float logprob) {
+  constexpr u32 COMMITS = NUCLEUS_ROW_SLOT | NUCLEUS_ROW_COMMIT;
+  if (place && (sh->row.flags & COMMITS) == COMMITS) return write_and_commit(batch, index, id_at(place), kept, logprob);
+  batch.out[index] = place ? SampledToken{id_at(place), logprob, kept, NUCLEUS_OK, 0} : SampledToken{NUCLEUS_NO_TOKEN, float_of(0x7FC00000u), 0, NUCLEUS_EMPTY, 0};
+}
+
 // The choice from a list that is sorted, and ordered by id, by the first CHAIN_WARPS warps; false: too long a list.
 __device__ __forceinline__ bool run_chain(RowState *sh, const SamplingBatch &batch, u32 index, u32 count) {
   const SamplingProgram &program = sh->program;
@@ -27,23 +43,21 @@ __device__ __forceinline__ bool run_chain(RowState *sh, const SamplingBatch &bat
     chain_arrive(CHAIN_LOGPROBS);
     return true;
   }
-  const i32 most = Exponent(largest, s).n;
   // Lane i has the tokens 2 i and 2 i + 1 of the order.
   const u32 at = 2 * lane;
-  const ulonglong2 pair = *reinterpret_cast<const ulonglong2 *>(&sh->places[at]);
+  const ulonglong2 pair = *reinterpret_cast<const ulonglong2 *>(&sh->places[at]), weights = *reinterpret_cast<const ulonglong2 *>(&room.weights[at]);
   const uint2 order = *reinterpret_cast<const uint2 *>(&room.by_id[at]);
-#pragma unroll
-  for (u32 i = 0; i < ORDERED_MOST / 64; ++i) *reinterpret_cast<ulonglong2 *>(&room.weights_by_id[64 * i + at]) = make_ulonglong2(0, 0);
   const float x[2] = {logit_at(pair.x), logit_at(pair.y)};
-  const u64 q[2] = {at < kept ? Exponent(x[0], s).weight(most) : 0, at + 1 < kept ? Exponent(x[1], s).weight(most) : 0};
-  *reinterpret_cast<ulonglong2 *>(&room.weights[at]) = make_ulonglong2(q[0], q[1]);
-  const Beginning left = truncate(program, plan, largest, x, q, kept);
+  const u64 q[2] = {at < kept ? weights.x : 0, at + 1 < kept ? weights.y : 0};
+  SlicePlan rest = plan;
+  if (plan.kind == SlicePlan::FIRST) rest.op += 1;
+  const Beginning left = truncate(program, rest, largest, x, q, kept);
   if (lane == 0) {
     room.total = left.total;
     room.kept = left.kept;
   }
-  __syncwarp();             // lanes arrive together
-  chain_sync(CHAIN_TOTAL);  // and the weights are cleared
+  __syncwarp();  // lanes arrive together
+  chain_arrive(CHAIN_TOTAL);
   if (at < left.kept) {
     room.weights_by_id[order.x] = q[0];
     room.order_by_id[order.x] = at;
@@ -53,16 +67,10 @@ __device__ __forceinline__ bool run_chain(RowState *sh, const SamplingBatch &bat
     room.order_by_id[order.y] = at + 1;
   }
   __syncwarp();
-  const u32 found = find_drawn(room.weights_by_id, mulhi64(sh->uniform, left.total));
+  const u32 found = find_drawn(room.weights_by_id, mulhi64(sh->uniform, left.total)), drawn = found < ORDERED_MOST ? room.order_by_id[found] : 0;
+  const u64 place = sh->places[drawn];
   chain_sync(CHAIN_LOGPROBS);
-  if (found < ORDERED_MOST) {
-    const u32 drawn = room.order_by_id[found];
-    Outcome outcome;
-    outcome.token = id_at(sh->places[drawn]);
-    outcome.kept = left.kept;
-    outcome.logprob = room.logprobs[drawn];
-    batch.out[index] = result(outcome, RawSums{}, request_of(batch, index, sh->row, sh->config, sh->program));
-  }
+  if (found < ORDERED_MOST) write_choice(sh, batch, index, place, left.kept, room.logprobs[drawn]);
   return true;
 }
 

@@ -40,19 +40,16 @@ struct Reader {
   __device__ __forceinline__ void load(Half &half, u32 piece) const {
     const u32 from = D::at(block, piece * VECTORS, threadIdx.x);
     const char *const first = logits + static_cast<u64>(from) * SIZE;
-    if ((piece + 1) * D::PIECE <= batch.row_len) {
 #pragma unroll
-      for (u32 j = 0; j < VECTORS; ++j) load(half.v[j], first + j * (D::STRIDE * BLOCKS * SIZE));
-    } else {
-#pragma unroll
-      for (u32 j = 0; j < VECTORS; ++j) {
-        half.v[j] = make_uint4(NONE, NONE, NONE, NONE);
-        if (from + j * (D::STRIDE * BLOCKS) + WIDTH <= batch.row_len) load(half.v[j], first + j * (D::STRIDE * BLOCKS * SIZE));
-      }
+    for (u32 j = 0; j < VECTORS; ++j) {
+      half.v[j] = make_uint4(NONE, NONE, NONE, NONE);
+      load_if(half.v[j], first + j * (D::STRIDE * BLOCKS * SIZE), from + j * (D::STRIDE * BLOCKS) + WIDTH <= batch.row_len);
     }
   }
-  __device__ __forceinline__ static void load(uint4 &v, const char *from) {
-    asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(from));
+  __device__ __forceinline__ static void load_if(uint4 &v, const char *from, bool there) {
+    asm volatile("{\n.reg .pred p;\nsetp.ne.u32 p, %5, 0;\n@p ld.global.v4.u32 {%0, %1, %2, %3}, [%4];\n}"
+                 : "+r"(v.x), "+r"(v.y), "+r"(v.z), "+r"(v.w)
+                 : "l"(from), "r"(static_cast<u32>(there)));
   }
   // The word of the mask for an id, on its way; missing ones forbid.
   __device__ __forceinline__ u32 mask_word(const u32 *allowing, u32 id) const {
@@ -175,12 +172,17 @@ struct Reader {
 
   // A key that the row's first tokens reach; 0: any. By the reading threads, once all groups are known. A barrier within.
   __device__ __forceinline__ u32 bound() const {
-    constexpr u32 APART = GROUPS / SAMPLES, OWN = SAMPLES / READER_WARPS, KEYS = GROUPS / 32;
-    static_assert(OWN == 2 && KEYS == 8);
+    constexpr u32 APART = D::GROUPS / SAMPLES, OWN = SAMPLES / READER_WARPS, KEYS = D::GROUPS / 32;
+    static_assert(OWN == 2);
     const SlicePlan &plan = sh->plan;
     const u32 k = plan.k;
-    const uint4 low = *reinterpret_cast<const uint4 *>(&sh->groups[4 * lane]), high = *reinterpret_cast<const uint4 *>(&sh->groups[GROUPS / 2 + 4 * lane]);
-    const u32 keys[KEYS] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+    u32 keys[KEYS];
+#pragma unroll
+    for (u32 i = 0; i < KEYS / 2; ++i) {
+      const uint2 pair = *reinterpret_cast<const uint2 *>(&sh->groups[64 * i + 2 * lane]);
+      keys[2 * i] = pair.x;
+      keys[2 * i + 1] = pair.y;
+    }
     u32 most = 0;
     if (k == 1 || plan.kind == SlicePlan::ABOVE) {
 #pragma unroll

@@ -34,11 +34,11 @@ struct Block : Reader<DTYPE, BLOCKS> {
     if (threadIdx.x == 0) {
       init_barrier(&sh->told, 1);
       init_barrier(&sh->arrived, BLOCKS * BLOCK_WARPS);
-      sh->listed = sh->hit = sh->changed = sh->bans = 0;
+      sh->listed = sh->hit = sh->changed = sh->bans = sh->undecided = 0;
       publish_barriers();
-      arrive_expecting(&sh->told, GROUPS * 4);
+      arrive_expecting(&sh->told, D::GROUPS * 4);
     }
-    if (threadIdx.x < ORDERED_MOST) sh->places[threadIdx.x] = 0;
+    if (threadIdx.x < ORDERED_MOST) sh->places[threadIdx.x] = sh->chain.weights_by_id[threadIdx.x] = 0;
     if (threadIdx.x < ORDERED_MOST) asm volatile("fence.acq_rel.cluster;" ::: "memory");
     asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
     UNROLL_NOT
@@ -112,13 +112,12 @@ struct Block : Reader<DTYPE, BLOCKS> {
     if (helper < biases) id = load_now(bias + 2 * helper), value = load_now(bias + 2 * helper + 1);
     const u32 window = window_asked();
     if (helper == 0) sh->window = window;
+    u32 *const own = sh->recent + (EDITS_MOST - 1 - helper);
 #pragma unroll
-    for (u32 i = 0; i < EACH; ++i) {
-      const u32 back = i * MARKERS + helper;
-      if (back >= window) break;
-      sh->recent[EDITS_MOST - 1 - back] = ids[i];
-      mark(ids[i], end);
-    }
+    for (u32 i = 0; i < EACH; ++i)
+      if (i * MARKERS + helper < window) *(own - i * MARKERS) = ids[i];
+    UNROLL_NOT
+    for (u32 back = 0; back + helper < window; back += MARKERS) mark(*(own - back), end);
     float early = -infinity();
     if (id != NO_ID && float_of(value) > 0.0f && is_own(id, end)) early = logit(id);
     UNROLL_NOT
@@ -215,16 +214,22 @@ struct Block : Reader<DTYPE, BLOCKS> {
     const Risers risers(sh);
     if (risers.lowers && early > -infinity() && early < least && early + sh->rises[helper] >= threshold && is_allowed(sh->ids[helper]))
       add_changed(sh->ids[helper], early + 0.0f, helper);
-    if (risers.lowers && risers.biases <= MARKERS) return;
-    const u32 end = limit();
+    if (!risers.lowers || risers.biases > MARKERS) list_other_risers(batch, threshold, least, early);
+  }
+  // Those of many biases, or of edits that raise.
+  static __device__ __noinline__ void list_other_risers(const SamplingBatch &batch, float threshold, float least, float early) {
+    const DeviceTeam team;
+    const Block own(batch, team, row_state());
+    const Risers risers(own.sh);
+    const u32 end = own.limit();
     UNROLL_NOT
-    for (u32 position = helper; position < risers.count(); position += MARKERS) {
+    for (u32 position = own.helper; position < risers.count(); position += MARKERS) {
       const u32 id = risers.id(position);
       const float rise = risers.rise(position);
-      if (!(rise > 0.0f) || !is_own(id, end)) continue;
-      if (position == helper && early > -infinity() && risers.lowers) continue;
-      const float x = logit(id);
-      if (x > -infinity() && x < least && x + rise >= threshold && is_allowed(id)) add_changed(id, x + 0.0f, position);
+      if (!(rise > 0.0f) || !own.is_own(id, end)) continue;
+      if (position == own.helper && early > -infinity() && risers.lowers) continue;
+      const float x = own.logit(id);
+      if (x > -infinity() && x < least && x + rise >= threshold && own.is_allowed(id)) own.add_changed(id, x + 0.0f, position);
     }
   }
 
@@ -243,6 +248,21 @@ struct Block : Reader<DTYPE, BLOCKS> {
     return sent;
   }
 
+  // The same of a row with the request of another number, when the row is there.
+  static __device__ __noinline__ void read_other_request(const SamplingBatch &batch) {
+    RowState *const sh = row_state();
+    const u32 index = blockIdx.x / BLOCKS, helper = threadIdx.x - READERS, *const from = DescriptionWord::source(batch, index, sh->row.request, helper);
+    DescriptionWord word;
+    if (from) word.word = load_now(from);
+    meet<TOGETHER, HELPERS>();
+    if (from) word.write(sh, helper);
+    meet<TOGETHER, HELPERS>();
+  }
+  static __device__ __noinline__ void describe_slot(const SamplingBatch &batch) {
+    RowState *const sh = row_state();
+    if (threadIdx.x == READERS) read_slot(batch.slots[sh->row.slot], sh->config, sh->row);
+    meet<TOGETHER, HELPERS>();
+  }
   // Brings the description to shared memory, by the helping threads. `from`: where this one's word is, if the row has the request of its own number.
   __device__ __forceinline__ void read_description(const u32 *from) const {
     DescriptionWord word;
@@ -252,27 +272,21 @@ struct Block : Reader<DTYPE, BLOCKS> {
     word.write(sh, helper);
     meet<TOGETHER, HELPERS>();
     if (sh->row.flags & NUCLEUS_ROW_PADDING) return;
-    if (batch.flags & NUCLEUS_BATCH_REQUEST_EACH && sh->row.request != index) {
-      from = DescriptionWord::source(batch, index, sh->row.request, helper);
-      if (from) word.word = load_now(from);
-      meet<TOGETHER, HELPERS>();
-      word.write(sh, helper);
-      meet<TOGETHER, HELPERS>();
-    }
-    if (sh->row.flags & NUCLEUS_ROW_SLOT) {
-      if (helper == 0) read_slot(batch.slots[sh->row.slot], sh->config, sh->row);
-      meet<TOGETHER, HELPERS>();
-    }
+    if (batch.flags & NUCLEUS_BATCH_REQUEST_EACH && sh->row.request != index) read_other_request(batch);
+    if (sh->row.flags & NUCLEUS_ROW_SLOT) describe_slot(batch);
   }
 
   // Marks what may not be drawn now; DRY's longest passage. By all threads, where lists ask for it.
-  __device__ __forceinline__ u32 look_up_lists() const {
+  static __device__ __noinline__ u32 look_up_lists(const SamplingBatch &batch) {
+    RowState *const sh = row_state();
+    const DeviceTeam team;
+    const Block own(batch, team, sh);
     u32 passage_limit = ~0u;
     __syncthreads();
     if (sh->bounded) {
-      const u32 end = limit();
-      note_bans(sh, request(), [&](u32 id) { mark(id, end); });
-      if (sh->plan.passages && sh->row.breakers.len) passage_limit = nucleus::passage_limit(SoloTeam<BLOCK_THREADS>{sh->maxima}, with_window(sh, request()));
+      const u32 end = own.limit();
+      note_bans(sh, own.request(), [&](u32 id) { own.mark(id, end); });
+      if (sh->plan.passages && sh->row.breakers.len) passage_limit = nucleus::passage_limit(SoloTeam<BLOCK_THREADS>{sh->maxima}, with_window(sh, own.request()));
     }
     __syncthreads();
     return passage_limit;
@@ -310,7 +324,7 @@ struct Block : Reader<DTYPE, BLOCKS> {
     u32 passage_limit = ~0u;
     if (sh->row.eos.len || sh->row.bad_words.len || sh->row.breakers.len) {
       if (warp != DESCRIBES) await_plan();
-      passage_limit = look_up_lists();
+      passage_limit = look_up_lists(batch);
       if (warp == DESCRIBES) tell_plan();
     }
     if (reads()) {

@@ -171,7 +171,7 @@ struct DeviceTeam {
     held = whole ? held : 0;
     span = ((held + WARPS - 1) / WARPS + 7) & ~7u;
   }
-  // n / blocks, which is a power of two.
+  // n / blocks where blocks are a power of two; else more, so that the first ones have all of n.
   __device__ __forceinline__ u32 share_of(u32 n) const { return n >> (__ffs(blocks) - 1); }
   __device__ __forceinline__ u32 local() const { return threadIdx.x; }
   __device__ __forceinline__ u32 locals() const { return THREADS; }
