@@ -23,8 +23,15 @@ __global__ void __launch_bounds__(DRAW_THREADS, 1) draw_rows(const __grid_consta
   asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(block));
   const u32 cluster = blockIdx.x / shape.blocks, clusters = gridDim.x / shape.blocks;
   const Turns turns{cluster, clusters, (batch.rows - cluster + clusters - 1) / clusters};
-  const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   DrawState *const state = draw_state();
+  const u32 warp = threadIdx.x / 32;
+  if (threadIdx.x >= BRING_FROM) {
+    const Bringer<DTYPE> bringer{batch, shape, turns, state, block, warp - BRING_FROM / 32};
+    if (bringer.team < shape.teams) bringer.prepare();
+    begin();
+    if (bringer.team < shape.teams && threadIdx.x % 32 == 0) bringer.take_turns();
+    return;
+  }
   if (warp >= WARPS) {
     const Finisher<DTYPE> finisher{batch, shape, turns, state, block};
     finisher.prepare();
@@ -33,33 +40,39 @@ __global__ void __launch_bounds__(DRAW_THREADS, 1) draw_rows(const __grid_consta
     finisher.take_turns();
     return;
   }
-  const u32 team = warp / shape.warps_of_team(), member = warp % shape.warps_of_team(), own = block * shape.warps_of_team() + member;
-  // The warp's part, as far as the block's slice and the row go.
-  const u32 slice = block * shape.room, end = slice + shape.room < batch.row_len ? slice + shape.room : batch.row_len;
-  const u32 from = slice + member * shape.span, first = from < end ? from : end, held = first + shape.span < end ? shape.span : end - first;
-  typename D::Word *const parts = reinterpret_cast<typename D::Word *>(shared_memory + sizeof(DrawState) + shape.message_bytes());
-  D drawer{batch, shape, turns, state, own, typename D::P(batch, first, held), parts + warp * shape.span, (held + shape.copy - 1) / shape.copy, Meeting(state, shape, team, own)};
+  const u32 team = warp / shape.members, member = warp % shape.members;
+  const u32 slice = block * shape.room < batch.row_len ? block * shape.room : batch.row_len, end = slice + shape.room < batch.row_len ? slice + shape.room : batch.row_len;
+  typename D::Word *const rings = reinterpret_cast<typename D::Word *>(shared_memory + sizeof(DrawState) + shape.message_bytes());
+  D drawer{batch, shape, turns, state, block, team, member, slice, end, rings + team * shape.ring, Meeting(state, shape, team, block * shape.members + member), kept(shape.slots), kept(shape.stage), kept(shape.stages), kept(shape.last)};
   if (drawer.meeting.first_warp) drawer.meeting.prepare();
-  if (lane < drawer.copies) init_barrier(drawer.arrival(lane), 1);
   begin();
-  drawer.start_all(team);
-  drawer.take_turns(team);
+  drawer.take_turns();
 }
 
 constexpr size_t BYTES_MAX = 232448;  // of shared memory that a block may have
 constexpr u32 LEAST_BLOCKS = 2;       // what is sent within a cluster needs one
 
-// Rows by clusters of so many blocks and teams; false: they are too long.
-static bool share(const SamplingBatch &batch, u32 blocks, u32 teams, DrawShape &shape, size_t &bytes) {
+// Rows by clusters of so many blocks and teams; false: they are too long. `follow`: rows follow one another in a team.
+static bool share(const SamplingBatch &batch, u32 blocks, u32 teams, bool follow, DrawShape &shape, size_t &bytes) {
+  const u32 size = batch.dtype == NUCLEUS_F32 ? 4 : 2, step = 32 * 16 / size;
   shape.blocks = blocks;
   shape.teams = teams;
   shape.room = slice_of(batch.row_len, blocks);
-  shape.span = ((shape.room + shape.warps_of_team() - 1) / shape.warps_of_team() + 7) & ~7u;
-  shape.copy = STAGE;
-  const u32 stages = (shape.span + STAGE - 1) / STAGE, least = (stages + shape.sums() - 1) / shape.sums();
-  shape.run = (least > STAGES_OF_RUN ? least : STAGES_OF_RUN) * STAGE;
-  bytes = sizeof(DrawState) + shape.message_bytes() + static_cast<size_t>(WARPS) * shape.span * (batch.dtype == NUCLEUS_F32 ? 4 : 2);
-  return stages <= STAGES_MOST && bytes <= BYTES_MAX;
+  const u32 warps = shape.members = WARPS / teams;
+  shape.stage = CHUNK * warps;
+  shape.stages = (shape.room + shape.stage - 1) / shape.stage;
+  for (shape.sums = 1; shape.sums < shape.stages;) shape.sums *= 2;
+  const u32 rest = shape.room - (shape.stages - 1) * shape.stage;
+  shape.last = ((rest + warps - 1) / warps + step - 1) / step * step;
+  const size_t before = sizeof(DrawState) + shape.message_bytes(), space = (BYTES_MAX - before) / size / teams;
+  const u32 least = (shape.stages - 1) * shape.stage + shape.last * warps, most = static_cast<u32>(space / shape.stage);
+  shape.slots = !follow || most < shape.stages ? shape.stages : most < SLOTS_MOST ? most : SLOTS_MOST;
+  shape.ring = shape.slots == shape.stages ? least : shape.slots * shape.stage;
+  bytes = before + static_cast<size_t>(shape.ring) * teams * size;
+  constexpr u32 BYTES_AHEAD = 32768, BYTES_FEW = 98304;
+  shape.ahead = bytes - before <= BYTES_FEW ? shape.stages : BYTES_AHEAD / (shape.stage * size * teams);
+  shape.ahead = shape.ahead ? shape.ahead : 1;
+  return shape.stages <= STAGES_MOST && shape.warps() * shape.sums <= RUNS && least <= space;
 }
 
 template <u32 DTYPE>
@@ -74,7 +87,7 @@ static cudaError_t launch(const SamplingBatch &batch, bool pending, cudaStream_t
   auto resident = [&](u32 blocks, u32 teams, bool &fits) {
     DrawShape other;
     size_t bytes;
-    fits = share(batch, blocks, teams, other, bytes);
+    fits = share(batch, blocks, teams, true, other, bytes);
     if (!fits) return cudaSuccess;
     shape = other;
     grid.blocks = blocks;
@@ -87,7 +100,8 @@ static cudaError_t launch(const SamplingBatch &batch, bool pending, cudaStream_t
   if (batch.cluster) {
     error = resident(batch.cluster > LEAST_BLOCKS ? batch.cluster : LEAST_BLOCKS, many ? TEAMS_MOST : 1, fits);
   } else {
-    for (u32 blocks = MAX_BLOCKS; fits && blocks >= LEAST_BLOCKS && error == cudaSuccess && grid.clusters < batch.rows && !many; blocks /= 2) error = resident(blocks, 1, fits);
+    for (u32 blocks : {8u, 6u, 5u, 4u, 3u, 2u})
+      if (error == cudaSuccess && grid.clusters < batch.rows && !many) error = resident(blocks, 1, fits);
     if (!fits || many) {
       fits = grid.clusters >= batch.rows && !many;
       for (u32 blocks = LEAST_BLOCKS; !fits && blocks <= MAX_BLOCKS && error == cudaSuccess; blocks *= 2) error = resident(blocks, TEAMS_MOST, fits);
@@ -98,7 +112,7 @@ static cudaError_t launch(const SamplingBatch &batch, bool pending, cudaStream_t
   if (many) grid.clusters = (batch.rows + 3) / 4;
   const u32 turns = (batch.rows + grid.clusters - 1) / grid.clusters;
   if (turns > TURNS_MOST) return cudaSuccess;
-  if (turns <= shape.teams) shape.copy = shape.span + STAGE - 1;  // no row follows another
+  if (turns <= shape.teams) share(batch, shape.blocks, shape.teams, false, shape, grid.bytes);
   division = Division{shape.blocks, shape.room, 1};
   cudaLaunchAttribute attributes[2];
   cudaLaunchConfig_t config = grid.config(attributes, stream);

@@ -1,10 +1,11 @@
 // Draws from whole rows in one launch.
 //
-// Resident clusters take one row after another. The warps of a block are one team, or two, which have rows of their own, so that one weighs while the other
-// waits. Each warp of a team has a part of the row in shared memory, where the bulk copy engine brings it. The teams of a cluster's blocks look at their parts,
-// tell each other the largest logits, and sum weights run by run; as soon as a stage is weighed, the next row's follows in its place. The sums go to one of the
-// blocks, to each in turn, where a few more warps find the run that the draw falls in and read it again (draw_finish.cuh), while the teams go on. What is told
-// is stored in the receiver's shared memory and counted by an mbarrier: there is no barrier of a block or a cluster in the loop.
+// Resident clusters take one row after another. Most warps of a block weigh: they are one team, or two, which have rows of their own, so that one weighs while
+// the other waits. A team's slice of a row comes in stages, of which every warp has a chunk; a warp that does nothing else has the bulk copy engine bring them
+// into the slots of a ring, each as soon as the team has weighed what was there before, a stage or more of the next row ahead. The teams of a cluster's blocks
+// look at their slices, tell each other the largest logits, and sum the weights of chunks. The sums go to one of the blocks, to each in turn, where a few more
+// warps find the chunk that the draw falls in and read it again (draw_finish.cuh), while the teams go on. What is told is stored in the receiver's shared
+// memory and counted by an mbarrier: there is no barrier of a block or a cluster in the loop.
 #pragma once
 
 #include "part.cuh"
@@ -12,52 +13,70 @@
 
 namespace nucleus::draw {
 
-constexpr u32 STAGE = 512;         // tokens of a part that are swept at once, and copied at once where rows follow one another
-constexpr u32 STAGES_MOST = 16;    // of a part
-constexpr u32 STAGES_OF_RUN = 2;   // at least, whose weights make one sum
-constexpr u32 RUNS_OF_LANE = 8;    // of a row, dealt out to the lanes of a warp
-constexpr u32 RUNS = 32 * RUNS_OF_LANE;
+constexpr u32 CHUNK = 512;         // tokens of a stage that are a warp's
+constexpr u32 STAGES_MOST = 16;    // of a slice
+constexpr u32 SLOTS_MOST = 16;     // of a team's ring
+constexpr u32 RUNS = 1024;         // chunks of a row, at most
+constexpr u32 RUNS_AT_ONCE = 16;   // that a lane reads
 constexpr u32 TEAMS_MOST = 2;
-constexpr u32 FINISH_WARPS = 4;
-constexpr u32 DRAW_THREADS = THREADS + 32 * FINISH_WARPS;
+constexpr u32 FINISH_WARPS = 2;
+constexpr u32 BRING_FROM = THREADS + 32 * FINISH_WARPS;  // the first thread of the warps that bring stages, one a team
+constexpr u32 DRAW_THREADS = BRING_FROM + 32 * TEAMS_MOST;
 constexpr u32 TURNS_MOST = 80;     // rows of a cluster
 
 // How rows are shared out.
 struct DrawShape {
   u32 blocks, teams;  // of a cluster, of a block
-  u32 room, span;     // ids of a block's slice of a row, and of a warp's part of that
-  u32 copy;           // tokens that are copied at once
-  u32 run;            // tokens of a run
+  u32 members;        // warps of a team
+  u32 room, stage;    // ids of a block's slice of a row, of a stage of it
+  u32 stages;         // of a slice
+  u32 sums;           // a power of two: places for the weights of a warp's chunks
+  u32 last;           // ids of a warp in a slice's last stage
+  u32 slots, ring;    // of a team's ring; tokens of the ring
+  u32 ahead;          // stages of a team's first row that are asked for before its plan is there, for which reads would else wait behind them
 
-  __host__ __device__ u32 warps_of_team() const { return WARPS / teams; }
-  __host__ __device__ u32 warps() const { return blocks * warps_of_team(); }  // that share a row
-  __host__ __device__ u32 sums() const { return RUNS / warps(); }  // that a warp tells: a power of two
-  // What is told of a row: the sums, what each part weighs at T = 1 before any edit, how many tokens of it are there, and the row's largest logits.
-  __host__ __device__ u32 words() const { return RUNS + 2 * warps() + 1; }
-  __host__ __device__ u32 raw_at() const { return RUNS; }
-  __host__ __device__ u32 there_at() const { return RUNS + warps(); }
-  __host__ __device__ u32 largest_at() const { return RUNS + 2 * warps(); }
-  __host__ __device__ size_t message_bytes() const { return (words() * sizeof(u64) + 127) / 128 * 128; }
+  __host__ __device__ u32 warps() const { return blocks * members; }  // that share a row
+  __host__ __device__ u32 chunk_of(u32 at) const { return at + 1 == stages ? last : CHUNK; }
+  // What is told of a row: the chunks' weights in the order of ids, what each warp's weigh at T = 1 before any edit, how many tokens of them are there, and the
+  // row's largest logits. Lanes that read RUNS_AT_ONCE weights each find them in different banks.
+  __host__ __device__ u32 runs_of_lane() const { return warps() * sums > 32 * RUNS_AT_ONCE ? 2 * RUNS_AT_ONCE : RUNS_AT_ONCE; }
+  __host__ __device__ static u32 run_at(u32 run) { return run + run / RUNS_AT_ONCE * 2; }
+  __host__ __device__ u32 raw_at() const { return run_at(32 * runs_of_lane()); }
+  __host__ __device__ u32 there_at() const { return raw_at() + warps(); }
+  __host__ __device__ u32 largest_at() const { return raw_at() + 2 * warps(); }
+  __host__ __device__ size_t message_bytes() const { return ((largest_at() + 1) * sizeof(u64) + 127) / 128 * 128; }
+  __host__ __device__ u32 told_bytes() const { return (warps() * (stages + 2) + 1) * static_cast<u32>(sizeof(u64)); }
 };
 
+__device__ __forceinline__ u32 address_in(u32 own, u32 block) {
+  u32 there;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(own), "r"(block));
+  return there;
+}
+
 // What is left of a row's plan where all of it is drawn from.
-struct DrawnPlan {
-  static constexpr u32 THERE = 1u << 31;
-  u32 packed;  // limit, then kind and flags of 4 bits each; 0: it is not there yet
+struct alignas(16) DrawnPlan {
+  u32 packed;  // limit, then kind and flags of 4 bits each
   float s;
   i32 mask;
+  u32 nothing;
 
-  __device__ __forceinline__ void hold(const RowPlan &plan) {
+  __device__ __forceinline__ RowPlan plan() const {
+    return RowPlan{static_cast<uint16_t>(packed >> 4 & 15), static_cast<uint16_t>(packed & 15), 0, packed >> 8, 0, 0, s, 0, mask};
+  }
+  __device__ __forceinline__ static u32 pack(const RowPlan &plan) { return plan.limit << 8 | static_cast<u32>(plan.kind) << 4 | plan.flags; }
+  // For this block.
+  __device__ __forceinline__ void hold(const RowPlan &plan, u64 *planned) {
+    packed = pack(plan);
     s = plan.s;
     mask = plan.mask;
-    const u32 word = THERE | plan.limit << 8 | static_cast<u32>(plan.kind) << 4 | plan.flags;
-    asm volatile("st.release.cta.shared::cta.u32 [%0], %1;" ::"r"(shared_address(&packed)), "r"(word) : "memory");
+    arrive(planned);
   }
-  // Waits until it is there.
-  __device__ __forceinline__ RowPlan plan() const {
-    u32 word = 0;
-    while (!word) asm volatile("ld.acquire.cta.shared::cta.u32 %0, [%1];" : "=r"(word) : "r"(shared_address(&packed)) : "memory");
-    return RowPlan{static_cast<uint16_t>(word >> 4 & 15), static_cast<uint16_t>(word & 15), 0, word << 1 >> 9, 0, 0, s, 0, mask};
+  // Tells a block, whose barrier counts the bytes.
+  __device__ __forceinline__ void tell(const RowPlan &plan, const u64 *planned, u32 block) const {
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.u32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(address_in(shared_address(this), block)), "r"(pack(plan)),
+                 "r"(bits_of(plan.s)), "r"(plan.mask), "r"(0), "r"(address_in(shared_address(planned), block))
+                 : "memory");
   }
 };
 static_assert(NUCLEUS_MAX_VOCAB < 1u << 23);
@@ -70,9 +89,11 @@ constexpr u32 BUFFERS = 2;
 struct alignas(128) DrawState {
   u32 maxima[TEAMS_MOST * BUFFERS][ROW_WARPS];
   u64 told[TEAMS_MOST * BUFFERS];   // mbarriers: all warps have told their largest logits
-  u64 arrived[WARPS][STAGES_MOST];  // mbarriers: the copy is there
+  u64 arrived[TEAMS_MOST][SLOTS_MOST];  // mbarriers: the stage is there
+  u64 weighed[TEAMS_MOST][SLOTS_MOST];  // mbarriers: the team needs it no more
   u64 summed;                       // mbarrier: what is told of a row that this block finishes is there
   u64 freed[MAX_BLOCKS];            // mbarriers: that block has read what was told
+  u64 planned[TURNS_MOST];          // mbarriers: the plan is there
   DrawnPlan plans[TURNS_MOST];
   Description description;          // of the row that is finished
   u64 of_warps[FINISH_WARPS];       // what they have found their tokens to weigh
@@ -87,11 +108,6 @@ struct Turns {
   __device__ __forceinline__ u32 index(u32 turn) const { return cluster + turn * clusters; }
 };
 
-__device__ __forceinline__ u32 address_in(u32 own, u32 block) {
-  u32 there;
-  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(own), "r"(block));
-  return there;
-}
 // Waits for messages of other blocks.
 __device__ __forceinline__ void receive(const u64 *mbarrier, u32 parity) {
   const u32 barrier = shared_address(mbarrier);
@@ -113,7 +129,7 @@ struct Meeting {
 
   __device__ __forceinline__ Meeting(DrawState *s, const DrawShape &shape, u32 team, u32 own) : state(s), buffer(team * BUFFERS), bytes(shape.warps() * sizeof(u32)) {
     const u32 lane = threadIdx.x % 32;
-    first_warp = threadIdx.x / 32 % shape.warps_of_team() == 0;
+    first_warp = threadIdx.x / 32 % shape.members == 0;
     if (lane >= shape.blocks) return;
     to = address_in(shared_address(&state->maxima[buffer][own]), lane);
     barrier = address_in(shared_address(&state->told[buffer]), lane);
@@ -147,147 +163,229 @@ struct Meeting {
   }
 };
 
-// A warp with its part of every row of its team.
+// A slot of a ring, and the parity of the phase in which it is used.
+struct RingSlot {
+  u32 slot = 0, parity = 0;
+
+  __device__ __forceinline__ void advance(u32 slots) {
+    slot += 1;
+    if (slot < slots) return;
+    slot = 0;
+    parity ^= 1;
+  }
+};
+
+// A value that is kept in a register: reads of parameters in a loop take longer than most of what it does.
+__device__ __forceinline__ u32 kept(u32 value) { return __shfl_sync(~0u, value, 0); }
+
+// The warp that brings a team's stages.
 template <u32 DTYPE>
-struct Drawer {
-  using P = PartOf<DTYPE>;
-  using Word = typename P::Word;
-  static constexpr u32 WIDTH = P::WIDTH, SIZE = P::SIZE, STEP = P::STEP;
-  static_assert(STAGES_MOST * STAGE / 32 / SUMS <= 128, "what a lane's sum holds");
+struct Bringer {
+  static constexpr u32 SIZE = PartOf<DTYPE>::SIZE;
 
   const SamplingBatch &batch;
   const DrawShape &shape;
   const Turns &turns;
   DrawState *state;
-  u32 own;  // this warp's place in the row
-  P part;
-  Word *memory;
-  u32 copies;  // that bring the part
+  u32 block, team;
+
+  // Before a barrier of the cluster.
+  __device__ __forceinline__ void prepare() const {
+    const u32 lane = threadIdx.x % 32;
+    if (lane < shape.slots) {
+      init_barrier(&state->arrived[team][lane], 1);
+      init_barrier(&state->weighed[team][lane], shape.members);
+    }
+  }
+  // By one lane. Of rows that are not aligned nothing is copied.
+  __device__ __forceinline__ void take_turns() const {
+    const u32 slice = block * shape.room, end = slice + shape.room < batch.row_len ? slice + shape.room : batch.row_len;
+    const bool aligned = (reinterpret_cast<uintptr_t>(batch.logits) | batch.row_stride * SIZE) % 16 == 0;
+    const u32 slot_bytes = shape.stage * SIZE, ring = shared_address(shared_memory) + sizeof(DrawState) + static_cast<u32>(shape.message_bytes()) + team * shape.ring * SIZE;
+    RingSlot at;
+#pragma unroll 1
+    for (u32 turn = team; turn < turns.rows; turn += shape.teams) {
+      const char *from = static_cast<const char *>(batch.logits) + (turns.index(turn) * batch.row_stride + slice) * SIZE;
+#pragma unroll 1
+      for (u32 first = slice, stage = 0; stage < shape.stages; ++stage, first += shape.stage, from += slot_bytes, at.advance(shape.slots)) {
+        const u32 ids = first < end ? (end - first < shape.stage ? end - first : shape.stage) : 0, bytes = aligned ? ids * SIZE / 16 * 16 : 0;
+        u64 *arrived = &state->arrived[team][at.slot];
+        wait_for_copy(&state->weighed[team][at.slot], at.parity ^ 1);
+        if (turn == team && stage == shape.ahead) receive(&state->planned[turn], 0);
+        arrive_expecting(arrived, bytes);
+        start_copy_to(ring + at.slot * slot_bytes, from, bytes, arrived);
+      }
+    }
+  }
+};
+
+// A warp with its chunks of every row of its team.
+template <u32 DTYPE>
+struct Drawer {
+  using P = PartOf<DTYPE>;
+  using Word = typename P::Word;
+  static constexpr u32 WIDTH = P::WIDTH, SIZE = P::SIZE, STEP = P::STEP;
+  static_assert(CHUNK / 32 / SUMS <= 128, "what a lane's sum holds");
+
+  const SamplingBatch &batch;
+  const DrawShape &shape;
+  const Turns &turns;
+  DrawState *state;
+  u32 block, team, member;  // member: this warp's place in its team
+  u32 slice, end;           // ids of the block's slice
+  Word *ring;
   Meeting meeting;
+  u32 slots, stage_ids, stages, last;  // of the shape
+  RingSlot start{};         // of the row's first stage
+  u32 full = 0, rest = 0;   // of this row: chunks of which every token is there, tokens of the next one
 
   __device__ __forceinline__ const char *logits_of(u32 turn) const {
     return static_cast<const char *>(batch.logits) + turns.index(turn) * batch.row_stride * SIZE;
   }
-  __device__ __forceinline__ u64 *arrival(u32 copy) const { return &state->arrived[threadIdx.x / 32][copy]; }
-
-  // By one lane, when no lane reads what was there any more, after a fence between the proxies by those that wrote to it.
-  __device__ __forceinline__ void start(u32 turn, u32 copy) const {
-    const u32 begin = copy * shape.copy, ids = part.copied > begin ? (part.copied - begin < shape.copy ? part.copied - begin : shape.copy) : 0, bytes = ids * SIZE;
-    arrive_expecting(arrival(copy), bytes);
-    start_copy(memory + begin, logits_of(turn) + static_cast<u64>(part.first + begin) * SIZE, bytes, arrival(copy));
+  __device__ __forceinline__ u32 chunk_of(u32 stage) const { return stage + 1 == stages ? last : CHUNK; }
+  __device__ __forceinline__ u32 first_of(u32 stage) const { return slice + stage * stage_ids + member * chunk_of(stage); }
+  __device__ __forceinline__ Word *memory_of(u32 stage, RingSlot at) const { return ring + at.slot * stage_ids + member * chunk_of(stage); }
+  // How many of the chunk's ids lie before that.
+  __device__ __forceinline__ u32 count_to(u32 stage, u32 until) const {
+    const u32 first = first_of(stage), chunk = chunk_of(stage);
+    return first >= until ? 0 : until - first < chunk ? until - first : chunk;
   }
-  __device__ __forceinline__ void start_all(u32 turn) const {
-    if (turn < turns.rows && threadIdx.x % 32 == 0) {
-#pragma unroll 1
-      for (u32 copy = 0; copy < copies; ++copy) start(turn, copy);
-    }
-    __syncwarp();
+  __device__ __forceinline__ u32 count_of(u32 stage) const { return stage < full ? CHUNK : stage == full ? rest : 0; }
+  // The slice's tokens end there.
+  __device__ __forceinline__ void end_at(u32 until) {
+    for (full = 0; full < stages && count_to(full, until) == CHUNK;) full += 1;
+    rest = full < stages ? count_to(full, until) : 0;
   }
-  __device__ __forceinline__ void wait_for_all(u32 parity) const {
-#pragma unroll 1
-    for (u32 copy = 0; copy < copies; ++copy) wait_for_copy(arrival(copy), parity);
-  }
-
   template <class F>
-  __device__ __forceinline__ void each_of_stage(u32 begin, F f) const {
-    const u32 at = begin + threadIdx.x % 32 * WIDTH;
-    if (begin + STAGE <= part.count) {
-#pragma unroll
-      for (u32 v = 0; v < STAGE / STEP; ++v) f(P::vector(memory, at + v * STEP));
-    } else {
+  __device__ __forceinline__ void each_stage(F f) const {
+    RingSlot at = start;
 #pragma unroll 1
-      for (u32 i = at; i < part.count; i += STEP) f(P::vector(memory, i));
+    for (u32 stage = 0; stage < stages; ++stage, at.advance(slots)) f(stage, at);
+  }
+  __device__ __forceinline__ void await(RingSlot at) const { wait_for_copy(&state->arrived[team][at.slot], at.parity); }
+
+  // Calls f(vector) for this lane's tokens, between before(slot) and after(stage, slot) for each stage.
+  template <class B, class F, class A>
+  __device__ __forceinline__ void sweep(B before, F f, A after) const {
+    const u32 lane = threadIdx.x % 32 * WIDTH;
+    const Word *own = ring + member * CHUNK + lane;
+    RingSlot at = start;
+    u32 stage = 0;
+#pragma unroll 1
+    for (; stage < full; ++stage, at.advance(slots)) {
+      before(at);
+      const Word *memory = own + at.slot * stage_ids;
+#pragma unroll
+      for (u32 v = 0; v < CHUNK / STEP; ++v) f(P::vector(memory, v * STEP));
+      after(stage, at);
+    }
+#pragma unroll 1
+    for (; stage < stages; ++stage, at.advance(slots)) {
+      before(at);
+      const Word *memory = memory_of(stage, at);
+#pragma unroll 1
+      for (u32 i = lane, count = stage == full ? rest : 0; i < count; i += STEP) f(P::vector(memory, i));
+      after(stage, at);
     }
   }
-  __device__ __forceinline__ SeenPart look(u32 parity) const {
-    return P::look_in(
-        [&](auto f) {
-          u32 begin = 0;
-#pragma unroll 1
-          for (u32 copy = 0; copy < copies; ++copy) {
-            wait_for_copy(arrival(copy), parity);
-#pragma unroll 1
-            for (const u32 end = begin + shape.copy; begin < end; begin += STAGE) each_of_stage(begin, f);
-          }
-        },
-        part.count, false);
+  __device__ __forceinline__ SeenPart look(u32 all) const {
+    return P::look_in([&](auto f) { sweep([&](RingSlot at) { await(at); }, f, [](u32, RingSlot) {}); }, all, false);
   }
 
-  // The weights of the part's runs, run i by lane i. `next`: the turn whose logits follow where these were; none from turns.rows on.
+  // The weights of the chunks, of stage i by lane i. `leaves`: nobody reads them after this.
   enum Pace { AS_THEY_ARE, RAISED, ONE_BY_ONE };
   template <Pace PACE>
-  __device__ __forceinline__ u64 weigh(const Weighing &w, const DoubleAddends &addends, u32 next) const {
+  __device__ __forceinline__ u64 weigh(const Weighing &w, const DoubleAddends &addends, bool leaves) const {
     const u32 lane = threadIdx.x % 32;
-    const bool follows = next < turns.rows;
-    u64 told = 0;
-    u32 begin = 0;
-#pragma unroll 1
-    for (u32 run = 0; begin < part.held; ++run) {
-      DoubleAddends::Sum sums[SUMS];
+    const bool leaver = leaves && lane == 0;
+    u32 low = 0, high = 0;  // told of 27 bits each
+    DoubleAddends::Sum sums[SUMS];
+    u64 sum;
+    auto begin = [&](RingSlot) {
 #pragma unroll
       for (u32 i = 0; i < SUMS; ++i) sums[i] = addends.none();
-      u64 sum = 0;
-#pragma unroll 1
-      for (const u32 end = begin + shape.run; begin < end && begin < part.held; begin += STAGE) {
-        each_of_stage(begin, [&](uint4 v) {
-          float x[WIDTH];
-          P::widen(v, x);
+      sum = 0;
+    };
+    auto add = [&](uint4 v) {
+      float x[WIDTH];
+      P::widen(v, x);
 #pragma unroll
-          for (u32 e = 0; e < WIDTH; ++e) {
-            if constexpr (PACE == ONE_BY_ONE) sum += w.q(x[e]);
-            else addends.template add<PACE == RAISED>(x[e], sums[e % SUMS]);
-          }
-        });
-        if (!follows) continue;
-        __syncwarp();
-        if (lane == 0) start(next, begin / STAGE);
+      for (u32 e = 0; e < WIDTH; ++e) {
+        if constexpr (PACE == ONE_BY_ONE) sum += w.q(x[e]);
+        else addends.template add<PACE == RAISED>(x[e], sums[e % SUMS]);
       }
+    };
+    sweep(begin, add, [&](u32 stage, RingSlot at) {
+      __syncwarp();
+      if (leaver) arrive(&state->weighed[team][at.slot]);
 #pragma unroll
       for (u32 i = 0; i < SUMS; ++i) sum += addends.taken(sums[i]);
-      sum = sum_of_lanes(sum);
-      told = lane == run ? sum : told;
-    }
-    return told;
+      const u32 low_sum = __reduce_add_sync(~0u, static_cast<u32>(sum) & 0x7FFFFFFu), high_sum = __reduce_add_sync(~0u, static_cast<u32>(sum >> 27));
+      low = lane == stage ? low_sum : low;
+      high = lane == stage ? high_sum : high;
+    });
+    return (static_cast<u64>(high) << 27) + low;
   }
-  __device__ __forceinline__ u64 weigh(const Weighing &w, float lowest, u32 next) const {
+  __device__ __forceinline__ u64 weigh(const Weighing &w, float lowest, bool leaves) const {
     const DoubleAddends addends(w);
-    return !addends.serve ? weigh<ONE_BY_ONE>(w, addends, next) : addends.reach(lowest) ? weigh<AS_THEY_ARE>(w, addends, next) : weigh<RAISED>(w, addends, next);
+    return !addends.serve ? weigh<ONE_BY_ONE>(w, addends, leaves) : addends.reach(lowest) ? weigh<AS_THEY_ARE>(w, addends, leaves) : weigh<RAISED>(w, addends, leaves);
+  }
+  // Where nothing is weighed. A stage that is left has arrived.
+  __device__ __forceinline__ void leave_all() const {
+    each_stage([&](u32, RingSlot at) {
+      await(at);
+      __syncwarp();
+      if (threadIdx.x % 32 == 0) arrive(&state->weighed[team][at.slot]);
+    });
   }
 
-  // What is told of a row: lane i the weight of run i, all the rest.
+  // What is told of a row: lane i the weight of stage i's chunk, all the rest.
   struct Told {
     u64 runs = 0, raw = 0;
     u32 there = 0, largest = 0, raw_largest = 0;
   };
-  // From the row's logits to what is told of it. In the end those of turn `next` are on their way.
-  __device__ __forceinline__ Told weigh_row(u32 turn, u32 next, u32 parity) {
+  // Changes chunks: brings what the copy engine could not, and takes out what a mask forbids; true: it wrote.
+  __device__ __forceinline__ bool settle(u32 turn, u32 limit) const {
+    bool wrote = false;
+    each_stage([&](u32 stage, RingSlot at) {
+      await(at);
+      P part(batch, first_of(stage), count_to(stage, end));
+      wrote |= part.settle(logits_of(turn), memory_of(stage, at), limit);
+    });
+    return wrote;
+  }
+  __device__ __forceinline__ void forbid(const u32 *mask) const {
+    each_stage([&](u32 stage, RingSlot at) {
+      await(at);
+      P part(batch, first_of(stage), count_of(stage));
+      part.forbid(memory_of(stage, at), mask, batch.mask_words);
+    });
+  }
+  // From the row's logits to what is told of it.
+  __device__ __forceinline__ Told weigh_row(u32 turn) {
+    receive(&state->planned[turn], 0);
     const RowPlan plan = state->plans[turn].plan();
     Told told;
     if (!plan.served()) {
-      wait_for_all(parity);
-      start_all(next);
+      leave_all();
       return told;
     }
     const u32 *mask = plan.flags & RowPlan::MASKED ? batch.masks + static_cast<u64>(plan.mask) * batch.mask_stride : nullptr;
     const bool raw = plan.flags & RowPlan::RAW, same = plan.s == scale(1.0f) && !mask;
+    const bool aligned = (reinterpret_cast<uintptr_t>(batch.logits) | batch.row_stride * SIZE) % 16 == 0;
     bool wrote = mask != nullptr;
-    if (part.copied != part.held || part.held % WIDTH || part.first + part.held > plan.limit) {
-      wait_for_all(parity);
-      wrote |= part.settle(logits_of(turn), memory, plan.limit);
-    } else part.count = part.held;
+    end_at(end < plan.limit ? end : plan.limit);
+    const u32 all = full * CHUNK + rest;
+    if (!aligned || (end - slice) % WIDTH || end > plan.limit) wrote |= settle(turn, plan.limit);
     SeenPart seen;
     Weighing w;
     // Twice where logits are weighed as they came, too: first so, then with the temperature, and without what a mask forbids.
 #pragma unroll 1
     for (u32 pass = raw && !same ? 0 : 1; pass < 2; ++pass) {
       const bool last = pass == 1;
-      if (last && mask) {
-        wait_for_all(parity);
-        __syncwarp();
-        part.forbid(memory, mask, batch.mask_words);
-      }
+      if (last && mask) forbid(mask);
       if (!last || mask || !raw || same) {
-        seen = look(parity);
+        seen = look(all);
         told.largest = meeting.meet(seen.key);
       }
       if (!last) told.raw_largest = told.largest;
@@ -295,8 +393,8 @@ struct Drawer {
       __syncwarp();
       const float s = last ? plan.s : scale(1.0f);
       u64 runs = 0;
-      if (told.largest && told.largest < INFINITE && begin_weighing_by(s, value_of(told.largest), w)) runs = weigh(w, seen.lowest, last ? next : turns.rows);
-      else if (last) start_all(next);
+      if (told.largest && told.largest < INFINITE && begin_weighing_by(s, value_of(told.largest), w)) runs = weigh(w, seen.lowest, last);
+      else if (last) leave_all();
       if (last) told.runs = runs;
       if (!last || (raw && same)) {
         told.raw = sum_of_lanes(runs);
@@ -307,21 +405,30 @@ struct Drawer {
     return told;
   }
 
-  // Sends it to the block that finishes the row, once that has read what lies there.
-  __device__ __forceinline__ void tell(u32 turn, const Told &told) const {
-    const u32 to = turn & (shape.blocks - 1), use = turn >> (__ffs(shape.blocks) - 1), lane = threadIdx.x % 32, sums = shape.sums();
+  // Sends it to the block that finishes the row, once that has read what lies there. `use`: rows that it has finished before.
+  __device__ __forceinline__ void tell(u32 to, u32 use, const Told &told) const {
+    const u32 lane = threadIdx.x % 32, stages = shape.stages;
+    const u32 warps = shape.members, own = block * warps + member;
     if (use) receive(&state->freed[to], (use - 1) & 1);
-    const u32 at = lane < sums ? own * sums + lane : lane == sums ? shape.raw_at() + own : lane == sums + 1 ? shape.there_at() + own : shape.largest_at();
-    const u64 word = lane < sums ? told.runs : lane == sums ? told.raw : lane == sums + 1 ? told.there : static_cast<u64>(told.raw_largest) << 32 | told.largest;
-    if (lane < sums + 2 || (lane == sums + 2 && own == 0))
+    const u32 at = lane < stages         ? DrawShape::run_at((block * shape.sums + lane) * warps + member)
+                   : lane == stages      ? shape.raw_at() + own
+                   : lane == stages + 1 ? shape.there_at() + own
+                                         : shape.largest_at();
+    const u64 word = lane < stages ? told.runs : lane == stages ? told.raw : lane == stages + 1 ? told.there : static_cast<u64>(told.raw_largest) << 32 | told.largest;
+    if (lane < stages + 2 || (lane == stages + 2 && own == 0))
       asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.u64 [%0], %1, [%2];" ::"r"(address_in(shared_address(draw_messages() + at), to)), "l"(word),
                    "r"(address_in(shared_address(&state->summed), to))
                    : "memory");
   }
-  __device__ __forceinline__ void take_turns(u32 team) {
-    u32 parity = 0;
+  __device__ __forceinline__ void take_turns() {
+    u32 to = team, use = 0;
 #pragma unroll 1
-    for (u32 turn = team; turn < turns.rows; turn += shape.teams, parity ^= 1) tell(turn, weigh_row(turn, turn + shape.teams, parity));
+    for (u32 turn = team; turn < turns.rows; turn += shape.teams, to += shape.teams) {
+      for (; to >= shape.blocks; to -= shape.blocks) use += 1;
+      tell(to, use, weigh_row(turn));
+#pragma unroll 1
+      for (u32 stage = 0; stage < stages; ++stage) start.advance(slots);
+    }
   }
 };
 

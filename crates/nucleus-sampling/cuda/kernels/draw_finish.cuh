@@ -31,24 +31,33 @@ struct Finisher {
     asm volatile("bar.sync %0, %1;" ::"n"(FINISH_BARRIER), "n"(FINISH_THREADS) : "memory");
   }
   __device__ __forceinline__ void expect() const {
-    if (thread() == 0) arrive_expecting(&state->summed, shape.words() * static_cast<u32>(sizeof(u64)));
+    if (thread() == 0) arrive_expecting(&state->summed, shape.told_bytes());
   }
   // Before a barrier of the cluster.
   __device__ __forceinline__ void prepare() const {
-    for (u32 turn = thread(); turn < TURNS_MOST; turn += FINISH_THREADS) state->plans[turn].packed = 0;
+    for (u32 turn = thread(); turn < turns.rows; turn += FINISH_THREADS) {
+      init_barrier(&state->planned[turn], 1);
+      if (turn >= shape.teams) arrive_expecting(&state->planned[turn], sizeof(DrawnPlan));
+    }
+    for (u32 at = thread(); at < shape.raw_at(); at += FINISH_THREADS) draw_messages()[at] = 0;  // some are never told
     if (thread() != 0) return;
     init_barrier(&state->summed, 1);
     for (u32 other = 0; other < MAX_BLOCKS; ++other) init_barrier(&state->freed[other], 1);
     expect();
   }
 
-  // What the rows ask for.
+  // What the rows ask for: the teams' first by every block for itself, each of the others by a block for all.
   __device__ __forceinline__ void plan(bool pending) const {
     const Division division{shape.blocks, shape.room, 1};
+    const u32 warp = thread() / 32, lane = threadIdx.x % 32;
+    static_assert(TEAMS_MOST <= FINISH_WARPS);
 #pragma unroll 1
-    for (u32 turn = thread() / 32; turn < turns.rows; turn += FINISH_WARPS) {
+    for (u32 turn = warp < shape.teams ? warp : warp + shape.teams + block * FINISH_WARPS; turn < turns.rows;) {
       const RowPlan row = plan_row_without_edits(batch, division, turns.index(turn), pending);
-      if (threadIdx.x % 32 == 0) state->plans[turn].hold(row);
+      const bool own = turn < shape.teams;
+      if (own && lane == 0) state->plans[turn].hold(row, &state->planned[turn]);
+      if (!own && lane < shape.blocks) state->plans[turn].tell(row, &state->planned[turn], lane);
+      turn += own ? shape.teams + block * FINISH_WARPS : shape.blocks * FINISH_WARPS;
     }
   }
 
@@ -72,28 +81,34 @@ struct Finisher {
   __device__ __forceinline__ Fall find(u64 uniform) const {
     const u64 *sums = draw_messages();
     const u32 lane = threadIdx.x % 32;
-    u64 pairs[RUNS_OF_LANE / 2];
+    const u32 each = shape.runs_of_lane();
+    u64 of_lane = 0;
+#pragma unroll 1
+    for (u32 first = 0; first < each; first += RUNS_AT_ONCE) {
+      u64 pairs[RUNS_AT_ONCE / 2];
 #pragma unroll
-    for (u32 i = 0; i < RUNS_OF_LANE / 2; ++i) {
-      const ulonglong2 pair = *reinterpret_cast<const ulonglong2 *>(&sums[lane * RUNS_OF_LANE + 2 * i]);
-      pairs[i] = pair.x + pair.y;
+      for (u32 i = 0; i < RUNS_AT_ONCE / 2; ++i) {
+        const ulonglong2 pair = *reinterpret_cast<const ulonglong2 *>(&sums[DrawShape::run_at(lane * each + first) + 2 * i]);
+        pairs[i] = pair.x + pair.y;
+      }
+#pragma unroll
+      for (u32 i = 0; i < RUNS_AT_ONCE / 2; ++i) of_lane += pairs[i];
     }
-    static_assert(RUNS_OF_LANE == 8);
-    const u64 of_lane = (pairs[0] + pairs[1]) + (pairs[2] + pairs[3]), through = prefix_sum(of_lane);
+    const u64 through = prefix_sum(of_lane);
     Fall fall;
     fall.total = __shfl_sync(~0u, through, 31);
     fall.target = mulhi64(uniform, fall.total);
     const u32 from = (__ffs(__ballot_sync(~0u, through > fall.target)) - 1) & 31;
     const u64 before = __shfl_sync(~0u, through - of_lane, from);
     // A lane for each of that lane's runs.
-    const u64 own = sums[from * RUNS_OF_LANE + lane % RUNS_OF_LANE], upto = before + prefix_sum<RUNS_OF_LANE>(own);
-    const u32 chosen = (__ffs(__ballot_sync(~0u, upto > fall.target)) - 1) % RUNS_OF_LANE;
+    const u64 own = lane < each ? sums[DrawShape::run_at(from * each + lane)] : 0, upto = before + prefix_sum(own);
+    const u32 chosen = (__ffs(__ballot_sync(~0u, upto > fall.target)) - 1) & 31;
     fall.before = __shfl_sync(~0u, upto - own, chosen);
     // Which that is: the powers of two that runs are shared out by.
-    const u32 run = from * RUNS_OF_LANE + chosen, bits_of_part = __ffs(shape.sums()) - 1, bits_of_block = bits_of_part + __ffs(shape.warps_of_team()) - 1;
-    const u32 slice = (run >> bits_of_block) * shape.room, part = (run >> bits_of_part & (shape.warps_of_team() - 1)) * shape.span, in_part = (run & (shape.sums() - 1)) * shape.run;
-    fall.first = slice + part + in_part;
-    const u32 end = in_part + shape.run < shape.span ? fall.first + shape.run : slice + part + shape.span, end_of_slice = slice + shape.room;
+    const u32 run = from * each + chosen, bits_of_stage = __ffs(shape.members) - 1, bits_of_block = bits_of_stage + __ffs(shape.sums) - 1;
+    const u32 slice = (run >> bits_of_block) * shape.room, stage = run >> bits_of_stage & (shape.sums - 1), member = run & (shape.members - 1);
+    fall.first = slice + stage * shape.stage + member * shape.chunk_of(stage);
+    const u32 end = fall.first + shape.chunk_of(stage), end_of_slice = slice + shape.room;
     fall.end = end < end_of_slice ? end : end_of_slice;
     return fall;
   }
@@ -168,10 +183,11 @@ struct Finisher {
     }
   }
 
-  __device__ __forceinline__ void finish(u32 turn) const {
-    const u32 index = turns.index(turn), use = turn >> (__ffs(shape.blocks) - 1);
+  __device__ __forceinline__ void finish(u32 turn, u32 use) const {
+    const u32 index = turns.index(turn);
     sync();  // the description of the row before is read no more
     describe(index);
+    receive(&state->planned[turn], 0);
     const RowPlan plan = state->plans[turn].plan();
     const Request r = request_of(batch, index, state->description.row, state->description.config, state->description.program);
     const u64 uniform = uniform_of(r);
@@ -230,7 +246,7 @@ struct Finisher {
   }
   __device__ __forceinline__ void take_turns() const {
 #pragma unroll 1
-    for (u32 turn = block; turn < turns.rows; turn += shape.blocks) finish(turn);
+    for (u32 turn = block, use = 0; turn < turns.rows; turn += shape.blocks, ++use) finish(turn, use);
   }
 };
 

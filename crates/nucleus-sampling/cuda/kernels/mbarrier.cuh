@@ -24,12 +24,13 @@ __device__ __forceinline__ void expect(u64 *mbarrier, u32 bytes) {
 }
 
 // A copy of whole 16 bytes from device memory, which the barrier was told to expect; of none, nothing.
-__device__ __forceinline__ void start_copy(const void *to, const void *from, u32 bytes, const u64 *mbarrier) {
+__device__ __forceinline__ void start_copy_to(u32 to, const void *from, u32 bytes, const u64 *mbarrier) {
   if (bytes)
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared_address(to)), "l"(from), "r"(bytes),
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to), "l"(from), "r"(bytes),
                  "r"(shared_address(mbarrier))
                  : "memory");
 }
+__device__ __forceinline__ void start_copy(const void *to, const void *from, u32 bytes, const u64 *mbarrier) { start_copy_to(shared_address(to), from, bytes, mbarrier); }
 
 // Waits for the end of a barrier's phase of this parity.
 __device__ __forceinline__ void wait_for_copy(const u64 *mbarrier, u32 parity) {
