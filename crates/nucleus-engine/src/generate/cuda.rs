@@ -71,6 +71,7 @@ impl SlotSampler for CudaSlots {
             .map(|row| PlacedRow {
                 logits_row: row.logits_row,
                 row: SlotRow {
+                    mask: row.mask,
                     logprobs: row.logprobs.mode,
                     top: row.logprobs.top,
                     ..SlotRow::new(row.slot, row.params)

@@ -2,8 +2,7 @@
 //!
 //! A device keeps the history of each sequence in a *slot*, draws from it and appends to it, so that nothing but token ids and
 //! log-probabilities comes back, and not before [`DeviceDraw::collect`]. What a device does not tell (the scores of a prompt, the logits
-//! themselves, more of the likeliest tokens than any endpoint tells), or is held to a format, the host computes from a copy of that row, with
-//! the same bits.
+//! themselves, more of the likeliest tokens than any endpoint tells) the host computes from a copy of that row, with the same bits.
 #![cfg_attr(
     not(any(test, feature = "cuda")),
     allow(dead_code, reason = "this build has no device to draw on")
@@ -31,13 +30,17 @@ pub(super) struct Outcome {
     pub(super) scored: Vec<(SequenceId, PromptToken)>,
     /// Of whom nothing of it counts.
     pub(super) void: HashSet<SequenceId>,
+    /// Whether a token of it tells which may follow, so that the next step waits for it.
+    pub(super) is_followed: bool,
 }
 
 impl Outcome {
-    /// Whether everything is on the device still: nothing had to be looked at on the host.
-    pub(super) fn is_on_device(&self) -> bool {
-        let mut drawn = self.drawn.iter();
-        !self.drawn.is_empty() && self.scored.is_empty() && drawn.all(|(_, drawn)| drawn.is_none())
+    /// Whether the next step can be queued before the host has looked at this one: all of it is on the device, and nothing waits for a token.
+    pub(super) fn may_be_left_behind(&self) -> bool {
+        let is_on_device = self.scored.is_empty()
+            && !self.drawn.is_empty()
+            && self.drawn.iter().all(|(_, drawn)| drawn.is_none());
+        is_on_device && !self.is_followed
     }
 
     fn is_awaited(&self) -> bool {
@@ -52,6 +55,8 @@ pub(super) struct SlotDraw<'a> {
     pub(super) logits_row: u32,
     pub(super) slot: u32,
     pub(super) params: &'a CompiledParams,
+    /// The tokens that may be drawn, if not all may.
+    pub(super) mask: Option<&'a [u32]>,
     /// No more of the likeliest tokens are wanted than [`SlotSampler::most_likeliest`].
     pub(super) logprobs: Logprobs,
 }
@@ -238,10 +243,7 @@ impl DeviceDraw {
 
     /// Whether the next token of a sequence is drawn on the host.
     fn needs_host(&self, sequence: &Sequence) -> bool {
-        // The mask is made of the token before, on the host.
-        sequence.mask().is_some()
-            || sequence.wants_logits()
-            || sequence.logprobs().top > self.sampler.most_likeliest()
+        sequence.wants_logits() || sequence.logprobs().top > self.sampler.most_likeliest()
     }
 
     /// Gives everyone who is sampled from these runs on the device a slot, if it has none.
@@ -317,11 +319,13 @@ impl DeviceDraw {
                             let token = drawn(&mut self.host, &row, token, wants);
                             outcome.drawn.push((id, Some(token)));
                         } else {
+                            outcome.is_followed |= sequence.mask().is_some();
                             self.latest.insert(id, rows.len() as u32);
                             rows.push(SlotDraw {
                                 logits_row: index as u32,
                                 slot: self.slots[&id],
                                 params: &sequence.params,
+                                mask: sequence.mask(),
                                 logprobs: sequence.logprobs(),
                             });
                             outcome.drawn.push((id, None));

@@ -145,6 +145,7 @@ impl SlotSampler for ScriptedSlots {
                 continue;
             }
             let work = Row {
+                mask: row.mask,
                 logprobs: row.logprobs,
                 ..Row::new(LogitsRow::F32(logits), row.params, &slot.state)
             };

@@ -205,7 +205,7 @@ impl Worker {
         for run in runs.iter().filter(|run| !is_void(&run.id)) {
             self.scheduler.computed(run);
         }
-        let is_ahead = self.model.runs_ahead() && outcome.is_on_device();
+        let is_ahead = self.model.runs_ahead() && outcome.may_be_left_behind();
         if is_ahead {
             let drawn = outcome.drawn.iter().map(|(id, _)| id);
             for &id in drawn.filter(|id| !is_void(id)) {

@@ -4,6 +4,7 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
 
+use nucleus_engine::constraint::Format;
 use nucleus_engine::generate::{Engine, EngineOptions, Event, Generation, Request};
 use nucleus_engine::gguf::ModelFile;
 use nucleus_engine::model::Model;
@@ -60,7 +61,7 @@ pub(crate) fn encode(engine: &Engine, prompt: &str) -> Vec<u32> {
     engine.tokenizer().encode(prompt, options).unwrap()
 }
 
-/// Requests of every class and with every kind of memory, and several ways to end.
+/// Requests of every class and with every kind of memory, some held to a format, and several ways to end.
 pub(crate) fn requests(engine: &Engine) -> Vec<Request> {
     let neutral = SamplingParams::default();
     let usual = SamplingParams {
@@ -127,8 +128,15 @@ pub(crate) fn requests(engine: &Engine) -> Vec<Request> {
                 (3, None) => encode(engine, " her")[1..].to_vec(),
                 _ => Vec::new(),
             };
+            // A mask of nearly all tokens, and one of few.
+            let format = match (turn, index % 2) {
+                (0, 1) => Some(Format::Regex("[^\"]*".into())),
+                (3, 0) => Some(Format::json_object()),
+                _ => None,
+            };
             requests.push(Request {
                 stop_token_ids,
+                constraint: format.map(|format| engine.constraint(format).unwrap()),
                 prompt: encode(engine, prompt),
                 params: SamplingParams {
                     seed: Some((10 * index + turn) as u64),
