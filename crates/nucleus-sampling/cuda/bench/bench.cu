@@ -84,14 +84,15 @@ static SamplingProgram program(std::vector<SamplingOp> ops) {
 // What a caller says of a batch of such rows.
 static uint32_t what_is_known(const Case &c) {
   if (c.allowed && c.allowed <= 4096) return NUCLEUS_BATCH_ALL_FEW;
+  const uint32_t unedited = c.edits ? 0 : NUCLEUS_BATCH_NO_EDITS;
   if (!c.bounded) {
     bool drawn = true;
     for (uint32_t i = 0; i < c.program.len; ++i) drawn &= c.program.ops[i].code == NUCLEUS_OP_TEMPERATURE || c.program.ops[i].code == NUCLEUS_OP_DRAW;
-    return NUCLEUS_BATCH_NONE_BOUNDED | (c.edits ? 0 : NUCLEUS_BATCH_NO_EDITS) | (drawn ? NUCLEUS_BATCH_ALL_DRAWN : 0);
+    return NUCLEUS_BATCH_NONE_BOUNDED | unedited | (drawn ? NUCLEUS_BATCH_ALL_DRAWN : 0);
   }
   for (uint32_t i = 0; i < c.program.len; ++i)
-    if (c.program.ops[i].code == NUCLEUS_OP_TOP_K || c.program.ops[i].code == NUCLEUS_OP_ARGMAX) return NUCLEUS_BATCH_ALL_BOUNDED | NUCLEUS_BATCH_ALL_COUNTED;
-  return NUCLEUS_BATCH_ALL_BOUNDED;
+    if (c.program.ops[i].code == NUCLEUS_OP_TOP_K || c.program.ops[i].code == NUCLEUS_OP_ARGMAX) return NUCLEUS_BATCH_ALL_BOUNDED | NUCLEUS_BATCH_ALL_COUNTED | unedited;
+  return NUCLEUS_BATCH_ALL_BOUNDED | unedited;
 }
 
 int main(int argc, char **argv) {

@@ -32,6 +32,16 @@ __device__ __forceinline__ void start_copy_to(u32 to, const void *from, u32 byte
 }
 __device__ __forceinline__ void start_copy(const void *to, const void *from, u32 bytes, const u64 *mbarrier) { start_copy_to(shared_address(to), from, bytes, mbarrier); }
 
+// The same of what is read once: it leaves L2 before all else.
+__device__ __forceinline__ void start_copy_of_once_read(const void *to, const void *from, u32 bytes, const u64 *mbarrier) {
+  u64 policy;
+  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  if (bytes)
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(shared_address(to)), "l"(from),
+                 "r"(bytes), "r"(shared_address(mbarrier)), "l"(policy)
+                 : "memory");
+}
+
 // Waits for the end of a barrier's phase of this parity.
 __device__ __forceinline__ void wait_for_copy(const u64 *mbarrier, u32 parity) {
   const u32 barrier = shared_address(mbarrier);

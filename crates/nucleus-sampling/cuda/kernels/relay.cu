@@ -4,56 +4,42 @@
 #include "overlap.cuh"
 #include "relay_finish.cuh"
 #include "relay_read.cuh"
-#include "unsliced.cuh"
 
 namespace nucleus::relay {
-
-// The block's rows that are not decided, on the exact path, by both teams; the other warps have ended.
-static __device__ __noinline__ void sample_undecided(const SamplingBatch &batch, const Workspace &workspace) {
-  Shared *const sh = shared_state();
-  UNROLL_NOT
-  for (u32 index = blockIdx.x; index < batch.rows; index += gridDim.x) {
-    __syncthreads();
-    DescriptionWord word;
-    word.read(batch, index, batch.row[index].flags & NUCLEUS_ROW_PADDING ? 0 : batch.row[index].request);
-    word.write(sh);
-    if (threadIdx.x < sizeof(SamplingBatch) / 4) reinterpret_cast<u32 *>(&sh->batch)[threadIdx.x] = reinterpret_cast<const u32 *>(&batch)[threadIdx.x];
-    if (threadIdx.x == 0) sh->unusual = sh->found = sh->kept = 0;
-    __syncthreads();
-    if (sh->row.flags & NUCLEUS_ROW_PADDING || __syncthreads_or(*static_cast<volatile u32 *>(&batch.out[index].status) != PENDING)) continue;
-    describe_slot(sh, batch);
-    sample_unsliced(RowCall{index, 0, 0, RawSums{}, true}, workspace, false);
-  }
-}
 
 // One block on a multiprocessor, so that nothing of its state is spilled.
 template <u32 DTYPE>
 __global__ void __launch_bounds__(BLOCK_THREADS, 1) sample_by_relay(const __grid_constant__ SamplingBatch batch, const __grid_constant__ Workspace workspace, bool last) {
   State *const sh = state();
-  if (threadIdx.x == 0) {
-    UNROLL_NOT
-    for (u32 i = 0; i < STAGES; ++i) {
-      init_barrier(&sh->arrived[i], 1);
-      init_barrier(&sh->empty[i], TEAM_WARPS / HALVES * LEAVING_LANES);
+  const u32 lane = threadIdx.x - 2 * TEAM_THREADS;
+  if (lane < 32) {
+    static_assert(STAGES <= 32);
+    if (lane < STAGES) {
+      init_barrier(&sh->arrived[lane], 1);
+      init_barrier(&sh->empty[lane], TEAM_WARPS / HALVES * LEAVING_LANES);
     }
-    UNROLL_NOT
-    for (u32 i = 0; i < 2; ++i) {
-      init_barrier(&sh->ready[i], TELLING_THREADS);
-      init_barrier(&sh->read[i], TEAM_WARPS * LEAVING_LANES);
-      init_barrier(&sh->followed_to_end[i], LEAVING_LANES);
+    if (lane < 2) {
+      init_barrier(&sh->ready[lane], TELLING_THREADS);
+      init_barrier(&sh->read[lane], TEAM_WARPS * LEAVING_LANES);
+      init_barrier(&sh->followed_to_end[lane], LEAVING_LANES);
     }
-    init_barrier(&sh->begun, TELLING_THREADS);
-    sh->undecided = 0;
+    if (lane == 0) {
+      init_barrier(&sh->begun, LEAVING_LANES);
+      init_barrier(&sh->brought, 1);
+      sh->undecided = 0;
+      sh->rows[0].shift = sh->rows[1].shift = 0;
+    }
     publish_barriers();
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
   }
-  __syncthreads();
   wait_for_launch_before();
   let_next_launch_begin();
+  if (threadIdx.x / 32 == TEAM_WARPS) ComingDescription::start_row(batch, blockIdx.x);
+  __syncthreads();
   if (threadIdx.x < TEAM_THREADS) {
     read_rows<DTYPE>(batch);
   } else if (threadIdx.x < 2 * TEAM_THREADS) {
-    finish_rows(batch);
+    finish_rows(batch, last);
   } else {
     if (threadIdx.x == 2 * TEAM_THREADS) fill_ring<DTYPE>(batch);
     if (threadIdx.x >= 2 * TEAM_THREADS + 32) follow_rows(batch);
@@ -61,7 +47,7 @@ __global__ void __launch_bounds__(BLOCK_THREADS, 1) sample_by_relay(const __grid
   }
   if (!last) return;
   __syncthreads();
-  if (sh->undecided) sample_undecided(batch, workspace);
+  if (sh->undecided) sample_rest(batch, workspace);
 }
 
 constexpr u32 MULTIPROCESSORS = 132;  // of the devices this is tuned for

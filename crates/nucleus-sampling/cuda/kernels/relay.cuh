@@ -6,6 +6,8 @@
 // that reads the next row. What does not fit, rows that are not of numbers alone and other requests are PENDING.
 #pragma once
 
+#include <type_traits>
+
 #include "bounded.cuh"
 #include "chain.cuh"
 
@@ -23,17 +25,56 @@ constexpr u32 COLLECT_MOST = LISTED;  // tokens that a row's list has room for
 constexpr u32 NOTE_HEADS = 1024;      // chains of notes on ids that may be edited
 constexpr u32 FOLLOWED = 256;         // keys that the bound is raised by at a time
 constexpr u32 RISES = 256;            // biases whose values are in shared memory
+constexpr u32 SPEAKERS = 64;  // slots of a warp in which lanes with equal ids meet
 constexpr u32 MARKS = 16384;  // bits that ids which may be edited share
 static_assert((MARKS & (MARKS - 1)) == 0);
+
+// Lanes of a warp that say it has read something, and threads of a team that say it has written: one, after they have met. racecheck of compute-sanitizer
+// does not carry on what the others have done by then, so for it everyone says so.
+#ifdef NUCLEUS_RACECHECK
+constexpr u32 LEAVING_LANES = 32, TELLING_THREADS = TEAM_THREADS;
+#else
+constexpr u32 LEAVING_LANES = 1, TELLING_THREADS = 1;
+#endif
+
+// A word that other warps may write or read at the same time, in one piece. racecheck takes nothing but atomic operations for that.
+template <class T>
+using AtomicWord = std::conditional_t<sizeof(T) == 8, unsigned long long, u32>;
+template <class T>
+__device__ __forceinline__ T shared_now(const T *from) {
+#ifdef NUCLEUS_RACECHECK
+  return atomicOr(reinterpret_cast<AtomicWord<T> *>(const_cast<T *>(from)), AtomicWord<T>{0});
+#else
+  return *static_cast<const volatile T *>(from);
+#endif
+}
+template <class T>
+__device__ __forceinline__ void share_now(T *to, T value) {
+#ifdef NUCLEUS_RACECHECK
+  atomicExch(reinterpret_cast<AtomicWord<T> *>(to), static_cast<AtomicWord<T>>(value));
+#else
+  *static_cast<volatile T *>(to) = value;
+#endif
+}
+// Where lanes of a warp arrive at a team's barrier apart, it does not see that they do.
+__device__ __forceinline__ void meet_for_racecheck() {
+#ifdef NUCLEUS_RACECHECK
+  __syncwarp();
+#endif
+}
 
 // One of the two teams: its threads begin at FIRST, and it has a barrier of its own.
 template <u32 BARRIER, u32 FIRST>
 struct Team {
   __device__ __forceinline__ static u32 thread() { return threadIdx.x - FIRST; }
   // Not the forms that ask whole warps to come together: the compiler may have one lane take another way to them.
-  __device__ __forceinline__ static void sync() { asm volatile("barrier.sync %0, %1;" ::"n"(BARRIER), "n"(TEAM_THREADS) : "memory"); }
+  __device__ __forceinline__ static void sync() {
+    meet_for_racecheck();
+    asm volatile("barrier.sync %0, %1;" ::"n"(BARRIER), "n"(TEAM_THREADS) : "memory");
+  }
   __device__ __forceinline__ static u32 count(bool is) {
     u32 many;
+    meet_for_racecheck();
     asm volatile("{\n.reg .pred p;\nsetp.ne.u32 p, %1, 0;\nbarrier.red.popc.u32 %0, %2, %3, p;\n}"
                  : "=r"(many)
                  : "r"(static_cast<u32>(is)), "n"(BARRIER), "n"(TEAM_THREADS)
@@ -54,16 +95,22 @@ struct Row : Description {
   bool common;   // its program is one of the commonest (chain.cuh)
   bool lowers;   // edits by id never raise a logit, biases apart
   u32 window;    // tokens at the end of the history that may be edited
-  u32 found;     // tokens collected; there may be no room for some
-  u32 strange;   // NaN or +inf was seen
-  u32 bound;     // the largest known key that all of the row's first k reach; 0: none
   u32 seen_from, counted_from;  // of the window, what repetition's penalty looks at, and what frequency and presence count
   u32 bans;      // ids that may not be drawn now
+  u32 shift;     // where the ids begin in `id_words`, as far behind 16 bytes as in device memory
   alignas(16) u32 marks[MARKS / 32];  // of ids that may be edited, and of some others
-  u64 places[COLLECT_MOST];           // of the tokens collected; 0: none yet
-  u32 ids[EDITS_MOST];     // that may be edited: the window of the history, the biases', then those that may not be drawn now
+  // What the reading team finds.
+  alignas(8) u32 found;  // tokens collected; there may be no room for some
+  u32 strange;           // NaN or +inf was seen
+  u32 bound;             // the largest known key that all of the row's first k reach; 0: none
+  u32 largest;           // the key of the largest logit, where a threshold below it is all that bounds the row
+  u64 places[COLLECT_MOST];  // of the tokens collected; 0: none yet
+  alignas(16) u32 id_words[EDITS_MOST + 4];
   float rises[RISES];      // of the biases that come first
 
+  // That may be edited: the window of the history, the biases', then those that may not be drawn now.
+  __device__ __forceinline__ u32 *ids() { return id_words + shift; }
+  __device__ __forceinline__ const u32 *ids() const { return id_words + shift; }
   __device__ __forceinline__ static u32 mark_of(u32 id) { return id & (MARKS - 1); }
   __device__ __forceinline__ void mark(u32 id) { atomicOr(&marks[mark_of(id) / 32], 1u << id % 32); }
   __device__ __forceinline__ bool marked(u32 id) const { return marks[mark_of(id) / 32] >> id % 32 & 1; }
@@ -79,7 +126,13 @@ struct State {
   u32 maxima[TEAM_WARPS], minima[TEAM_WARPS];  // of the reading team
   u32 followed[FOLLOWED];  // of the warp that raises bounds
   // Of the finishing team.
-  alignas(16) u64 places[LISTED];
+  union {
+    alignas(16) u64 places[LISTED];
+    struct {
+      u64 cleared[ORDERED_MOST];  // before edits are noted
+      u32 speakers[TEAM_WARPS][SPEAKERS];  // lanes of a warp by what they note
+    };
+  };
   u32 listed;
   u32 team_maxima[TEAM_WARPS];
   Description coming;   // of a row that is not described yet
@@ -96,14 +149,19 @@ struct State {
     struct {  // of a list, once the edits are applied
       alignas(16) u64 weights_by_id[ORDERED_MOST];
       u32 by_id[ORDERED_MOST];  // when it is sorted: how many have a smaller id
-      u32 ids_by_id[ORDERED_MOST];
+      alignas(16) u64 chain_weights[CHAIN_MOST];  // in order, of the usual chain
+      u64 chain_total;
+      u32 chain_kept;
+      u32 order_by_id[ORDERED_MOST];
+      float chain_logprobs[CHAIN_MOST];
     };
     alignas(16) u64 weights[LISTED];  // of a list of another program
   };
   u64 arrived[STAGES], empty[STAGES];  // mbarriers: a stage of the ring is there; all warps have read it
   u64 ready[2], read[2];               // a row is described; it is read
+  u64 brought;                         // the window's ids are there
   u64 followed_to_end[2];              // its bound is not raised any more
-  u64 begun;                           // the first row is described
+  u64 begun;                           // the ids of the first row are asked for
 };
 constexpr u32 STAGE_MASK_BYTES = TILE_BYTES / 2 / 8;  // of the mask of a stage of 16-bit logits; of 32 bits it is half
 constexpr u32 RING_BYTES = STAGES * (TILE_BYTES + STAGE_MASK_BYTES);
@@ -115,13 +173,6 @@ __device__ __forceinline__ unsigned char *ring() { return shared_memory; }
 __device__ __forceinline__ unsigned char *ring_of_masks() { return shared_memory + STAGES * TILE_BYTES; }
 __device__ __forceinline__ State *state() { return reinterpret_cast<State *>(shared_memory + RING_BYTES); }
 
-// Lanes of a warp that say it has read something, and threads of a team that say it has written: one, after they have met. racecheck of compute-sanitizer
-// does not carry on what the others have done by then, so for it everyone says so.
-#ifdef NUCLEUS_RACECHECK
-constexpr u32 LEAVING_LANES = 32, TELLING_THREADS = TEAM_THREADS;
-#else
-constexpr u32 LEAVING_LANES = 1, TELLING_THREADS = 1;
-#endif
 __device__ __forceinline__ void leave(u64 *mbarrier) {
   __syncwarp();
   if (threadIdx.x % 32 < LEAVING_LANES) arrive(mbarrier);

@@ -13,7 +13,7 @@ __device__ __forceinline__ float threshold_of(const Row *row, float bound, float
 
 // Tells a threshold, by one thread.
 __device__ __forceinline__ void raise_to(Row *row, float threshold) { atomicMax(&row->bound, key_or_none(threshold)); }
-__device__ __forceinline__ float threshold_now(const Row *row) { return value_or_none(*static_cast<const volatile u32 *>(&row->bound)); }
+__device__ __forceinline__ float threshold_now(const Row *row) { return value_or_none(shared_now(&row->bound)); }
 
 // Narrows [low, high) down to a number that at least k of the team's numbers reach, and few more.
 __device__ __forceinline__ float narrow(float own, float low, float high, u32 k, u32 rounds) {
@@ -42,21 +42,21 @@ __device__ __forceinline__ float bound_of_threads(float own, u32 k, float &most)
   }
   Reading::sync();  // of the row before
   if (threadIdx.x % 32 == 0) {
-    sh->maxima[threadIdx.x / 32] = largest;
-    sh->minima[threadIdx.x / 32] = found;
+    share_now(&sh->maxima[threadIdx.x / 32], largest);
+    share_now(&sh->minima[threadIdx.x / 32], found);
   }
   Reading::sync();
-  const u32 one = sh->minima[threadIdx.x % TEAM_WARPS];
-  most = value_or_none(__reduce_max_sync(~0u, sh->maxima[threadIdx.x % TEAM_WARPS]));
+  const u32 one = shared_now(&sh->minima[threadIdx.x % TEAM_WARPS]);
+  most = value_or_none(__reduce_max_sync(~0u, shared_now(&sh->maxima[threadIdx.x % TEAM_WARPS])));
   if (k == 1) return most;
   const u32 low = __reduce_min_sync(~0u, one), high = __reduce_max_sync(~0u, one);
   if (low) return narrow(own, value_of(low), value_of(high), k, 3);
   // Some warp has too few.
   if (Reading::count(key != 0) < k) return -infinity();
   const u32 smallest = __reduce_min_sync(~0u, key ? key : ~0u);
-  if (threadIdx.x % 32 == 0) sh->minima[threadIdx.x / 32] = smallest;
+  if (threadIdx.x % 32 == 0) share_now(&sh->minima[threadIdx.x / 32], smallest);
   Reading::sync();
-  return narrow(own, value_of(__reduce_min_sync(~0u, sh->minima[threadIdx.x % TEAM_WARPS])), most, k, 10);
+  return narrow(own, value_of(__reduce_min_sync(~0u, shared_now(&sh->minima[threadIdx.x % TEAM_WARPS]))), most, k, 10);
 }
 
 // The keys of the unedited tokens that a row has collected so far, by one warp: those that reach the bound, and new ones.
@@ -101,7 +101,7 @@ struct Follower {
         keys[i] = sh->followed[at];
       } else if (at < kept + taken) {
         // 0: it is not written yet, and has no say.
-        const u64 place = *static_cast<const volatile u64 *>(&row->places[seen + (at - kept)]);
+        const u64 place = shared_now(&row->places[seen + (at - kept)]);
         if (!(row->plan.edits && row->marked(id_at(place)))) keys[i] = static_cast<u32>(place >> 32);
       }
       most = keys[i] > most ? keys[i] : most;
@@ -132,7 +132,7 @@ struct Follower {
   // The same where one token tells a bound: up to the first that is not written yet.
   __device__ __forceinline__ void follow_largest(u32 found) {
     const u32 lane = threadIdx.x % 32, left = found - seen < 32 ? found - seen : 32;
-    const u64 place = lane < left ? *static_cast<const volatile u64 *>(&row->places[seen + lane]) : 0;
+    const u64 place = lane < left ? shared_now(&row->places[seen + lane]) : 0;
     const u32 missing = __ballot_sync(~0u, lane < left && !place);
     seen += missing ? __ffs(missing) - 1 : left;
     const u32 key = __reduce_max_sync(~0u, row->plan.edits && row->marked(id_at(place)) ? 0 : static_cast<u32>(place >> 32));
@@ -156,7 +156,7 @@ __device__ __forceinline__ void follow_rows(const SamplingBatch &batch) {
     Follower follower{&sh->rows[at]};
     UNROLL_NOT
     while (!__any_sync(~0u, is_over(&sh->read[at], parity))) {
-      u32 found = *static_cast<volatile u32 *>(&follower.row->found);
+      u32 found = shared_now(&follower.row->found);
       found = __shfl_sync(~0u, found < COLLECT_MOST ? found : COLLECT_MOST, 0);
       const u32 k = follower.row->plan.k;
       if (k == 1 && found > follower.seen) follower.follow_largest(found);

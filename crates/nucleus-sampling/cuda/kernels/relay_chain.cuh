@@ -1,12 +1,20 @@
-// The commonest programs on a list that is ordered by id.
+// The commonest programs on a list that is ordered by id, by three warps of the finishing team.
 #pragma once
 
 #include "relay.cuh"
 
 namespace nucleus::relay {
 
-// The choice from a list that is sorted, and ordered by id, by one warp; false: this is another program, or too long a list.
-__device__ __forceinline__ bool run_chain(const Row *row, const Request &r, u32 count, SampledToken *out) {
+constexpr u32 CHAIN_WARPS = 1 + CHAIN_MOST / 32;         // one chooses, the others compute log-probabilities meanwhile
+constexpr u32 CHAIN_TOTAL = 5, CHAIN_LOGPROBS = 6;       // their barriers
+
+template <u32 BARRIER>
+__device__ __forceinline__ void chain_sync() { meet_for_racecheck(); asm volatile("barrier.sync %0, %1;" ::"n"(BARRIER), "n"(CHAIN_WARPS * 32) : "memory"); }
+template <u32 BARRIER>
+__device__ __forceinline__ void chain_arrive() { meet_for_racecheck(); asm volatile("barrier.arrive %0, %1;" ::"n"(BARRIER), "n"(CHAIN_WARPS * 32) : "memory"); }
+
+// The choice from a list that is sorted, and ordered by id, by the first CHAIN_WARPS warps of the team; false: this is another program, or too long a list.
+__device__ __forceinline__ bool run_chain(const Row *row, u32 count, SampledToken *out, u32 local) {
   State *const sh = state();
   const SamplingProgram &program = row->program;
   const SlicePlan &plan = row->plan;
@@ -16,6 +24,13 @@ __device__ __forceinline__ bool run_chain(const Row *row, const Request &r, u32 
   if (!row->common || !kept || kept > CHAIN_MOST || count > ORDERED_MOST) return false;
   const float largest = logit_at(sh->places[0]), s = row->scale;
   if (!(fabsf(largest * s) < SCALED_LIMIT)) return false;
+  if (local >= 32) {
+    chain_sync<CHAIN_TOTAL>();
+    const u32 at = local - 32;
+    if (at < sh->chain_kept) sh->chain_logprobs[at] = processed_logprob(sh->chain_weights[at], sh->chain_total);
+    chain_arrive<CHAIN_LOGPROBS>();
+    return true;
+  }
   const i32 most = Exponent(largest, s).n;
   // Lane i has the tokens 2 i and 2 i + 1 of the order.
   const u32 at = 2 * lane;
@@ -25,24 +40,32 @@ __device__ __forceinline__ bool run_chain(const Row *row, const Request &r, u32 
   for (u32 i = 0; i < ORDERED_MOST / 64; ++i) *reinterpret_cast<ulonglong2 *>(&sh->weights_by_id[64 * i + at]) = make_ulonglong2(0, 0);
   const float x[2] = {logit_at(pair.x), logit_at(pair.y)};
   const u64 q[2] = {at < kept ? Exponent(x[0], s).weight(most) : 0, at + 1 < kept ? Exponent(x[1], s).weight(most) : 0};
+  *reinterpret_cast<ulonglong2 *>(&sh->chain_weights[at]) = make_ulonglong2(q[0], q[1]);
   const Beginning left = truncate(program, plan, largest, x, q, kept);
-  __syncwarp();  // the weights are cleared
+  if (lane == 0) {
+    sh->chain_total = left.total;
+    sh->chain_kept = left.kept;
+  }
+  __syncwarp();                 // lanes arrive together
+  chain_sync<CHAIN_TOTAL>();    // and the weights are cleared
   if (at < left.kept) {
     sh->weights_by_id[order.x] = q[0];
-    sh->ids_by_id[order.x] = id_at(pair.x);
+    sh->order_by_id[order.x] = at;
   }
   if (at + 1 < left.kept) {
     sh->weights_by_id[order.y] = q[1];
-    sh->ids_by_id[order.y] = id_at(pair.y);
+    sh->order_by_id[order.y] = at + 1;
   }
   __syncwarp();
   const u32 found = find_drawn(sh->weights_by_id, mulhi64(row->uniform, left.total));
+  chain_sync<CHAIN_LOGPROBS>();
   if (found < ORDERED_MOST) {
+    const u32 drawn = sh->order_by_id[found];
     Outcome outcome;
-    outcome.token = sh->ids_by_id[found];
+    outcome.token = id_at(sh->places[drawn]);
     outcome.kept = left.kept;
-    outcome.logprob = processed_logprob(sh->weights_by_id[found], left.total);
-    *out = result(outcome, RawSums{}, r);
+    outcome.logprob = sh->chain_logprobs[drawn];
+    *out = result(outcome, RawSums{}, row->request);
   }
   return true;
 }

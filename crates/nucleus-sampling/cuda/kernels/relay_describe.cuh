@@ -11,11 +11,10 @@ struct Editable {
   const SamplingBias *bias;
   u32 window, biases, ends, words;
 
-  __device__ __forceinline__ Editable(const SamplingBatch &b, const Row *in)
-      : tail((in->row.flags & NUCLEUS_ROW_SLOT ? b.slot_tokens : b.arena) + in->row.history.offset + (in->row.history.len - in->window)),
-        eos(b.arena + in->row.eos.offset), bad(b.arena + in->row.bad_words.offset),
-        bias(reinterpret_cast<const SamplingBias *>(b.arena + in->row.bias.offset)), window(in->window), biases(in->row.bias.len), ends(in->row.eos.len),
-        words(in->row.bad_words.len) {}
+  __device__ __forceinline__ Editable(const SamplingBatch &b, const SamplingRow &row, u32 last)
+      : tail((row.flags & NUCLEUS_ROW_SLOT ? b.slot_tokens : b.arena) + row.history.offset + (row.history.len - last)), eos(b.arena + row.eos.offset),
+        bad(b.arena + row.bad_words.offset), bias(reinterpret_cast<const SamplingBias *>(b.arena + row.bias.offset)), window(last), biases(row.bias.len),
+        ends(row.eos.len), words(row.bad_words.len) {}
   // Where the id of a position is; a bias's value follows its id.
   __device__ __forceinline__ const u32 *at(u32 position) const {
     const u32 biased = window + biases;
@@ -90,40 +89,53 @@ __device__ __forceinline__ void describe(Row *to, bool aligned) {
   to->seen_from = plan.occurrences ? seen - before : window;
   to->counted_from = plan.occurrences ? (to->config.flags & NUCLEUS_COUNT_PROMPT ? seen : prompt + window_start(len - prompt, last_n)) - before : window;
   to->bounded = aligned && is_bounded(plan, ids, flags);
-  to->found = to->strange = to->bound = to->bans = 0;
+  to->found = to->strange = to->bound = to->bans = to->largest = 0;
 }
 
 // Whether a row's ids that may be edited are wanted.
 __device__ __forceinline__ bool wants_ids(const Row *row) { return row->bounded && row->plan.edits; }
 
-// Starts to copy the ids that a row may edit, and how much biases change them, by every thread of the finishing team, as `local`.
-__device__ __forceinline__ void start_ids(const SamplingBatch &batch, Row *row, u32 local) {
-  if (!wants_ids(row)) return;
-  const Editable editable(batch, row);
-  const u32 count = editable.without_words();
-#pragma unroll
-  for (u32 at = local; at < EDITS_MOST; at += TEAM_THREADS) {
-    if (at >= count) break;
-    const u32 *const from = editable.at(at), biased = at - editable.window;
-    start_word(&row->ids[at], from);
-    if (at >= editable.window && biased < editable.biases && biased < RISES) start_word(&row->rises[biased], from + 1);
+// Starts to bring ids that a row may edit, and how much biases change them, by a warp; bad words apart. What lies in whole 16 bytes is brought by the copy engine.
+__device__ __forceinline__ void start_ids(const Editable &editable, Row *row) {
+  const u32 lane = threadIdx.x % 32, window = editable.window, shift = static_cast<u32>(reinterpret_cast<uintptr_t>(editable.tail) / 4 % 4);
+  const u32 ragged = (4 - shift) % 4, head = ragged < window ? ragged : window, whole = (window - head) / 4 * 4, rest = window - head - whole;
+  u32 *const ids = row->id_words + shift;
+  u64 *const brought = &state()->brought;
+  if (lane == 0) {
+    row->shift = shift;
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");  // others have written here
+    arrive_expecting(brought, whole * 4);
+    start_copy(ids + head, editable.tail + head, whole * 4, brought);
   }
+  if (lane < head) start_word(ids + lane, editable.tail + lane);
+  if (lane < rest) start_word(ids + (head + whole + lane), editable.tail + (head + whole + lane));
+  const u32 count = editable.without_words();
   UNROLL_NOT
-  for (u32 i = local; i < editable.words; i += TEAM_THREADS) row->ids[count + i] = editable.last_of_word(i);
+  for (u32 at = window + lane; at < count; at += 32) {
+    const u32 *const from = editable.at(at), biased = at - window;
+    start_word(ids + at, from);
+    if (biased < editable.biases && biased < RISES) start_word(&row->rises[biased], from + 1);
+  }
 }
 
-// Marks them for the reading team, after the marks were cleared.
-__device__ __forceinline__ void mark_ids(Row *row, u32 local) {
-  if (!wants_ids(row)) return;
-  wait_for_words();
-  const u32 count = row->window + row->row.bias.len + row->row.eos.len, words = row->row.bad_words.len;
-#pragma unroll
-  for (u32 at = local; at < EDITS_MOST; at += TEAM_THREADS) {
-    if (at >= count) break;
-    row->mark(row->ids[at]);
-  }
+// Marks ids for the reading team, by as many threads, once they have come.
+__device__ __forceinline__ void mark_ids(Row *row, u32 local, u32 threads) {
+  const u32 first = row->shift, end = first + row->window + row->row.bias.len + row->row.eos.len + row->row.bad_words.len;
   UNROLL_NOT
-  for (u32 i = local; i < words; i += TEAM_THREADS) row->mark(row->ids[count + i]);
+  for (u32 at = 4 * local; at < end; at += 4 * threads) {
+    const uint4 four = *reinterpret_cast<const uint4 *>(&row->id_words[at]);
+    if (at >= first && at + 4 <= end) {
+      row->mark(four.x);
+      row->mark(four.y);
+      row->mark(four.z);
+      row->mark(four.w);
+      continue;
+    }
+    if (at >= first) row->mark(four.x);
+    if (at + 1 >= first && at + 1 < end) row->mark(four.y);
+    if (at + 2 >= first && at + 2 < end) row->mark(four.z);
+    if (at + 3 >= first && at + 3 < end) row->mark(four.w);
+  }
 }
 
 }  // namespace nucleus::relay

@@ -26,16 +26,21 @@ struct Notes {
   const Row *row;
 
   __device__ __forceinline__ static u32 *head(u32 id) { return &state()->note_heads[EditTable{nullptr, NOTE_HEADS}.start(id)]; }
-  // Puts in what happens at this lane's position, by a warp; `id`: NO_ID where there is nothing.
+  // Puts in what happens at this lane's position, by a warp; `id`: NO_ID where there is nothing. Of lanes with the same id and flags that meet in a slot of a
+  // table, one notes for all: such ids are often many, and chains are looked through token by token.
   __device__ __forceinline__ static void put(u32 position, u32 id, u32 flags, bool counted, u32 longest) {
     State *const sh = state();
-    const u32 same = __match_any_sync(~0u, id), first = __ffs(same) - 1, count = __popc(same & __ballot_sync(~0u, counted));
-    u32 all = 0;
-#pragma unroll
-    for (u32 flag = 1; flag <= NOTE_FLAGS; flag *= 2) all |= same & __ballot_sync(~0u, flags & flag) ? flag : 0;
-    if (id != NO_ID && threadIdx.x % 32 == first) sh->notes[position] = all + count * OCCURRENCE + atomicExch(head(id), position + 1) * NOTE_NEXT;
+    const u32 lane = threadIdx.x % 32;
+    u32 *const slot = &sh->speakers[Finishing::thread() / 32][(id ^ id >> 6 ^ id >> 12) % SPEAKERS];
+    share_now(slot, lane);
     __syncwarp();
-    u32 *const note = &sh->notes[position - threadIdx.x % 32 + first];
+    const u32 speaker = shared_now(slot);
+    const bool spoken_for = (__shfl_sync(~0u, id, speaker) == id) & (__shfl_sync(~0u, flags, speaker) == flags) & (speaker != lane);
+    u32 *const note = &sh->notes[position - lane + (spoken_for ? speaker : lane)];
+    if (id != NO_ID && !spoken_for) *note = flags + (counted ? OCCURRENCE : 0) + atomicExch(head(id), position + 1) * NOTE_NEXT;
+    __syncwarp();
+    if (id != NO_ID && spoken_for && counted) atomicAdd(note, OCCURRENCE);
+    __syncwarp();
     if (longest) nucleus::raise_to(note, longest * NOTE_LONGEST | (*note & (NOTE_LONGEST - 1)));  // the lower bits do not change any more
   }
   // Calls f(position, note) for the notes of an id, while it says so.
@@ -45,7 +50,7 @@ struct Notes {
     UNROLL_NOT
     for (u32 at = *head(id); at;) {
       const u32 note = sh->notes[at - 1];
-      if (row->ids[at - 1] == id && !f(at - 1, note)) break;
+      if (row->ids()[at - 1] == id && !f(at - 1, note)) break;
       at = note % NOTE_LONGEST / NOTE_NEXT;
     }
   }
@@ -76,10 +81,10 @@ __device__ __forceinline__ void prepare_edits(Row *row, u32 local) {
   clear_notes(local);
   if (local == 0) row->bans = 0;
   Finishing::sync();
-  each_ban(team, row->request, [&](u32 id) { row->ids[biased + atomicAdd(&row->bans, 1)] = id; });
+  each_ban(team, row->request, [&](u32 id) { row->ids()[biased + atomicAdd(&row->bans, 1)] = id; });
   Request r = row->request;
   const u32 len = r.row->history.len, before = len - window;
-  r.history = row->ids - before;  // the window is in shared memory
+  r.history = row->ids() - before;  // the window is in shared memory
   const Passages passages(r, plan.passages ? passage_limit(team, r) : 0);
   const u32 first = len - passages.size;  // of their window
   const u64 others = static_cast<u64>(r.config->no_repeat_ngram_size) - 1;
@@ -93,12 +98,12 @@ __device__ __forceinline__ void prepare_edits(Row *row, u32 local) {
     if (there && passages.some() && at > first && passages.repeats(at - first)) longest = passages.length(at - first);
     if (there && plan.ngrams && others <= len && at >= others && ends_with(r.history, at, r.history + (len - others), static_cast<u32>(others))) flags |= NGRAM;
     __syncwarp();
-    Notes::put(i, there ? row->ids[i] : NO_ID, flags, there && i >= row->counted_from, longest);
+    Notes::put(i, there ? row->ids()[i] : NO_ID, flags, there && i >= row->counted_from, longest);
   }
   UNROLL_NOT
   for (u32 i = local; i - local % 32 < biased + row->bans - window; i += TEAM_THREADS) {
     const u32 at = window + i;
-    Notes::put(at, at < biased + row->bans ? row->ids[at] : NO_ID, at < biased ? BIASED : BANNED, false, 0);
+    Notes::put(at, at < biased + row->bans ? row->ids()[at] : NO_ID, at < biased ? BIASED : BANNED, false, 0);
   }
 }
 
@@ -157,13 +162,13 @@ struct Riser {
 
   // The bits of a position's logit.
   __device__ __forceinline__ static u32 load(const Row *row, u32 at) {
-    const u32 id = at < Risers(row).to ? row->ids[at] : NO_ID;
+    const u32 id = at < Risers(row).to ? row->ids()[at] : NO_ID;
     return id < row->request.limit ? load_logit_bits(row->request, id) : 0;
   }
   __device__ __forceinline__ Riser() {}
   __device__ __forceinline__ Riser(const Row *row, u32 at, u32 bits) {
     const Risers risers(row);
-    const u32 id = at < risers.to ? row->ids[at] : NO_ID;
+    const u32 id = at < risers.to ? row->ids()[at] : NO_ID;
     if (id >= row->request.limit || (row->request.mask && !mask_allows(row->request, id))) return;
     const float rise = row->lowers ? row->rise(at - risers.from) : infinity();
     x = widen_bits(row->request.dtype, bits) + 0.0f;
@@ -183,7 +188,7 @@ __device__ __forceinline__ void list_raised(const Row *row, u32 bound, Riser fir
     u64 place = 0;
     if (rises) {
       // Of equal ids, the one whose notes are found first.
-      const u32 id = row->ids[at];
+      const u32 id = row->ids()[at];
       u32 found = NO_ID;
       Notes{row}.each(id, [&](u32 position, u32) { return !(position >= risers.from && position < risers.to && (found = position, true)); });
       if (found == at) place = edited_place(row, place_of(riser.x, id), threshold);

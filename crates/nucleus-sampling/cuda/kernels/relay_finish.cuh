@@ -3,6 +3,7 @@
 
 #include "relay_chain.cuh"
 #include "relay_edits.cuh"
+#include "relay_rest.cuh"
 
 namespace nucleus::relay {
 
@@ -115,7 +116,7 @@ __device__ __forceinline__ void choose_listed(const Row *row, SampledToken *out,
   if (count <= ORDERED_MOST / 2) sort_few<2 * TEAM_THREADS / ORDERED_MOST>(sh->places, count, local);
   else if (count <= ORDERED_MOST) sort_few<TEAM_THREADS / ORDERED_MOST>(sh->places, count, local);
   else sort_many(sh->places, count, local);
-  if (local >= 32 || (count <= ORDERED_MOST && run_chain(row, r, count, out))) return;
+  if (local >= CHAIN_WARPS * 32 || run_chain(row, count, out, local) || local >= 32) return;
   EditTable none{nullptr, 0};
   const Outcome outcome = run_list(DeviceWarp{}, r, none, ListCall{sh->places, sh->weights, count, plan.op, plan.temperature, 0});
   if (local == 0) *out = result(outcome, RawSums{}, r);
@@ -168,9 +169,9 @@ __device__ __forceinline__ void rehearse(u32 local) {
   if (!row->bounded || row->plan.greedy) return;
   constexpr u32 TOKENS = 40;
   UNROLL_NOT
-  for (u32 i = local; i < reinterpret_cast<const u32 *>(row->places) - reinterpret_cast<const u32 *>(row); i += TEAM_THREADS)
+  for (u32 i = local; i < &row->found - reinterpret_cast<const u32 *>(row); i += TEAM_THREADS)
     reinterpret_cast<u32 *>(made_up)[i] = reinterpret_cast<const u32 *>(row)[i];
-  if (local < TOKENS) made_up->places[local] = place_of(static_cast<float>(local), local && row->plan.edits ? local * 97 : row->ids[0]);
+  if (local < TOKENS) made_up->places[local] = place_of(static_cast<float>(local), local && row->plan.edits ? local * 97 : row->ids()[0]);
   clear_list(local);
   clear_notes(local);
   Finishing::sync();
@@ -178,8 +179,8 @@ __device__ __forceinline__ void rehearse(u32 local) {
     made_up->found = TOKENS;
     made_up->bound = made_up->strange = 0;
     made_up->request.slot = nullptr;
-    made_up->ids[0] = row->ids[0];
-    *Notes::head(row->ids[0]) = 1;
+    made_up->ids()[0] = row->ids()[0];
+    *Notes::head(row->ids()[0]) = 1;
     state()->notes[0] = SEEN + OCCURRENCE;
   }
   Finishing::sync();
@@ -192,10 +193,8 @@ __device__ __forceinline__ bool is_aligned(const SamplingBatch &batch, u32 index
   return (reinterpret_cast<uintptr_t>(batch.logits) + index * batch.row_stride * (batch.dtype == NUCLEUS_F32 ? 4 : 2)) % 16 == 0;
 }
 
-// Describes the row whose description has come, for the reading team, too, and asks for the one after it. Barriers precede and follow.
-__device__ __forceinline__ void begin_row(const SamplingBatch &batch, Row *row, u32 index, u32 at, u32 local) {
-  State *const sh = state();
-  const u32 after = index + gridDim.x;
+// Describes the row whose description has come, and asks for its ids and for the row `after` it. Barriers precede and follow.
+__device__ __forceinline__ void begin_row(const SamplingBatch &batch, Row *row, u32 index, u32 after, u32 local) {
   if (local < 32) {
     describe(row, is_aligned(batch, index));
     if (after < batch.rows) ComingDescription::start_row(batch, after);
@@ -203,31 +202,46 @@ __device__ __forceinline__ void begin_row(const SamplingBatch &batch, Row *row, 
     clear_marks(row, local);
   }
   Finishing::sync();
-  start_ids(batch, row, local);
-  mark_ids(row, local);
-  Finishing::sync();
-  if (local < TELLING_THREADS) {
-    arrive(&sh->ready[at]);
-    if (index == blockIdx.x) arrive(&sh->begun);
+  if (local / 32 != 1) return;
+  if (wants_ids(row)) start_ids(Editable(batch, row->row, row->window), row);
+  else if (local == 32) arrive(&state()->brought);
+  if (index == blockIdx.x) leave(&state()->begun);
+}
+// Tells the reading team of it, which is the `turn`-th, once the ids have come. Barriers as above.
+__device__ __forceinline__ void announce_row(const SamplingBatch &batch, Row *row, u32 index, u32 turn, u32 local) {
+  if (wants_ids(row)) {
+    wait_for_copy(&state()->brought, turn % 2);
+    if (local / 32 == 1) wait_for_words();
+    if (row->row.bad_words.len) {
+      const Editable editable(batch, row->row, row->window);
+      UNROLL_NOT
+      for (u32 i = local; i < editable.words; i += TEAM_THREADS) row->ids()[editable.without_words() + i] = editable.last_of_word(i);
+    }
+    Finishing::sync();
+    mark_ids(row, local, TEAM_THREADS);
+    Finishing::sync();
   }
+  if (local < TELLING_THREADS) arrive(&state()->ready[turn % 2]);
   complete_description(batch, index, row, local);
-  if (local < 32 && after < batch.rows) ComingDescription::start_rest(batch, after);
 }
 
-// All rows of the block; those that are not decided are counted.
-__device__ __forceinline__ void finish_rows(const SamplingBatch &batch) {
+// All rows of the block; those that are not decided are counted. `last`: see what_is_left.
+__device__ __forceinline__ void finish_rows(const SamplingBatch &batch, bool last) {
   State *const sh = state();
   const u32 local = threadIdx.x - TEAM_THREADS;
   u32 index = blockIdx.x;
+  const u32 second = index + gridDim.x;
   if (local < 32) {
-    ComingDescription::start_row(batch, index);
     ComingDescription::start_rest(batch, index);
   }
   forget_collected(&sh->rows[0], local);
   forget_collected(&sh->rows[1], local);
-  begin_row(batch, &sh->rows[0], index, 0, local);
+  begin_row(batch, &sh->rows[0], index, batch.rows, local);
+  announce_row(batch, &sh->rows[0], index, 0, local);
+  if (local < 32 && second < batch.rows) ComingDescription::start_row(batch, second);
   Finishing::sync();
   rehearse(local);
+  if (local < 32 && second < batch.rows) ComingDescription::start_rest(batch, second);
   UNROLL_NOT
   for (u32 turn = 0; index < batch.rows; index += gridDim.x, ++turn) {
     Row *const row = &sh->rows[turn % 2], *const next = &sh->rows[(turn + 1) % 2];
@@ -238,8 +252,12 @@ __device__ __forceinline__ void finish_rows(const SamplingBatch &batch) {
     // What is asked for early has come when it is needed.
     const u32 first_riser = Risers(row).from + local, bits = edits ? Riser::load(row, first_riser) : 0;
     clear_list(local);
-    if (after < batch.rows) begin_row(batch, next, after, (turn + 1) % 2, local);
-    if (edits) prepare_edits(row, local);
+    if (after < batch.rows) begin_row(batch, next, after, after + gridDim.x, local);
+    if (edits) prepare_edits(row, local);  // while the ids of the next are on their way
+    if (after < batch.rows) {
+      announce_row(batch, next, after, turn + 1, local);
+      if (local < 32 && after + gridDim.x < batch.rows) ComingDescription::start_rest(batch, after + gridDim.x);
+    }
     const Riser riser = edits ? Riser(row, first_riser, bits) : Riser();
     Finishing::sync();
     wait_for_copy(&sh->read[turn % 2], turn / 2 % 2);
@@ -247,7 +265,8 @@ __device__ __forceinline__ void finish_rows(const SamplingBatch &batch) {
     if (decided) continue;
     forget_collected(row, local);
     if (local == 0 && !(row->row.flags & NUCLEUS_ROW_PADDING)) {
-      batch.out[index].status = PENDING;
+      batch.out[index].token_id = row->largest;
+      batch.out[index].status = what_is_left(row, last);
       sh->undecided += 1;
     }
   }

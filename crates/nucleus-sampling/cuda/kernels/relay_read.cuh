@@ -65,6 +65,7 @@ struct MaskAhead {
 // A barrier of a half of the reading team. Its number is part of the instruction: synccheck of compute-sanitizer takes one in a register for the barrier of the
 // whole block.
 __device__ __forceinline__ void sync_half() {
+  meet_for_racecheck();
   if (threadIdx.x < HALF_THREADS) asm volatile("barrier.sync 3, %0;" ::"n"(HALF_THREADS) : "memory");
   else asm volatile("barrier.sync 4, %0;" ::"n"(HALF_THREADS) : "memory");
 }
@@ -96,7 +97,7 @@ __device__ __forceinline__ void fill_ring(const SamplingBatch &batch) {
     const bool aligned = reinterpret_cast<uintptr_t>(from) % 16 == 0;
     UNROLL_NOT
     for (u32 left = batch.row_len, stage = 0; stage < stages; ++stage, ++filled, left -= S::IDS, from += TILE_BYTES) {
-      if (filled == 2) wait_for_copy(&sh->begun, 0);  // what is asked for after many tiles arrives after them
+      if (filled == 1) wait_for_copy(&sh->begun, 0);  // what is asked for after many tiles arrives after them
       if (filled >= STAGES) wait_for_copy(&sh->empty[place.at], place.parity ^ 1);
       if (filled >= ON_THEIR_WAY) {
         const RingPlace before = place.earlier(ON_THEIR_WAY);
@@ -104,7 +105,7 @@ __device__ __forceinline__ void fill_ring(const SamplingBatch &batch) {
       }
       const u32 bytes = aligned ? (left < S::IDS ? left : S::IDS) * S::SIZE / 16 * 16 : 0;
       expect(&sh->arrived[place.at], bytes);
-      start_copy(ring() + place.at * TILE_BYTES, from, bytes, &sh->arrived[place.at]);
+      start_copy_of_once_read(ring() + place.at * TILE_BYTES, from, bytes, &sh->arrived[place.at]);
       // The first row's mask is not known before its second stage is asked for.
       const bool waits = filled == 0 && stages > 1;
       if (filled == 1 && stages > 1) bring_mask(0, own.from(masks), 0);
@@ -306,7 +307,7 @@ struct Reader {
       for (u32 to = atomicAdd(&row->found, __popc(bits)); bits && to < COLLECT_MOST; bits &= bits - 1, ++to) {
         const u32 i = __ffs(bits) - 1;
         // In one piece: the warp that raises the bound may read it now.
-        *static_cast<volatile u64 *>(&row->places[to]) = place_of(stage.logit(at + i) + 0.0f, stage.begin + at + i);
+        share_now(&row->places[to], place_of(stage.logit(at + i) + 0.0f, stage.begin + at + i));
       }
     }
   }
@@ -316,7 +317,7 @@ struct Reader {
     float unedited = -infinity();
     if (there) {
       const float most = peaks.all.value();
-      if (!(most < infinity())) row->strange = 1;
+      if (!(most < infinity())) share_now(&row->strange, 1u);
       else if (most > -infinity() && !(row->plan.edits && largest_marked(first, peaks, most))) unedited = most;
     }
     float most;
@@ -328,6 +329,7 @@ struct Reader {
   __device__ __forceinline__ void read(RingPlace &place, u32 own, u32 stages) const {
     View stage{nullptr, nullptr, 0, 0};
     Peaks peaks;
+    Peak<DTYPE> largest{Peak<DTYPE>::NONE};
     const bool there = own < stages && own * IDS < held;
     if (there) {
       stage = view(place, own);
@@ -344,11 +346,18 @@ struct Reader {
         if (at != own) stage = view(place, at);
         const AsTyped limit = AsTyped::above(fmaxf(least, threshold_now(row)));
         if (at != own) peaks.look(stage);
-        if (!(peaks.all.value() < infinity())) row->strange = 1;
+        if (!(peaks.all.value() < infinity())) share_now(&row->strange, 1u);
+        largest = largest | peaks.all;
         if (peaks.reach(limit)) collect(stage, peaks, limit);
       }
       leave(place);
     }
+    if (row->plan.kind == SlicePlan::ABOVE) tell_largest(largest);
+  }
+  // For rows that keep too many.
+  __device__ __forceinline__ void tell_largest(const Peak<DTYPE> &largest) const {
+    const u32 key = __reduce_max_sync(~0u, key_or_none(largest.value()));
+    if (threadIdx.x % 32 == 0) atomicMax(&row->largest, key);
   }
   // By a warp that no longer needs a stage.
   __device__ __forceinline__ static void leave(RingPlace &place) {
