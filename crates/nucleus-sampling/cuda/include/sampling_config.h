@@ -174,7 +174,7 @@ NUCLEUS_ASSERT(sizeof(SamplingBatch) == 120);
 /* There is a request for each row, and most often row i's is i: then it is read before the row is known. */
 #define NUCLEUS_BATCH_REQUEST_EACH 16u
 /* Every row is bounded by a count (top_k or argmax), so that only ties can leave rows undecided: then no launch follows, or a small one. min_p
- * bounds no count: flat rows would all be left to it. */
+ * bounds no count: flat rows would all be left to it, unless rows are many and NUCLEUS_BATCH_NO_EDITS is said, too. */
 #define NUCLEUS_BATCH_ALL_COUNTED 32u
 /* There may be rows with NUCLEUS_ROW_FEW, of which the flags above tell nothing, or nothing but such rows; without either, the rows' flag only costs time. */
 #define NUCLEUS_BATCH_SOME_FEW 64u
