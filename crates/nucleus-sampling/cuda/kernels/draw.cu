@@ -94,18 +94,29 @@ static cudaError_t launch(const SamplingBatch &batch, bool pending, cudaStream_t
     grid.bytes = bytes;
     return grid.fill(batch.rows, reinterpret_cast<const void *>(kernel));
   };
-  // As few blocks as let every row be resident. Where that is not possible, the fewest that hold a row, in two teams if those are more than two blocks.
   const bool many = batch.flags & NUCLEUS_BATCH_MANY_ROWS;
-  bool fits = true;
+  bool fits = false, all = false;
+  // Blocks and teams that let every row be resident: the first are the fastest.
+  constexpr u32 WAYS[][2] = {{8, 1}, {6, 1}, {5, 1}, {4, 1}, {6, 2}, {3, 1}, {2, 1}, {3, 2}};
+  for (const auto &way : WAYS) {
+    if (batch.cluster || many || all || error != cudaSuccess) break;
+    error = resident(way[0], way[1], fits);
+    all = fits && grid.clusters * way[1] >= batch.rows;
+  }
+  // Where that is not possible, 6 blocks with two teams if a team has two rows at most, else the fewest that hold a row, in two teams if those are more than two.
+  auto try_ways = [&](u32 blocks, u32 teams) {
+    if (!fits && error == cudaSuccess) error = resident(blocks, teams, fits);
+  };
   if (batch.cluster) {
     error = resident(batch.cluster > LEAST_BLOCKS ? batch.cluster : LEAST_BLOCKS, many ? TEAMS_MOST : 1, fits);
-  } else {
-    for (u32 blocks : {8u, 6u, 5u, 4u, 3u, 2u})
-      if (error == cudaSuccess && grid.clusters < batch.rows && !many) error = resident(blocks, 1, fits);
-    if (!fits || many) {
-      fits = grid.clusters >= batch.rows && !many;
-      for (u32 blocks = LEAST_BLOCKS; !fits && blocks <= MAX_BLOCKS && error == cudaSuccess; blocks *= 2) error = resident(blocks, TEAMS_MOST, fits);
+  } else if (!all) {
+    fits = false;
+    if (!many) {
+      try_ways(LEAST_BLOCKS, 1);
+      try_ways(6, TEAMS_MOST);
+      fits &= grid.blocks == LEAST_BLOCKS || grid.clusters * TEAMS_MOST * 2 >= batch.rows;
     }
+    for (u32 blocks = LEAST_BLOCKS; blocks <= MAX_BLOCKS; blocks *= 2) try_ways(blocks, TEAMS_MOST);
   }
   if (error != cudaSuccess || !grid.blocks) return error;
   // Few clusters where the ways of many rows are tested.

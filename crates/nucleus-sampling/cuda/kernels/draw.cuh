@@ -237,7 +237,8 @@ struct Drawer {
   Meeting meeting;
   u32 slots, stage_ids, stages, last;  // of the shape
   RingSlot start{};         // of the row's first stage
-  u32 full = 0, rest = 0;   // of this row: chunks of which every token is there, tokens of the next one
+  u32 tokens_end = ~0u;     // of this row: where the slice's tokens end
+  u32 full = 0, rest = 0;   // chunks of which every token is there, tokens of the next one
 
   __device__ __forceinline__ const char *logits_of(u32 turn) const {
     return static_cast<const char *>(batch.logits) + turns.index(turn) * batch.row_stride * SIZE;
@@ -251,8 +252,9 @@ struct Drawer {
     return first >= until ? 0 : until - first < chunk ? until - first : chunk;
   }
   __device__ __forceinline__ u32 count_of(u32 stage) const { return stage < full ? CHUNK : stage == full ? rest : 0; }
-  // The slice's tokens end there.
   __device__ __forceinline__ void end_at(u32 until) {
+    if (until == tokens_end) return;
+    tokens_end = until;
     for (full = 0; full < stages && count_to(full, until) == CHUNK;) full += 1;
     rest = full < stages ? count_to(full, until) : 0;
   }
@@ -264,32 +266,72 @@ struct Drawer {
   }
   __device__ __forceinline__ void await(RingSlot at) const { wait_for_copy(&state->arrived[team][at.slot], at.parity); }
 
-  // Calls f(vector) for this lane's tokens, between before(slot) and after(stage, slot) for each stage.
+  // Calls f(vector) for this lane's tokens of a chunk.
+  template <class F>
+  __device__ __forceinline__ void each_of_all(const Word *memory, F f) const {
+#pragma unroll
+    for (u32 v = 0; v < CHUNK / STEP; ++v) f(P::vector(memory, v * STEP));
+  }
+  template <class F>
+  __device__ __forceinline__ void each_of_rest(u32 stage, RingSlot at, F f) const {
+    const Word *memory = memory_of(stage, at);
+    const u32 count = count_of(stage);
+    u32 i = threadIdx.x % 32 * WIDTH;
+    if constexpr (WIDTH == 4) {
+#pragma unroll 1
+      for (; i + STEP < count; i += 2 * STEP) {
+        f(P::vector(memory, i));
+        f(P::vector(memory, i + STEP));
+      }
+    }
+#pragma unroll 1
+    for (; i < count; i += STEP) f(P::vector(memory, i));
+  }
+  // The same for each stage, between before(stage, slot) and after(stage, slot).
   template <class B, class F, class A>
   __device__ __forceinline__ void sweep(B before, F f, A after) const {
-    const u32 lane = threadIdx.x % 32 * WIDTH;
-    const Word *own = ring + member * CHUNK + lane;
+    const Word *own = ring + member * CHUNK + threadIdx.x % 32 * WIDTH;
     RingSlot at = start;
     u32 stage = 0;
 #pragma unroll 1
     for (; stage < full; ++stage, at.advance(slots)) {
-      before(at);
-      const Word *memory = own + at.slot * stage_ids;
-#pragma unroll
-      for (u32 v = 0; v < CHUNK / STEP; ++v) f(P::vector(memory, v * STEP));
+      before(stage, at);
+      each_of_all(own + at.slot * stage_ids, f);
       after(stage, at);
     }
 #pragma unroll 1
     for (; stage < stages; ++stage, at.advance(slots)) {
-      before(at);
-      const Word *memory = memory_of(stage, at);
-#pragma unroll 1
-      for (u32 i = lane, count = stage == full ? rest : 0; i < count; i += STEP) f(P::vector(memory, i));
+      before(stage, at);
+      each_of_rest(stage, at, f);
       after(stage, at);
     }
   }
+  // The same, once the stages have come.
+  template <class F>
+  __device__ __forceinline__ void sweep_coming(F f) const {
+    const Word *own = ring + member * CHUNK + threadIdx.x % 32 * WIDTH;
+    RingSlot at = start;
+    u32 stage = 0;
+#pragma unroll 1
+    for (; stage + 2 <= full; stage += 2) {
+      RingSlot next = at;
+      next.advance(slots);
+      await(at);
+      await(next);
+      const Word *first = own + at.slot * stage_ids, *second = own + next.slot * stage_ids;
+      each_of_all(first, f);
+      each_of_all(second, f);
+      at = next;
+      at.advance(slots);
+    }
+#pragma unroll 1
+    for (; stage < stages; ++stage, at.advance(slots)) {
+      await(at);
+      each_of_rest(stage, at, f);
+    }
+  }
   __device__ __forceinline__ SeenPart look(u32 all) const {
-    return P::look_in([&](auto f) { sweep([&](RingSlot at) { await(at); }, f, [](u32, RingSlot) {}); }, all, false);
+    return P::look_in([&](auto f) { sweep_coming(f); }, all, false);
   }
 
   // The weights of the chunks, of stage i by lane i. `leaves`: nobody reads them after this.
@@ -300,8 +342,14 @@ struct Drawer {
     const bool leaver = leaves && lane == 0;
     u32 low = 0, high = 0;  // told of 27 bits each
     DoubleAddends::Sum sums[SUMS];
-    u64 sum;
-    auto begin = [&](RingSlot) {
+    u64 sum = 0;
+    auto tell = [&](u32 stage) {
+      const u32 low_sum = __reduce_add_sync(~0u, static_cast<u32>(sum) & 0x7FFFFFFu), high_sum = __reduce_add_sync(~0u, static_cast<u32>(sum >> 27));
+      low = lane == stage ? low_sum : low;
+      high = lane == stage ? high_sum : high;
+    };
+    auto begin = [&](u32 stage, RingSlot) {
+      tell(stage - 1);  // while the next one is weighed
 #pragma unroll
       for (u32 i = 0; i < SUMS; ++i) sums[i] = addends.none();
       sum = 0;
@@ -320,10 +368,8 @@ struct Drawer {
       if (leaver) arrive(&state->weighed[team][at.slot]);
 #pragma unroll
       for (u32 i = 0; i < SUMS; ++i) sum += addends.taken(sums[i]);
-      const u32 low_sum = __reduce_add_sync(~0u, static_cast<u32>(sum) & 0x7FFFFFFu), high_sum = __reduce_add_sync(~0u, static_cast<u32>(sum >> 27));
-      low = lane == stage ? low_sum : low;
-      high = lane == stage ? high_sum : high;
     });
+    tell(stages - 1);
     return (static_cast<u64>(high) << 27) + low;
   }
   __device__ __forceinline__ u64 weigh(const Weighing &w, float lowest, bool leaves) const {
