@@ -28,7 +28,7 @@ const OTHER_VARIABLES: &[&str] = &["NUCLEUS_NVCC", "NUCLEUS_CUDA_ARCHS", "NUCLEU
 pub(super) struct Settings {
     pub(super) server: ServerConfig,
     pub(super) engine: EngineOptions,
-    /// A GGUF file, or `bundled`; absent: the model inside the program.
+    /// A GGUF file, a directory of safetensors files, or `bundled`; absent: the model inside the program.
     pub(super) model: Option<String>,
     pub(super) device: Choice,
     /// Threads to compute with; absent: one per core.

@@ -16,11 +16,9 @@ use serde_json::{Value, json};
 
 use crate::tokenizer::Tokenizer;
 
-/// The longest regular expression, grammar, or strings of a choice together, in bytes.
+/// The longest regular expression, grammar, schema as JSON, or strings of a choice together, in bytes. It bounds the memory that a request
+/// holds while it waits.
 pub const MAX_FORMAT_BYTES: usize = 1 << 16;
-
-/// The longest schema as JSON, in bytes.
-pub const MAX_SCHEMA_BYTES: usize = 1 << 20;
 
 /// White space between the parts of JSON. Without a bound a model may write nothing else, and with a large one a small model does.
 const JSON_SPACE: &str = " ";
@@ -64,14 +62,15 @@ impl Format {
     }
 
     fn check(&self) -> Result<(), ConstraintError> {
-        let (bytes, limit) = match self {
-            Self::JsonSchema(schema) => (schema.to_string().len(), MAX_SCHEMA_BYTES),
-            Self::Regex(text) | Self::Lark(text) => (text.len(), MAX_FORMAT_BYTES),
+        let bytes = match self {
+            Self::JsonSchema(schema) => schema.to_string().len(),
+            Self::Regex(text) | Self::Lark(text) => text.len(),
             Self::Choice(choices) if choices.is_empty() => {
                 return Err(ConstraintError::Invalid("there is no choice".into()));
             }
-            Self::Choice(choices) => (choices.iter().map(String::len).sum(), MAX_FORMAT_BYTES),
+            Self::Choice(choices) => choices.iter().map(String::len).sum(),
         };
+        let limit = MAX_FORMAT_BYTES;
         if bytes > limit {
             return Err(ConstraintError::TooLong { bytes, limit });
         }
@@ -194,7 +193,7 @@ impl Formats {
         format.check()?;
         let compile = || {
             let parser = self.factory.create_parser(format.into_grammar());
-            let parser = parser.map_err(|error| ConstraintError::Invalid(one_line(&error)))?;
+            let parser = parser.map_err(|error| refused(&format!("{error:#}")))?;
             Constraint::new(Matcher::new(Ok(parser)))
         };
         std::thread::scope(|scope| {
@@ -209,9 +208,21 @@ impl Formats {
     }
 }
 
-/// An error and its causes.
-fn one_line(error: &impl fmt::Display) -> String {
-    let text = format!("{error:#}");
+/// What `llguidance` says of a format that it does not compile. Its panics, which it turns into errors, are limits that it has found exceeded.
+fn refused(reason: &str) -> ConstraintError {
+    if reason.contains(PANIC) {
+        return ConstraintError::TooComplex(one_line(reason));
+    }
+    ConstraintError::Invalid(one_line(reason))
+}
+
+/// What an error that was a panic begins with.
+const PANIC: &str = "panic: ";
+
+/// A reason without line breaks, and without the frames of the stack.
+fn one_line(reason: &str) -> String {
+    let text = reason.split("<backtrace>").next().unwrap_or_default();
+    let text = text.replacen(PANIC, "", 1);
     let lines: Vec<&str> = text.lines().map(str::trim).collect();
     lines.join(" ").trim().to_owned()
 }
@@ -295,5 +306,65 @@ impl Constraint {
             return ConstraintError::NoToken;
         }
         ConstraintError::TooComplex(one_line(&reason))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+    use crate::gguf::{Metadata, Value};
+
+    /// A vocabulary of words that write no digit.
+    fn words() -> Tokenizer {
+        let keys = [
+            ("tokenizer.ggml.model", Value::String("bert".into())),
+            (
+                "tokenizer.ggml.tokens",
+                Value::Strings(["[UNK]", "[END]", "▁yes", "no"].iter().collect()),
+            ),
+            (
+                "tokenizer.ggml.token_type",
+                Value::Numbers(vec![3, 3, 1, 1].into()),
+            ),
+        ];
+        let keys: HashMap<String, Value> = keys.map(|(key, value)| (key.to_owned(), value)).into();
+        Tokenizer::from_gguf(&Metadata::new(keys)).unwrap()
+    }
+
+    /// R5.2: what no token can write is an error, not a text without end.
+    #[test]
+    fn r5_2_a_vocabulary_that_cannot_write_it() {
+        let tokenizer = words().with_end_of_generation(&[1]);
+        let formats = Formats::new(&tokenizer, 4).unwrap();
+        let compile = |regex: &str| formats.compile(Format::Regex(regex.into()));
+        assert_eq!(compile("[0-9]+").unwrap_err(), ConstraintError::NoToken);
+        let mut constraint = compile("(no)+[0-9]").unwrap();
+        assert_eq!(constraint.mask(), [0b1000]);
+        assert_eq!(constraint.advance(3), Ok(Progress::GoesOn));
+        // Only "no" again: this vocabulary never gets to the digit, and never to an end.
+        assert_eq!(constraint.mask(), [0b1000]);
+        let mut constraint = compile("no[0-9]").unwrap();
+        assert_eq!(constraint.advance(3), Err(ConstraintError::NoToken));
+    }
+
+    #[test]
+    fn a_reason_is_one_line_without_frames_of_the_stack() {
+        let panicked = "panic: assertion failed: few < many\n<backtrace>\n   0: main\n</backtrace>";
+        assert_eq!(
+            refused(panicked),
+            ConstraintError::TooComplex("assertion failed: few < many".into())
+        );
+        assert_eq!(
+            refused("no such rule:\n  start"),
+            ConstraintError::Invalid("no such rule: start".into())
+        );
+    }
+
+    #[test]
+    fn a_text_is_matched_by_its_escaped_form_alone() {
+        assert_eq!(escape("a.b\n"), r"a\x2eb\x0a");
+        assert_eq!(escape("é_"), r"é\x5f");
     }
 }

@@ -1,5 +1,6 @@
 //! The routes and what they share.
 
+use std::num::NonZero;
 use std::sync::{Arc, OnceLock};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -8,6 +9,7 @@ use axum::http::{Method, Uri};
 use axum::middleware::{from_fn, from_fn_with_state};
 use nucleus_engine::chat_template::ChatTemplate;
 use nucleus_engine::generate::Engine;
+use tokio::sync::Semaphore;
 
 use crate::config::ServerConfig;
 use crate::error::ApiError;
@@ -35,8 +37,14 @@ pub struct AppState {
     pub(crate) prompt_bytes: usize,
     /// What has been counted and timed.
     pub(crate) metrics: Arc<Metrics>,
+    /// Leave to compile an output format: a flood of large ones takes no threads from other requests.
+    pub(crate) compiling: Arc<Semaphore>,
     /// The interface as it is described, once somebody has asked.
     description: Arc<OnceLock<Description>>,
+}
+
+fn processors() -> usize {
+    std::thread::available_parallelism().map_or(1, NonZero::get)
 }
 
 impl AppState {
@@ -52,6 +60,7 @@ impl AppState {
             created: unix_time(),
             chat_template: None,
             metrics: Arc::default(),
+            compiling: Arc::new(Semaphore::new(processors())),
             description: Arc::default(),
         }
     }

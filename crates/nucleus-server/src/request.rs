@@ -115,12 +115,14 @@ pub(crate) async fn submit(
     n: usize,
     state: &AppState,
 ) -> Result<Vec<Accepted>, ApiError> {
+    let constraint = match &settings.output_format {
+        Some(format) => Some(compile(format.clone(), state).await?),
+        None => None,
+    };
     let state = state.clone();
     let submit = move || {
         let tokenizer = state.engine.tokenizer();
         settings.params = with_breakers(settings.params, &settings.dry_breakers, tokenizer)?;
-        let compile = |format: &OutputFormat| format.compile(&state.engine);
-        let constraint = settings.output_format.as_ref().map(compile).transpose()?;
         let mut accepted = Vec::with_capacity(prompts.len() * n);
         for prompt in prompts {
             accepted.extend(settings.submit(&state, prompt, n, constraint.as_ref())?);
@@ -129,6 +131,21 @@ pub(crate) async fn submit(
     };
     // Tokenising a long prompt takes long, and the engine answers between two steps.
     tokio::task::spawn_blocking(submit)
+        .await
+        .map_err(|_| ApiError::Internal)?
+}
+
+/// Compiles an output format when there is leave to.
+async fn compile(format: OutputFormat, state: &AppState) -> Result<Constraint, ApiError> {
+    let leave = Arc::clone(&state.compiling);
+    let leave = leave.acquire_owned().await.expect("it is never closed");
+    let engine = state.engine.clone();
+    let compile = move || {
+        // Even if the client has left meanwhile.
+        let _leave = leave;
+        format.compile(&engine)
+    };
+    tokio::task::spawn_blocking(compile)
         .await
         .map_err(|_| ApiError::Internal)?
 }

@@ -15,7 +15,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use nucleus_engine::chat_template::ChatTemplate;
 use nucleus_engine::generate::{Engine, EngineThread};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -31,6 +31,9 @@ const FLUSH: Duration = Duration::from_secs(1);
 
 /// How long to wait when the system cannot accept, for want of file descriptors as a rule.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Connections that may wait to be accepted, as far as the system allows (`net.core.somaxconn`).
+const BACKLOG: u32 = 4096;
 
 /// How long a connection waits for a slot before those that idle are asked again to leave.
 const CROWDED_PAUSE: Duration = Duration::from_millis(100);
@@ -101,7 +104,7 @@ impl Server {
             return Err(ServeError::NeedsKey { address });
         }
         let refused = |error| ServeError::Bind { address, error };
-        let listener = TcpListener::bind(address).await.map_err(refused)?;
+        let listener = listen(address).map_err(refused)?;
         let address = listener.local_addr().map_err(refused)?;
         Ok(Self {
             listener,
@@ -278,6 +281,21 @@ impl Connections {
     async fn close(&mut self) {
         self.open.shutdown().await;
     }
+}
+
+/// Listens as [`TcpListener::bind`] does, with a longer queue: a connection that finds it full is asked for again by its client's system a second later.
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() {
+        TcpSocket::new_v4()?
+    } else {
+        TcpSocket::new_v6()?
+    };
+    // A worker that is started again finds its port free. Elsewhere it would let two workers share a port.
+    if cfg!(unix) {
+        socket.set_reuseaddr(true)?;
+    }
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 /// Asks connections that idle to leave, for as long as somebody waits.

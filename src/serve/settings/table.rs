@@ -62,7 +62,7 @@ pub(super) const SETTINGS: &[Setting] = &[
                 !value.is_empty()
             },
         },
-        help: "A GGUF file, or \"bundled\" for the model inside this program; unless given, that",
+        help: "A GGUF file, a directory of safetensors files, or \"bundled\" for the model inside this program; unless given, that",
     },
     Setting {
         key: "threads",
