@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Arg, ArgGroup, ArgMatches, Command, value_parser};
+use nucleus_engine::constraint::Format;
 use nucleus_engine::generate::{Generation, Request};
 use nucleus_engine::sequence::Completion;
 use nucleus_sampling::SamplingParams;
@@ -32,6 +33,7 @@ Examples:
   nucleus generate \"Once upon a time\"
   nucleus generate \"Once upon a time\" --seed 7 --temperature 0.9 --min-p 0.05 --max-tokens 100
   nucleus generate --prompt-file story.txt --stop \"The end\"
+  nucleus generate \"Is a fox an animal? \" --regex \"(yes|no)\"
   echo \"Once upon a time\" | nucleus generate - --json | jq -r .text";
 
 /// The command's flags.
@@ -56,11 +58,42 @@ pub(crate) fn command() -> Command {
         )
         .args(args::model_flags())
         .args([args::max_tokens_flag("256"), args::stop_flag()])
+        .args(format_flags())
         .args([
             args::json_flag("Print one JSON object at the end instead of the text"),
             args::quiet_flag(),
         ])
         .args(sampling::flags())
+}
+
+/// What the text must be.
+fn format_flags() -> [Arg; 2] {
+    let json_schema = Arg::new("json_schema")
+        .long("json-schema")
+        .value_name("FILE")
+        .value_parser(value_parser!(PathBuf))
+        .conflicts_with("regex")
+        .help("Generate JSON of the JSON Schema in this file, and nothing else");
+    let regex = Arg::new("regex")
+        .long("regex")
+        .value_name("EXPRESSION")
+        .allow_hyphen_values(true)
+        .help("Generate a match of this regular expression, and nothing else");
+    [json_schema, regex]
+}
+
+/// What [`format_flags`] said, and which of them.
+fn format(matches: &ArgMatches) -> anyhow::Result<Option<(&'static str, Format)>> {
+    if let Some(regex) = matches.get_one::<String>("regex") {
+        return Ok(Some(("--regex", Format::Regex(regex.clone()))));
+    }
+    let Some(path) = matches.get_one::<PathBuf>("json_schema") else {
+        return Ok(None);
+    };
+    let place = || format!("cannot read the schema from {}", path.display());
+    let text = fs::read_to_string(path).with_context(place)?;
+    let schema = serde_json::from_str(&text).with_context(place)?;
+    Ok(Some(("--json-schema", Format::JsonSchema(schema))))
 }
 
 /// Generates and prints.
@@ -69,6 +102,7 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<()> {
     let prompt = prompt(matches)?;
     let flags = sampling::from_matches(matches)?;
     model::check_ranges(&flags)?;
+    let format = format(matches)?;
     let loaded = model::load(&args::model_options(matches)?, notes)?;
     let params = loaded.sampling(&flags, notes)?;
 
@@ -77,6 +111,9 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<()> {
         params,
         max_tokens: Some(args::max_tokens(matches)),
         stop: args::stop(matches),
+        constraint: format
+            .map(|(flag, format)| loaded.constraint(flag, format))
+            .transpose()?,
         ..Request::default()
     })?;
     let seed = generation.seed();

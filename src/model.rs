@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 use nucleus_engine::chat_template::{ChatTemplate, Message};
+use nucleus_engine::constraint::{Constraint, Format};
 use nucleus_engine::generate::{
     Engine, EngineOptions, EngineThread, Generation, Request, SubmitError,
 };
@@ -311,6 +312,12 @@ impl Loaded {
     /// Most positions of prompt and output together.
     pub(crate) fn context_length(&self) -> usize {
         self.engine.spec().context_length
+    }
+
+    /// What holds a text to a format that this flag asks for.
+    pub(crate) fn constraint(&self, flag: &str, format: Format) -> anyhow::Result<Constraint> {
+        let compiled = self.engine.constraint(format);
+        compiled.map_err(|error| usage(format!("{flag}: {error}")))
     }
 
     /// Begins to generate.

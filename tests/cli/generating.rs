@@ -267,3 +267,35 @@ fn a_reader_that_leaves_ends_the_program_quietly() {
         "{stderr}"
     );
 }
+
+/// R5.2: a text is JSON of a schema, or a match of an expression.
+#[test]
+fn r5_2_a_text_has_the_form_that_is_asked_for() {
+    let files = Files::new();
+    let schema = r#"{"type": "object", "properties": {"legs": {"type": "integer", "maximum": 8, "minimum": 0}}, "required": ["legs"], "additionalProperties": false}"#;
+    let schema = files.write("schema.json", schema);
+    let flags = ["--json", "--json-schema", &schema, "--max-tokens", "40"];
+    let answer = run(&[&["generate", PROMPT], &flags[..]].concat()).json();
+    assert_eq!(answer["finish_reason"], "stop");
+    let text = answer["text"].as_str().unwrap();
+    let value: Value = serde_json::from_str(text).unwrap();
+    assert!(
+        value["legs"].as_u64().is_some_and(|legs| legs <= 8),
+        "{text}"
+    );
+    let answer = generate_json(&["--regex", "(yes|no)!"]);
+    assert!(["yes!", "no!"].iter().any(|text| answer["text"] == *text));
+}
+
+#[test]
+fn unsound_forms_are_refused() {
+    let files = Files::new();
+    generate(&["--regex", "(a"]).refused(2, &["--regex", "(a"]);
+    let schema = files.write("schema.json", r#"{"type": "strin"}"#);
+    generate(&["--json-schema", &schema]).refused(2, &["--json-schema", "strin"]);
+    let broken = files.write("broken.json", "{");
+    generate(&["--json-schema", &broken]).refused(1, &["broken.json"]);
+    generate(&["--json-schema", "/nowhere.json"]).refused(1, &["/nowhere.json"]);
+    let both = generate(&["--json-schema", &schema, "--regex", "a"]);
+    assert_eq!(both.code, 2, "{}", both.stderr);
+}
