@@ -43,7 +43,8 @@ __global__ void __launch_bounds__(DRAW_THREADS, 1) draw_rows(const __grid_consta
   const u32 team = warp / shape.members, member = warp % shape.members;
   const u32 slice = block * shape.room < batch.row_len ? block * shape.room : batch.row_len, end = slice + shape.room < batch.row_len ? slice + shape.room : batch.row_len;
   typename D::Word *const rings = reinterpret_cast<typename D::Word *>(shared_memory + sizeof(DrawState) + shape.message_bytes());
-  D drawer{batch, shape, turns, state, block, team, member, slice, end, rings + team * shape.ring, Meeting(state, shape, team, block * shape.members + member), kept(shape.slots), kept(shape.stage), kept(shape.stages), kept(shape.last)};
+  D drawer{batch, shape, turns, state, block, team, member, slice, end, rings + team * shape.ring, Meeting(state, shape, team, block * shape.members + member),
+           kept(shape.slots), kept(shape.stage), kept(shape.stages), kept(shape.last)};
   if (drawer.meeting.first_warp) drawer.meeting.prepare();
   begin();
   drawer.take_turns();
@@ -75,52 +76,63 @@ static bool share(const SamplingBatch &batch, u32 blocks, u32 teams, bool follow
   return shape.stages <= STAGES_MOST && shape.warps() * shape.sums <= RUNS && least <= space;
 }
 
+struct Way {
+  u32 blocks, teams;
+};
+
+// The first that lets every row be resident is the fastest then.
+constexpr Way WAYS[] = {{8, 1}, {6, 1}, {5, 1}, {4, 1}, {6, 2}, {3, 1}, {2, 1}, {3, 2}};
+
+struct Chosen {
+  DrawShape shape{};
+  Shape grid;  // no blocks: rows are too long for every way
+
+  // Rows of a team, one after another.
+  u32 rounds(u32 rows) const { return ((rows + grid.clusters - 1) / grid.clusters + shape.teams - 1) / shape.teams; }
+};
+
+// False, and nothing is chosen: a block does not hold its slice of a row.
+static bool choose_way(const SamplingBatch &batch, const void *kernel, Way way, Chosen &chosen, cudaError_t &error) {
+  Chosen other;
+  if (error != cudaSuccess || !share(batch, way.blocks, way.teams, true, other.shape, other.grid.bytes)) return false;
+  other.grid.threads = DRAW_THREADS;
+  other.grid.blocks = way.blocks;
+  error = other.grid.fill(batch.rows, kernel);
+  chosen = other;
+  return error == cudaSuccess;
+}
+
+// Where not all rows can be resident: the fewest blocks that hold a row, in two teams if those are more than two; a half more or less of them in two teams if
+// these take three quarters of the rounds, of which each takes up to a quarter longer.
+static cudaError_t choose(const SamplingBatch &batch, const void *kernel, Chosen &chosen) {
+  const bool many = batch.flags & NUCLEUS_BATCH_MANY_ROWS;
+  cudaError_t error = cudaSuccess;
+  if (batch.cluster) {
+    choose_way(batch, kernel, Way{batch.cluster > LEAST_BLOCKS ? batch.cluster : LEAST_BLOCKS, many ? TEAMS_MOST : 1}, chosen, error);
+    return error;
+  }
+  for (Way way : WAYS)
+    if (!many && choose_way(batch, kernel, way, chosen, error) && chosen.rounds(batch.rows) == 1) return error;
+  bool holds = !many && choose_way(batch, kernel, Way{LEAST_BLOCKS, 1}, chosen, error);
+  for (u32 blocks = LEAST_BLOCKS; !holds && blocks <= MAX_BLOCKS; blocks *= 2) holds = choose_way(batch, kernel, Way{blocks, TEAMS_MOST}, chosen, error);
+  Chosen other;
+  const Way way{chosen.shape.blocks == LEAST_BLOCKS ? 3u : 6u, TEAMS_MOST};
+  if (holds && !many && choose_way(batch, kernel, way, other, error) && 4 * other.rounds(batch.rows) <= 3 * chosen.rounds(batch.rows)) chosen = other;
+  return error;
+}
+
 template <u32 DTYPE>
 static cudaError_t launch(const SamplingBatch &batch, bool pending, cudaStream_t stream, Division &division) {
   const auto kernel = draw_rows<DTYPE>;
   cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES_MAX);
   if (error == cudaSuccess) error = cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
-  if (error != cudaSuccess) return error;
-  Shape grid;
-  grid.threads = DRAW_THREADS;
-  DrawShape shape;
-  auto resident = [&](u32 blocks, u32 teams, bool &fits) {
-    DrawShape other;
-    size_t bytes;
-    fits = share(batch, blocks, teams, true, other, bytes);
-    if (!fits) return cudaSuccess;
-    shape = other;
-    grid.blocks = blocks;
-    grid.bytes = bytes;
-    return grid.fill(batch.rows, reinterpret_cast<const void *>(kernel));
-  };
-  const bool many = batch.flags & NUCLEUS_BATCH_MANY_ROWS;
-  bool fits = false, all = false;
-  // Blocks and teams that let every row be resident: the first are the fastest.
-  constexpr u32 WAYS[][2] = {{8, 1}, {6, 1}, {5, 1}, {4, 1}, {6, 2}, {3, 1}, {2, 1}, {3, 2}};
-  for (const auto &way : WAYS) {
-    if (batch.cluster || many || all || error != cudaSuccess) break;
-    error = resident(way[0], way[1], fits);
-    all = fits && grid.clusters * way[1] >= batch.rows;
-  }
-  // Where that is not possible, 6 blocks with two teams if a team has two rows at most, else the fewest that hold a row, in two teams if those are more than two.
-  auto try_ways = [&](u32 blocks, u32 teams) {
-    if (!fits && error == cudaSuccess) error = resident(blocks, teams, fits);
-  };
-  if (batch.cluster) {
-    error = resident(batch.cluster > LEAST_BLOCKS ? batch.cluster : LEAST_BLOCKS, many ? TEAMS_MOST : 1, fits);
-  } else if (!all) {
-    fits = false;
-    if (!many) {
-      try_ways(LEAST_BLOCKS, 1);
-      try_ways(6, TEAMS_MOST);
-      fits &= grid.blocks == LEAST_BLOCKS || grid.clusters * TEAMS_MOST * 2 >= batch.rows;
-    }
-    for (u32 blocks = LEAST_BLOCKS; blocks <= MAX_BLOCKS; blocks *= 2) try_ways(blocks, TEAMS_MOST);
-  }
+  Chosen chosen;
+  if (error == cudaSuccess) error = choose(batch, reinterpret_cast<const void *>(kernel), chosen);
+  DrawShape &shape = chosen.shape;
+  Shape &grid = chosen.grid;
   if (error != cudaSuccess || !grid.blocks) return error;
   // Few clusters where the ways of many rows are tested.
-  if (many) grid.clusters = (batch.rows + 3) / 4;
+  if (batch.flags & NUCLEUS_BATCH_MANY_ROWS) grid.clusters = (batch.rows + 3) / 4;
   const u32 turns = (batch.rows + grid.clusters - 1) / grid.clusters;
   if (turns > TURNS_MOST) return cudaSuccess;
   if (turns <= shape.teams) share(batch, shape.blocks, shape.teams, false, shape, grid.bytes);

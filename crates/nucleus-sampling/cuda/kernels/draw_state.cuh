@@ -1,0 +1,174 @@
+// How draws share rows out, what a block holds meanwhile, and how its warps meet.
+#pragma once
+
+#include "part.cuh"
+#include "prepare.cuh"
+
+namespace nucleus::draw {
+
+constexpr u32 CHUNK = 512;         // tokens of a stage that are a warp's
+constexpr u32 STAGES_MOST = 16;    // of a slice
+constexpr u32 SLOTS_MOST = 16;     // of a team's ring
+constexpr u32 RUNS = 1024;         // chunks of a row, at most
+constexpr u32 RUNS_AT_ONCE = 16;   // that a lane reads
+constexpr u32 TEAMS_MOST = 2;
+constexpr u32 FINISH_WARPS = 2;
+constexpr u32 BRING_FROM = THREADS + 32 * FINISH_WARPS;  // the first thread of the warps that bring stages, one a team
+constexpr u32 DRAW_THREADS = BRING_FROM + 32 * TEAMS_MOST;
+constexpr u32 TURNS_MOST = 80;     // rows of a cluster
+
+// How rows are shared out.
+struct DrawShape {
+  u32 blocks, teams;  // of a cluster, of a block
+  u32 members;        // warps of a team
+  u32 room, stage;    // ids of a block's slice of a row, of a stage of it
+  u32 stages;         // of a slice
+  u32 sums;           // a power of two: places for the weights of a warp's chunks
+  u32 last;           // ids of a warp in a slice's last stage
+  u32 slots, ring;    // of a team's ring; tokens of the ring
+  u32 ahead;          // stages of a team's first row that are asked for before its plan is there, for which reads would else wait behind them
+
+  __host__ __device__ u32 warps() const { return blocks * members; }  // that share a row
+  __host__ __device__ u32 chunk_of(u32 at) const { return at + 1 == stages ? last : CHUNK; }
+  // What is told of a row: the chunks' weights in the order of ids, what each warp's weigh at T = 1 before any edit, how many tokens of them are there, and the
+  // row's largest logits. Lanes that read RUNS_AT_ONCE weights each find them in different banks.
+  __host__ __device__ u32 runs_of_lane() const { return warps() * sums > 32 * RUNS_AT_ONCE ? 2 * RUNS_AT_ONCE : RUNS_AT_ONCE; }
+  __host__ __device__ static u32 run_at(u32 run) { return run + run / RUNS_AT_ONCE * 2; }
+  __host__ __device__ u32 raw_at() const { return run_at(32 * runs_of_lane()); }
+  __host__ __device__ u32 there_at() const { return raw_at() + warps(); }
+  __host__ __device__ u32 largest_at() const { return raw_at() + 2 * warps(); }
+  __host__ __device__ size_t message_bytes() const { return ((largest_at() + 1) * sizeof(u64) + 127) / 128 * 128; }
+  __host__ __device__ u32 told_bytes() const { return (warps() * (stages + 2) + 1) * static_cast<u32>(sizeof(u64)); }
+};
+
+__device__ __forceinline__ u32 address_in(u32 own, u32 block) {
+  u32 there;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(own), "r"(block));
+  return there;
+}
+
+// What is left of a row's plan where all of it is drawn from.
+struct alignas(16) DrawnPlan {
+  u32 packed;  // limit, then kind and flags of 4 bits each
+  float s;
+  i32 mask;
+  u32 nothing;
+
+  __device__ __forceinline__ RowPlan plan() const {
+    return RowPlan{static_cast<uint16_t>(packed >> 4 & 15), static_cast<uint16_t>(packed & 15), 0, packed >> 8, 0, 0, s, 0, mask};
+  }
+  __device__ __forceinline__ static u32 pack(const RowPlan &plan) { return plan.limit << 8 | static_cast<u32>(plan.kind) << 4 | plan.flags; }
+  // For this block.
+  __device__ __forceinline__ void hold(const RowPlan &plan, u64 *planned) {
+    packed = pack(plan);
+    s = plan.s;
+    mask = plan.mask;
+    arrive(planned);
+  }
+  // Tells a block, whose barrier counts the bytes.
+  __device__ __forceinline__ void tell(const RowPlan &plan, const u64 *planned, u32 block) const {
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.u32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(address_in(shared_address(this), block)), "r"(pack(plan)),
+                 "r"(bits_of(plan.s)), "r"(plan.mask), "r"(0), "r"(address_in(shared_address(planned), block))
+                 : "memory");
+  }
+};
+static_assert(NUCLEUS_MAX_VOCAB < 1u << 23);
+
+// A team's largest logits as keys are told to all blocks. A warp tells the next row's when it has met the others over this one's, so that all have read the
+// row's before: two buffers are enough for a team.
+constexpr u32 BUFFERS = 2;
+
+// What a block holds beside what is told of a row and the rings.
+struct alignas(128) DrawState {
+  u32 maxima[TEAMS_MOST * BUFFERS][ROW_WARPS];
+  u64 told[TEAMS_MOST * BUFFERS];       // mbarriers: all warps have told their largest logits
+  u64 arrived[TEAMS_MOST][SLOTS_MOST];  // mbarriers: the stage is there
+  u64 weighed[TEAMS_MOST][SLOTS_MOST];  // mbarriers: the team needs it no more
+  u64 summed;                           // mbarrier: what is told of a row that this block finishes is there
+  u64 freed[MAX_BLOCKS];                // mbarriers: that block has read what was told
+  u64 planned[TURNS_MOST];              // mbarriers: the plan is there
+  DrawnPlan plans[TURNS_MOST];
+  Description description;              // of the row that is finished
+  u64 of_warps[FINISH_WARPS];           // what they have found their tokens to weigh
+};
+__device__ __forceinline__ DrawState *draw_state() { return reinterpret_cast<DrawState *>(shared_memory); }
+__device__ __forceinline__ u64 *draw_messages() { return reinterpret_cast<u64 *>(shared_memory + sizeof(DrawState)); }
+
+// The rows of a cluster.
+struct Turns {
+  u32 cluster, clusters, rows;
+
+  __device__ __forceinline__ u32 index(u32 turn) const { return cluster + turn * clusters; }
+};
+
+// Waits for messages of other blocks.
+__device__ __forceinline__ void receive(const u64 *mbarrier, u32 parity) {
+  const u32 barrier = shared_address(mbarrier);
+  u32 done = 0;
+  while (!done)
+    asm volatile("{\n.reg .pred p;\nmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
+                 : "=r"(done)
+                 : "r"(barrier), "r"(parity)
+                 : "memory");
+}
+
+// How the warps of a team meet over a row.
+struct Meeting {
+  DrawState *state;
+  u32 buffer = 0, met = 0;          // buffer: the first of the team's
+  u32 to = 0, barrier = 0;          // where this lane tells the largest logit; 0: nowhere
+  u32 bytes;                        // that are told of a row
+  bool first_warp;                  // of the team in this block
+
+  __device__ __forceinline__ Meeting(DrawState *s, const DrawShape &shape, u32 team, u32 own) : state(s), buffer(team * BUFFERS), bytes(shape.warps() * sizeof(u32)) {
+    const u32 lane = threadIdx.x % 32;
+    first_warp = threadIdx.x / 32 % shape.members == 0;
+    if (lane >= shape.blocks) return;
+    to = address_in(shared_address(&state->maxima[buffer][own]), lane);
+    barrier = address_in(shared_address(&state->told[buffer]), lane);
+  }
+  // By the team's first warp, before a barrier of the cluster.
+  __device__ __forceinline__ void prepare() const {
+    const u32 lane = threadIdx.x % 32;
+#pragma unroll
+    for (u32 i = 0; i < BUFFERS; ++i) {
+#pragma unroll
+      for (u32 at = 0; at < ROW_WARPS; at += 32) state->maxima[buffer + i][at + lane] = 0;
+      if (lane) continue;
+      init_barrier(&state->told[buffer + i], 1);
+      arrive_expecting(&state->told[buffer + i], bytes);
+    }
+  }
+  // Tells a warp's largest logit; returns the row's, when all have told theirs.
+  __device__ __forceinline__ u32 meet(u32 key) {
+    const u32 own = met % BUFFERS, parity = met / BUFFERS & 1;
+    u64 *told = &state->told[buffer + own];
+    if (to)
+      asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.u32 [%0], %1, [%2];" ::"r"(to + own * static_cast<u32>(sizeof(state->maxima[0]))), "r"(key),
+                   "r"(barrier + own * static_cast<u32>(sizeof(u64)))
+                   : "memory");
+    met += 1;
+    receive(told, parity);
+    if (first_warp && threadIdx.x % 32 == 0) arrive_expecting(told, bytes);
+    static_assert(ROW_WARPS == 4 * 32);
+    const uint4 keys = reinterpret_cast<const uint4 *>(state->maxima[buffer + own])[threadIdx.x % 32];
+    return __reduce_max_sync(~0u, __vimax3_u32(__vimax3_u32(keys.x, keys.y, keys.z), keys.w, 0));
+  }
+};
+
+// A slot of a ring, and the parity of the phase in which it is used.
+struct RingSlot {
+  u32 slot = 0, parity = 0;
+
+  __device__ __forceinline__ void advance(u32 slots) {
+    slot += 1;
+    if (slot < slots) return;
+    slot = 0;
+    parity ^= 1;
+  }
+};
+
+// A value that is kept in a register: reads of parameters in a loop take longer than most of what it does.
+__device__ __forceinline__ u32 kept(u32 value) { return __shfl_sync(~0u, value, 0); }
+
+}  // namespace nucleus::draw
