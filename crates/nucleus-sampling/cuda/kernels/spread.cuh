@@ -59,6 +59,7 @@ struct RowState : Description {
   u32 undecided;     // what was sent does not decide the row
   u32 threshold;     // a key that all of the row's first tokens reach; 0: any
   u64 told, arrived;  // mbarriers: the groups' largest logits are there; at the leading block, everything that was sent is
+  u64 masked;         // mbarrier: the block's part of the mask is there
   u32 maxima[BLOCK_WARPS];
   alignas(16) u32 reach[SAMPLES];
   alignas(16) u32 groups[GROUPS_MOST];   // keys
@@ -71,6 +72,7 @@ struct RowState : Description {
   float rises[EDITS_MOST];             // the biases
   alignas(16) uint4 held[HELD_MOST][PAIR_MOST];
   alignas(16) u32 marks[LOCAL_MOST / 32];  // bits of the block's tokens that may be edited, in the order of its pieces
+  alignas(16) u32 allowed[LOCAL_MOST / 32];  // and those that the row's mask allows, if it has one
   u32 tops[PAIRS_MOST][READERS];           // the largest logit of each thread's part of two pieces: a key, with its vector in the last bits
   uint16_t hits[HITS_MOST];                // those that reach the bound
   union {

@@ -11,6 +11,15 @@ __device__ __forceinline__ u32 load_now(const u32 *from) {
   asm volatile("ld.global.u32 %0, [%1];" : "=r"(word) : "l"(from));
   return word;
 }
+// Brings a word from device memory to shared memory, behind the thread's back; zero if it is not there.
+__device__ __forceinline__ void copy_word(u32 *to, const u32 *from, bool there) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(to)), "l"(from), "r"(there ? 4 : 0) : "memory");
+}
+// Arrives when what the thread brings is there.
+__device__ __forceinline__ void arrive_after_copies(u64 *mbarrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(mbarrier)) : "memory");
+}
+
 template <u32 DTYPE, u32 BLOCKS>
 struct Reader {
   using D = Deal<DTYPE, BLOCKS>;
@@ -19,7 +28,6 @@ struct Reader {
   static constexpr u32 NONE = Peak<DTYPE>::NONE;
   struct Half {
     uint4 v[VECTORS];
-    u32 allowed[VECTORS];  // the words of the mask for them
   };
 
   const SamplingBatch &batch;
@@ -34,7 +42,7 @@ struct Reader {
   __device__ __forceinline__ bool reads() const { return threadIdx.x < READERS; }
   __device__ __forceinline__ bool aligned() const { return reinterpret_cast<uintptr_t>(logits) % 16 == 0; }
   __device__ __forceinline__ u32 limit() const { return sh->config.vocab_size < batch.row_len ? sh->config.vocab_size : batch.row_len; }
-  __device__ __forceinline__ const u32 *mask() const { return sh->row.mask < 0 ? nullptr : batch.masks + static_cast<u64>(sh->row.mask) * batch.mask_stride; }
+  __device__ __forceinline__ bool masked() const { return sh->row.mask >= 0; }
 
   // A piece on its way to registers; without the row's last vector, if it is not whole.
   __device__ __forceinline__ void load(Half &half, u32 piece) const {
@@ -51,38 +59,56 @@ struct Reader {
                  : "+r"(v.x), "+r"(v.y), "+r"(v.z), "+r"(v.w)
                  : "l"(from), "r"(static_cast<u32>(there)));
   }
-  // The word of the mask for an id, on its way; missing ones forbid.
-  __device__ __forceinline__ u32 mask_word(const u32 *allowing, u32 id) const {
-    if (!allowing) return ~0u;
-    return id / 32 < batch.mask_words ? load_now(allowing + id / 32) : 0;
-  }
-  __device__ __forceinline__ void load_mask(Half &half, u32 piece) const {
-    const u32 *const allowing = mask();
-#pragma unroll
-    for (u32 j = 0; j < VECTORS; ++j) half.allowed[j] = mask_word(allowing, D::at(block, piece * VECTORS + j, threadIdx.x));
-  }
-  // Fetches the row's last vector where it is not whole, and takes out what does not exist and what the mask's word forbids. `first`: the vector's first id.
-  __device__ __forceinline__ bool is_restricted() const { return limit() != batch.row_len || sh->row.mask >= 0 || batch.row_len % WIDTH; }
-  __device__ __forceinline__ void restrict(uint4 &v, u32 first, u32 word) const {
+  // Whether vectors of the row are not whole, or do not exist for the request.
+  __device__ __forceinline__ bool is_ragged() const { return limit() != batch.row_len || batch.row_len % WIDTH; }
+  // What there is of a vector of which not all exists.
+  __device__ __forceinline__ uint4 end_of(u32 first) const {
     const u32 end = limit();
-    u32 w[4] = {v.x, v.y, v.z, v.w};
-    if (first < batch.row_len && first + WIDTH > batch.row_len) {
-#pragma unroll
-      for (u32 i = 0; i < WIDTH; ++i) {
-        if (first + i >= batch.row_len) continue;
-        if (DTYPE == NUCLEUS_F32) w[i] = reinterpret_cast<const u32 *>(logits)[first + i];
-        else w[i / 2] = reinterpret_cast<const uint16_t *>(logits)[first + i] << (i % 2 * 16) | (w[i / 2] & (i % 2 ? 0xFFFFu : 0xFFFF0000u));
-      }
-    }
-    u32 allowed = word >> first % 32;
-    if (first + WIDTH > end) allowed &= first < end ? ~(~0u << (end - first)) : 0;
+    u32 w[4] = {NONE, NONE, NONE, NONE};
 #pragma unroll
     for (u32 i = 0; i < WIDTH; ++i) {
-      if (allowed >> i & 1) continue;
-      if (DTYPE == NUCLEUS_F32) w[i] = NONE;
-      else w[i / 2] = i % 2 ? (w[i / 2] & 0xFFFFu) | (NONE & 0xFFFF0000u) : (w[i / 2] & 0xFFFF0000u) | (NONE & 0xFFFFu);
+      if (first + i >= end) continue;
+      if (DTYPE == NUCLEUS_F32) w[i] = reinterpret_cast<const u32 *>(logits)[first + i];
+      else w[i / 2] = reinterpret_cast<const uint16_t *>(logits)[first + i] << (i % 2 * 16) | (w[i / 2] & (i % 2 ? 0xFFFFu : 0xFFFF0000u));
     }
-    v = make_uint4(w[0], w[1], w[2], w[3]);
+    return make_uint4(w[0], w[1], w[2], w[3]);
+  }
+
+  // What the mask allows of this thread's vector j is a byte from here on at j * ALLOWED_STRIDE, for 32-bit logits half a byte.
+  static constexpr u32 ALLOWED_STRIDE = D::STRIDE / 8;
+  __device__ __forceinline__ static const unsigned char *allowed_of(const RowState *sh, u32 local) { return reinterpret_cast<const unsigned char *>(sh->allowed) + local / 8; }
+  // Brings that byte's bits for a vector at `local` to where `largest` and `kept` look for them.
+  static constexpr u32 FIRST_BIT = DTYPE == NUCLEUS_F32 ? 8 : 0;
+  __device__ __forceinline__ static u32 shift_of(u32 local) { return DTYPE == NUCLEUS_F32 ? (local % 8 ? 16 : 256) : 1; }
+
+  // Brings the block's part of the row's mask to shared memory, in the order of its pieces, by a warp.
+  __device__ __forceinline__ void bring_mask(u32 pieces) const {
+    constexpr u32 WORDS = D::STRIDE / 32;  // for a vector of each reading thread
+    const u32 *const from = batch.masks + static_cast<u64>(sh->row.mask) * batch.mask_stride;
+    const u32 vectors = pieces * VECTORS, words = batch.mask_words, row_words = (batch.row_len + 31) / 32;
+    if ((reinterpret_cast<uintptr_t>(from) | batch.mask_stride * 4) % 16 == 0 && words >= row_words) {
+      // The engine copies 16 bytes at a time, of which the last may lie behind the mask's words. What is for no logit of the row is not brought.
+      const u32 end = (row_words + 3) / 4 * 4;
+      u32 bytes = 0;
+      UNROLL_NOT
+      for (u32 j = lane; j < vectors; j += 32) {
+        const u32 first = (j * BLOCKS + block) * WORDS, left = first < end ? end - first : 0;
+        bytes += (left < WORDS ? left : WORDS) * 4;
+      }
+      arrive_expecting(&sh->masked, bytes);
+      UNROLL_NOT
+      for (u32 j = lane; j < vectors; j += 32) {
+        const u32 first = (j * BLOCKS + block) * WORDS, left = first < end ? end - first : 0;
+        start_copy(&sh->allowed[j * WORDS], from + first, (left < WORDS ? left : WORDS) * 4, &sh->masked);
+      }
+    } else {
+      UNROLL_NOT
+      for (u32 i = lane; i < vectors * WORDS; i += 32) {
+        const u32 word = (i / WORDS * BLOCKS + block) * WORDS + i % WORDS;
+        copy_word(&sh->allowed[i], from + (word < words ? word : 0), word < words);
+      }
+      arrive_after_copies(&sh->masked);
+    }
   }
 
   // A logit as it came, on its way.
@@ -93,17 +119,34 @@ struct Reader {
     return DTYPE == NUCLEUS_F16 ? widen_f16(half) : float_of(static_cast<u32>(half) << 16);
   }
 
-  // The largest logit of a piece and its vector; NaN if one is.
-  __device__ __forceinline__ static float look(const Half &half, u32 &vector) {
-    float m[VECTORS], most;
+  // The largest of a vector's logits of which bits are set, from FIRST_BIT on; NaN if one is.
+  __device__ __forceinline__ static float largest(const uint4 &v, u32 bits) {
+    if (DTYPE == NUCLEUS_F32) {
+      // By branches, so that each becomes the condition of one instruction, and none selects.
+      const u32 w[4] = {v.x, v.y, v.z, v.w};
+      float most = -infinity();
 #pragma unroll
-    for (u32 j = 0; j < VECTORS; ++j) {
-      const Vector x(half.v[j]);
-      m[j] = x.x[0];
-#pragma unroll
-      for (u32 i = 1; i < WIDTH; ++i) m[j] = max_nan(m[j], x.x[i]);
-      most = j ? max_nan(most, m[j]) : m[0];
+      for (u32 i = 0; i < 4; ++i)
+        if (bits & 1u << (FIRST_BIT + i)) asm volatile("max.NaN.f32 %0, %0, %1;" : "+f"(most) : "f"(float_of(w[i])));
+      return most;
     }
+    // No more than infinity with the bit as its sign: a logit stays, but NaN, which is +inf then, or is -inf.
+    auto kept = [&](u32 w, u32 i) {
+      const u32 signs = bits * ((1u << (15 - 2 * i)) + (1u << (30 - 2 * i)));
+      u32 most;
+      asm("lop3.b32 %0, %1, %2, %3, 0x6A;" : "=r"(most) : "r"(signs), "r"(0x80008000u), "r"(NONE));  // (signs & 0x80008000) ^ NONE
+      Peak<DTYPE> p;
+      if (DTYPE == NUCLEUS_BF16) asm("min.bf16x2 %0, %1, %2;" : "=r"(p.bits) : "r"(w), "r"(most));
+      else asm("min.f16x2 %0, %1, %2;" : "=r"(p.bits) : "r"(w), "r"(most));
+      return p;
+    };
+    return (((kept(v.x, 0) | kept(v.y, 1)) | kept(v.z, 2)) | kept(v.w, 3)).value();
+  }
+  // The largest logit of vectors of which `m` are the largest ones, and its vector; NaN if one is.
+  __device__ __forceinline__ static float look(const float (&m)[VECTORS], u32 &vector) {
+    float most = m[0];
+#pragma unroll
+    for (u32 j = 1; j < VECTORS; ++j) most = max_nan(most, m[j]);
     vector = 0;
 #pragma unroll
     for (u32 j = 1; j < VECTORS; ++j) vector = m[j] == most ? j : vector;
@@ -112,22 +155,34 @@ struct Reader {
 
   // Reads the row, from the two pieces that are on their way, and keeps the pairs' largest logits. Whether NaN or +inf was seen.
   __device__ __forceinline__ bool read(Half &even, Half &odd, u32 pieces) const {
-    const bool restricted = is_restricted();
+    const u32 shift = masked() ? shift_of(threadIdx.x * WIDTH) : 0;  // 0: all is allowed
+    const u32 whole = is_ragged() ? limit() / D::PIECE : pieces;    // pieces that are
     bool strange = false;
-    if (restricted) {
-      load_mask(even, 0);
-      load_mask(odd, 1);
-    }
+    if (shift) wait_for_copy(&sh->masked, 0);
     auto take = [&](Half &half, u32 piece, u32 &vector) {
-      if (restricted) {
+      float m[VECTORS];
+      if (piece >= whole) {
+        const u32 end = limit(), partial = end / WIDTH * WIDTH;
+        const uint4 last = end_of(partial);
 #pragma unroll
-        for (u32 j = 0; j < VECTORS; ++j) restrict(half.v[j], D::at(block, piece * VECTORS + j, threadIdx.x), half.allowed[j]);
+        for (u32 j = 0; j < VECTORS; ++j) {
+          const u32 first = D::at(block, piece * VECTORS + j, threadIdx.x);
+          if (first >= partial) half.v[j] = first == partial ? last : make_uint4(NONE, NONE, NONE, NONE);
+        }
       }
-      const float most = look(half, vector);
-      if (piece + 2 < pieces) {
-        load(half, piece + 2);
-        if (restricted) load_mask(half, piece + 2);
+      if (shift) {
+        const unsigned char *const own = allowed_of(sh, threadIdx.x * WIDTH) + piece * VECTORS * ALLOWED_STRIDE;
+        u32 bits[VECTORS];
+#pragma unroll
+        for (u32 j = 0; j < VECTORS; ++j) bits[j] = own[j * ALLOWED_STRIDE];
+#pragma unroll
+        for (u32 j = 0; j < VECTORS; ++j) m[j] = largest(half.v[j], bits[j] * shift);
+      } else {
+#pragma unroll
+        for (u32 j = 0; j < VECTORS; ++j) m[j] = Peak<DTYPE>::of(half.v[j]).value();
       }
+      const float most = look(m, vector);
+      if (piece + 2 < pieces) load(half, piece + 2);
       return most;
     };
     UNROLL_NOT

@@ -15,8 +15,8 @@ struct Block : Reader<DTYPE, BLOCKS> {
   using typename Base::D;
   using typename Base::Half;
   using typename Base::Vector;
-  using Base::aligned, Base::batch, Base::block, Base::bound, Base::index, Base::is_restricted, Base::lane, Base::limit, Base::load, Base::logit, Base::logits, Base::mask, Base::mask_word,
-      Base::read, Base::reads, Base::restrict, Base::sh, Base::tell_groups, Base::unedited, Base::warp;
+  using Base::aligned, Base::allowed_of, Base::batch, Base::block, Base::bound, Base::bring_mask, Base::end_of, Base::index, Base::is_ragged, Base::lane, Base::limit, Base::load, Base::logit,
+      Base::logits, Base::masked, Base::read, Base::reads, Base::sh, Base::shift_of, Base::tell_groups, Base::unedited, Base::warp;
   static constexpr u32 WIDTH = D::WIDTH, VECTORS = D::VECTORS, SIZE = Base::SIZE, NONE = Base::NONE;
   static constexpr u32 DESCRIBES = BLOCK_WARPS - 1;                  // the helping warp that does
   static constexpr u32 MARKERS = HELPERS - 32;                       // threads of the others
@@ -34,6 +34,7 @@ struct Block : Reader<DTYPE, BLOCKS> {
     if (threadIdx.x == 0) {
       init_barrier(&sh->told, 1);
       init_barrier(&sh->arrived, BLOCKS * BLOCK_WARPS);
+      init_barrier(&sh->masked, 32);
       sh->listed = sh->hit = sh->changed = sh->bans = sh->undecided = 0;
       publish_barriers();
       arrive_expecting(&sh->told, D::GROUPS * 4);
@@ -168,8 +169,8 @@ struct Block : Reader<DTYPE, BLOCKS> {
   __device__ __forceinline__ u32 send_hits(u32 pieces, float least) const {
     constexpr u32 LANES = D::PAIR <= 8 ? 8 : 16;  // for a hit, each with a vector
     static_assert(D::PAIR <= LANES);
-    const bool restricted = is_restricted();
-    const u32 hits = sh->hit, j = lane % LANES;
+    const bool ragged = is_ragged();
+    const u32 hits = sh->hit, j = lane % LANES, end = limit();
     u32 sent = 0;
     UNROLL_NOT
     for (u32 from = warp * (32 / LANES); from < hits; from += BLOCK_THREADS / LANES) {
@@ -184,12 +185,13 @@ struct Block : Reader<DTYPE, BLOCKS> {
           if (vector < pieces * VECTORS) v = sh->held[at][j];
         } else {
           if (first + WIDTH <= batch.row_len) v = *reinterpret_cast<const uint4 *>(logits + static_cast<u64>(first) * SIZE);
-          if (restricted) restrict(v, first, mask_word(mask(), first));
+          if (ragged && first + WIDTH > end) v = end_of(first);
         }
       }
       const Vector x(v);
 #pragma unroll
       for (u32 i = 0; i < WIDTH; ++i) reaching |= x.x[i] >= least ? 1u << i : 0;
+      if (reaching && masked()) reaching &= *allowed_of(sh, local) * shift_of(local) >> Base::FIRST_BIT;
       UNROLL_NOT
       for (; __any_sync(~0u, reaching); reaching &= reaching - 1) {
         const u32 bit = __ffs(reaching) - 1;
@@ -204,11 +206,8 @@ struct Block : Reader<DTYPE, BLOCKS> {
     return sent;
   }
 
-  // Whether a mask allows a token.
-  __device__ __forceinline__ bool is_allowed(u32 id) const {
-    const u32 *const allowing = mask();
-    return !allowing || (id / 32 < batch.mask_words && allowing[id / 32] >> id % 32 & 1);
-  }
+  // Whether a mask allows a token of the block.
+  __device__ __forceinline__ bool is_allowed(u32 id) const { return !masked() || sh->allowed[D::local(id) / 32] >> id % 32 & 1; }
   // Lists the tokens that only edits may raise to the threshold, by the marking threads. `early`: the logit of the thread's first bias, if that raises it.
   __device__ __forceinline__ void list_risers(float threshold, float least, float early) const {
     const Risers risers(sh);
@@ -314,6 +313,7 @@ struct Block : Reader<DTYPE, BLOCKS> {
     bool strange = false;
     float early = -infinity();
     if (warp == DESCRIBES) {
+      if (masked() && aligned()) bring_mask(pieces);
       describe();
       tell_plan();
     } else {
@@ -352,7 +352,7 @@ struct Block : Reader<DTYPE, BLOCKS> {
     if (sh->hit <= HITS_MOST) {
       sent = send_hits(pieces, least);
       if (sh->plan.edits) {
-        if (!reads() && warp != DESCRIBES) list_risers(threshold, least, early);
+        if (helper < MARKERS) list_risers(threshold, least, early);
         __syncthreads();
         sent += send_changed(threshold, strange);
       }
