@@ -159,6 +159,8 @@ pub(crate) struct Sequence {
     stop_token_ids: Vec<u32>,
     include_stop_token: bool,
     constraint: Option<Constraint>,
+    /// What the constraint says of the token that is committed next, if it has been asked already.
+    foreseen: Option<Result<Progress, ConstraintError>>,
     logprobs: Logprobs,
     first_logits: bool,
     time_limits: TimeLimits,
@@ -215,6 +217,7 @@ impl Sequence {
             stop_token_ids: parts.stop_token_ids,
             include_stop_token: parts.include_stop_token,
             constraint: parts.constraint,
+            foreseen: None,
             logprobs: parts.logprobs,
             first_logits: parts.first_logits,
             time_limits: parts.time_limits,
@@ -393,7 +396,19 @@ impl Sequence {
         })
     }
 
+    /// Asks the constraint, if there is one, what may follow this token, which is committed next. It takes as long as the rest of a commit many
+    /// times over, and needs no other sequence.
+    pub(crate) fn foresee(&mut self, id: u32, tokenizer: &Tokenizer) {
+        let ends = tokenizer.is_end_of_generation(id) || self.stop_token_ids.contains(&id);
+        if !ends {
+            self.foreseen = Some(self.advance(id));
+        }
+    }
+
     fn advance(&mut self, id: u32) -> Result<Progress, ConstraintError> {
+        if let Some(foreseen) = self.foreseen.take() {
+            return foreseen;
+        }
         match &mut self.constraint {
             Some(constraint) => constraint.advance(id),
             None => Ok(Progress::GoesOn),

@@ -6,6 +6,7 @@ use std::sync::{Arc, mpsc};
 use std::time::Instant;
 
 use nucleus_sampling::Status;
+use rayon::prelude::*;
 use tokio::sync::mpsc as events;
 
 use super::at_work::AtWork;
@@ -344,14 +345,15 @@ impl Worker {
         self.commit(outcome);
     }
 
-    fn commit(&mut self, outcome: Outcome) {
-        for (id, token) in outcome.scored {
+    fn commit(&mut self, mut outcome: Outcome) {
+        for (id, token) in std::mem::take(&mut outcome.scored) {
             if token.logprob.is_some_and(f32::is_nan) {
                 self.fail_row(id, Status::Nan);
             } else if let Some(live) = self.live.get_mut(&id) {
                 live.sequence.score(token);
             }
         }
+        self.foresee(&outcome);
         for (id, drawn) in outcome.drawn {
             let Some(drawn) = drawn else { continue };
             if !self.live.contains_key(&id) || outcome.void.contains(&id) {
@@ -371,6 +373,30 @@ impl Worker {
                 self.fail_row(id, drawn.token.status);
             }
         }
+    }
+
+    /// Finds the masks of all who have one at once, on as many threads as there are.
+    fn foresee(&mut self, outcome: &Outcome) {
+        let drawn = outcome.drawn.iter().filter_map(|(id, drawn)| {
+            let token = &drawn.as_ref()?.token;
+            let counts = token.status == Status::Ok && !outcome.void.contains(id);
+            counts.then_some((*id, token.token_id))
+        });
+        let is_masked = |id: &SequenceId| {
+            let live = self.live.get(id);
+            live.is_some_and(|live| live.sequence.mask().is_some())
+        };
+        let tokens: HashMap<SequenceId, u32> = drawn.filter(|(id, _)| is_masked(id)).collect();
+        if tokens.len() < 2 {
+            return;
+        }
+        let live = self.live.iter_mut();
+        let masked = live.filter_map(|(id, live)| Some((&mut live.sequence, *tokens.get(id)?)));
+        let masked: Vec<(&mut Sequence, u32)> = masked.collect();
+        let tokenizer = &self.shared.tokenizer;
+        masked
+            .into_par_iter()
+            .for_each(|(sequence, token)| sequence.foresee(token, tokenizer));
     }
 
     /// Ends a sequence whose logits are of no use, or computes it again if that may be due to what others have left in the cache.
