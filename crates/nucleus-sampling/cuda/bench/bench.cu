@@ -101,6 +101,9 @@ int main(int argc, char **argv) {
   std::printf("%s, %d multiprocessors, L2 %d MiB\n", prop.name, prop.multiProcessorCount, prop.l2CacheSize >> 20);
   SamplingOp temperature{NUCLEUS_OP_TEMPERATURE, 0.7f, 0}, draw{NUCLEUS_OP_DRAW, 0, 0}, top_p{NUCLEUS_OP_TOP_P, 0, mass(0.9)};
   SamplingOp top_k{NUCLEUS_OP_TOP_K, 0, 50}, min_p{NUCLEUS_OP_MIN_P, logf(0.05f), 0};
+  SamplingOp dry{NUCLEUS_OP_DRY, 0, 0}, penalties{NUCLEUS_OP_PENALTIES, 0, 0}, sigma{NUCLEUS_OP_TOP_N_SIGMA, 1.5f, 1}, typical{NUCLEUS_OP_TYPICAL_P, 0, mass(0.9)};
+  SamplingOp xtc{NUCLEUS_OP_XTC, 0, mass(0.1)}, eta{NUCLEUS_OP_ETA, 0, mass(0.001)}, dynamic{NUCLEUS_OP_DYNAMIC_TEMPERATURE, 0, 0}, smoothing{NUCLEUS_OP_SMOOTHING, 0, 0};
+  SamplingOp mirostat{NUCLEUS_OP_MIROSTAT_2, 0, 0}, tfs{NUCLEUS_OP_TFS, 0, mass(0.95)};
   std::vector<Case> cases = {
       {"all on", program({{NUCLEUS_OP_DRY, 0, 0}, {NUCLEUS_OP_PENALTIES, 0, 0}, temperature, top_k, top_p, min_p, draw}), true, true},
       {"top_k + top_p", program({temperature, top_k, top_p, draw}), false, true},
@@ -113,6 +116,16 @@ int main(int argc, char **argv) {
       {"top_k + top_p, raw", program({temperature, top_k, top_p, draw}), false, false, true},
       {"top_p, flat", program({top_p, draw}), false, false, false, true},
       {"min_p, flat", program({min_p, draw}), false, true, false, true},
+      {"all on + sigma, typical, XTC", program({dry, penalties, temperature, top_k, sigma, typical, xtc, top_p, min_p, draw}), true, true},
+      {"sigma, T, draw", program({sigma, temperature, draw}), false, false},
+      {"typical, T, draw", program({typical, temperature, draw}), false, false},
+      {"eta, T, draw", program({eta, temperature, draw}), false, false},
+      {"dynamic T, draw", program({dynamic, draw}), false, false},
+      {"smoothing, draw", program({smoothing, draw}), false, false},
+      {"mirostat 2", program({temperature, mirostat}), false, false},
+      {"XTC, T, draw", program({xtc, temperature, draw}), false, false},
+      {"top_k 1000, tfs", program({{NUCLEUS_OP_TOP_K, 0, 1000}, tfs, temperature, draw}), false, false},
+      {"min_p, typical, flat", program({min_p, typical, draw}), false, true, false, true},
   };
   const Case all_on = cases[0];
   for (auto [name, allowed] : {std::pair{"all on, 8 ids", 8u}, {"all on, 200 ids", 200u}, {"all on, 4000 ids", 4000u}, {"all on, half", VOCAB / 2}}) {
@@ -124,13 +137,16 @@ int main(int argc, char **argv) {
   bool sweep = argc > 1 && !std::strcmp(argv[1], "clusters");
   // `bench launch ROWS`: every case once on that many rows, for a profiler.
   // `bench case NAME`: cases whose name contains NAME.
-  const char *wanted = argc > 2 && !std::strcmp(argv[1], "case") ? argv[2] : "";
+  // `bench exact ROWS NAME`: the exact path alone, of cases whose name contains NAME; 0 rows: every batch size.
+  const bool exact_alone = argc > 3 && !std::strcmp(argv[1], "exact");
+  const char *wanted = argc > 2 && !std::strcmp(argv[1], "case") ? argv[2] : exact_alone ? argv[3] : "";
   const uint32_t launch = argc > 2 && !std::strcmp(argv[1], "launch") ? std::atoi(argv[2]) : 0;
   std::mt19937 random(1);
   for (uint32_t rows : {1u, 8u, 32u, 64u, 128u, 256u, 512u}) {
     if (launch && rows != launch) continue;
+    if (exact_alone && std::atoi(argv[2]) && rows != static_cast<uint32_t>(std::atoi(argv[2]))) continue;
     size_t bytes = static_cast<size_t>(rows) * VOCAB * 4;
-    uint32_t copies = rows <= 64 ? static_cast<uint32_t>(4ull * prop.l2CacheSize / bytes + 2) : 1;
+    uint32_t copies = rows <= 64 && !exact_alone ? static_cast<uint32_t>(4ull * prop.l2CacheSize / bytes + 2) : 1;
     std::vector<float> one(static_cast<size_t>(rows) * VOCAB);
     std::vector<float> base(1 << 20);
     std::normal_distribution<float> normal(0, 2);
@@ -183,10 +199,16 @@ int main(int argc, char **argv) {
         g.dry_base = 1.75f;
         g.dry_allowed_length = 2;
         g.dry_penalty_last_n = 1024;
+        g.dynatemp_range = 0.3f;
+        g.dynatemp_exponent = 1.0f;
+        g.smoothing_factor = 0.2f;
+        g.smoothing_curve = 1.0f;
+        g.xtc_probability = 0.5f;
         g.vocab_size = VOCAB;
         row[r] = {};
         row[r].request = r;
         row[r].position = 7;
+        row[r].mirostat_mu = 10 << 16;
         row[r].mask = c.allowed ? static_cast<int32_t>(r) : -1;
         row[r].flags = (c.raw ? 0 : NUCLEUS_ROW_PROCESSED) | (c.allowed && c.allowed <= 4096 ? NUCLEUS_ROW_FEW : 0);
         row[r].history = {arena.size(), 1024, 0};
@@ -227,6 +249,13 @@ int main(int argc, char **argv) {
         run(0, 0, 0, nullptr);
         CHECK(cudaDeviceSynchronize());
         std::printf("%s\n", c.name);
+        continue;
+      }
+      if (exact_alone) {
+        std::printf("  %-28s exact %8.2f", c.name, median_us(10, [&](uint32_t, cudaStream_t s) { run(0, 0, 0, s, NUCLEUS_BATCH_EXACT); }));
+        std::printf("  without lists %8.2f", median_us(10, [&](uint32_t, cudaStream_t s) { run(0, 0, 0, s, NUCLEUS_BATCH_EXACT | NUCLEUS_BATCH_UNLISTED); }));
+        std::printf("  token %u\n", out.host()[0].token_id);
+        std::fflush(stdout);
         continue;
       }
       double warm = median_us(10, [&](uint32_t, cudaStream_t s) { run(0, 0, 0, s); });

@@ -184,6 +184,8 @@ NUCLEUS_ASSERT(sizeof(SamplingBatch) == 120);
 /* The same, and every row draws from the whole of its row: temperatures, then the draw, without a list of allowed ids. Other rows would get no
  * result, and status 0xFFFFFFFF. */
 #define NUCLEUS_BATCH_ALL_DRAWN 512u
+/* With NUCLEUS_BATCH_EXACT: no row goes on as a list where few of its tokens are left, for tests; never changes a result. */
+#define NUCLEUS_BATCH_UNLISTED 1024u
 
 /* Results of a launch. A CUDA error is NUCLEUS_LAUNCH_CUDA + its code. */
 #define NUCLEUS_LAUNCH_OK 0

@@ -30,7 +30,7 @@ __device__ __forceinline__ RawSums raw_before_changes(const DeviceTeam &team) {
 template <class F>
 __device__ __forceinline__ void draw_token(const DeviceTeam &team, const RowCall &call, u64 total, F weight) {
   const Request r = call.request();
-  team.draw(mulhi64(uniform_of(r), total), weight, [&](u32 id, float x) {
+  team.draw(team.sh->masses, mulhi64(uniform_of(r), total), weight, [&](u32 id, float x) {
     Outcome outcome;
     outcome.kept = team.sh->kept;
     outcome.token = id;
@@ -137,10 +137,10 @@ __device__ __noinline__ Fate sample_row(RowCall call, SlicePlan plan) {
 }
 
 // The exact path over slices; false: they are not of numbers alone, or do not serve the program.
-__device__ __noinline__ bool sample_slices(RowCall call, bool exact_only) {
+__device__ __noinline__ bool sample_slices(RowCall call, bool unlisted) {
   SliceTeam team{call.team()};
   EditTable none{nullptr, 0};
-  return sample_exactly(team, call.request(), none, call.raw, exact_only, call.out());
+  return sample_exactly(team, call.request(), none, call.raw, unlisted, call.out());
 }
 
 // The rows of a cluster, as bits: row `first + bit * step`.
@@ -177,13 +177,14 @@ static __device__ __noinline__ u64 draw_by_cluster(const SamplingBatch &batch, c
   return left;
 }
 
-// Every row of `rows`. With `exact_only`, by the exact path alone.
-__device__ __forceinline__ void sample_by_cluster(const SamplingBatch &batch, const Workspace &workspace, const Rows &rows, u32 slice_room, bool exact_only) {
+// Every row of `rows`. `exact`: by the exact path alone; `unlisted`: and by its stages over whole rows to the end.
+__device__ __forceinline__ void sample_by_cluster(const SamplingBatch &batch, const Workspace &workspace, const Rows &rows, u32 slice_room, bool exact, bool unlisted) {
   Shared *sh = shared_state();
   DeviceTeam team;
   team.take_slice(batch.row_len, slice_room);
   const PartLoad load(team, batch.dtype);
   if (threadIdx.x % 32 == 0) load.prepare();
+  team.prepare_meetings();
   u64 bits = rows.bits;
 #pragma unroll 1
   for (u32 use = 0; bits; ++use, bits &= bits - 1) {
@@ -192,7 +193,7 @@ __device__ __forceinline__ void sample_by_cluster(const SamplingBatch &batch, co
     bring_row(team, load, batch, index, logits, use);
     if (sh->row.flags & NUCLEUS_ROW_PADDING) continue;
     const SlicePlan plan = plan_of(*sh);
-    RowCall call{index, slice_room, 0, RawSums{}};
+    RowCall call{index, slice_room, RawSums{}};
     Fate fate = Fate::STRANGE;
     if (team.whole && plan.sliced) {
       const bool raw = !(sh->row.flags & NUCLEUS_ROW_PROCESSED);
@@ -200,15 +201,16 @@ __device__ __forceinline__ void sample_by_cluster(const SamplingBatch &batch, co
         if (raw) call.raw = raw_before_changes(team);
       });
       fate = Fate::MANY;
-      if (!exact_only && plan.kind != SlicePlan::EXACT && plan.kind != SlicePlan::MASS) fate = sample_row(call, plan);
+      if (!exact && plan.kind != SlicePlan::EXACT && plan.kind != SlicePlan::MASS) fate = sample_row(call, plan);
       if (fate == Fate::MANY) {
         if (raw && !call.raw.wanted) call.raw = raw_before_changes(team);
-        if (sample_slices(call, exact_only)) fate = Fate::DECIDED;
+        if (!exact || raw) team.cluster_sync();  // what was published is read, where meetings tell theirs
+        if (sample_slices(call, unlisted)) fate = Fate::DECIDED;
       }
     }
     if (fate != Fate::DECIDED) {
       team.cluster_sync();
-      sample_unsliced(call, workspace, exact_only);
+      sample_unsliced(call, workspace, unlisted);
     }
   }
   team.cluster_sync();  // no block leaves while another may still read its shared memory

@@ -81,7 +81,7 @@ __device__ __forceinline__ void describe_slot(Shared *sh, const SamplingBatch &b
 
 // What the noinline parts rebuild their objects from.
 struct RowCall {
-  u32 index, slice_room, parity;
+  u32 index, slice_room;
   RawSums raw;
   bool alone = false;  // by one block, whatever its cluster
 
@@ -89,7 +89,6 @@ struct RowCall {
     DeviceTeam t;
     if (alone) t.blocks = 1;
     t.take_slice(shared_state()->batch.row_len, slice_room);
-    t.parity = parity;
     return t;
   }
   __device__ Request request() const {

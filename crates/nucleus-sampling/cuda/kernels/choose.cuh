@@ -155,7 +155,7 @@ struct RawTotal {
 // The sorted list by the usual chain, or its first token, by one warp; false: it is not decided. `of_row`: the row's weight if top_p cuts first.
 __device__ __noinline__ bool choose_by_chain(u32 index, u32 count, u64 of_row, RawTotal raw, SlicePlan plan) {
   Shared *sh = shared_state();
-  const Request r = RowCall{index, 0, 0, RawSums{}}.request();
+  const Request r = RowCall{index, 0, RawSums{}}.request();
   Outcome outcome = first_of_order(count ? sh->listed_places[0] : 0);
   if (!plan.greedy && !run_chain(r, plan, sh->listed_places, sh->listed_weights, count, outcome, of_row)) return false;
   if (threadIdx.x == 0) sh->batch.out[index] = result(outcome, outcome.status == NUCLEUS_OK ? raw.sums_for(r, outcome.token) : RawSums{}, r);
@@ -195,7 +195,7 @@ __device__ __forceinline__ u32 choose_token(const SamplingBatch &batch, const Wh
   Shared *sh = shared_state();
   const RowPlan &plan = found.plan;
   const RowMaxima &maxima = found.maxima;
-  RowCall call{index, 0, 0, RawSums{}};
+  RowCall call{index, 0, RawSums{}};
   const Request r = call.request();
   auto fail_here = [&](u32 status) {
     Outcome failed;

@@ -158,7 +158,7 @@ __device__ __noinline__ void draw_from_chunks(u32 index) {
       outcome.token = id + e;
       outcome.kept = sh->kept;
       outcome.logprob = processed_logprob(e == 0 ? q[0] : e == 1 ? q[1] : e == 2 ? q[2] : q[3], total);
-      const RowCall call{index, 0, 0, RawSums{}};
+      const RowCall call{index, 0, RawSums{}};
       *call.out() = result(outcome, room->many.raw, call.request());
     }
     at += DeviceWarp{}.last(through);
@@ -244,7 +244,7 @@ template <u32 N>
 __device__ __forceinline__ bool draw_of_many(u32 index, const Whole &whole, const Division &division) {
   Shared *sh = shared_state();
   CutRoom<N> *room = CutRoom<N>::here();
-  const Request r = RowCall{index, 0, 0, RawSums{}}.request();
+  const Request r = RowCall{index, 0, RawSums{}}.request();
   if (threadIdx.x == 0) {
     room->row = row_of(r, sh->batch.row_len, index, room->plan, whole, division);
     room->verdict = begin_weighing(room->many.largest, room->plan.temperature, room->w) && DoubleAddends(room->w).serve && !(room->plan.edited && chunks_of(r.limit) > 2 * STEP_TOKENS);

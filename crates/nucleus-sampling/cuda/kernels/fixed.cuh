@@ -130,17 +130,30 @@ HD_SLOW u128 isqrt(u128 v) {
   return root;
 }
 
-// 2^y in Q32, rounded down, for y in Q32; saturates above y = 31. The factors 2^(2^-k) in Q63 are each the root of the one before.
+// 2^(2^-k) in Q63 for k from 1, each the root of the one before, rounded down.
+HD u64 binary_root(u32 k) {
+  static constexpr u64 ROOTS[32] = {
+    0xB504F333F9DE6484ull, 0x9837F0518DB8A96Full, 0x8B95C1E3EA8BD6E6ull, 0x85AAC367CC487B14ull,
+    0x82CD8698AC2BA1D6ull, 0x8164D1F3BC030772ull, 0x80B1ED4FD999AB6Bull, 0x8058D7D2D5E5F6B0ull,
+    0x802C6436D0E04F50ull, 0x8016302F17467627ull, 0x800B179C82028FCFull, 0x80058BAF7FEE3B5Cull,
+    0x8002C5D00FDCFCB6ull, 0x800162E61BED4A48ull, 0x8000B17292F702A3ull, 0x800058B92ABBAE01ull,
+    0x80002C5C8DADE4D6ull, 0x8000162E44EAF635ull, 0x80000B1721FA7C17ull, 0x8000058B90DE7E4Cull,
+    0x800002C5C8678F36ull, 0x80000162E431DB9Full, 0x800000B1721872D0ull, 0x80000058B90C1AA8ull,
+    0x8000002C5C8605A4ull, 0x800000162E4300E6ull, 0x8000000B17217FF8ull, 0x800000058B90BFDDull,
+    0x80000002C5C85FE6ull, 0x8000000162E42FF1ull, 0x80000000B17217F8ull, 0x8000000058B90BFBull,
+  };
+  return ROOTS[k - 1];
+}
+
+// 2^y in Q32, rounded down, for y in Q32; saturates above y = 31.
 HD_SLOW u64 exp2_q32(i64 y) {
   i64 whole = y >> 32;
   u32 fraction = static_cast<u32>(y);
   u64 significand = 1ull << 63;
-  u128 factor = static_cast<u128>(1) << 64;
   UNROLL_NOT
-  for (int k = 0; k < 32; ++k) {
-    factor = isqrt(factor << 63);
-    if (fraction >> (31 - k) & 1) {
-      u64 f = static_cast<u64>(factor);
+  for (u32 k = 1; k <= 32; ++k) {
+    if (fraction >> (32 - k) & 1) {
+      u64 f = binary_root(k);
       significand = mulhi64(significand, f) << 1 | (significand * f) >> 63;
     }
   }

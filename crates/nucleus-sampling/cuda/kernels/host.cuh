@@ -36,6 +36,7 @@ struct HostTeam {
   void cluster_sync() const {}
   template <u32 N> void sum(u64 (&)[N]) const {}
   template <u32 N> void max(u64 (&)[N]) const {}
+  void sum_and_max(u64 &, u64 &) const {}
   u32 local_max(u32 v) const { return v; }
   void clear_bins() const { std::fill(bins.begin(), bins.end(), 0); }
   void add_bin(u32 bin, u64 weight) const { bins[bin] += weight; }
@@ -48,8 +49,10 @@ struct HostTeam {
   }
   void begin_list() const { places.clear(); }
   void append(u64 place) const { places.push_back(place); }
-  void end_list() const { room.resize(places.size() + 1); }
-  u32 listed() const { return static_cast<u32>(places.size()); }
+  u32 end_list() const {
+    room.resize(places.size() + 1);
+    return static_cast<u32>(places.size());
+  }
   void sort_list(u32) const { std::sort(places.begin(), places.end(), std::greater<u64>()); }
   u64 *list() const { return places.data(); }
   u64 *scratch() const { return room.data(); }

@@ -20,7 +20,7 @@ static __device__ __noinline__ bool draw_above(u32 index, u32 largest) {
   Shared *const sh = shared_state();
   CutRoom<THREADS> *const room = CutRoom<THREADS>::here();
   const SlicePlan plan = plan_of(*sh);
-  const Request r = RowCall{index, 0, 0, RawSums{}}.request();
+  const Request r = RowCall{index, 0, RawSums{}}.request();
   if (threadIdx.x == 0) {
     room->plan = RowPlan{};
     room->plan.temperature = plan.temperature;
@@ -38,6 +38,8 @@ static __device__ __noinline__ bool draw_above(u32 index, u32 largest) {
 // All of them. The other warps have ended.
 static __device__ __noinline__ void sample_rest(const SamplingBatch &batch, const Workspace &workspace) {
   Shared *const sh = shared_state();
+  __syncthreads();  // all know that there are such rows
+  DeviceTeam{}.prepare_meetings();
   UNROLL_NOT
   for (u32 index = blockIdx.x; index < batch.rows; index += gridDim.x) {
     __syncthreads();
@@ -58,7 +60,7 @@ static __device__ __noinline__ void sample_rest(const SamplingBatch &batch, cons
     __syncthreads();
     if (threadIdx.x == 0) sh->found = sh->kept = 0;
     __syncthreads();
-    sample_unsliced(RowCall{index, 0, 0, RawSums{}, true}, workspace, false);
+    sample_unsliced(RowCall{index, 0, RawSums{}, true}, workspace, false);
   }
 }
 

@@ -25,17 +25,17 @@ struct Layer {
   u64 top, bottom;  // places kept, both inclusive
 };
 
-// Which tokens of a slice are left.
+// Which tokens of a slice are left: those of places from `bottom` to `top`.
 struct Bounds {
   u64 top, bottom;
   float high, low;
 
-  HD explicit Bounds(const Layer &l)
-      : top(l.top), bottom(l.bottom), high(l.top == ~0ull ? infinity() : logit_at(l.top)), low(l.bottom ? logit_at(l.bottom) : -infinity()) {}
+  HD Bounds(u64 first, u64 last)
+      : top(first), bottom(last), high(first == ~0ull ? infinity() : logit_at(first)), low(last ? logit_at(last) : float_of(0xFF7FFFFFu)) {}
   HD bool hold(u32 id, float x) const {
     if (x > low && x < high) return true;
-    if (!(x == low || x == high) || !(x > -infinity())) return false;
-    u64 place = place_of(x, id);
+    if (!(x == low || x == high)) return false;
+    const u64 place = place_of(x + 0.0f, id);
     return place <= top && place >= bottom;
   }
 };
@@ -93,10 +93,6 @@ struct Survey {
   bool nan = false, infinite = false;
 };
 
-// Steps of the logits in which a slice is searched first: BINS of them below the largest logit.
-constexpr float STEPS_PER_LOGIT = 64.0f;   // by count
-constexpr float STEPS_PER_OCTAVE = 45.0f;  // by weight: the last weight lies 45 octaves below the first
-
 // How soon a token joins the typical run: larger is sooner, in 44 bits. Nearest first, at equal distances the likelier side.
 HD u64 typical_rank(i64 y, i64 mean) {
   u64 distance = static_cast<u64>(y > mean ? y - mean : mean - y);
@@ -144,6 +140,8 @@ struct RowMachine {
   u64 count = 0, best = 0;  // tokens left, and the first place of the order
   u32 status = NUCLEUS_OK;
   Weighing w;
+  float weighed_at = 0;    // the temperature at which w was taken of as many tokens; 0: of none of this order
+  u64 weighed_count = 0;
   bool raw = false;  // the row as it came: no masks, no bias
 
   HD RowMachine(const Team &t, const Request &request, const EditTable &edits) : team(t), r(request), table(edits) {}
@@ -189,15 +187,9 @@ struct RowMachine {
     return largest - (term(quadratic, square) + term(cubic, square * distance));
   }
 
-  // Calls f(id, x) for every token that is left, each on one thread of the team.
+  // Calls f(id, x) for every token that is left in device memory, each on one thread of the team. Slices: sweeps.cuh.
   template <class F>
   HD void sweep(F f) const {
-    if constexpr (Team::SLICES) sweep_slice(f);
-    else sweep_layers(f);
-  }
-
-  template <class F>
-  HD void sweep_layers(F f) const {
     UNROLL_NOT
     for (u32 id = team.rank(); id < r.limit; id += team.size()) {
       float x;
@@ -205,31 +197,18 @@ struct RowMachine {
     }
   }
 
-  template <class F>
-  HD void sweep_slice(F f) const {
-    const Bounds bounds(layers[0]);
-    team.each([&](u32 id, float x) {
-      if (bounds.hold(id, x)) f(id, x);
-    });
-  }
-
   // Changes the logits of a slice to f(x); what is out becomes -inf. Begins a new order.
   template <class F>
   HD bool rewrite_slice(F f) {
-    const Bounds bounds(layers[0]);
+    const Bounds bounds(layers[0].top, layers[0].bottom);
     team.rewrite([&](u32 id, float x) { return bounds.hold(id, x) ? f(x) + 0.0f : -infinity(); });
     layers[0] = layer(NUCLEUS_OP_NONE, 1.0f);
     return settle();
   }
 
   HD bool settle_slice() {
-    Survey survey = team.survey();
-    u64 sums[1] = {survey.count}, most[2] = {survey.best, survey.nan || (!raw && team.unusual()) ? 2u : survey.infinite ? 1u : 0u};
-    team.max(most);
-    team.sum(sums);
-    count = sums[0];
-    best = most[0];
-    status = most[1] == 2 ? NUCLEUS_NAN : most[1] ? NUCLEUS_OVERFLOW : NUCLEUS_OK;
+    weighed_at = 0;
+    status = survey_slices(team, !raw && team.unusual(), count, best);
     return status == NUCLEUS_OK;
   }
 
@@ -240,6 +219,7 @@ struct RowMachine {
   }
 
   HD bool settle_layers() {
+    weighed_at = 0;
     u64 sums[2] = {0, 0}, most[2] = {0, 0};
     sweep([&](u32 id, float x) {
       if (x != x) { most[1] |= 2; return; }
@@ -307,40 +287,39 @@ struct RowMachine {
     return settle();
   }
 
-  // `moment`: entropy and mean are wanted too.
-  HD bool weigh(bool moment = true) {
+  // `moment`: entropy and mean are wanted too. `again`: even if it has been done; every warp of a slice has told its own sum last.
+  HD bool weigh(bool moment = true, bool again = false) {
     if (!count) { status = NUCLEUS_EMPTY; return false; }
+    if (!moment && !again && weighed_at == temperature && weighed_count == count) return true;
     if (!begin_weighing(logit_at(best), temperature, w)) { status = NUCLEUS_OVERFLOW; return false; }
-    Surprise own;
-    const Weighing &weighing = w;
-    if (moment) {
-      sweep([&](u32, float x) {
-        Exponent e(x, weighing.s);
-        own.add(e.weight(weighing.max_n), e.log2_q16(weighing.max_n));
-      });
+    if constexpr (Team::SLICES) {
+      if (moment) w.sums = surprise_in_slices(team, layers[0].top, layers[0].bottom, w.s, w.max_n);
+      else w.sums.total = mass_in_slices(team, layers[0].top, layers[0].bottom, w.s, w.max_n);
     } else {
-      own.total = mass();
+      weigh_layers(moment);
     }
+    weighed_at = temperature;
+    weighed_count = count;
+    return true;
+  }
+  HD void weigh_layers(bool moment) {
+    const Weighing &weighing = w;
+    Surprise own;
+    sweep([&](u32, float x) {
+      const Exponent e(x, weighing.s);
+      const u64 q = e.weight(weighing.max_n);
+      if (moment) own.add(q, e.log2_q16(weighing.max_n));
+      else own.total += q;
+    });
     u64 sums[2] = {own.total, static_cast<u64>(own.moment)};
     team.sum(sums);
     w.sums.total = sums[0];
     w.sums.moment = static_cast<i64>(sums[1]);
-    return true;
-  }
-
-  // The weight that this thread sees.
-  HD u64 mass() const {
-    const Weighing &weighing = w;
-    if constexpr (Team::SLICES)
-      if (layers[0].top == ~0ull && !layers[0].bottom) return team.mass(weighing);
-    u64 own = 0;
-    sweep([&](u32, float x) { own += weighing.q(x); });
-    return own;
   }
 
   // Descending over the keys, the first at which base plus the sum suffices; the smallest key if none does.
   HD Selected select(u32 bits, u64 base, Until until, const Keys &keys) const {
-    if constexpr (Team::SLICES) return select_in_slices(team, layers[0], w, keys, bits, base, until);
+    if constexpr (Team::SLICES) return select_in_slices(team, layers[0].top, layers[0].bottom, w, keys, bits, 0, base, until);
     else return select_in_layers(bits, base, until, keys);
   }
   HD_SLOW Selected select_in_layers(u32 bits, u64 base, Until until, const Keys &keys) const {
@@ -367,12 +346,24 @@ struct RowMachine {
     return Selected{prefix, base};
   }
 
-  HD u64 total_count(u64 bottom) const {
-    u64 sums[1] = {0};
-    sweep([&](u32 id, float x) { sums[0] += place_of(x, id) >= bottom; });
-    team.sum(sums);
-    return sums[0];
+  // How many of the tokens that are left lie between two places, both inclusive.
+  HD u64 count_between(u64 low, u64 high) const {
+    if constexpr (Team::SLICES) {
+      u64 first;
+      return count_in_slices(team, lesser(layers[0].top, high), greater(layers[0].bottom, low), first);
+    } else {
+      u64 sums[1] = {0};
+      sweep([&](u32 id, float x) {
+        u64 place = place_of(x, id);
+        sums[0] += place >= low && place <= high;
+      });
+      team.sum(sums);
+      return sums[0];
+    }
   }
+  HD u64 total_count(u64 lowest) const { return count_between(lowest, ~0ull); }
+  HD static u64 lesser(u64 a, u64 b) { return a < b ? a : b; }
+  HD static u64 greater(u64 a, u64 b) { return a > b ? a : b; }
 
   HD u64 &bottom() { return upper().bottom; }
 
@@ -414,19 +405,30 @@ struct RowMachine {
 
   HD u64 place_above(float x) const { return x == x ? static_cast<u64>(key_of(x + 0.0f)) << 32 : ~0ull; }
 
+  // Sums of the distances from the largest logit, and of their squares.
+  HD u128 distances(float largest, u64 &sum) const {
+    if constexpr (Team::SLICES) {
+      return distances_in_slices(team, layers[0].top, layers[0].bottom, largest, sum);
+    } else {
+      u64 own[1] = {0}, squares[2] = {0, 0};
+      sweep([&](u32, float x) {
+        u64 d = distance_q16(x, largest), square = d * d;
+        own[0] += d;
+        squares[0] += square & 0xFFFFFFFFu;
+        squares[1] += square >> 32;
+      });
+      team.sum(own);
+      team.sum(squares);
+      sum = own[0];
+      return (static_cast<u128>(squares[1]) << 32) + squares[0];
+    }
+  }
+
   HD void top_n_sigma(const SamplingOp &op) {
     float largest = logit_at(best);
-    u64 sums[4] = {0, 0, 0, 0};
-    sweep([&](u32, float x) {
-      u64 d = distance_q16(x, largest), square = d * d;
-      sums[0] += 1;
-      sums[1] += d;
-      sums[2] += square & 0xFFFFFFFFu;
-      sums[3] += square >> 32;
-    });
-    team.sum(sums);
-    u128 squares = (static_cast<u128>(sums[3]) << 32) + sums[2];
-    float sigma = from_q16(deviation_q16(sums[0], sums[1], squares));
+    u64 sum;
+    u128 squares = distances(largest, sum);
+    float sigma = from_q16(deviation_q16(count, sum, squares));
     float threshold = largest - op.arg * sigma;
     keep_from(place_above(threshold), op.threshold ? op.threshold : 0, false);
   }
@@ -440,23 +442,29 @@ struct RowMachine {
     keep_from(select_place(Until{Until::REACHES, w.sums.total, op.threshold}, true), min_keep, false);
   }
 
-  // The lowest place of the beginning whose every token passes; equal logits pass or fail together.
-  template <class P>
-  HD u64 beginning(P passes) const {
-    u64 most[1] = {0};
-    sweep([&](u32, float x) {
-      if (!passes(x)) {
+  // The lowest place of the beginning whose every token's weight, or surprise, is at least that; equal logits pass or fail together.
+  HD u64 beginning(i64 least, bool by_weight) const {
+    if constexpr (Team::SLICES) {
+      const u64 key = largest_below(team, layers[0].top, layers[0].bottom, w.s, w.max_n, least, by_weight);
+      return key ? (key + 1) << 32 : 0;
+    } else {
+      const Weighing &weighing = w;
+      u64 most[1] = {0};
+      sweep([&](u32, float x) {
+        const i64 own = by_weight ? static_cast<i64>(weighing.q(x)) : weighing.y(x);
+        if (own >= least) return;
         u64 next = static_cast<u64>(key_of(x)) + 1;
         most[0] = next > most[0] ? next : most[0];
-      }
-    });
-    team.max(most);
-    return most[0] << 32;
+      });
+      team.max(most);
+      return most[0] << 32;
+    }
   }
 
+  // The same of the tokens that have this share of the weights.
   HD u64 probable(u64 probability) const {
-    const Weighing &weighing = w;
-    return beginning([&](float x) { return reaches(weighing.q(x), weighing.sums.total, probability); });
+    const u128 least = static_cast<u128>(probability) * w.sums.total + (ONE_Q32 - 1);
+    return beginning(static_cast<i64>(static_cast<u64>(least >> 32)), true);
   }
 
   HD void exclude_top_choices(const SamplingOp &op, u64 min_keep) {
@@ -464,51 +472,84 @@ struct RowMachine {
     if (kept < 2) return;
     u64 removed = kept - 1;
     if (count - removed < min_keep) return;
-    u64 most[1] = {0};
-    sweep([&](u32 id, float x) {
-      u64 place = place_of(x, id);
-      if (place >= lowest) most[0] = ~place > most[0] ? ~place : most[0];
-    });
-    team.max(most);
-    upper().top = best = ~most[0];
+    upper().top = best = last_from(lowest);
     count -= removed;
+  }
+
+  // The last place that is left from `lowest` up.
+  HD u64 last_from(u64 lowest) const {
+    if constexpr (Team::SLICES) {
+      return last_in_slices(team, layers[0].top, greater(layers[0].bottom, lowest));
+    } else {
+      u64 most[1] = {0};
+      sweep([&](u32 id, float x) {
+        u64 place = place_of(x, id);
+        if (place >= lowest) most[0] = ~place > most[0] ? ~place : most[0];
+      });
+      team.max(most);
+      return ~most[0];
+    }
+  }
+  // The first place that is left from `highest` down.
+  HD u64 first_to(u64 highest) const {
+    u64 most[1] = {0};
+    if constexpr (Team::SLICES) {
+      count_in_slices(team, lesser(layers[0].top, highest), layers[0].bottom, most[0]);
+    } else {
+      sweep([&](u32 id, float x) {
+        u64 place = place_of(x, id);
+        if (place <= highest && place > most[0]) most[0] = place;
+      });
+      team.max(most);
+    }
+    return most[0];
   }
 
   // Joins tokens until the sum suffices, to `low` and `high`; tokens within [low, high] are in already.
   HD void join_typical(i64 mean, bool by_mass, u64 base, Until until, u64 &low, u64 &high) const {
     Keys keys{Keys::RANK, by_mass, false, low, high, 0, mean};
-    Selected nearest = select(44, base, until, keys);
+    Selected nearest = select_rank(base, until, keys);
     // Among tokens of one y the run grows away from the mean: upwards on the likelier side, downwards on the other.
     bool above = !((((1ull << 44) - 1) - nearest.key) & 1);
     keys.kind = Keys::WITHIN_RANK;
     keys.above = above;
     keys.rank = nearest.key;
-    Selected last = select(64, nearest.before, until, keys);
-    u64 end = above ? ~last.key : last.key;
-    const Weighing &weighing = w;
-    u64 most[2] = {0, 0};
-    sweep([&](u32 id, float x) {
-      u64 place = place_of(x, id);
-      if (place >= keys.low && place <= keys.high) return;
-      u64 rank = typical_rank(weighing.y(x), mean);
-      bool joins = rank > nearest.key || (rank == nearest.key && (above ? place <= end : place >= end));
-      if (!joins) return;
-      most[0] = place > most[0] ? place : most[0];
-      most[1] = ~place > most[1] ? ~place : most[1];
-    });
-    team.max(most);
-    high = most[0] > high ? most[0] : high;
-    low = ~most[1] < low ? ~most[1] : low;
+    u64 end = last_of_rank(nearest.before, until, keys);
+    if constexpr (Team::SLICES) {
+      reach_of_typical(team, layers[0].top, layers[0].bottom, w.s, w.max_n, mean, nearest.key, end, above, low, high);
+    } else {
+      const Weighing &weighing = w;
+      u64 most[2] = {0, 0};
+      sweep([&](u32 id, float x) {
+        u64 place = place_of(x, id);
+        if (place >= keys.low && place <= keys.high) return;
+        u64 rank = typical_rank(weighing.y(x), mean);
+        bool joins = rank > nearest.key || (rank == nearest.key && (above ? place <= end : place >= end));
+        if (!joins) return;
+        most[0] = place > most[0] ? place : most[0];
+        most[1] = ~place > most[1] ? ~place : most[1];
+      });
+      team.max(most);
+      high = most[0] > high ? most[0] : high;
+      low = ~most[1] < low ? ~most[1] : low;
+    }
   }
 
-  HD u64 count_between(u64 low, u64 high) const {
-    u64 sums[1] = {0};
-    sweep([&](u32 id, float x) {
-      u64 place = place_of(x, id);
-      sums[0] += place >= low && place <= high;
-    });
-    team.sum(sums);
-    return sums[0];
+  HD Selected select_rank(u64 base, const Until &until, const Keys &keys) const {
+    if constexpr (Team::SLICES) {
+      // Most often it lies within 32 octaves of the mean, which 22 bits tell.
+      const Selected near = select_in_slices(team, layers[0].top, layers[0].bottom, w, keys, 2 * DIGIT_BITS, (1ull << 22) - 1, base, until);
+      if (near.key & ((1u << 22) - 1) || near.before != base) return near;
+    }
+    return select(44, base, until, keys);
+  }
+  HD u64 last_of_rank(u64 before, const Until &until, const Keys &keys) const {
+    if constexpr (Team::SLICES) {
+      const auto end = end_of_rank(team, layers[0].top, layers[0].bottom, w.s, w.max_n, keys, before, until);
+      if (end.found) return end.place;
+    }
+    const u64 last = select(64, before, until, keys).key;
+    return keys.above ? ~last : last;
   }
 
   HD void typical(const SamplingOp &op, u64 min_keep) {
@@ -526,15 +567,24 @@ struct RowMachine {
       kept = wanted;
     }
     // The bounds are moved to tokens that are there, so that `top` is the first place.
-    u64 most[1] = {0};
-    sweep([&](u32 id, float x) {
-      u64 place = place_of(x, id);
-      if (place <= high && place > most[0]) most[0] = place;
-    });
-    team.max(most);
-    upper().top = best = most[0];
+    upper().top = best = first_to(high);
     bottom() = low > bottom() ? low : bottom();
     count = kept;
+  }
+
+  // Lists the beginning of the order in which the cut of an operation on a slice lies; returns how many tokens it has; 0: it is not listed. `total`: what all weighs,
+  // 0 where it does not matter.
+  HD u32 list_beginning(const SamplingOp &op, u64 &total) {
+    total = 0;
+    if constexpr (Team::SLICES) {
+      if (op.code == NUCLEUS_OP_TOP_K && op.threshold <= LIST_CAPACITY)
+        return beginning_in_slices(team, layers[0], w, logit_at(best), Until{Until::COUNT, 0, op.threshold}, 0);
+      if (op.code == NUCLEUS_OP_TOP_P && weigh(false)) {
+        total = w.sums.total;
+        return beginning_in_slices(team, layers[0], w, logit_at(best), Until{Until::REACHES, total, op.threshold}, r.config->min_keep);
+      }
+    }
+    return 0;
   }
 
   HD bool xtc_acts() const {
@@ -583,8 +633,7 @@ struct RowMachine {
 
   HD void mirostat_2() {
     i64 offset = w.sums.offset_q16(), mu = r.row->mirostat_mu;
-    const Weighing &weighing = w;
-    keep_from(beginning([&](float x) { return offset - weighing.y(x) <= mu; }), 1, false);
+    keep_from(beginning(offset - mu, false), 1, false);
   }
 
   // The logit of one token in the uppermost layer.
@@ -603,7 +652,7 @@ struct RowMachine {
       out.kept = 1;
       return out;
     }
-    if (status == NUCLEUS_OK && weigh(false)) decide(op, zipf_count, out);
+    if (status == NUCLEUS_OK && weigh(false, Team::SLICES)) decide(op, zipf_count, out);
     out.status = status;
     return out;
   }
@@ -617,11 +666,10 @@ struct RowMachine {
   }
 
   HD void draw_in_slice(const SamplingOp &op, u64 target, Outcome &out) const {
-    const Bounds bounds(layers[0]);
+    const Bounds bounds(layers[0].top, layers[0].bottom);
     const Weighing &weighing = w;
-    team.publish_sum();
     out.drawn_here = team.draw(
-        target, [&](u32 id, float x) { return bounds.hold(id, x) ? weighing.q(x) : 0; },
+        team.last_told(), target, [&](u32 id, float x) { return bounds.hold(id, x) ? weighing.q(x) : 0; },
         [&](u32 id, float x) {
           out.token = id;
           conclude(op, x, out);
@@ -644,7 +692,7 @@ struct RowMachine {
     if (op.code == NUCLEUS_OP_MIROSTAT_1) keep_first(zipf_count, false);
     if (op.code == NUCLEUS_OP_MIROSTAT_2) mirostat_2();
     if (op.code == NUCLEUS_OP_ADAPTIVE_P && !edit(op.code)) return false;
-    return op.code == NUCLEUS_OP_DRAW || weigh(false);
+    return op.code == NUCLEUS_OP_DRAW || weigh(false, Team::SLICES);
   }
 
   HD void decide(const SamplingOp &op, u64 zipf_count, Outcome &out) {
@@ -667,13 +715,17 @@ struct RowMachine {
 // Collects the tokens that are left, of places from `lowest` to `highest`, in the leader's list, sorted; returns how many.
 template <class Team>
 HD u32 gather(const Team &team, const RowMachine<Team> &machine, u64 lowest, u64 highest) {
-  team.begin_list();
-  machine.sweep([&](u32 id, float x) {
-    u64 place = place_of(x, id);
-    if (place >= lowest && place <= highest) team.append(place);
-  });
-  team.end_list();
-  u32 count = team.listed();
+  u32 count;
+  if constexpr (Team::SLICES) {
+    count = list_between(team, machine.lesser(machine.layers[0].top, highest), machine.greater(machine.layers[0].bottom, lowest));
+  } else {
+    team.begin_list();
+    machine.sweep([&](u32 id, float x) {
+      u64 place = place_of(x, id);
+      if (place >= lowest && place <= highest) team.append(place);
+    });
+    count = team.end_list();
+  }
   if (team.leader()) team.sort_list(count);
   return count;
 }

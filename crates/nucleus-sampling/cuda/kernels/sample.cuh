@@ -125,10 +125,10 @@ HD u64 zipf_count_of(const Team &team, const RowMachine<Team> &machine) {
   return team.told();
 }
 
-// The exact path. `exact_only` keeps everything on whole-row stages. Every thread of the team calls it. False: slices hold NaN or +inf, or do not serve the
+// The exact path. `unlisted` keeps everything on whole-row stages. Every thread of the team calls it. False: slices hold NaN or +inf, or do not serve the
 // program, and nothing was decided.
 template <class Team>
-HD bool sample_exactly(const Team &team, const Request &r, const EditTable &table, const RawSums &raw, bool exact_only, SampledToken *out) {
+HD bool sample_exactly(const Team &team, const Request &r, const EditTable &table, const RawSums &raw, bool unlisted, SampledToken *out) {
   RowMachine<Team> machine(team, r, table);
   const SamplingProgram &program = *r.program;
   u32 last = program.len - 1;
@@ -137,14 +137,23 @@ HD bool sample_exactly(const Team &team, const Request &r, const EditTable &tabl
   UNROLL_NOT
   for (u32 i = 0; running; ++i) {
     bool may_list = !(Team::SLICES && edits_by_id(program.ops[i].code));
-    if (machine.count && machine.count <= LIST_CAPACITY && may_list && !exact_only) {
-      u32 count = gather(team, machine, 0, ~0ull);
-      if (!team.leader()) return true;
-      team.by_warp([&](const auto &warp) {
-        Outcome outcome = run_list(warp, r, table, ListCall{team.list(), team.scratch(), count, i, machine.temperature, 0});
-        if (warp.lane() == 0) *out = result(outcome, raw, r);
-      });
-      return true;
+    if (machine.count && may_list && !unlisted) {
+      u64 total = 0;
+      const bool all = machine.count <= LIST_CAPACITY;
+      const u32 count = all ? gather(team, machine, 0, ~0ull) : machine.list_beginning(program.ops[i], total);
+      if (count && !team.leader()) return true;
+      if (count) {
+        if (!all) team.sort_list(count);
+        team.by_warp([&](const auto &warp) {
+          const ListCall call{team.list(), team.scratch(), count, i, machine.temperature, total};
+          Outcome outcome;
+          bool common = false;
+          if constexpr (Team::SLICES) common = run_common(team, r, call, outcome);
+          if (!common) outcome = run_list(warp, r, table, call);
+          if (warp.lane() == 0) *out = result(outcome, raw, r);
+        });
+        return true;
+      }
     }
     if (i == last) break;
     if (needs_device_memory(machine, program.ops[i])) return false;

@@ -38,7 +38,7 @@ __global__ void __launch_bounds__(THREADS, 2) sample_rows(const __grid_constant_
   Rows rows = own.with(PENDING);
   const Rows many = own.with(MANY_KEPT);
   if (many.bits) rows.bits |= draw_by_cluster(batch, whole, division, many);
-  if (rows.bits) sample_by_cluster(batch, workspace, rows, slice_room, batch.flags & NUCLEUS_BATCH_EXACT);
+  if (rows.bits) sample_by_cluster(batch, workspace, rows, slice_room, batch.flags & NUCLEUS_BATCH_EXACT, batch.flags & NUCLEUS_BATCH_UNLISTED);
 }
 
 constexpr u32 CLUSTER_ROWS = 64;  // a cluster takes no more

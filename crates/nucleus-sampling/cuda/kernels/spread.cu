@@ -20,8 +20,9 @@ static __device__ __noinline__ void sample_undecided(const SamplingBatch &batch,
   if (threadIdx.x == 0) sh->unusual = sh->found = sh->kept = 0;
   __syncthreads();
   describe_slot(sh, batch);
+  DeviceTeam{}.prepare_meetings();
   DeviceTeam{}.cluster_sync();
-  sample_unsliced(RowCall{index, 0, 0, RawSums{}}, workspace, false);
+  sample_unsliced(RowCall{index, 0, RawSums{}}, workspace, false);
   DeviceTeam{}.cluster_sync();  // no block leaves while another may still read its shared memory
 }
 

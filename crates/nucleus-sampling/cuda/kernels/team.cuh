@@ -2,6 +2,7 @@
 #pragma once
 
 #include "double_addends.cuh"
+#include "mbarrier.cuh"
 #include "sample.cuh"
 
 namespace nucleus {
@@ -15,6 +16,7 @@ constexpr u32 SHARED_EDITS = 2048;  // slots for the edits of a row that is not 
 constexpr u32 SHARED_EDITS_USED = 1536;
 constexpr u32 STEP = 128;  // logits that a warp takes at once
 constexpr u32 MAX_STEPS = 64;
+constexpr u32 MEETING_WORDS = 2;  // that each warp tells when the warps of a team meet
 
 constexpr u32 CANDIDATES = BINS;  // that the leader takes from all blocks
 constexpr u32 LISTED = 1024;      // of them as a list
@@ -47,17 +49,23 @@ struct Shared : Description {
     u64 list[LIST_CAPACITY];
   };
   u64 part[WARPS][4];
-  u64 slots[2][4];
-  u64 masses[MAX_BLOCKS * WARPS];      // of the parts of the row, one a warp
-  u64 raw_masses[MAX_BLOCKS * WARPS];  // of the row as it came
   union {
-    u64 steps[MAX_STEPS];
-    u32 groups[THREADS];
+    struct {
+      u64 masses[MAX_BLOCKS * WARPS];      // of the parts of the row, one a warp
+      u64 raw_masses[MAX_BLOCKS * WARPS];  // of the row as it came
+      u32 groups[THREADS];
+    };
+    u64 mail[2][MEETING_WORDS][MAX_BLOCKS * WARPS];  // what the warps told, of two meetings in turn
   };
+  u64 steps[MAX_STEPS];
   u32 maxima[MAX_BLOCKS * GROUPS];
   u32 sent[MAX_BLOCKS];
   SamplingBatch batch;
   u64 arrived[WARPS];  // mbarriers: the warp's part of the slice is there
+  u64 told_all[2];     // mbarriers: all have told
+  u64 delivered;       // mbarrier: other blocks' part of the list is there
+  u32 met[WARPS];      // how often each warp has met the others
+  u32 deliveries;
   u64 found_base, told, raw_total;
   u32 found_bin, told_count, listed, found, kept, verdict, unusual;
 };
@@ -157,7 +165,6 @@ struct DeviceTeam {
   u32 held = 0;
   u32 span = 0;      // logits a warp, a multiple of 8
   bool whole = false;  // the blocks hold all of the row
-  mutable u32 parity = 0;
 
   __device__ __forceinline__ DeviceTeam() : sh(shared_state()), slice(shared_slice()) {
     asm("mov.u32 %0, %%cluster_nctaid.x;" : "=r"(blocks));
@@ -209,17 +216,14 @@ struct DeviceTeam {
 #pragma unroll 2
     for (u32 i = from + threadIdx.x % 32 * 4; i < end; i += STEP) f(i, *reinterpret_cast<const float4 *>(slice + i));
   }
-  // Calls f(id, logit) for this thread's part of the slice, -0 read as +0. The loop is short, since many functions are called in it.
-  template <class F>
-  __device__ __forceinline__ void each(F f) const {
-    u32 from = threadIdx.x / 32 * span, end = from + span < held ? from + span : held;
-#pragma unroll 1
-    for (u32 i = from + threadIdx.x % 32; i < end; i += 32) f(first + i, slice[i] + 0.0f);
-  }
+  // Puts f(id, logit) where the logits of this thread's part are, -0 read as +0.
   template <class F>
   __device__ __forceinline__ void rewrite(F f) const {
-    each([&](u32 id, float x) { slice[id - first] = f(id, x); });
-    __syncwarp();  // other lanes of the warp read it next
+    each_four([&](u32 i, float4 v) {
+#pragma unroll 1
+      for (u32 e = 0; e < 4; ++e) v = make_float4(v.y, v.z, v.w, f(first + i + e, v.x + 0.0f));
+      *reinterpret_cast<float4 *>(slice + i) = v;
+    });
   }
   __device__ __forceinline__ Survey survey() const {
     Survey s;
@@ -259,24 +263,19 @@ struct DeviceTeam {
     });
     return addends.taken(sums[0]) + addends.taken(sums[1]);
   }
-  // Publishes what a `sum` found for every warp as the first element.
-  __device__ __forceinline__ void publish_sum() const {
-    publish(sh->masses, sh->part[threadIdx.x / 32][0]);
-    cluster_sync();
-  }
-  // Finds the smallest id at which the inclusive sum of weight(id, x) exceeds the target, after every warp's sum was published. One thread of one
-  // block finds it, calls done(id, x) and gets true.
+  // Finds the smallest id at which the inclusive sum of weight(id, x) exceeds the target. masses: every warp's sum. One thread of one block finds it, calls
+  // done(id, x) and gets true.
   template <class F, class D>
-  __device__ __forceinline__ bool draw(u64 target, F weight, D done) const {
+  __device__ __forceinline__ bool draw(const u64 *masses, u64 target, F weight, D done) const {
     const u32 parts = blocks * WARPS, each = (parts + 31) / 32, lane = threadIdx.x % 32;
     u64 lane_mass = 0;
     UNROLL_NOT
-    for (u32 i = lane * each; i < (lane + 1) * each && i < parts; ++i) lane_mass += sh->masses[i];
+    for (u32 i = lane * each; i < (lane + 1) * each && i < parts; ++i) lane_mass += masses[i];
     u64 prefix = DeviceWarp{}.inclusive(lane_mass);
     u32 segment = __ffs(__ballot_sync(~0u, prefix > target)) - 1;
     u64 at = __shfl_sync(~0u, prefix - lane_mass, segment);
     UNROLL_NOT
-    for (segment *= each; target - at >= sh->masses[segment]; ++segment) at += sh->masses[segment];
+    for (segment *= each; target - at >= masses[segment]; ++segment) at += masses[segment];
     if (segment / WARPS != block) return false;
     segment %= WARPS;
     const u32 warp = threadIdx.x / 32, from = segment * span, end = from + span < held ? from + span : held;
@@ -308,35 +307,92 @@ struct DeviceTeam {
     return true;
   }
 
-  // Over all threads of the team. `in_warp` and `join` agree; 0 changes neither.
-  template <u32 N, class W, class F>
-  __device__ __forceinline__ void reduce(u64 (&v)[N], W in_warp, F join) const {
-    u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    for (u32 k = 0; k < N; ++k) {
-      v[k] = in_warp(v[k]);
-      if (lane == 0) sh->part[warp][k] = v[k];
+  // Before the first meeting, by every thread; a barrier of the cluster must follow.
+  __device__ __forceinline__ void prepare_meetings() const {
+    if (threadIdx.x < WARPS) sh->met[threadIdx.x] = 0;
+    if (threadIdx.x) return;
+    sh->deliveries = 0;
+    init_barrier(&sh->told_all[0], 1);
+    init_barrier(&sh->told_all[1], 1);
+    init_barrier(&sh->delivered, 1);
+    publish_barriers();
+  }
+  // The same word of another block's shared memory, as an address.
+  __device__ __forceinline__ static u32 address_in(const void *word, u32 other) {
+    u32 there;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(shared_address(word)), "r"(other));
+    return there;
+  }
+  // A store to another block's shared memory that a barrier there counts.
+  __device__ __forceinline__ static void send(u32 to, u64 word, u32 barrier) {
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.u64 [%0], %1, [%2];" ::"r"(to), "l"(word), "r"(barrier) : "memory");
+  }
+  // Every warp tells all warps of the team its words and waits until all have; returns what all told, a row a word. What was told at one meeting may be read
+  // until the next but one, to which nobody comes before all have been at the next. No fence: it orders nothing but these words.
+  template <u32 N>
+  __device__ __forceinline__ u64 (*meet(const u64 (&words)[N]) const)[MAX_BLOCKS * WARPS] {
+    static_assert(N <= MEETING_WORDS);
+    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, met = sh->met[warp], turn = met % 2;
+    if (lane < blocks) {
+      const u32 barrier = address_in(&sh->told_all[turn], lane), to = address_in(&sh->mail[turn][0][block * WARPS + warp], lane);
+#pragma unroll
+      for (u32 k = 0; k < N; ++k) send(to + k * static_cast<u32>(sizeof sh->mail[0][0]), words[k], barrier);
     }
-    __syncthreads();
-    if (warp == 0)
-      for (u32 k = 0; k < N; ++k) {
-        u64 own = in_warp(lane < WARPS ? sh->part[lane][k] : 0);
-        if (lane == 0) sh->slots[parity][k] = own;
+    if (threadIdx.x == 0) arrive_expecting(&sh->told_all[turn], blocks * WARPS * N * static_cast<u32>(sizeof(u64)));
+    __syncwarp();
+    if (lane == 0) sh->met[warp] = met + 1;
+    __syncwarp();
+    wait_for_copy(&sh->told_all[turn], met / 2 % 2);
+    return sh->mail[turn];
+  }
+  // What the warps told at the last meeting as their first word.
+  __device__ __forceinline__ const u64 *last_told() const { return sh->mail[(sh->met[threadIdx.x / 32] + 1) % 2][0]; }
+
+  // Over all threads of the team: word k of all is added up, or their largest taken if bit k of LARGEST is set.
+  template <u32 LARGEST, u32 N>
+  __device__ __forceinline__ void reduce(u64 (&v)[N]) const {
+    const DeviceWarp warp;
+#pragma unroll
+    for (u32 k = 0; k < N; ++k) v[k] = LARGEST >> k & 1 ? warp.most(v[k]) : warp.sum(v[k]);
+    const auto told = meet(v);
+#pragma unroll
+    for (u32 k = 0; k < N; ++k) {
+      u64 all = 0;
+#pragma unroll
+      for (u32 j = 0; j < MAX_BLOCKS * WARPS / 32; ++j) {
+        const u32 i = j * 32 + threadIdx.x % 32;
+        const u64 other = i < blocks * WARPS ? told[k][i] : 0;
+        all = LARGEST >> k & 1 ? (other > all ? other : all) : all + other;
       }
-    cluster_sync();
-    for (u32 k = 0; k < N; ++k) {
-      v[k] = in_block(sh, 0)->slots[parity][k];
-      UNROLL_NOT
-      for (u32 other = 1; other < blocks; ++other) v[k] = join(v[k], in_block(sh, other)->slots[parity][k]);
+      v[k] = LARGEST >> k & 1 ? warp.most(all) : warp.sum(all);
     }
-    parity ^= 1;
   }
   template <u32 N>
   __device__ __forceinline__ void sum(u64 (&v)[N]) const {
-    reduce(v, [](u64 x) { return DeviceWarp{}.sum(x); }, [](u64 a, u64 b) { return a + b; });
+    reduce<0>(v);
   }
   template <u32 N>
   __device__ __forceinline__ void max(u64 (&v)[N]) const {
-    reduce(v, [](u64 x) { return DeviceWarp{}.most(x); }, [](u64 a, u64 b) { return a > b ? a : b; });
+    reduce<~0u>(v);
+  }
+  __device__ __forceinline__ void sum_and_max(u64 &sum, u64 &most) const {
+    u64 v[2] = {sum, most};
+    reduce<2>(v);
+    sum = v[0];
+    most = v[1];
+  }
+  // The sum over the warps before this one, in the order of the row; `own` is the same in all lanes.
+  template <u32 N>
+  __device__ __forceinline__ void sum_before(u64 (&own)[N]) const {
+    const auto told = meet(own);
+    const u32 before = block * WARPS + threadIdx.x / 32;
+#pragma unroll
+    for (u32 k = 0; k < N; ++k) {
+      own[k] = 0;
+#pragma unroll
+      for (u32 j = 0; j < MAX_BLOCKS * WARPS / 32; ++j) own[k] += j * 32 + threadIdx.x % 32 < before ? told[k][j * 32 + threadIdx.x % 32] : 0;
+      own[k] = DeviceWarp{}.sum(own[k]);
+    }
   }
   __device__ __forceinline__ u32 local_max(u32 v) const {
     v = __reduce_max_sync(~0u, v);
@@ -362,90 +418,98 @@ struct DeviceTeam {
     u32 carry = low ? atomicAdd(halves, low) > ~low : 0, high = static_cast<u32>(weight >> 32) + carry;
     if (high) atomicAdd(halves + 1, high);
   }
-  // Descending, the first bin at which `base` plus the sum suffices; `base` becomes the sum before it. Each block adds up its share of all blocks' bins.
-  __device__ __forceinline__ u32 find_bin(u32 count, u64 &base, const Until &until) const {
+  // What all blocks have in the bins of this thread, once a barrier of the cluster has passed. Each block adds up its share of them; places in descending order: this
+  // block's begin at block * share. get(block's state, bin); use(k, bin, sum over blocks).
+  template <class Get, class Use>
+  __device__ __forceinline__ void each_bin(u32 count, Get get, Use use) const {
     constexpr u32 MOST = BINS / THREADS;
     const u32 share = share_of(BINS), each = share > THREADS ? share / THREADS : 1;
-    if (threadIdx.x == 0) { sh->found_bin = 0; sh->found_base = base; }
-    cluster_sync();
-    // Places in descending order: this block's begin at block * share.
-    u64 v[MOST], total = 0;
 #pragma unroll
     for (u32 k = 0; k < MOST; ++k) {
       const u32 own = threadIdx.x * each + k, at = block * share + own;
       const bool there = k < each && own < share && at < count;
-      u64 parts[MAX_BLOCKS];
+      u64 parts[MAX_BLOCKS], all = 0;
 #pragma unroll
-      for (u32 other = 0; other < MAX_BLOCKS; ++other) parts[other] = there && other < blocks ? in_block(sh, other)->bins[count - 1 - at] : 0;
-      v[k] = 0;
+      for (u32 other = 0; other < MAX_BLOCKS; ++other) parts[other] = there && other < blocks ? get(in_block(sh, other), count - 1 - at) : 0;
 #pragma unroll
-      for (u32 other = 0; other < MAX_BLOCKS; ++other) v[k] += parts[other];
-      total += v[k];
+      for (u32 other = 0; other < MAX_BLOCKS; ++other) all += parts[other];
+      use(k, there ? count - 1 - at : BINS, all);
     }
-    const u64 prefix = DeviceWarp{}.inclusive(total);
-    if (threadIdx.x % 32 == 31) sh->part[threadIdx.x / 32][0] = prefix;
-    __syncthreads();
-    u64 before = prefix - total, of_block = 0;
-    UNROLL_NOT
-    for (u32 warp = 0; warp < WARPS; ++warp) {
-      if (warp < threadIdx.x / 32) before += sh->part[warp][0];
-      of_block += sh->part[warp][0];
-    }
-    if (threadIdx.x < blocks) in_block(sh, threadIdx.x)->masses[block] = of_block;
+  }
+  // Descending, the first bin at which `base` plus the sum suffices; `base` becomes the sum before it. 0, and `base` as it was: there is none.
+  __device__ __forceinline__ u32 find_bin(u32 count, u64 &base, const Until &until) const {
+    constexpr u32 MOST = BINS / THREADS;
     cluster_sync();
-    before += base;
-    UNROLL_NOT
-    for (u32 other = 0; other < block; ++other) before += sh->masses[other];
+    u64 v[MOST], total = 0;
+    u32 bins[MOST];
+    each_bin(count, [](const Shared *there, u32 bin) { return there->bins[bin]; }, [&](u32 k, u32 bin, u64 all) {
+      v[k] = all;
+      bins[k] = bin;
+      total += all;
+    });
+    const u64 prefix = DeviceWarp{}.inclusive(total);
+    u64 earlier[1] = {DeviceWarp{}.last(prefix)};
+    sum_before(earlier);
+    u64 before = base + earlier[0] + prefix - total, found[2] = {0, 0};  // the first that suffices is the largest bin, and has least before it
 #pragma unroll
     for (u32 k = 0; k < MOST; ++k) {
-      if (v[k] && !until(before) && until(before + v[k])) {
-        UNROLL_NOT
-        for (u32 other = 0; other < blocks; ++other) {
-          Shared *to = in_block(sh, other);
-          to->found_bin = count - 1 - (block * share + threadIdx.x * each + k);
-          to->found_base = before;
-        }
+      if (v[k] && until(before + v[k]) && bins[k] + 1 > found[0]) {
+        found[0] = bins[k] + 1;
+        found[1] = ~before;
       }
       before += v[k];
     }
-    cluster_sync();
-    base = sh->found_base;
-    const u32 bin = sh->found_bin;
-    __syncthreads();
-    return bin;
+    max(found);
+    if (!found[0]) return 0;
+    base = ~found[1];
+    return static_cast<u32>(found[0]) - 1;
   }
 
-  // A list is collected in every block, and then in the leader.
+  // A list is collected in every block, and then in the leader. What a list lies over, no other block reads any more.
   __device__ __forceinline__ void begin_list() const {
     if (threadIdx.x == 0) sh->listed = 0;
-    cluster_sync();
+    __syncthreads();
   }
   __device__ __forceinline__ void append(u64 place) const {
     u32 at = atomicAdd(&sh->listed, 1);
     if (at < LIST_CAPACITY) sh->list[at] = place;
   }
-  __device__ __forceinline__ void end_list() const {
+  // Returns how many tokens all blocks have listed; more than LIST_CAPACITY: they are not in the leader. `own`: a thread's number; becomes their sum.
+  __device__ __forceinline__ u32 end_list(u64 &own) const {
     __syncthreads();
-    if (threadIdx.x < blocks) in_block(sh, threadIdx.x)->sent[block] = sh->listed;
-    cluster_sync();
-    if (listed_anywhere() <= LIST_CAPACITY && block) {
-      u32 before = 0;
-      UNROLL_NOT
-      for (u32 other = 0; other < block; ++other) before += sh->sent[other];
-      u64 *to = in_block(sh, 0)->list + before;
-      UNROLL_NOT
-      for (u32 i = threadIdx.x; i < sh->sent[block]; i += THREADS) to[i] = sh->list[i];
-    }
-    cluster_sync();
-  }
-  // How many tokens all blocks have listed; more than LIST_CAPACITY: they are not in the leader.
-  __device__ __forceinline__ u32 listed_anywhere() const {
-    u32 count = 0;
+    const u64 words[2] = {threadIdx.x < 32 ? sh->listed : 0, DeviceWarp{}.sum(own)};  // the first warp tells for its block
+    const auto told = meet(words);
+    u32 before = 0, all = 0, here = 0;
     UNROLL_NOT
-    for (u32 other = 0; other < blocks; ++other) count += sh->sent[other];
-    return count;
+    for (u32 other = 0; other < blocks; ++other) {
+      const u32 listed = static_cast<u32>(told[0][other * WARPS]);
+      before += other < block ? listed : 0;
+      here = other == block ? listed : here;
+      all += listed;
+    }
+    own = 0;
+    UNROLL_NOT
+    for (u32 i = threadIdx.x % 32; i < blocks * WARPS; i += 32) own += told[1][i];
+    own = DeviceWarp{}.sum(own);
+    const u32 elsewhere = all - static_cast<u32>(told[0][0]);
+    if (all > LIST_CAPACITY || !elsewhere) return all;
+    if (block) {
+      const u32 to = address_in(sh->list + before, 0), barrier = address_in(&sh->delivered, 0);
+      UNROLL_NOT
+      for (u32 i = threadIdx.x; i < here; i += THREADS) send(to + i * static_cast<u32>(sizeof(u64)), sh->list[i], barrier);
+    } else {
+      const u32 delivery = sh->deliveries;
+      if (threadIdx.x == 0) arrive_expecting(&sh->delivered, elsewhere * static_cast<u32>(sizeof(u64)));
+      wait_for_copy(&sh->delivered, delivery % 2);
+      __syncthreads();
+      if (threadIdx.x == 0) sh->deliveries = delivery + 1;
+    }
+    return all;
   }
-  __device__ __forceinline__ u32 listed() const { return leader() ? listed_anywhere() : 0; }
+  __device__ __forceinline__ u32 end_list() const {
+    u64 nothing = 0;
+    return end_list(nothing);
+  }
   __device__ __forceinline__ u64 *list() const { return sh->list; }
   __device__ __forceinline__ u64 *scratch() const { return reinterpret_cast<u64 *>(slice); }
   __device__ __forceinline__ void sort_list(u32 count) const { sort_places<THREADS>(sh->list, count); }

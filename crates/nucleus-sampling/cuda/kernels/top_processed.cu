@@ -30,13 +30,14 @@ __global__ void __launch_bounds__(THREADS, 1) top_processed_rows(const __grid_co
   team.take_slice(batch.row_len, slice_room);
   const PartLoad load(team, batch.dtype);
   if (threadIdx.x % 32 == 0) load.prepare();
+  team.prepare_meetings();
   u32 use = 0;
 #pragma unroll 1
   for (u32 index = team.share_of(blockIdx.x); index < batch.rows; index += team.share_of(gridDim.x)) {
     if ((batch.row[index].flags & (NUCLEUS_ROW_TOP | NUCLEUS_ROW_PADDING)) != NUCLEUS_ROW_TOP) continue;
     const char *logits = static_cast<const char *>(batch.logits) + index * batch.row_stride * PartLoad::size_of(batch.dtype);
     bring_row(team, load, batch, index, logits, use++);
-    const RowCall row{index, slice_room, 0, RawSums{}};
+    const RowCall row{index, slice_room, RawSums{}};
     const TopCall own{call.top + static_cast<u64>(index) * call.count, call.count};
     const SlicePlan plan = plan_of(*sh);
     bool told = team.whole && plan.sliced;

@@ -6,7 +6,7 @@
 namespace nucleus {
 
 // The row as it lies in device memory, every edit a layer: for programs and rows that slices do not serve.
-static __device__ __noinline__ void sample_unsliced(RowCall call, Workspace workspace, bool exact_only) {
+static __device__ __noinline__ void sample_unsliced(RowCall call, Workspace workspace, bool unlisted) {
   PlainTeam team{call.team()};
   Request r = call.request();
   EditTable table{nullptr, 0};
@@ -16,7 +16,7 @@ static __device__ __noinline__ void sample_unsliced(RowCall call, Workspace work
   }
   RawSums raw = call.raw;
   if (!(r.row->flags & NUCLEUS_ROW_PROCESSED) && !raw.wanted) raw = raw_sums(team, r, table);
-  sample_exactly(team, r, table, raw, exact_only, call.out());
+  sample_exactly(team, r, table, raw, unlisted, call.out());
 }
 
 }  // namespace nucleus

@@ -80,7 +80,7 @@ struct DrawnRows {
 // Counts results that differ, and all of them.
 inline void check_drawn(const DrawnRows &d, uint32_t &results, uint32_t &failures) {
   DeviceBatch batch(d, 0, nullptr);
-  const std::vector<SampledToken> expected = batch.sample(8, NUCLEUS_BATCH_EXACT);
+  const std::vector<SampledToken> expected = batch.sample(8, NUCLEUS_BATCH_EXACT | NUCLEUS_BATCH_UNLISTED);
   const uint32_t drawn = NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_NO_EDITS | NUCLEUS_BATCH_ALL_DRAWN, many = NUCLEUS_BATCH_MANY_ROWS | NUCLEUS_BATCH_ALL_DRAWN;
   struct { uint32_t cluster, flags; } ways[] = {{0, drawn}, {0, drawn | NUCLEUS_BATCH_REQUEST_EACH}, {0, many}, {2, many}, {4, many}, {8, many}};
   for (auto way : ways) {

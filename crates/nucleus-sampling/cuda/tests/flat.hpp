@@ -91,7 +91,7 @@ struct FlatRows {
 // Counts results that differ, and all of them.
 inline void check_flat(const FlatRows &f, cudaStream_t stream, uint32_t &results, uint32_t &failures) {
   DeviceBatch batch(f, 4096, stream);
-  const std::vector<SampledToken> expected = batch.sample(8, NUCLEUS_BATCH_EXACT);
+  const std::vector<SampledToken> expected = batch.sample(8, NUCLEUS_BATCH_EXACT | NUCLEUS_BATCH_UNLISTED);
   struct { uint32_t cluster, flags; } ways[] = {{0, NUCLEUS_BATCH_NONE_BOUNDED}, {0, NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_REQUEST_EACH}, {0, 0}, {0, NUCLEUS_BATCH_MANY_ROWS}, {2, NUCLEUS_BATCH_MANY_ROWS}, {8, NUCLEUS_BATCH_MANY_ROWS}, {4, 0}, {0, NUCLEUS_BATCH_ALL_BOUNDED}, {0, NUCLEUS_BATCH_ALL_BOUNDED | NUCLEUS_BATCH_NO_EDITS}};
   for (auto way : ways) {
     const std::vector<SampledToken> got = batch.sample(way.cluster, way.flags);

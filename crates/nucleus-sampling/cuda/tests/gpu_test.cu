@@ -279,10 +279,10 @@ static void check_late(const CorpusBatch &b, uint32_t number, cudaStream_t strea
 static void check_all_ways(const CorpusBatch &b, uint32_t number, cudaStream_t stream) {
   Loaded loaded(b, stream);
   for (uint32_t cluster : {0u, 1u, 2u, 4u, 8u})
-    for (uint32_t flags : {0u, NUCLEUS_BATCH_EXACT, NUCLEUS_BATCH_MANY_ROWS, NUCLEUS_BATCH_ALL_BOUNDED, NUCLEUS_BATCH_ALL_BOUNDED | NUCLEUS_BATCH_ALL_COUNTED | NUCLEUS_BATCH_REQUEST_EACH, NUCLEUS_BATCH_NONE_BOUNDED,
+    for (uint32_t flags : {0u, NUCLEUS_BATCH_EXACT, NUCLEUS_BATCH_EXACT | NUCLEUS_BATCH_UNLISTED, NUCLEUS_BATCH_MANY_ROWS, NUCLEUS_BATCH_ALL_BOUNDED, NUCLEUS_BATCH_ALL_BOUNDED | NUCLEUS_BATCH_ALL_COUNTED | NUCLEUS_BATCH_REQUEST_EACH, NUCLEUS_BATCH_NONE_BOUNDED,
                            NUCLEUS_BATCH_NO_EDITS, NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_NO_EDITS | NUCLEUS_BATCH_ALL_DRAWN,
                            NUCLEUS_BATCH_MANY_ROWS | NUCLEUS_BATCH_ALL_DRAWN})
-      if (flags != NUCLEUS_BATCH_EXACT || cluster) loaded.check(number, Way{cluster, flags});
+      if (!(flags & NUCLEUS_BATCH_EXACT) || cluster) loaded.check(number, Way{cluster, flags});
   for (uint32_t flags : {NUCLEUS_BATCH_SOME_FEW, NUCLEUS_BATCH_ALL_FEW, NUCLEUS_BATCH_SOME_FEW | NUCLEUS_BATCH_NONE_BOUNDED}) loaded.check(number, Way{0, flags});
   loaded.check_top(number);
   loaded.check_single(number);

@@ -13,9 +13,9 @@ use super::device::{Buffer, SharedStream, Stream, read_from};
 use super::error::CudaError;
 use super::info::device_info;
 use super::layout::{
-    BATCH_EXACT, BATCH_REQUEST_EACH, DeviceToken, MAX_TOP, STATUS_ENDED, STATUS_FULL,
-    STATUS_STOPPED, STATUS_WORKSPACE, SamplingBatch, SamplingLogprob, SamplingRow, bytes_of,
-    row_flags,
+    BATCH_EXACT, BATCH_REQUEST_EACH, BATCH_UNLISTED, DeviceToken, MAX_TOP, STATUS_ENDED,
+    STATUS_FULL, STATUS_STOPPED, STATUS_WORKSPACE, SamplingBatch, SamplingLogprob, SamplingRow,
+    bytes_of, row_flags,
 };
 use super::logits::{DeviceLogits, DeviceTokens, Dtype};
 use super::pack::{Packed, Work};
@@ -38,7 +38,7 @@ pub struct CudaOptions {
     pub device: u32,
     /// Blocks that work on one row: 1, 2, 4 or 8; 0: as many as suit the number of rows.
     pub cluster: u32,
-    /// Send every row down the path without bounded candidates.
+    /// Send every row down the path without bounded candidates or lists.
     pub exact_path: bool,
 }
 
@@ -528,7 +528,7 @@ impl CudaSampler {
                 out: self.out.address().wrapping_add(first).cast(),
                 max_edited: packed.max_edited,
                 flags: if self.options.exact_path {
-                    BATCH_EXACT
+                    BATCH_EXACT | BATCH_UNLISTED
                 } else if first == 0 {
                     BATCH_REQUEST_EACH | packed.known_flags()
                 } else {

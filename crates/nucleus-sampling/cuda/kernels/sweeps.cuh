@@ -1,0 +1,160 @@
+// What the exact path asks of a whole row held in slices: one sweep over shared memory, then a meeting of all warps. Functions of their own, so that what a row's
+// program holds does not take the registers that a sweep needs.
+#pragma once
+
+#include "team.cuh"
+
+namespace nucleus {
+
+// Calls f(id, logit) for the tokens of this thread's part that are left, -0 read as +0. A short loop, for what takes many instructions a token.
+template <class F>
+__device__ __forceinline__ void each_left(const DeviceTeam &team, const Bounds &bounds, F f) {
+  team.each_four([&](u32 i, float4 v) {
+#pragma unroll 1
+    for (u32 e = 0; e < 4; ++e) {
+      if (bounds.hold(team.first + i + e, v.x)) f(team.first + i + e, v.x + 0.0f);
+      v = make_float4(v.y, v.z, v.w, v.x);
+    }
+  });
+}
+// The same in line: f(element, id, whether it is left, logit) for all four of each vector.
+template <class F>
+__device__ __forceinline__ void each_of_four(const DeviceTeam &team, const Bounds &bounds, F f) {
+  team.each_four([&](u32 i, float4 v) {
+    const float x[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+    for (u32 e = 0; e < 4; ++e) f(e, team.first + i + e, bounds.hold(team.first + i + e, x[e]), x[e]);
+  });
+}
+
+// Counts the tokens of a row and finds its first place; returns a status. `strange`: of this block it is known that its part is not of numbers alone.
+inline __device__ __noinline__ u32 survey_slices(DeviceTeam team, bool strange, u64 &count, u64 &best) {
+  const Survey own = team.survey();
+  // The count is below 2^20: above it, who has seen NaN, and +inf.
+  constexpr u32 NAN_AT = 24, INFINITE_AT = 44;
+  u64 sum = own.count | static_cast<u64>(own.nan || strange) << NAN_AT | static_cast<u64>(own.infinite) << INFINITE_AT;
+  best = own.best;
+  team.sum_and_max(sum, best);
+  count = sum & ((1u << NAN_AT) - 1);
+  return sum >> NAN_AT & ((1u << (INFINITE_AT - NAN_AT)) - 1) ? NUCLEUS_NAN : sum >> INFINITE_AT ? NUCLEUS_OVERFLOW : NUCLEUS_OK;
+}
+
+// The weight of the tokens that are left; every warp's is told first at its meeting.
+inline __device__ __noinline__ u64 mass_in_slices(DeviceTeam team, u64 top, u64 bottom, float s, i32 max_n) {
+  Weighing w;
+  w.s = s;
+  w.max_n = max_n;
+  u64 own[1] = {0};
+  const DoubleAddends addends(w);
+  const Bounds bounds(top, bottom);
+  if (top == ~0ull && !bottom) {
+    own[0] = team.mass(w);
+  } else if (addends.serve) {
+    DoubleAddends::Sum sums[2] = {addends.none(), addends.none()};
+    each_of_four(team, bounds, [&](u32 e, u32, bool left, float x) { addends.add(left ? x : -infinity(), sums[e % 2]); });
+    own[0] = addends.taken(sums[0]) + addends.taken(sums[1]);
+  } else {
+    each_left(team, bounds, [&](u32, float x) { own[0] += w.q(x); });
+  }
+  team.sum(own);
+  return own[0];
+}
+
+// The same with the moment of their surprise.
+inline __device__ __noinline__ Surprise surprise_in_slices(DeviceTeam team, u64 top, u64 bottom, float s, i32 max_n) {
+  const Bounds bounds(top, bottom);
+  Surprise own;
+  each_left(team, bounds, [&](u32, float x) {
+    const Exponent e(x, s);
+    own.add(e.weight(max_n), e.log2_q16(max_n));
+  });
+  u64 sums[2] = {own.total, static_cast<u64>(own.moment)};
+  team.sum(sums);
+  own.total = sums[0];
+  own.moment = static_cast<i64>(sums[1]);
+  return own;
+}
+
+// How many tokens lie between two places, both inclusive, and the first of them; 0: there is none.
+inline __device__ __noinline__ u64 count_in_slices(DeviceTeam team, u64 top, u64 bottom, u64 &first) {
+  const Bounds bounds(top, bottom);
+  u64 count = 0;
+  float largest = -infinity();
+  u32 id = 0;
+  each_of_four(team, bounds, [&](u32, u32 own, bool left, float x) {
+    count += left;
+    if (left && x > largest) {
+      largest = x;
+      id = own;
+    }
+  });
+  first = count ? place_of(largest + 0.0f, id) : 0;
+  team.sum_and_max(count, first);
+  return count;
+}
+
+// The last place that is left of those between two; all bits set: there is none.
+inline __device__ __noinline__ u64 last_in_slices(DeviceTeam team, u64 top, u64 bottom) {
+  u64 most[1] = {0};
+  each_left(team, Bounds(top, bottom), [&](u32 id, float x) {
+    const u64 place = ~place_of(x, id);
+    most[0] = place > most[0] ? place : most[0];
+  });
+  team.max(most);
+  return ~most[0];
+}
+
+// Lists the tokens between two places; returns how many.
+inline __device__ __noinline__ u32 list_between(DeviceTeam team, u64 top, u64 bottom) {
+  team.begin_list();
+  each_left(team, Bounds(top, bottom), [&](u32 id, float x) { team.append(place_of(x, id)); });
+  return team.end_list();
+}
+
+// The key of the largest logit whose weight, or surprise, is below `least`; 0: there is none.
+inline __device__ __noinline__ u32 largest_below(DeviceTeam team, u64 top, u64 bottom, float s, i32 max_n, i64 least, bool by_weight) {
+  float most = -infinity();
+  each_left(team, Bounds(top, bottom), [&](u32, float x) {
+    if (!(x > most)) return;
+    const Exponent e(x, s);
+    const i64 own = by_weight ? static_cast<i64>(e.weight(max_n)) : e.log2_q16(max_n);
+    if (own < least) most = x;
+  });
+  u64 key[1] = {most > -infinity() ? key_of(most) : 0};
+  team.max(key);
+  return static_cast<u32>(key[0]);
+}
+
+// Sums of the distances from the largest logit, and of their squares by halves.
+inline __device__ __noinline__ u128 distances_in_slices(DeviceTeam team, u64 top, u64 bottom, float largest, u64 &sum) {
+  u64 own[1] = {0}, squares[2] = {0, 0};
+  each_left(team, Bounds(top, bottom), [&](u32, float x) {
+    const u64 d = static_cast<u32>(distance_q16(x, largest)), square = d * d;
+    own[0] += d;
+    squares[0] += square & 0xFFFFFFFFu;
+    squares[1] += square >> 32;
+  });
+  team.sum(own);
+  team.sum(squares);
+  sum = own[0];
+  return (static_cast<u128>(squares[1]) << 32) + squares[0];
+}
+
+// How far typical tokens, from the nearest to the mean on, reach: of those of a rank above `rank`, and of that rank on one side of `end`, the last and the first
+// place, but for those between `low` and `high`.
+inline __device__ __noinline__ void reach_of_typical(DeviceTeam team, u64 top, u64 bottom, float s, i32 max_n, i64 mean, u64 rank, u64 end, bool above, u64 &low, u64 &high) {
+  u64 most[2] = {0, 0};
+  each_left(team, Bounds(top, bottom), [&](u32 id, float x) {
+    const u64 own = typical_rank(Exponent(x, s).log2_q16(max_n), mean);
+    if (own < rank) return;
+    const u64 place = place_of(x, id);
+    if ((place >= low && place <= high) || (own == rank && (above ? place > end : place < end))) return;
+    most[0] = place > most[0] ? place : most[0];
+    most[1] = ~place > most[1] ? ~place : most[1];
+  });
+  team.max(most);
+  high = most[0] > high ? most[0] : high;
+  low = ~most[1] < low ? ~most[1] : low;
+}
+
+}  // namespace nucleus
