@@ -2,9 +2,9 @@
 // the exact path. Where a row was weighed before and keeps many tokens, it is not held (cut.cuh).
 #pragma once
 
+#include "control.cuh"
 #include "cut.cuh"
 #include "held_row.cuh"
-#include "steps.cuh"
 #include "unsliced.cuh"
 
 namespace nucleus {
@@ -136,11 +136,9 @@ __device__ __noinline__ Fate sample_row(RowCall call, SlicePlan plan) {
   return Fate::DECIDED;
 }
 
-// The exact path over slices; false: they are not of numbers alone, or do not serve the program.
+// The exact path over slices, by the warp in control; false: they are not of numbers alone, or do not serve the program.
 __device__ __noinline__ bool sample_slices(RowCall call, bool unlisted) {
-  SliceTeam team{call.team()};
-  EditTable none{nullptr, 0};
-  return sample_exactly(team, call.request(), none, call.raw, unlisted, call.out());
+  return sample_exactly(SliceTeam(call.team()), call.request(), EditTable{nullptr, 0}, call.raw, unlisted, call.out());
 }
 
 // The rows of a cluster, as bits: row `first + bit * step`.
@@ -205,7 +203,7 @@ __device__ __forceinline__ void sample_by_cluster(const SamplingBatch &batch, co
       if (fate == Fate::MANY) {
         if (raw && !call.raw.wanted) call.raw = raw_before_changes(team);
         if (!exact || raw) team.cluster_sync();  // what was published is read, where meetings tell theirs
-        if (sample_slices(call, unlisted)) fate = Fate::DECIDED;
+        if (in_control(team, [&] { return sample_slices(call, unlisted); })) fate = Fate::DECIDED;
       }
     }
     if (fate != Fate::DECIDED) {

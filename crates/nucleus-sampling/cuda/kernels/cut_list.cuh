@@ -74,7 +74,7 @@ __device__ __noinline__ Verdict cut_list(u32 count) {
   Shared *sh = shared_state();
   CutRoom<N> *room = CutRoom<N>::here();
   const Weighing &w = room->w;
-  const Until until{Until::REACHES, room->many.total, room->many.threshold};
+  const Until until = Until::reaches(room->many.total, room->many.threshold);
   const u32 t = threadIdx.x, warp = t / 32, lane = t % 32, chunks = chunks_of(room->row.limit);
   u64 *list = sh->list;
   u64 own = 0, above, exact = 0;

@@ -176,6 +176,13 @@ HD bool exceeds(u64 part, u64 total, u64 threshold) {
   return (static_cast<u128>(part) << 32) > static_cast<u128>(threshold) * total;
 }
 
+// moment / total in Q16, rounded down.
+HD_SLOW i64 mean_q16_of(i64 moment, u64 total) {
+  i128 part = static_cast<i128>(moment) << 16, whole = total ? total : 1;
+  i128 mean = part / whole;
+  return static_cast<i64>(part % whole < 0 ? mean - 1 : mean);
+}
+
 // Sums from which mass, mean surprise and entropy follow.
 struct Surprise {
   u64 total = 0;
@@ -185,11 +192,7 @@ struct Surprise {
     total += q;
     if (q) moment += (static_cast<i64>(q) * y) >> 16;
   }
-  HD i64 mean_q16() const {
-    i128 part = static_cast<i128>(moment) << 16, whole = total ? total : 1;
-    i128 mean = part / whole;
-    return static_cast<i64>(part % whole < 0 ? mean - 1 : mean);
-  }
+  HD i64 mean_q16() const { return mean_q16_of(moment, total); }
   HD i64 offset_q16() const { return log2_q16(total) - (static_cast<i64>(WEIGHT_BITS) << 16); }
   HD i64 entropy_q16() const {
     i64 entropy = offset_q16() - mean_q16();
@@ -200,7 +203,7 @@ struct Surprise {
 // d = max - x in Q16, at most 2^31.
 HD u64 distance_q16(float x, float max) { return static_cast<u64>(rintf(fminf(max - x, 32768.0f) * 65536.0f)); }
 
-HD i64 deviation_q16(u64 count, u64 sum, u128 squares) {
+HD_SLOW i64 deviation_q16(u64 count, u64 sum, u128 squares) {
   u128 n = count ? count : 1;
   u128 variance = n * squares - static_cast<u128>(sum) * sum;
   return static_cast<i64>(((isqrt(variance << 2) / n) + 1) >> 1);
@@ -270,7 +273,7 @@ HD u64 bend(u64 a, u64 b, u64 c) {
 }
 
 // min(eta, sqrt(eta) 2^-H) in Q32.
-HD u64 eta_threshold(u64 eta, const Surprise &surprise) {
+HD_SLOW u64 eta_threshold(u64 eta, const Surprise &surprise) {
   u64 root = static_cast<u64>(isqrt(static_cast<u128>(eta) << 32));
   u64 decay = exp2_q32(-(surprise.entropy_q16() << 16));
   u64 bound = static_cast<u64>((static_cast<u128>(root) * decay) >> 32);
@@ -278,7 +281,7 @@ HD u64 eta_threshold(u64 eta, const Surprise &surprise) {
 }
 
 // a p_max^2 in Q32.
-HD u64 top_a_threshold(u64 a, u64 largest, u64 total) {
+HD_SLOW u64 top_a_threshold(u64 a, u64 largest, u64 total) {
   u128 p = (static_cast<u128>(largest) << 32) / (total ? total : 1);
   return static_cast<u64>((static_cast<u128>(a) * p * p) >> 64);
 }
@@ -294,7 +297,7 @@ HD u64 power_q32(i64 part, i64 whole, float exponent) {
 }
 
 // Dynamic temperature of `count` tokens.
-HD float dynamic_temperature(u64 count, const Surprise &surprise, float temperature, float range, float exponent) {
+HD_SLOW float dynamic_temperature(u64 count, const Surprise &surprise, float temperature, float range, float exponent) {
   if (count < 2) return fmaxf(temperature, 0.01f);
   i64 low = q16(fmaxf(temperature - range, 0.0f)), high = q16(temperature + range);
   u128 power = power_q32(surprise.entropy_q16(), log2_q16(count), exponent);
@@ -303,7 +306,7 @@ HD float dynamic_temperature(u64 count, const Surprise &surprise, float temperat
 }
 
 // Mirostat 1: k from Zipf's exponent s and mu, both Q16.
-HD u64 mirostat_k(i64 s, i64 mu, u32 vocab_size) {
+HD_SLOW u64 mirostat_k(i64 s, i64 mu, u32 vocab_size) {
   i64 e = s - ONE_Q16, log2_n = log2_q16(vocab_size);
   u64 shrink = exp2_q32(-(e * log2_n));
   u64 rest = shrink > ONE_Q32 ? shrink - ONE_Q32 : ONE_Q32 - shrink;

@@ -9,8 +9,12 @@ namespace nucleus {
 __device__ __forceinline__ void bring_row(const DeviceTeam &team, const PartLoad &load, const SamplingBatch &batch, u32 index, const char *logits, u32 use) {
   Shared *sh = team.sh;
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");  // other warps wrote to this part
+  if (use) {  // a slice is read by its own block alone
+    __syncthreads();
+    if (threadIdx.x % 32 == 0) load.start(logits);
+  }
   team.cluster_sync();
-  if (threadIdx.x % 32 == 0) load.start(logits);
+  if (!use && threadIdx.x % 32 == 0) load.start(logits);
   DescriptionWord word;
   word.read(batch, index, batch.row[index].request);
   word.write(sh);

@@ -273,14 +273,8 @@ struct ListMachine {
   HD bool smoothing() {
     if (!edit([](float x, u32) { return x; })) return false;
     if (!count()) return true;
-    float largest = logit(low);
-    const SamplingConfig &c = *r.config;
-    float quadratic = c.smoothing_factor * ((3.0f - c.smoothing_curve) / 2.0f);
-    float cubic = c.smoothing_factor * ((c.smoothing_curve - 1.0f) / 2.0f);
-    return edit([&](float x, u32) {
-      float distance = largest - x, square = distance * distance;
-      return largest - (term(quadratic, square) + term(cubic, square * distance));
-    });
+    const Smoothing smoothed(*r.config, logit(low));
+    return edit([&](float x, u32) { return smoothed(x); });
   }
 
   HD bool apply(const SamplingOp &op) {

@@ -14,6 +14,7 @@ constexpr u32 MAX_LAYERS = 8;
 constexpr u32 DIGIT_BITS = 11;
 constexpr u32 BINS = 1u << DIGIT_BITS;
 constexpr u32 LIST_CAPACITY = 4096;
+constexpr u32 LIST_WORTH = 512;  // tokens of a slice from which on a list takes longer than sweeps do
 
 struct Layer {
   u32 code;         // the edit's operation; NONE: bias and masks
@@ -32,6 +33,8 @@ struct Bounds {
 
   HD Bounds(u64 first, u64 last)
       : top(first), bottom(last), high(first == ~0ull ? infinity() : logit_at(first)), low(last ? logit_at(last) : float_of(0xFF7FFFFFu)) {}
+  // Whether any of four logits may be left.
+  HD bool meet(float a, float b, float c, float d) const { return fmaxf(fmaxf(a, b), fmaxf(c, d)) >= low && fminf(fminf(a, b), fminf(c, d)) <= high; }
   HD bool hold(u32 id, float x) const {
     if (x > low && x < high) return true;
     if (!(x == low || x == high)) return false;
@@ -67,19 +70,20 @@ HD u64 uniform_of(const SamplingRow &row, const SamplingConfig &config) {
 }
 HD u64 uniform_of(const Request &r) { return uniform_of(*r.row, *r.config); }
 
-// When a running sum suffices.
+// When a running sum suffices: from a least sum on.
 struct Until {
-  enum Kind { COUNT, REACHES, EXCEEDS, ABOVE } kind;
-  u64 total, threshold;
+  u64 least;
 
-  HD bool operator()(u64 sum) const {
-    switch (kind) {
-      case COUNT: return sum >= threshold;
-      case REACHES: return sum && reaches(sum, total, threshold);  // the first token has weight: 0 of it is not enough
-      case EXCEEDS: return exceeds(sum, total, threshold);
-      default: return sum > threshold;
-    }
+  HD static Until count(u64 k) { return Until{k}; }
+  // A share of the total in Q32; the first token has weight: 0 of it is not enough.
+  HD static Until reaches(u64 total, u64 share) {
+    const u64 least = static_cast<u64>((static_cast<u128>(share) * total + (ONE_Q32 - 1)) >> 32);
+    return Until{least ? least : 1};
   }
+  HD static Until exceeds(u64 total, u64 share) { return above(static_cast<u64>((static_cast<u128>(share) * total) >> 32)); }
+  HD static Until above(u64 sum) { return Until{sum + 1}; }
+
+  HD bool operator()(u64 sum) const { return sum >= least; }
 };
 
 struct Selected {
@@ -119,6 +123,19 @@ struct Keys {
   }
 };
 
+// Smoothing by the distance from the largest logit.
+struct Smoothing {
+  float largest, quadratic, cubic;
+
+  HD Smoothing(const SamplingConfig &c, float best)
+      : largest(best), quadratic(c.smoothing_factor * ((3.0f - c.smoothing_curve) / 2.0f)), cubic(c.smoothing_factor * ((c.smoothing_curve - 1.0f) / 2.0f)) {}
+  HD Smoothing(float best, float of_square, float of_cube) : largest(best), quadratic(of_square), cubic(of_cube) {}
+  HD float operator()(float x) const {
+    float distance = largest - x, square = distance * distance;
+    return largest - (term(quadratic, square) + term(cubic, square * distance));
+  }
+};
+
 // What a row's program has come to.
 struct Outcome {
   u32 status = NUCLEUS_OK;
@@ -126,7 +143,7 @@ struct Outcome {
   u32 kept = 0;
   i32 feedback = 0;
   float logprob = 0;
-  bool drawn_here = false;  // by a slice: this thread holds the outcome, all others hold none
+  bool drawn_here = false;  // by a slice: this block holds the outcome, all others hold none
 };
 
 template <class Team>
@@ -174,18 +191,11 @@ struct RowMachine {
 
   HD float transform(const Layer &l, float x, const Edit *edit) const {
     if (l.divide != 1.0f) x = x / l.divide;
-    if (l.code == NUCLEUS_OP_SMOOTHING) return smooth(x, l.best);
+    if (l.code == NUCLEUS_OP_SMOOTHING) return Smoothing(*r.config, l.best)(x);
     if (l.code == NUCLEUS_OP_ADAPTIVE_P) return adapted(Exponent(x, l.s).weight(l.max_n), l.total, r.row->adaptive_target);
     return edit ? apply_edit(l.code, x, *edit, *r.config) : x;
   }
 
-  HD float smooth(float x, float largest) const {
-    const SamplingConfig &c = *r.config;
-    float quadratic = c.smoothing_factor * ((3.0f - c.smoothing_curve) / 2.0f);
-    float cubic = c.smoothing_factor * ((c.smoothing_curve - 1.0f) / 2.0f);
-    float distance = largest - x, square = distance * distance;
-    return largest - (term(quadratic, square) + term(cubic, square * distance));
-  }
 
   // Calls f(id, x) for every token that is left in device memory, each on one thread of the team. Slices: sweeps.cuh.
   template <class F>
@@ -197,11 +207,8 @@ struct RowMachine {
     }
   }
 
-  // Changes the logits of a slice to f(x); what is out becomes -inf. Begins a new order.
-  template <class F>
-  HD bool rewrite_slice(F f) {
-    const Bounds bounds(layers[0].top, layers[0].bottom);
-    team.rewrite([&](u32 id, float x) { return bounds.hold(id, x) ? f(x) + 0.0f : -infinity(); });
+  // The logits of a slice have changed, and what was out is -inf. Begins a new order.
+  HD bool begin_order() {
     layers[0] = layer(NUCLEUS_OP_NONE, 1.0f);
     return settle();
   }
@@ -213,7 +220,7 @@ struct RowMachine {
   }
 
   // Checks the uppermost layer, counts it and finds its first place.
-  HD bool settle() {
+  HD_SLOW bool settle() {
     if constexpr (Team::SLICES) return settle_slice();
     else return settle_layers();
   }
@@ -251,7 +258,7 @@ struct RowMachine {
     else return add_layer(code);
   }
 
-  HD bool add_layer(u32 code) {
+  HD_SLOW bool add_layer(u32 code) {
     layers[depth + 1] = layer(code, temperature);
     if (code == NUCLEUS_OP_ADAPTIVE_P) {  // its weights were taken at the temperature that is divided out: they belong to the layer below
       layers[depth + 1].divide = 1.0f;
@@ -267,13 +274,14 @@ struct RowMachine {
   HD bool smooth_slice() {
     float t = temperature;
     temperature = 1.0f;
-    if (!rewrite_slice([t](float x) { return x / t; })) return false;
+    divide_slices(team, layers[0].top, layers[0].bottom, t);
+    if (!begin_order()) return false;
     if (!count) return true;
-    float largest = logit_at(best);
-    return rewrite_slice([this, largest](float x) { return smooth(x, largest); });
+    smooth_slices(team, layers[0].top, layers[0].bottom, Smoothing(*r.config, logit_at(best)));
+    return begin_order();
   }
 
-  HD bool smoothing() {
+  HD_SLOW bool smoothing() {
     if constexpr (Team::SLICES) return smooth_slice();
     else return smooth_layers();
   }
@@ -288,7 +296,7 @@ struct RowMachine {
   }
 
   // `moment`: entropy and mean are wanted too. `again`: even if it has been done; every warp of a slice has told its own sum last.
-  HD bool weigh(bool moment = true, bool again = false) {
+  HD_SLOW bool weigh(bool moment = true, bool again = false) {
     if (!count) { status = NUCLEUS_EMPTY; return false; }
     if (!moment && !again && weighed_at == temperature && weighed_count == count) return true;
     if (!begin_weighing(logit_at(best), temperature, w)) { status = NUCLEUS_OVERFLOW; return false; }
@@ -375,14 +383,14 @@ struct RowMachine {
   }
 
   // The place, descending, at which the sum of weights or the count suffices; the lowest place if it never does.
-  HD u64 select_place(Until until, bool by_mass) const {
+  HD_SLOW u64 select_place(Until until, bool by_mass) const {
     if constexpr (Team::SLICES) return place_in_slices(team, layers[0], w, logit_at(best), until, by_mass);
     else return select(64, 0, until, Keys{Keys::PLACE, by_mass, false, 1, 0, 0, 0}).key;
   }
 
-  HD u64 kth_place(u64 k) const { return select_place(Until{Until::COUNT, 0, k}, false); }
+  HD u64 kth_place(u64 k) const { return select_place(Until::count(k), false); }
 
-  HD void keep_first(u64 k, bool ties) {
+  HD_SLOW void keep_first(u64 k, bool ties) {
     if (k >= count) return;
     u64 lowest = kth_place(k);
     if (ties) {
@@ -393,7 +401,7 @@ struct RowMachine {
   }
 
   // Keeps the places from `lowest` up, but at least `min_keep` tokens.
-  HD void keep_from(u64 lowest, u64 min_keep, bool ties) {
+  HD_SLOW void keep_from(u64 lowest, u64 min_keep, bool ties) {
     u64 kept = total_count(lowest);
     if (kept < min_keep) {
       // Tokens that pass the cut stay even if the floor's ties reach less far.
@@ -424,7 +432,7 @@ struct RowMachine {
     }
   }
 
-  HD void top_n_sigma(const SamplingOp &op) {
+  HD_SLOW void top_n_sigma(const SamplingOp &op) {
     float largest = logit_at(best);
     u64 sum;
     u128 squares = distances(largest, sum);
@@ -439,11 +447,11 @@ struct RowMachine {
   }
 
   HD void top_p(const SamplingOp &op, u64 min_keep) {
-    keep_from(select_place(Until{Until::REACHES, w.sums.total, op.threshold}, true), min_keep, false);
+    keep_from(select_place(Until::reaches(w.sums.total, op.threshold), true), min_keep, false);
   }
 
   // The lowest place of the beginning whose every token's weight, or surprise, is at least that; equal logits pass or fail together.
-  HD u64 beginning(i64 least, bool by_weight) const {
+  HD_SLOW u64 beginning(i64 least, bool by_weight) const {
     if constexpr (Team::SLICES) {
       const u64 key = largest_below(team, layers[0].top, layers[0].bottom, w.s, w.max_n, least, by_weight);
       return key ? (key + 1) << 32 : 0;
@@ -467,7 +475,7 @@ struct RowMachine {
     return beginning(static_cast<i64>(static_cast<u64>(least >> 32)), true);
   }
 
-  HD void exclude_top_choices(const SamplingOp &op, u64 min_keep) {
+  HD_SLOW void exclude_top_choices(const SamplingOp &op, u64 min_keep) {
     u64 lowest = probable(op.threshold), kept = total_count(lowest);
     if (kept < 2) return;
     u64 removed = kept - 1;
@@ -506,7 +514,7 @@ struct RowMachine {
   }
 
   // Joins tokens until the sum suffices, to `low` and `high`; tokens within [low, high] are in already.
-  HD void join_typical(i64 mean, bool by_mass, u64 base, Until until, u64 &low, u64 &high) const {
+  HD_SLOW void join_typical(i64 mean, bool by_mass, u64 base, Until until, u64 &low, u64 &high) const {
     Keys keys{Keys::RANK, by_mass, false, low, high, 0, mean};
     Selected nearest = select_rank(base, until, keys);
     // Among tokens of one y the run grows away from the mean: upwards on the likelier side, downwards on the other.
@@ -552,18 +560,18 @@ struct RowMachine {
     return keys.above ? ~last : last;
   }
 
-  HD void typical(const SamplingOp &op, u64 min_keep) {
+  HD_SLOW void typical(const SamplingOp &op, u64 min_keep) {
     i64 mean = w.sums.mean_q16();
     bool strict = r.config->flags & NUCLEUS_TYPICAL_STRICT;
     u64 low = ~0ull, high = 0;
-    join_typical(mean, true, 0, Until{strict ? Until::EXCEEDS : Until::REACHES, w.sums.total, op.threshold}, low, high);
+    join_typical(mean, true, 0, strict ? Until::exceeds(w.sums.total, op.threshold) : Until::reaches(w.sums.total, op.threshold), low, high);
     if (r.config->flags & NUCLEUS_KEEP_TIES) {
       low = low >> 32 << 32;
       high = high | 0xFFFFFFFFu;
     }
     u64 kept = count_between(low, high), wanted = min_keep < count ? min_keep : count;
     if (kept < wanted) {
-      join_typical(mean, false, kept, Until{Until::COUNT, 0, wanted}, low, high);
+      join_typical(mean, false, kept, Until::count(wanted), low, high);
       kept = wanted;
     }
     // The bounds are moved to tokens that are there, so that `top` is the first place.
@@ -574,14 +582,14 @@ struct RowMachine {
 
   // Lists the beginning of the order in which the cut of an operation on a slice lies; returns how many tokens it has; 0: it is not listed. `total`: what all weighs,
   // 0 where it does not matter.
-  HD u32 list_beginning(const SamplingOp &op, u64 &total) {
+  HD_SLOW u32 list_beginning(const SamplingOp &op, u64 &total) {
     total = 0;
     if constexpr (Team::SLICES) {
-      if (op.code == NUCLEUS_OP_TOP_K && op.threshold <= LIST_CAPACITY)
-        return beginning_in_slices(team, layers[0], w, logit_at(best), Until{Until::COUNT, 0, op.threshold}, 0);
+      if (op.code == NUCLEUS_OP_TOP_K && op.threshold <= LIST_WORTH)
+        return beginning_in_slices(team, layers[0], w, logit_at(best), Until::count(op.threshold), false, 0);
       if (op.code == NUCLEUS_OP_TOP_P && weigh(false)) {
         total = w.sums.total;
-        return beginning_in_slices(team, layers[0], w, logit_at(best), Until{Until::REACHES, total, op.threshold}, r.config->min_keep);
+        return beginning_in_slices(team, layers[0], w, logit_at(best), Until::reaches(total, op.threshold), true, r.config->min_keep);
       }
     }
     return 0;
@@ -631,7 +639,7 @@ struct RowMachine {
     }
   }
 
-  HD void mirostat_2() {
+  HD_SLOW void mirostat_2() {
     i64 offset = w.sums.offset_q16(), mu = r.row->mirostat_mu;
     keep_from(beginning(offset - mu, false), 1, false);
   }
@@ -666,19 +674,16 @@ struct RowMachine {
   }
 
   HD void draw_in_slice(const SamplingOp &op, u64 target, Outcome &out) const {
-    const Bounds bounds(layers[0].top, layers[0].bottom);
-    const Weighing &weighing = w;
-    out.drawn_here = team.draw(
-        team.last_told(), target, [&](u32 id, float x) { return bounds.hold(id, x) ? weighing.q(x) : 0; },
-        [&](u32 id, float x) {
-          out.token = id;
-          conclude(op, x, out);
-        });
+    const u64 place = draw_in_slices(team, layers[0].top, layers[0].bottom, w.s, w.max_n, target);
+    out.drawn_here = place != 0;
+    if (!place) return;
+    out.token = id_at(place);
+    conclude(op, logit_at(place), out);
   }
 
   HD void draw_by_id(const SamplingOp &op, u64 target, Outcome &out) const {
     const Weighing &weighing = w;
-    Selected drawn = select_by(19, 0, Until{Until::ABOVE, 0, target}, [&](u32 id, float x, u64 &key, u64 &weight) {
+    Selected drawn = select_by(19, 0, Until::above(target), [&](u32 id, float x, u64 &key, u64 &weight) {
       key = (NUCLEUS_MAX_VOCAB - 1) - id;
       weight = weighing.q(x);
       return true;
@@ -695,7 +700,7 @@ struct RowMachine {
     return op.code == NUCLEUS_OP_DRAW || weigh(false, Team::SLICES);
   }
 
-  HD void decide(const SamplingOp &op, u64 zipf_count, Outcome &out) {
+  HD_SLOW void decide(const SamplingOp &op, u64 zipf_count, Outcome &out) {
     Weighing before = w;
     u32 below = depth;
     if (!narrow(op, zipf_count)) return;

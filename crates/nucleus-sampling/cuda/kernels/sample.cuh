@@ -125,7 +125,7 @@ HD u64 zipf_count_of(const Team &team, const RowMachine<Team> &machine) {
   return team.told();
 }
 
-// The exact path. `unlisted` keeps everything on whole-row stages. Every thread of the team calls it. False: slices hold NaN or +inf, or do not serve the
+// The exact path. `unlisted` keeps everything on whole-row stages. Every thread of the team calls it; over slices, the first warp of every block. False: slices hold NaN or +inf, or do not serve the
 // program, and nothing was decided.
 template <class Team>
 HD bool sample_exactly(const Team &team, const Request &r, const EditTable &table, const RawSums &raw, bool unlisted, SampledToken *out) {
@@ -139,7 +139,7 @@ HD bool sample_exactly(const Team &team, const Request &r, const EditTable &tabl
     bool may_list = !(Team::SLICES && edits_by_id(program.ops[i].code));
     if (machine.count && may_list && !unlisted) {
       u64 total = 0;
-      const bool all = machine.count <= LIST_CAPACITY;
+      const bool all = machine.count <= (Team::SLICES && program.ops[i].code != NUCLEUS_OP_TFS ? LIST_WORTH : LIST_CAPACITY);
       const u32 count = all ? gather(team, machine, 0, ~0ull) : machine.list_beginning(program.ops[i], total);
       if (count && !team.leader()) return true;
       if (count) {
@@ -165,8 +165,8 @@ HD bool sample_exactly(const Team &team, const Request &r, const EditTable &tabl
   if (machine.status != NUCLEUS_OK) outcome.status = machine.status;
   else outcome = machine.choose(program.ops[last], zipf_count);
   bool drawn_elsewhere = Team::SLICES && outcome.status == NUCLEUS_OK && program.ops[last].code != NUCLEUS_OP_ARGMAX;
-  if (drawn_elsewhere ? outcome.drawn_here : team.rank() == 0) *out = result(outcome, raw, r);
-  team.cluster_sync();  // no block leaves while another may still read its shared memory
+  if ((drawn_elsewhere ? outcome.drawn_here : team.leader()) && team.local() == 0) *out = result(outcome, raw, r);
+  if constexpr (!Team::SLICES) team.cluster_sync();  // no block leaves while another may still read its shared memory
   return true;
 }
 

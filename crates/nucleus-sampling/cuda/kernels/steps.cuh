@@ -1,7 +1,6 @@
 // Where a cut falls in a row held in slices: first by equal steps of the logit, then in the order of the tokens of a few steps.
 #pragma once
 
-#include "few_chain.cuh"
 #include "sweeps.cuh"
 
 namespace nucleus {
@@ -73,12 +72,11 @@ inline __device__ __noinline__ StepRange range_of_cut(DeviceTeam team, u64 top, 
   team.sum_before(before);
   before[0] += in_warp[0] - sums[0];
   before[1] += in_warp[1] - sums[1];
-  const u64 wanted = by_mass ? mulhi64(until.total, until.threshold) << 32 | (until.total * until.threshold) >> 32 : until.threshold;
   u64 found[2] = {0, 0};  // the first that suffices is the largest bin; bin 0 suffices always
 #pragma unroll
   for (u32 k = 0; k < MOST; ++k) {
     const u64 through[2] = {before[0] + own[k], before[1] + mass[k]}, packed = static_cast<u64>(bins[k] + 1) << 32;
-    const bool may = by_mass ? at_most(through[1]) >= wanted : through[0] >= wanted, must = by_mass ? at_least(through[1]) >= wanted : may;
+    const bool may = by_mass ? at_most(through[1]) >= until.least : through[0] >= until.least, must = by_mass ? at_least(through[1]) >= until.least : may;
     if (bins[k] < BINS && (may || !bins[k])) found[0] = found[0] > packed ? found[0] : packed | before[0];
     if (bins[k] < BINS && (must || !bins[k])) found[1] = found[1] > packed ? found[1] : packed | (bins[k] ? through[0] : 0xFFFFFFFFu);
     before[0] = through[0];
@@ -179,8 +177,11 @@ inline __device__ __noinline__ StepCut cut_in_range(DeviceTeam team, u64 top, u6
 }
 
 // As RowMachine::select, over slices. The first bits of the key are `prefix`; keys with others take no part.
-inline __device__ __noinline__ Selected select_in_slices(DeviceTeam team, u64 top, u64 bottom, Weighing w, Keys keys, u32 bits, u64 prefix, u64 base, Until until) {
+inline __device__ __noinline__ Selected select_in_slices(DeviceTeam team, u64 top, u64 bottom, float s, i32 max_n, Keys keys, u32 bits, u64 prefix, u64 base, Until until) {
   const Bounds bounds(top, bottom);
+  Weighing w;
+  w.s = s;
+  w.max_n = max_n;
   UNROLL_NOT
   for (u32 left = bits; left > 0;) {
     const u32 width = left < DIGIT_BITS ? left : DIGIT_BITS, shift = left - width;
@@ -195,27 +196,6 @@ inline __device__ __noinline__ Selected select_in_slices(DeviceTeam team, u64 to
     left = shift;
   }
   return Selected{prefix, base};
-}
-
-// The place, descending from `largest`, at which the sum of weights or the count suffices; the lowest place if it never does.
-__device__ __forceinline__ u64 place_in_slices(const DeviceTeam &team, const Layer &layer, const Weighing &w, float largest, const Until &until, bool by_mass) {
-  const Steps steps = steps_of(w, largest, by_mass);
-  const StepRange range = range_of_cut(team, layer.top, layer.bottom, steps, by_mass ? w.q(largest) : 0, until, by_mass);
-  const StepCut cut = cut_in_range(team, layer.top, layer.bottom, steps, range, w.s, w.max_n, until, by_mass);
-  if (cut.found) return cut.place;
-  return select_in_slices(team, layer.top, layer.bottom, w, Keys{Keys::PLACE, by_mass, false, 1, 0, 0, 0}, 64, 0, 0, until).key;
-}
-
-// Lists the beginning of the order in which an operation's cut lies; returns how many tokens it has, 0: it is not listed. `total`: what all weighs, 0 for a count.
-// The list begins as the order does, and no cut by the operation reaches beyond it.
-__device__ __forceinline__ u32 beginning_in_slices(const DeviceTeam &team, const Layer &layer, const Weighing &w, float largest, const Until &until, u64 min_keep) {
-  const bool by_mass = until.kind != Until::COUNT;
-  const Steps steps = steps_of(w, largest, by_mass);
-  const StepRange range = range_of_cut(team, layer.top, layer.bottom, steps, by_mass ? w.q(largest) : 0, until, by_mass);
-  if (range.through > LIST_CAPACITY || range.through < min_keep) return 0;
-  u64 mass;
-  const u32 listed = list_in_slices(team, layer.top, layer.bottom, steps, range.low, w.s, w.max_n, mass);
-  return listed <= LIST_CAPACITY && (!by_mass || until(mass)) ? listed : 0;
 }
 
 // Of the tokens of a rank, in the order in which the run grows, the first at which the sum suffices; returns the end of the run. Not found: a list does not hold them.
@@ -250,16 +230,6 @@ inline __device__ __noinline__ StepCut end_of_rank(DeviceTeam team, u64 top, u64
   }
   team.max(told);
   return StepCut{told[0], true};
-}
-
-// The commonest programs on a sorted list; false: this is another.
-__device__ __forceinline__ bool run_common(const DeviceTeam &team, const Request &r, const ListCall &call, Outcome &outcome) {
-  const SlicePlan plan = plan_of(*team.sh);
-  const bool counted = plan.kind == SlicePlan::FIRST || plan.kind == SlicePlan::ABOVE;
-  if (plan.greedy || !(counted || plan.kind == SlicePlan::MASS) || plan.temperature != call.temperature) return false;
-  // What a count or a bound has kept already it keeps again.
-  if (call.first != plan.op && !(counted && call.first == plan.op + 1)) return false;
-  return run_chain(r, plan, call.places, call.scratch, call.count, outcome, call.total);
 }
 
 }  // namespace nucleus

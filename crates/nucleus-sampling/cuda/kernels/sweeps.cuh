@@ -10,6 +10,7 @@ namespace nucleus {
 template <class F>
 __device__ __forceinline__ void each_left(const DeviceTeam &team, const Bounds &bounds, F f) {
   team.each_four([&](u32 i, float4 v) {
+    if (!bounds.meet(v.x, v.y, v.z, v.w)) return;
 #pragma unroll 1
     for (u32 e = 0; e < 4; ++e) {
       if (bounds.hold(team.first + i + e, v.x)) f(team.first + i + e, v.x + 0.0f);
@@ -17,13 +18,24 @@ __device__ __forceinline__ void each_left(const DeviceTeam &team, const Bounds &
     }
   });
 }
-// The same in line: f(element, id, whether it is left, logit) for all four of each vector.
+// The same in line: f(element, id, whether it is left, logit) for all four of each vector that has some.
 template <class F>
 __device__ __forceinline__ void each_of_four(const DeviceTeam &team, const Bounds &bounds, F f) {
   team.each_four([&](u32 i, float4 v) {
+    if (!bounds.meet(v.x, v.y, v.z, v.w)) return;
     const float x[4] = {v.x, v.y, v.z, v.w};
+    u32 left = 0, edge = 0;
 #pragma unroll
-    for (u32 e = 0; e < 4; ++e) f(e, team.first + i + e, bounds.hold(team.first + i + e, x[e]), x[e]);
+    for (u32 e = 0; e < 4; ++e) {
+      left |= x[e] > bounds.low && x[e] < bounds.high ? 1u << e : 0;
+      edge |= x[e] == bounds.low || x[e] == bounds.high ? 1u << e : 0;
+    }
+    if (edge) {
+#pragma unroll
+      for (u32 e = 0; e < 4; ++e) left |= bounds.hold(team.first + i + e, x[e]) ? 1u << e : 0;
+    }
+#pragma unroll
+    for (u32 e = 0; e < 4; ++e) f(e, team.first + i + e, left >> e & 1, x[e]);
   });
 }
 
@@ -78,16 +90,17 @@ inline __device__ __noinline__ Surprise surprise_in_slices(DeviceTeam team, u64 
 // How many tokens lie between two places, both inclusive, and the first of them; 0: there is none.
 inline __device__ __noinline__ u64 count_in_slices(DeviceTeam team, u64 top, u64 bottom, u64 &first) {
   const Bounds bounds(top, bottom);
-  u64 count = 0;
+  u32 of_lane = 0;
   float largest = -infinity();
   u32 id = 0;
   each_of_four(team, bounds, [&](u32, u32 own, bool left, float x) {
-    count += left;
+    of_lane += left;
     if (left && x > largest) {
       largest = x;
       id = own;
     }
   });
+  u64 count = of_lane;
   first = count ? place_of(largest + 0.0f, id) : 0;
   team.sum_and_max(count, first);
   return count;
@@ -109,6 +122,28 @@ inline __device__ __noinline__ u32 list_between(DeviceTeam team, u64 top, u64 bo
   team.begin_list();
   each_left(team, Bounds(top, bottom), [&](u32 id, float x) { team.append(place_of(x, id)); });
   return team.end_list();
+}
+
+// Divides the logits that are left; what is out becomes -inf.
+inline __device__ __noinline__ void divide_slices(DeviceTeam team, u64 top, u64 bottom, float by) {
+  const Bounds bounds(top, bottom);
+  team.rewrite([&](u32 id, float x) { return bounds.hold(id, x) ? x / by + 0.0f : -infinity(); });
+  __syncthreads();
+}
+// Smooths them by their distance from the largest.
+inline __device__ __noinline__ void smooth_slices(DeviceTeam team, u64 top, u64 bottom, Smoothing smoothing) {
+  const Bounds bounds(top, bottom);
+  team.rewrite([&](u32 id, float x) { return bounds.hold(id, x) ? smoothing(x) + 0.0f : -infinity(); });
+  __syncthreads();
+}
+
+// Draws from the tokens that are left by the masses told last: the block that has the token puts its place where Shared's `told` was 0.
+inline __device__ __noinline__ void draw_in_slices(DeviceTeam team, u64 top, u64 bottom, float s, i32 max_n, u64 target) {
+  const Bounds bounds(top, bottom);
+  team.draw(
+      team.last_told(), target, [&](u32 id, float x) { return bounds.hold(id, x) ? Exponent(x, s).weight(max_n) : 0; },
+      [&](u32 id, float x) { team.sh->told = place_of(x, id); });
+  __syncthreads();
 }
 
 // The key of the largest logit whose weight, or surprise, is below `least`; 0: there is none.

@@ -58,7 +58,10 @@ struct Shared : Description {
     u64 mail[2][MEETING_WORDS][MAX_BLOCKS * WARPS];  // what the warps told, of two meetings in turn
   };
   u64 steps[MAX_STEPS];
-  u32 maxima[MAX_BLOCKS * GROUPS];
+  union {
+    u32 maxima[MAX_BLOCKS * GROUPS];
+    u64 task[MAX_BLOCKS * GROUPS / 2];  // that the block's warps have in common (control.cuh)
+  };
   u32 sent[MAX_BLOCKS];
   SamplingBatch batch;
   u64 arrived[WARPS];  // mbarriers: the warp's part of the slice is there
@@ -333,6 +336,13 @@ struct DeviceTeam {
   __device__ __forceinline__ u64 (*meet(const u64 (&words)[N]) const)[MAX_BLOCKS * WARPS] {
     static_assert(N <= MEETING_WORDS);
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, met = sh->met[warp], turn = met % 2;
+    if (blocks == 1) {  // such a kernel may have been launched without clusters, where there is no store of this kind
+      if (lane < N) sh->mail[turn][lane][warp] = lane ? words[N - 1] : words[0];
+      __syncwarp();
+      if (lane == 0) sh->met[warp] = met + 1;
+      __syncthreads();
+      return sh->mail[turn];
+    }
     if (lane < blocks) {
       const u32 barrier = address_in(&sh->told_all[turn], lane), to = address_in(&sh->mail[turn][0][block * WARPS + warp], lane);
 #pragma unroll
@@ -529,10 +539,7 @@ struct DeviceTeam {
   }
 };
 
-// The same threads over a row in slices, and over a row in device memory.
-struct SliceTeam : DeviceTeam {
-  static constexpr bool SLICES = true;
-};
+// The threads over a row in device memory.
 struct PlainTeam : DeviceTeam {
   static constexpr bool SLICES = false;
 };

@@ -1,16 +1,15 @@
 // The likeliest tokens of what rows are drawn from, by a cluster a row: a launch for the rows that ask for them.
 #include <cuda_runtime.h>
 
+#include "control.cuh"
 #include "held_row.cuh"
 #include "launch.cuh"
-#include "steps.cuh"
 
 namespace nucleus {
 
-// From the slices that hold the row; false: they are not of numbers alone, or do not serve the program.
+// From the slices that hold the row, by the warp in control; false: they are not of numbers alone, or do not serve the program.
 __device__ __noinline__ bool tell_from_slices(RowCall call, TopCall top) {
-  const SliceTeam team{call.team()};
-  return tell_top(team, call.request(), EditTable{nullptr, 0}, top);
+  return tell_top(SliceTeam(call.team()), call.request(), EditTable{nullptr, 0}, top);
 }
 
 // From the row as it lies in device memory.
@@ -43,7 +42,7 @@ __global__ void __launch_bounds__(THREADS, 1) top_processed_rows(const __grid_co
     bool told = team.whole && plan.sliced;
     if (told) {
       change_slices(team, row.request(), plan, load, logits, [] {});
-      told = tell_from_slices(row, own);
+      told = in_control(team, [&] { return tell_from_slices(row, own); });
     }
     if (!told) {
       team.cluster_sync();
