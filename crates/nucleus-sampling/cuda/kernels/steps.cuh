@@ -1,6 +1,7 @@
 // Where a cut falls in a row held in slices: first by equal steps of the logit, then in the order of the tokens of a few steps.
 #pragma once
 
+#include "chain.cuh"
 #include "sweeps.cuh"
 
 namespace nucleus {
@@ -18,6 +19,10 @@ struct Steps {
   // No token of the bin, or of a larger one, is below.
   __device__ __forceinline__ float lowest_of(u32 bin) const {
     return bin ? __fsub_rd(largest, __fdiv_ru(static_cast<float>(BINS + 1 - bin), rate)) : -infinity();
+  }
+  // No token of the bin, or of a smaller one, is above.
+  __device__ __forceinline__ float highest_of(u32 bin) const {
+    return bin + 3 < BINS ? __fsub_ru(largest, __fdiv_rd(static_cast<float>(BINS - 3 - bin), rate)) : infinity();
   }
 };
 __device__ __forceinline__ Steps steps_of(const Weighing &w, float largest, bool by_mass) { return Steps{largest, by_mass ? STEPS_PER_OCTAVE * w.s : STEPS_PER_LOGIT}; }
@@ -67,7 +72,7 @@ inline __device__ __noinline__ StepRange range_of_cut(DeviceTeam team, u64 top, 
     sums[0] += own[k];
     sums[1] += mass[k];
   });
-  const u64 in_warp[2] = {DeviceWarp{}.inclusive(sums[0]), DeviceWarp{}.inclusive(sums[1])};
+  const u64 in_warp[2] = {prefix_sum(sums[0]), by_mass ? prefix_sum(sums[1]) : 0};
   u64 before[2] = {DeviceWarp{}.last(in_warp[0]), DeviceWarp{}.last(in_warp[1])};
   team.sum_before(before);
   before[0] += in_warp[0] - sums[0];
@@ -127,21 +132,32 @@ inline __device__ __noinline__ StepCut cut_in_range(DeviceTeam team, u64 top, u6
   u32 bin = 0;
   if (by_mass) {
     u64 above[1] = {0};
-    each_left(team, bounds, [&](u32, float x) { above[0] += steps.bin(x) > range.high ? w.q(x) : 0; });
+    const DoubleAddends addends(w);
+    if (addends.serve) {
+      DoubleAddends::Sum sums[2] = {addends.none(), addends.none()};
+      each_of_four(team, bounds, [&](u32 e, u32, bool left, float x) { addends.add(left && steps.bin(x) > range.high ? x : -infinity(), sums[e % 2]); });
+      above[0] = addends.taken(sums[0]) + addends.taken(sums[1]);
+    } else {
+      each_left(team, bounds, [&](u32, float x) { above[0] += steps.bin(x) > range.high ? w.q(x) : 0; });
+    }
     team.sum(above);
     base = above[0];
   }
+  // What the sweeps for the range look at: all of it, and little else.
+  const float highest = steps.highest_of(range.high), lowest = steps.lowest_of(range.low);
+  const u64 from = lowest > -infinity() ? place_of(lowest + 0.0f, ~0u) : 0, to = highest < infinity() ? place_of(highest + 0.0f, 0) : ~0ull;
+  const Bounds near(to < top ? to : top, from > bottom ? from : bottom);
   if (until(base)) return StepCut{};
   if (!fits) {
     team.clear_bins();
-    each_left(team, bounds, [&](u32, float x) {
+    each_left(team, near, [&](u32, float x) {
       const u32 step = steps.bin(x);
       if (step <= range.high && step >= range.low) team.add_bin(bin_in_range(x), by_mass ? w.q(x) : 1);
     });
     bin = team.find_bin(BINS, base, until);
   }
   team.begin_list();
-  each_left(team, bounds, [&](u32 id, float x) {
+  each_left(team, near, [&](u32 id, float x) {
     const u32 step = steps.bin(x);
     if (step <= range.high && step >= range.low && (fits || bin_in_range(x) == bin)) team.append(place_of(x, id));
   });

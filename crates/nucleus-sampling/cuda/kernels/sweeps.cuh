@@ -6,15 +6,30 @@
 
 namespace nucleus {
 
+// Which of four logits are left, as bits.
+__device__ __forceinline__ u32 left_of_four(const Bounds &bounds, u32 id, const float4 &v) {
+  if (!bounds.meet(v.x, v.y, v.z, v.w)) return 0;
+  const float x[4] = {v.x, v.y, v.z, v.w};
+  u32 left = 0, edge = 0;
+#pragma unroll
+  for (u32 e = 0; e < 4; ++e) {
+    left |= x[e] > bounds.low && x[e] < bounds.high ? 1u << e : 0;
+    edge |= x[e] == bounds.low || x[e] == bounds.high ? 1u << e : 0;
+  }
+  if (edge) {
+#pragma unroll
+    for (u32 e = 0; e < 4; ++e) left |= bounds.hold(id + e, x[e]) ? 1u << e : 0;
+  }
+  return left;
+}
 // Calls f(id, logit) for the tokens of this thread's part that are left, -0 read as +0. A short loop, for what takes many instructions a token.
 template <class F>
 __device__ __forceinline__ void each_left(const DeviceTeam &team, const Bounds &bounds, F f) {
   team.each_four([&](u32 i, float4 v) {
-    if (!bounds.meet(v.x, v.y, v.z, v.w)) return;
 #pragma unroll 1
-    for (u32 e = 0; e < 4; ++e) {
-      if (bounds.hold(team.first + i + e, v.x)) f(team.first + i + e, v.x + 0.0f);
-      v = make_float4(v.y, v.z, v.w, v.x);
+    for (u32 left = left_of_four(bounds, team.first + i, v); left; left &= left - 1) {
+      const u32 e = __ffs(left) - 1;
+      f(team.first + i + e, (e < 2 ? (e == 0 ? v.x : v.y) : (e == 2 ? v.z : v.w)) + 0.0f);
     }
   });
 }
@@ -22,18 +37,9 @@ __device__ __forceinline__ void each_left(const DeviceTeam &team, const Bounds &
 template <class F>
 __device__ __forceinline__ void each_of_four(const DeviceTeam &team, const Bounds &bounds, F f) {
   team.each_four([&](u32 i, float4 v) {
-    if (!bounds.meet(v.x, v.y, v.z, v.w)) return;
+    const u32 left = left_of_four(bounds, team.first + i, v);
+    if (!left) return;
     const float x[4] = {v.x, v.y, v.z, v.w};
-    u32 left = 0, edge = 0;
-#pragma unroll
-    for (u32 e = 0; e < 4; ++e) {
-      left |= x[e] > bounds.low && x[e] < bounds.high ? 1u << e : 0;
-      edge |= x[e] == bounds.low || x[e] == bounds.high ? 1u << e : 0;
-    }
-    if (edge) {
-#pragma unroll
-      for (u32 e = 0; e < 4; ++e) left |= bounds.hold(team.first + i + e, x[e]) ? 1u << e : 0;
-    }
 #pragma unroll
     for (u32 e = 0; e < 4; ++e) f(e, team.first + i + e, left >> e & 1, x[e]);
   });
