@@ -24,8 +24,9 @@ constexpr u32 GROUPS_MOST = 256;     // of threads, each with its largest logit
 constexpr u32 SAMPLES = 32;          // of them, of which one is the bound
 constexpr u32 STRANGE = 1u << 16;    // tokens for a warp that has seen what is no number, or had no room
 static_assert(STRANGE > LISTED);
-// Named barriers: spread_chain.cuh's; the helping threads together; the row is described; tokens are marked; the plan is known; the samples are counted.
-constexpr u32 CHAIN_TOTAL = 1, CHAIN_LOGPROBS = 2, TOGETHER = 3, DESCRIBED = 4, MARKED = 5, PLANNED = 6, COUNTED = 7;
+// Named barriers: spread_chain.cuh's; the helping threads together; the row is described; tokens are marked; the plan is known; the samples are counted; the row is
+// described, for the warp that plans.
+constexpr u32 CHAIN_TOTAL = 1, CHAIN_LOGPROBS = 2, TOGETHER = 3, DESCRIBED = 4, MARKED = 5, PLANNED = 6, COUNTED = 7, PLANNABLE = 8;
 
 // What the short way to choose works on.
 struct ChainRoom {

@@ -74,17 +74,17 @@ struct Reader {
     return make_uint4(w[0], w[1], w[2], w[3]);
   }
 
-  // What the mask allows of this thread's vector j is a byte from here on at j * ALLOWED_STRIDE, for 32-bit logits half a byte.
+  // What the mask allows of a vector is a byte, for 32-bit logits half of one; that of the thread's next vector follows at this distance.
   static constexpr u32 ALLOWED_STRIDE = D::STRIDE / 8;
   __device__ __forceinline__ static const unsigned char *allowed_of(const RowState *sh, u32 local) { return reinterpret_cast<const unsigned char *>(sh->allowed) + local / 8; }
-  // Brings that byte's bits for a vector at `local` to where `largest` and `kept` look for them.
+  // By what the byte is multiplied, so that the vector's bits begin at FIRST_BIT. `local`: the vector's first, of the block's ids.
   static constexpr u32 FIRST_BIT = DTYPE == NUCLEUS_F32 ? 8 : 0;
   __device__ __forceinline__ static u32 shift_of(u32 local) { return DTYPE == NUCLEUS_F32 ? (local % 8 ? 16 : 256) : 1; }
 
-  // Brings the block's part of the row's mask to shared memory, in the order of its pieces, by a warp.
-  __device__ __forceinline__ void bring_mask(u32 pieces) const {
+  // Brings the block's part of a mask to shared memory, in the order of its pieces, by a warp.
+  __device__ __forceinline__ void bring_mask(u32 mask, u32 pieces) const {
     constexpr u32 WORDS = D::STRIDE / 32;  // for a vector of each reading thread
-    const u32 *const from = batch.masks + static_cast<u64>(sh->row.mask) * batch.mask_stride;
+    const u32 *const from = batch.masks + static_cast<u64>(mask) * batch.mask_stride;
     const u32 vectors = pieces * VECTORS, words = batch.mask_words, row_words = (batch.row_len + 31) / 32;
     if ((reinterpret_cast<uintptr_t>(from) | batch.mask_stride * 4) % 16 == 0 && words >= row_words) {
       // The engine copies 16 bytes at a time, of which the last may lie behind the mask's words. What is for no logit of the row is not brought.

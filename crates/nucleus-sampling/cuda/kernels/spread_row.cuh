@@ -253,23 +253,24 @@ struct Block : Reader<DTYPE, BLOCKS> {
     const u32 index = blockIdx.x / BLOCKS, helper = threadIdx.x - READERS, *const from = DescriptionWord::source(batch, index, sh->row.request, helper);
     DescriptionWord word;
     if (from) word.word = load_now(from);
-    meet<TOGETHER, HELPERS>();
+    meet<TOGETHER, MARKERS>();
     if (from) word.write(sh, helper);
-    meet<TOGETHER, HELPERS>();
+    meet<TOGETHER, MARKERS>();
   }
   static __device__ __noinline__ void describe_slot(const SamplingBatch &batch) {
     RowState *const sh = row_state();
     if (threadIdx.x == READERS) read_slot(batch.slots[sh->row.slot], sh->config, sh->row);
-    meet<TOGETHER, HELPERS>();
+    meet<TOGETHER, MARKERS>();
   }
-  // Brings the description to shared memory, by the helping threads. `from`: where this one's word is, if the row has the request of its own number.
+  static_assert(128 + DescriptionWord::PROGRAM <= MARKERS, "the other helping threads have no word");
+  // Brings the description to shared memory, by the marking threads. `from`: where this one's word is, if the row has the request of its own number.
   __device__ __forceinline__ void read_description(const u32 *from) const {
     DescriptionWord word;
     // Most often a row has: then it is read before the row is known.
     if (!(batch.flags & NUCLEUS_BATCH_REQUEST_EACH)) from = DescriptionWord::source(batch, index, load_now(&batch.row[index].request), helper);
     if (from) word.word = load_now(from);
     word.write(sh, helper);
-    meet<TOGETHER, HELPERS>();
+    meet<TOGETHER, MARKERS>();
     if (sh->row.flags & NUCLEUS_ROW_PADDING) return;
     if (batch.flags & NUCLEUS_BATCH_REQUEST_EACH && sh->row.request != index) read_other_request(batch);
     if (sh->row.flags & NUCLEUS_ROW_SLOT) describe_slot(batch);
@@ -304,16 +305,21 @@ struct Block : Reader<DTYPE, BLOCKS> {
         load(even, 0);
         if (pieces > 1) load(odd, 1);
       }
-      meet<DESCRIBED, BLOCK_THREADS>();
-    } else {
+      meet<DESCRIBED, BLOCK_THREADS - 32>();
+    } else if (warp != DESCRIBES) {
       read_description(word);
-      pass<DESCRIBED, BLOCK_THREADS>();
+      pass<DESCRIBED, BLOCK_THREADS - 32>();
+      pass<PLANNABLE, HELPERS>();
+    } else {
+      // The mask takes longest, and does not wait for the description.
+      const u32 mask = load_now(reinterpret_cast<const u32 *>(&batch.row[index].mask)), flags = load_now(&batch.row[index].flags);
+      if (static_cast<i32>(mask) >= 0 && !(flags & NUCLEUS_ROW_PADDING) && aligned()) bring_mask(mask, pieces);
+      meet<PLANNABLE, HELPERS>();
     }
     if (sh->row.flags & NUCLEUS_ROW_PADDING) return false;
     bool strange = false;
     float early = -infinity();
     if (warp == DESCRIBES) {
-      if (masked() && aligned()) bring_mask(pieces);
       describe();
       tell_plan();
     } else {
