@@ -164,8 +164,8 @@ struct Drawer {
       each_of_rest(stage, at, f);
     }
   }
-  __device__ __forceinline__ SeenPart look(u32 all) const {
-    return P::look_in([&](auto f) { sweep_coming(f); }, all, false);
+  __device__ __forceinline__ SeenPart look(u32 all, u32 known) const {
+    return P::look_in([&](auto f) { sweep_coming(f); }, all, false, known);
   }
 
   // The weights of the chunks, of stage i by lane i. `leaves`: nobody reads them after this.
@@ -234,12 +234,21 @@ struct Drawer {
     });
     return wrote;
   }
-  __device__ __forceinline__ void forbid(const u32 *mask) const {
+  // How many tokens are left, or UNCOUNTED. Words are asked for two stages ahead.
+  __device__ __forceinline__ u32 forbid(const u32 *mask) const {
+    static_assert(CHUNK + 32 <= P::MASK_GROUP);
+    auto word_of = [&](u32 stage) { return P(batch, first_of(stage), count_of(stage)).mask_word(mask, batch.mask_words, 0); };
+    typename P::Allowed allowed;
+    u32 next = word_of(0), second = stages > 1 ? word_of(1) : 0;
     each_stage([&](u32 stage, RingSlot at) {
+      const u32 word = next;
+      next = second;
+      if (stage + 2 < stages) second = word_of(stage + 2);
       await(at);
-      P part(batch, first_of(stage), count_of(stage));
-      part.forbid(memory_of(stage, at), mask, batch.mask_words);
+      P(batch, first_of(stage), count_of(stage)).forbid(memory_of(stage, at), 0, word, allowed);
     });
+    __syncwarp();
+    return allowed.count();
   }
   // From the row's logits to what is told of it.
   __device__ __forceinline__ Told weigh_row(u32 turn) {
@@ -263,9 +272,9 @@ struct Drawer {
 #pragma unroll 1
     for (u32 pass = raw && !same ? 0 : 1; pass < 2; ++pass) {
       const bool last = pass == 1;
-      if (last && mask) forbid(mask);
+      const u32 known = last && mask ? forbid(mask) : UNCOUNTED;
       if (!last || mask || !raw || same) {
-        seen = look(all);
+        seen = look(all, known);
         told.largest = meeting.meet(seen.key);
       }
       if (!last) told.raw_largest = told.largest;

@@ -113,23 +113,28 @@ struct Finisher {
     return fall;
   }
 
-  // EACH tokens from `id` on; -inf from `end` on.
+  // EACH tokens from `id` on; -inf from `end` on, and where a mask forbids them.
   __device__ __forceinline__ void read(const Request &r, u32 id, u32 end, float (&x)[EACH]) const {
-    const bool plain = reinterpret_cast<uintptr_t>(r.logits) % 16 == 0 && !r.mask && id + EACH <= batch.row_len;
-    if (plain) {
+    static_assert(EACH <= 32);
+    u32 allowed = ~0u;
+    if (r.mask) {
+      const u32 at = id / 32, word = at < r.mask_words ? r.mask[at] : 0, next = at + 1 < r.mask_words ? r.mask[at + 1] : 0;
+      allowed = __funnelshift_r(word, next, id % 32);
+    }
+    if (reinterpret_cast<uintptr_t>(r.logits) % 16 == 0 && id + EACH <= batch.row_len) {
       const char *from = static_cast<const char *>(r.logits) + static_cast<u64>(id) * P::SIZE;
 #pragma unroll
       for (u32 v = 0; v < VECTORS; ++v) P::widen(*reinterpret_cast<const uint4 *>(from + 16 * v), x + v * WIDTH);
     } else {
 #pragma unroll 1
       for (u32 e = 0; e < EACH; ++e) {
-        const float one = id + e < end && !(r.mask && !mask_allows(r, id + e)) ? load_logit(r, id + e) : -infinity();
+        const float one = id + e < end ? load_logit(r, id + e) : -infinity();
 #pragma unroll
         for (u32 i = 0; i < EACH; ++i) x[i] = i == e ? one : x[i];
       }
     }
 #pragma unroll
-    for (u32 e = 0; e < EACH; ++e) x[e] = id + e < end ? x[e] : -infinity();
+    for (u32 e = 0; e < EACH; ++e) x[e] = id + e < end && allowed >> e & 1 ? x[e] : -infinity();
   }
 
   // The token, of the run in which it is; one thread calls done(id, logit, weight). `meanwhile` is called while logits are on their way.

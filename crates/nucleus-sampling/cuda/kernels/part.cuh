@@ -8,6 +8,7 @@ namespace nucleus {
 
 constexpr u32 SUMS = 2;  // of a lane, to which its tokens are added in turn
 constexpr u32 FEW_LANES = 4;
+constexpr u32 UNCOUNTED = ~0u;  // tokens
 
 // Sums of up to 2^54 each, by two sums of 27 bits.
 __device__ __forceinline__ u64 sum_of_lanes(u64 v) {
@@ -108,8 +109,9 @@ struct PartOf {
     return SIZE == 4 ? static_cast<i32>(words) : upper > lower ? upper : lower;
   }
   // `sweep` calls what it is given for every vector of this lane, of `all` tokens. `halves`: the largest logits of halves of the lanes are asked for.
+  // `known`: how many are there, or UNCOUNTED.
   template <class S>
-  __device__ __forceinline__ static SeenPart look_in(S sweep, u32 all, bool halves) {
+  __device__ __forceinline__ static SeenPart look_in(S sweep, u32 all, bool halves, u32 known = UNCOUNTED) {
     u32 high = SIZE == 4 ? 0x80000000u : 0x80008000u, low = 0;
     sweep([&](uint4 v) {
       high = most_signed(most_signed(high, v.x, v.y), v.z, v.w);
@@ -133,7 +135,7 @@ struct PartOf {
     }
     if (low == OUT || all == 0) {
       seen.lowest = -infinity();
-      seen.count = __reduce_add_sync(~0u, there(sweep));
+      seen.count = known != UNCOUNTED ? known : __reduce_add_sync(~0u, there(sweep));
     }
     seen.of_half = most >= 0 ? key_of(widened(static_cast<u32>(most)) + 0.0f) : 0;
     if (seen.count && __any_sync(~0u, most < 0)) {  // all are negative
@@ -155,8 +157,8 @@ struct PartOf {
     }
     return seen;
   }
-  __device__ __forceinline__ SeenPart look(const Word *part, bool halves) const {
-    return look_in([&](auto f) { each(part, f); }, count, halves);
+  __device__ __forceinline__ SeenPart look(const Word *part, bool halves, u32 known = UNCOUNTED) const {
+    return look_in([&](auto f) { each(part, f); }, count, halves, known);
   }
   // Tokens that are there, of this lane.
   template <class S>
@@ -243,19 +245,69 @@ struct PartOf {
     return listed;
   }
 
-  // Puts tokens that a mask of so many words forbids at -inf.
-  __device__ __forceinline__ void forbid(Word *part, const u32 *mask, u32 words) const {
-    const u32 lane = threadIdx.x % 32, end = first + count;
-    UNROLL_NOT
-    for (u32 base = first & ~31u; base < end; base += 32 * 32) {
-      const u32 own = base / 32 + lane, word = own < words && own * 32 < end ? mask[own] : 0;
-      UNROLL_NOT
-      for (u32 k = 0; k < 32 && base + k * 32 < end; ++k) {
-        const u32 allowed = __shfl_sync(~0u, word, k), i = base + k * 32 + lane - first;
-        if (i < count && !(allowed >> lane & 1)) part[i] = static_cast<Word>(OUT);
+  // A vector of which the tokens whose bits are not set are out; the first is bit 8 for 32-bit logits, bit 0 for others.
+  __device__ __forceinline__ static uint4 keep(uint4 v, u32 bits) {
+    u32 w[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+    for (u32 i = 0; i < 4; ++i) {
+      if (SIZE == 4) {
+        w[i] = bits & 1u << (8 + i) ? w[i] : OUT;
+      } else {
+        // Two bits to the signs of bytes, each of which fills a logit.
+        u32 kept;
+        asm("prmt.b32 %0, %1, 0, 0xBB99;" : "=r"(kept) : "r"(bits * ((1u << (15 - 2 * i)) + (1u << (30 - 2 * i)))));
+        w[i] = (w[i] & kept) | (OUT * 0x10001u & ~kept);
       }
     }
+    return make_uint4(w[0], w[1], w[2], w[3]);
+  }
+  static constexpr u32 MASK_GROUP = 32 * 32;  // tokens for which each lane has a word of a mask, from one that is the first of a word
+  // What a mask has allowed.
+  struct Allowed {
+    u32 words = 0, low = 0;  // tokens of this lane's words; the largest unsigned logit before
+    // Of the warp; UNCOUNTED if not every one may be there.
+    __device__ __forceinline__ u32 count() const {
+      const u32 largest = SIZE == 2 && low << 16 > low ? low << 16 : low;
+      return __any_sync(~0u, largest >= OUT << (SIZE == 2 ? 16 : 0)) ? UNCOUNTED : __reduce_add_sync(~0u, words);
+    }
+  };
+  // This lane's word of a mask of so many words for a group, on its way; missing ones forbid. `at`: of the group, counted from the word of the part's first token.
+  __device__ __forceinline__ u32 mask_word(const u32 *mask, u32 words, u32 at) const {
+    const u32 own = first / 32 + at / 32 + threadIdx.x % 32;
+    u32 word = 0;
+    if (own < words && own * 32 < first + count) asm volatile("ld.global.u32 %0, [%1];" : "=r"(word) : "l"(mask + own));
+    return word;
+  }
+  // Puts a group's tokens at -inf that the lanes' words forbid.
+  __device__ __forceinline__ void forbid(Word *part, u32 at, u32 word, Allowed &allowed) const {
+    const u32 lane = threadIdx.x % 32, skipped = first % 32, end = skipped + count;
+    const u32 byte = 0x4440u + lane * WIDTH / 8 % 4, shift = SIZE == 2 ? 1 : lane % 2 ? 16 : 256;
+#pragma unroll SIZE
+    for (u32 v = 0; v < MASK_GROUP / STEP && at + v * STEP < end; ++v) {
+      const u32 bits = __byte_perm(__shfl_sync(~0u, word, v * (STEP / 32) + lane * WIDTH / 32), 0, byte), i = at + v * STEP + lane * WIDTH - skipped;
+      if (i >= count) continue;
+      const uint4 own = vector(part, i);
+      allowed.low = most_unsigned(most_unsigned(allowed.low, own.x, own.y), own.z, own.w);
+      *reinterpret_cast<uint4 *>(part + i) = keep(own, bits * shift);
+    }
+    const u32 from = at + lane * 32;
+    if (from < skipped) word &= ~0u << skipped;
+    if (from + 32 > end) word &= from < end ? ~(~0u << (end - from)) : 0;
+    allowed.words += __popc(word);
+  }
+  // The same of the whole part, by a mask of so many words.
+  __device__ __forceinline__ u32 forbid(Word *part, const u32 *mask, u32 words) const {
+    const u32 end = first % 32 + count;
+    Allowed allowed;
+    u32 next = mask_word(mask, words, 0);
+    UNROLL_NOT
+    for (u32 at = 0; at < end; at += MASK_GROUP) {
+      const u32 word = next;
+      if (at + MASK_GROUP < end) next = mask_word(mask, words, at + MASK_GROUP);
+      forbid(part, at, word, allowed);
+    }
     __syncwarp();
+    return allowed.count();
   }
 };
 

@@ -166,6 +166,7 @@ struct Weigher {
     row.wrote = part.settle(logits_of(index), memory, plan.limit) || plan.changes();
     row.raw = 0;
     row.raw_largest = 0;
+    u32 allowed = UNCOUNTED;
     if (plan.changes()) {
       if (row.raw_first()) {
         const SeenPart before = part.look(memory, false);
@@ -176,9 +177,9 @@ struct Weigher {
       }
       row.edits.each([&](const Changed &c) { memory[c.id - part.first] = static_cast<Word>(APART ? P::OUT : bits_of(c.logit)); });
       __syncwarp();
-      if (plan.flags & RowPlan::MASKED) part.forbid(memory, batch.masks + static_cast<u64>(plan.mask) * batch.mask_stride, batch.mask_words);
+      if (plan.flags & RowPlan::MASKED) allowed = part.forbid(memory, batch.masks + static_cast<u64>(plan.mask) * batch.mask_stride, batch.mask_words);
     }
-    row.seen = part.look(memory, plan.kind != SlicePlan::ALL && exchange.groups == 2);
+    row.seen = part.look(memory, plan.kind != SlicePlan::ALL && exchange.groups == 2, allowed);
     if (APART && plan.edited) {
       u32 key = 0, count = 0;
       row.edits.each([&](const Changed &c) {
