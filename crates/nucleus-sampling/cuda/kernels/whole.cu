@@ -33,6 +33,7 @@ __global__ void __launch_bounds__(CHOOSE_THREADS, 4) choose_rows(const __grid_co
 }
 
 constexpr u32 SHARED_OUT_MOST = 64;  // rows up to which clusters of the next launch are faster than a block each at what keeps many tokens
+constexpr u32 FEWER_BLOCKS = 6, TURNS_SPARED = 3;  // of so many turns one less is worth blocks that have more to do
 constexpr u32 LEAST_BLOCKS = 2;  // what is sent within a cluster needs one
 constexpr size_t WHOLE_BYTES_MAX = 232448;  // of shared memory that a block may have
 
@@ -79,7 +80,13 @@ static cudaError_t share_out(const SamplingBatch &batch, WeighKernel kernel, Sha
   cudaError_t error = share(blocks > LEAST_BLOCKS ? blocks : LEAST_BLOCKS);
   while (error == cudaSuccess && !batch.cluster && shape.blocks > LEAST_BLOCKS && shape.clusters < batch.rows && batch.row_len / (shape.blocks / 2) <= SLICE_ENOUGH)
     error = share(shape.blocks / 2);
-  return error;
+  // Some fewer blocks, of which more clusters are resident, where that spares a turn.
+  auto turns = [&] { return (batch.rows + shape.clusters - 1) / shape.clusters; };
+  if (error != cudaSuccess || batch.cluster || shape.blocks != MAX_BLOCKS || !shape.room || turns() == 1 || turns() > TURNS_SPARED) return error;
+  const u32 of_most = turns();
+  error = share(FEWER_BLOCKS);
+  if (error == cudaSuccess && shape.room && slices >= turns() && turns() * MAX_BLOCKS < of_most * FEWER_BLOCKS) return error;
+  return error == cudaSuccess ? share(MAX_BLOCKS) : error;
 }
 
 cudaError_t launch_whole(const SamplingBatch &batch, char *space, bool pending, cudaStream_t stream, Division &division) {
