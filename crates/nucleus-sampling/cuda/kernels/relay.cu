@@ -20,12 +20,19 @@ __global__ void __launch_bounds__(BLOCK_THREADS, 1) sample_by_relay(const __grid
     }
     if (lane < 2) {
       init_barrier(&sh->ready[lane], TELLING_THREADS);
+      init_barrier(&sh->known[lane], DESCRIBING_THREADS / 32 * LEAVING_LANES);
       init_barrier(&sh->read[lane], TEAM_WARPS * LEAVING_LANES);
+      init_barrier(&sh->finished[lane], TEAM_WARPS * LEAVING_LANES);
       init_barrier(&sh->followed_to_end[lane], LEAVING_LANES);
     }
     if (lane == 0) {
-      init_barrier(&sh->begun, LEAVING_LANES);
+      init_barrier(&sh->begun, (DESCRIBING_THREADS / 32 - 1) * LEAVING_LANES);
       init_barrier(&sh->brought, 1);
+#ifdef NUCLEUS_RACECHECK
+      init_barrier(&sh->met[Reading::NUMBER], TEAM_THREADS);
+      init_barrier(&sh->met[Finishing::NUMBER], TEAM_THREADS);
+      init_barrier(&sh->met[Describing::NUMBER], DESCRIBING_THREADS);
+#endif
       sh->undecided = 0;
       sh->rows[0].shift = sh->rows[1].shift = 0;
     }
@@ -34,7 +41,7 @@ __global__ void __launch_bounds__(BLOCK_THREADS, 1) sample_by_relay(const __grid
   }
   wait_for_launch_before();
   let_next_launch_begin();
-  if (threadIdx.x / 32 == TEAM_WARPS) ComingDescription::start_row(batch, blockIdx.x);
+  if (threadIdx.x / 32 == DESCRIBING_FIRST / 32) ComingDescription::start_row(batch, blockIdx.x);
   __syncthreads();
   if (threadIdx.x < TEAM_THREADS) {
     read_rows<DTYPE>(batch);
@@ -42,7 +49,8 @@ __global__ void __launch_bounds__(BLOCK_THREADS, 1) sample_by_relay(const __grid
     finish_rows(batch, last);
   } else {
     if (threadIdx.x == 2 * TEAM_THREADS) fill_ring<DTYPE>(batch);
-    if (threadIdx.x >= 2 * TEAM_THREADS + 32) follow_rows(batch);
+    if (threadIdx.x >= DESCRIBING_FIRST) describe_rows(batch);
+    else if (threadIdx.x >= DESCRIBING_FIRST - 32) follow_rows(batch);
     return;
   }
   if (!last) return;

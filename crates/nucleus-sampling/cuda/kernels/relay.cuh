@@ -1,9 +1,9 @@
-// Bounded requests where rows are many: one block a multiprocessor, of two teams of warps, in one kernel.
+// Bounded requests where rows are many: one block a multiprocessor, of three teams of warps, in one kernel.
 //
 // The reading team streams one row after another through a ring of tiles in shared memory, without a pause between rows, and collects the tokens that
-// may be among the row's first k: those that reach a lower bound of the k-th largest unedited logit, or of min_p's threshold. The finishing team learns
-// meanwhile what the next row asks for, notes the edits of the row that is being read, and turns what the reading team has collected into a token while
-// that reads the next row. What does not fit, rows that are not of numbers alone and other requests are PENDING.
+// may be among the row's first k: those that reach a lower bound of the k-th largest unedited logit, or of min_p's threshold. The describing team
+// learns meanwhile what the next row asks for. The finishing team notes the edits of the row that is being read, and turns what the reading team has
+// collected into a token while that reads the next row. What does not fit, rows that are not of numbers alone and other requests are PENDING.
 #pragma once
 
 #include <type_traits>
@@ -13,9 +13,11 @@
 
 namespace nucleus::relay {
 
-constexpr u32 TEAM_THREADS = 256;  // of each team
+constexpr u32 TEAM_THREADS = 256;  // of the reading and of the finishing team
 constexpr u32 TEAM_WARPS = TEAM_THREADS / 32;
-constexpr u32 BLOCK_THREADS = 2 * TEAM_THREADS + 64;  // and a warp that fills the ring, and one that raises bounds
+constexpr u32 DESCRIBING_THREADS = 64;  // of the third team: five warps a scheduler leave a thread 96 registers
+constexpr u32 DESCRIBING_FIRST = 2 * TEAM_THREADS + 64;  // behind a warp that fills the ring, and one that raises bounds
+constexpr u32 BLOCK_THREADS = DESCRIBING_FIRST + DESCRIBING_THREADS;
 constexpr u32 STAGES = 5;  // of the ring
 constexpr u32 TILE_BYTES = 32768;  // of a stage
 constexpr u32 ON_THEIR_WAY = 2;  // stages asked for at a time: they keep the memory busy, and what is asked for beside them does not wait for more
@@ -32,7 +34,7 @@ static_assert((MARKS & (MARKS - 1)) == 0);
 // Lanes of a warp that say it has read something, and threads of a team that say it has written: one, after they have met. racecheck of compute-sanitizer
 // does not carry on what the others have done by then, so for it everyone says so.
 #ifdef NUCLEUS_RACECHECK
-constexpr u32 LEAVING_LANES = 32, TELLING_THREADS = TEAM_THREADS;
+constexpr u32 LEAVING_LANES = 32, TELLING_THREADS = DESCRIBING_THREADS;
 #else
 constexpr u32 LEAVING_LANES = 1, TELLING_THREADS = 1;
 #endif
@@ -56,34 +58,42 @@ __device__ __forceinline__ void share_now(T *to, T value) {
   *static_cast<volatile T *>(to) = value;
 #endif
 }
-// Where lanes of a warp arrive at a team's barrier apart, it does not see that they do.
+
+// racecheck loses sight of who has met at a barrier that has a number: for it teams meet by an mbarrier, and lanes before they arrive at another barrier.
+__device__ __forceinline__ void meet_at(u64 *mbarrier) {
+  u64 phase;
+  asm volatile("mbarrier.arrive.shared::cta.b64 %0, [%1];" : "=l"(phase) : "r"(shared_address(mbarrier)) : "memory");
+  u32 done = 0;
+  while (!done)
+    asm volatile("{\n.reg .pred p;\nmbarrier.try_wait.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}" : "=r"(done) : "r"(shared_address(mbarrier)), "l"(phase) : "memory");
+}
 __device__ __forceinline__ void meet_for_racecheck() {
 #ifdef NUCLEUS_RACECHECK
   __syncwarp();
 #endif
 }
 
-// One of the two teams: its threads begin at FIRST, and it has a barrier of its own.
-template <u32 BARRIER, u32 FIRST>
+// One of the teams: its threads begin at FIRST, and it has a barrier of its own.
+template <u32 BARRIER, u32 FIRST, u32 THREADS_OF_IT = TEAM_THREADS>
 struct Team {
+  static constexpr u32 NUMBER = BARRIER;
+
   __device__ __forceinline__ static u32 thread() { return threadIdx.x - FIRST; }
   // Not the forms that ask whole warps to come together: the compiler may have one lane take another way to them.
-  __device__ __forceinline__ static void sync() {
-    meet_for_racecheck();
-    asm volatile("barrier.sync %0, %1;" ::"n"(BARRIER), "n"(TEAM_THREADS) : "memory");
-  }
+  __device__ __forceinline__ static void sync();
   __device__ __forceinline__ static u32 count(bool is) {
     u32 many;
     meet_for_racecheck();
     asm volatile("{\n.reg .pred p;\nsetp.ne.u32 p, %1, 0;\nbarrier.red.popc.u32 %0, %2, %3, p;\n}"
                  : "=r"(many)
-                 : "r"(static_cast<u32>(is)), "n"(BARRIER), "n"(TEAM_THREADS)
+                 : "r"(static_cast<u32>(is)), "n"(BARRIER), "n"(THREADS_OF_IT)
                  : "memory");
     return many;
   }
 };
 using Reading = Team<1, 0>;
 using Finishing = Team<2, TEAM_THREADS>;
+using Describing = Team<7, DESCRIBING_FIRST, DESCRIBING_THREADS>;
 
 // A row on its way through the block.
 struct Row : Description {
@@ -158,9 +168,13 @@ struct State {
     alignas(16) u64 weights[LISTED];  // of a list of another program
   };
   u64 arrived[STAGES], empty[STAGES];  // mbarriers: a stage of the ring is there; all warps have read it
-  u64 ready[2], read[2];               // a row is described; it is read
+  u64 ready[2], known[2];              // a row can be read; all is known that its description tells
+  u64 read[2], finished[2];            // it is read; its place is free again
   u64 brought;                         // the window's ids are there
   u64 followed_to_end[2];              // its bound is not raised any more
+#ifdef NUCLEUS_RACECHECK
+  u64 met[8];  // where teams meet, by the number of their barrier
+#endif
   u64 begun;                           // the ids of the first row are asked for
 };
 constexpr u32 STAGE_MASK_BYTES = TILE_BYTES / 2 / 8;  // of the mask of a stage of 16-bit logits; of 32 bits it is half
@@ -173,6 +187,14 @@ __device__ __forceinline__ unsigned char *ring() { return shared_memory; }
 __device__ __forceinline__ unsigned char *ring_of_masks() { return shared_memory + STAGES * TILE_BYTES; }
 __device__ __forceinline__ State *state() { return reinterpret_cast<State *>(shared_memory + RING_BYTES); }
 
+template <u32 BARRIER, u32 FIRST, u32 THREADS_OF_IT>
+__device__ __forceinline__ void Team<BARRIER, FIRST, THREADS_OF_IT>::sync() {
+#ifdef NUCLEUS_RACECHECK
+  meet_at(&state()->met[BARRIER]);
+#else
+  asm volatile("barrier.sync %0, %1;" ::"n"(BARRIER), "n"(THREADS_OF_IT) : "memory");
+#endif
+}
 __device__ __forceinline__ void leave(u64 *mbarrier) {
   __syncwarp();
   if (threadIdx.x % 32 < LEAVING_LANES) arrive(mbarrier);

@@ -1,4 +1,4 @@
-// What a row asks for, learnt by the finishing team while rows before it are read.
+// What rows ask for, learnt by a team of two warps while rows before them are read.
 #pragma once
 
 #include "relay.cuh"
@@ -135,6 +135,75 @@ __device__ __forceinline__ void mark_ids(Row *row, u32 local, u32 threads) {
     if (at + 1 >= first && at + 1 < end) row->mark(four.y);
     if (at + 2 >= first && at + 2 < end) row->mark(four.z);
     if (at + 3 >= first && at + 3 < end) row->mark(four.w);
+  }
+}
+
+// What only the description tells.
+__device__ __forceinline__ void complete_description(const SamplingBatch &batch, u32 index, Row *row, u32 local) {
+  if (local == 0) row->request = request_of(batch, index, row->row, row->config, row->program);
+  if (local == 1) row->scale = scale(row->plan.temperature);
+  if (local == 32) row->uniform = uniform_of(row->row, row->config);
+}
+
+// Forgets what was collected of a row that is not decided, or before any is read, by as many threads. Barriers precede and follow.
+__device__ __forceinline__ void forget_collected(Row *row, u32 local, u32 threads) {
+  UNROLL_NOT
+  for (u32 i = local; i < COLLECT_MOST; i += threads) row->places[i] = 0;
+}
+
+// Whether the copy engine can bring a row.
+__device__ __forceinline__ bool is_aligned(const SamplingBatch &batch, u32 index) {
+  return (reinterpret_cast<uintptr_t>(batch.logits) + index * batch.row_stride * (batch.dtype == NUCLEUS_F32 ? 4 : 2)) % 16 == 0;
+}
+
+// Describes all rows of the block, each as soon as the place of the one before the last is free. The first one's words have been asked for.
+__device__ __forceinline__ void describe_rows(const SamplingBatch &batch) {
+  State *const sh = state();
+  const u32 local = Describing::thread();
+  const bool leads = local < 32;  // the warp that the words come to
+  u32 index = blockIdx.x;
+  if (leads) ComingDescription::start_rest(batch, index);
+  forget_collected(&sh->rows[0], local, DESCRIBING_THREADS);
+  forget_collected(&sh->rows[1], local, DESCRIBING_THREADS);
+  UNROLL_NOT
+  for (u32 turn = 0; index < batch.rows; index += gridDim.x, ++turn) {
+    const u32 at = turn % 2, after = index + gridDim.x;
+    Row *const row = &sh->rows[at];
+    if (turn) wait_for_copy(&sh->finished[at], (turn - 1) / 2 % 2);
+    if (turn > 1) wait_for_copy(&sh->followed_to_end[at], (turn - 2) / 2 % 2);
+    if (leads) {
+      describe(row, is_aligned(batch, index));
+    } else {
+      UNROLL_NOT
+      for (u32 i = local - 32; i < MARKS / 128; i += DESCRIBING_THREADS - 32) reinterpret_cast<uint4 *>(row->marks)[i] = make_uint4(0, 0, 0, 0);
+    }
+    Describing::sync();
+    const bool wanted = wants_ids(row);
+    if (!wanted && local < TELLING_THREADS) arrive(&sh->ready[at]);
+    if (!leads) {
+      if (wanted) start_ids(Editable(batch, row->row, row->window), row);
+      else if (local == 32) arrive(&sh->brought);
+      if (turn == 0) leave(&sh->begun);
+    }
+    complete_description(batch, index, row, local);
+    if (wanted) {
+      wait_for_copy(&sh->brought, turn % 2);
+      wait_for_words();
+      if (row->row.bad_words.len) {
+        const Editable editable(batch, row->row, row->window);
+        Describing::sync();
+        UNROLL_NOT
+        for (u32 i = local; i < editable.words; i += DESCRIBING_THREADS) row->ids()[editable.without_words() + i] = editable.last_of_word(i);
+      }
+      Describing::sync();
+      mark_ids(row, local, DESCRIBING_THREADS);
+      Describing::sync();
+      if (local < TELLING_THREADS) arrive(&sh->ready[at]);
+    }
+    leave(&sh->known[at]);
+    if (!leads || after >= batch.rows) continue;
+    ComingDescription::start_row(batch, after);
+    ComingDescription::start_rest(batch, after);
   }
 }
 

@@ -142,25 +142,6 @@ static __device__ __noinline__ bool finish_row(Row *row, SampledToken *out, Rise
   return true;
 }
 
-// What only the description tells.
-__device__ __forceinline__ void complete_description(const SamplingBatch &batch, u32 index, Row *row, u32 local) {
-  if (local == 32) row->scale = scale(row->plan.temperature);
-  if (local == 64) row->uniform = uniform_of(row->row, row->config);
-  if (local == 96) row->request = request_of(batch, index, row->row, row->config, row->program);
-}
-
-// By the warps of the team that do not describe the row.
-__device__ __forceinline__ void clear_marks(Row *row, u32 local) {
-  UNROLL_NOT
-  for (u32 i = local - 32; i < MARKS / 128; i += TEAM_THREADS - 32) reinterpret_cast<uint4 *>(row->marks)[i] = make_uint4(0, 0, 0, 0);
-}
-
-// Forgets what was collected of a row that is not decided. Barriers precede and follow.
-__device__ __forceinline__ void forget_collected(Row *row, u32 local) {
-  UNROLL_NOT
-  for (u32 i = local; i < COLLECT_MOST; i += TEAM_THREADS) row->places[i] = 0;
-}
-
 // Finishes a made-up row that asks for the same as the first, so that the instructions are there when they are needed: while rows are read, fetching them takes
 // microseconds.
 __device__ __forceinline__ void rehearse(u32 local) {
@@ -188,87 +169,37 @@ __device__ __forceinline__ void rehearse(u32 local) {
   Finishing::sync();
 }
 
-// Whether the copy engine can bring a row.
-__device__ __forceinline__ bool is_aligned(const SamplingBatch &batch, u32 index) {
-  return (reinterpret_cast<uintptr_t>(batch.logits) + index * batch.row_stride * (batch.dtype == NUCLEUS_F32 ? 4 : 2)) % 16 == 0;
-}
-
-// Describes the row whose description has come, and asks for its ids and for the row `after` it. Barriers precede and follow.
-__device__ __forceinline__ void begin_row(const SamplingBatch &batch, Row *row, u32 index, u32 after, u32 local) {
-  if (local < 32) {
-    describe(row, is_aligned(batch, index));
-    if (after < batch.rows) ComingDescription::start_row(batch, after);
-  } else {
-    clear_marks(row, local);
-  }
-  Finishing::sync();
-  if (local / 32 != 1) return;
-  if (wants_ids(row)) start_ids(Editable(batch, row->row, row->window), row);
-  else if (local == 32) arrive(&state()->brought);
-  if (index == blockIdx.x) leave(&state()->begun);
-}
-// Tells the reading team of it, which is the `turn`-th, once the ids have come. Barriers as above.
-__device__ __forceinline__ void announce_row(const SamplingBatch &batch, Row *row, u32 index, u32 turn, u32 local) {
-  if (wants_ids(row)) {
-    wait_for_copy(&state()->brought, turn % 2);
-    if (local / 32 == 1) wait_for_words();
-    if (row->row.bad_words.len) {
-      const Editable editable(batch, row->row, row->window);
-      UNROLL_NOT
-      for (u32 i = local; i < editable.words; i += TEAM_THREADS) row->ids()[editable.without_words() + i] = editable.last_of_word(i);
-    }
-    Finishing::sync();
-    mark_ids(row, local, TEAM_THREADS);
-    Finishing::sync();
-  }
-  if (local < TELLING_THREADS) arrive(&state()->ready[turn % 2]);
-  complete_description(batch, index, row, local);
-}
-
 // All rows of the block; those that are not decided are counted. `last`: see what_is_left.
 __device__ __forceinline__ void finish_rows(const SamplingBatch &batch, bool last) {
   State *const sh = state();
   const u32 local = threadIdx.x - TEAM_THREADS;
-  u32 index = blockIdx.x;
-  const u32 second = index + gridDim.x;
-  if (local < 32) {
-    ComingDescription::start_rest(batch, index);
-  }
-  forget_collected(&sh->rows[0], local);
-  forget_collected(&sh->rows[1], local);
-  begin_row(batch, &sh->rows[0], index, batch.rows, local);
-  announce_row(batch, &sh->rows[0], index, 0, local);
-  if (local < 32 && second < batch.rows) ComingDescription::start_row(batch, second);
-  Finishing::sync();
+  wait_for_copy(&sh->known[0], 0);
   rehearse(local);
-  if (local < 32 && second < batch.rows) ComingDescription::start_rest(batch, second);
+  leave(&sh->finished[1]);
+  u32 turn = 0;
   UNROLL_NOT
-  for (u32 turn = 0; index < batch.rows; index += gridDim.x, ++turn) {
-    Row *const row = &sh->rows[turn % 2], *const next = &sh->rows[(turn + 1) % 2];
-    const u32 after = index + gridDim.x;
-    if (turn) wait_for_copy(&sh->followed_to_end[(turn + 1) % 2], (turn - 1) / 2 % 2);
+  for (u32 index = blockIdx.x; index < batch.rows; index += gridDim.x, ++turn) {
+    const u32 at = turn % 2, parity = turn / 2 % 2;
+    Row *const row = &sh->rows[at];
+    wait_for_copy(&sh->known[at], parity);
     Finishing::sync();  // what belongs to the row before is no longer needed
     const bool edits = wants_ids(row);
     // What is asked for early has come when it is needed.
     const u32 first_riser = Risers(row).from + local, bits = edits ? Riser::load(row, first_riser) : 0;
     clear_list(local);
-    if (after < batch.rows) begin_row(batch, next, after, after + gridDim.x, local);
-    if (edits) prepare_edits(row, local);  // while the ids of the next are on their way
-    if (after < batch.rows) {
-      announce_row(batch, next, after, turn + 1, local);
-      if (local < 32 && after + gridDim.x < batch.rows) ComingDescription::start_rest(batch, after + gridDim.x);
-    }
+    if (edits) prepare_edits(row, local);
     const Riser riser = edits ? Riser(row, first_riser, bits) : Riser();
     Finishing::sync();
-    wait_for_copy(&sh->read[turn % 2], turn / 2 % 2);
-    const bool decided = row->bounded && finish_row(row, batch.out + index, riser);
-    if (decided) continue;
-    forget_collected(row, local);
-    if (local == 0 && !(row->row.flags & NUCLEUS_ROW_PADDING)) {
-      batch.out[index].token_id = row->largest;
-      batch.out[index].status = what_is_left(row, last);
-      sh->undecided += 1;
+    wait_for_copy(&sh->read[at], parity);
+    if (!row->bounded || !finish_row(row, batch.out + index, riser)) {
+      forget_collected(row, local, TEAM_THREADS);
+      if (local == 0 && !(row->row.flags & NUCLEUS_ROW_PADDING)) {
+        batch.out[index].token_id = row->largest;
+        batch.out[index].status = what_is_left(row, last);
+        sh->undecided += 1;
+      }
     }
+    leave(&sh->finished[at]);
   }
 }
 

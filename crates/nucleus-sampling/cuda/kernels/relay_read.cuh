@@ -97,7 +97,7 @@ __device__ __forceinline__ void fill_ring(const SamplingBatch &batch) {
     const bool aligned = reinterpret_cast<uintptr_t>(from) % 16 == 0;
     UNROLL_NOT
     for (u32 left = batch.row_len, stage = 0; stage < stages; ++stage, ++filled, left -= S::IDS, from += TILE_BYTES) {
-      if (filled == 1) wait_for_copy(&sh->begun, 0);  // what is asked for after many tiles arrives after them
+      if (filled == 2) wait_for_copy(&sh->begun, 0);  // what is asked for after many tiles arrives after them
       if (filled >= STAGES) wait_for_copy(&sh->empty[place.at], place.parity ^ 1);
       if (filled >= ON_THEIR_WAY) {
         const RingPlace before = place.earlier(ON_THEIR_WAY);
