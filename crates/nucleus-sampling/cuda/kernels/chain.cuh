@@ -29,6 +29,18 @@ __device__ __forceinline__ u64 prefix_sum(u64 v) {
   return v;
 }
 
+// The same over a whole warp, where the shuffle tells which lanes have one `step` before: no predicates are kept, which may be spilled.
+__device__ __forceinline__ u64 prefix_sum_by_shuffles(u64 v) {
+#pragma unroll
+  for (u32 step = 1; step < 32; step <<= 1)
+    asm volatile(
+        "{\n.reg .u32 low, high;\n.reg .u64 before;\n.reg .pred there;\nmov.b64 {low, high}, %0;\nshfl.sync.up.b32 low|there, low, %1, 0, 0xFFFFFFFF;\n"
+        "shfl.sync.up.b32 high|there, high, %1, 0, 0xFFFFFFFF;\nmov.b64 before, {low, high};\n@there add.u64 %0, %0, before;\n}"
+        : "+l"(v)
+        : "r"(step));
+  return v;
+}
+
 // A beginning of the order: how many tokens, and what they weigh.
 struct Beginning {
   u32 kept;
@@ -38,9 +50,10 @@ struct Beginning {
 // What top_p and min_p keep of the first `kept` tokens, one at least. x, q: logits and weights of the lane's tokens; from `kept` on they weigh nothing.
 // `largest`: the first one's logit. `of_row`: the weight of the row that they are the beginning of, cut by top_p first; 0: they are all there is. None are kept
 // where the cut lies beyond them.
+template <bool BY_SHUFFLES = false>
 __device__ __forceinline__ Beginning truncate(const SamplingProgram &program, const SlicePlan &plan, float largest, const float (&x)[2], const u64 (&q)[2], u32 kept, u64 of_row = 0) {
   const u32 lane = threadIdx.x % 32, at = 2 * lane, last = program.len - 1;
-  const u64 prefix = prefix_sum(q[0] + q[1]), through[2] = {prefix - q[1], prefix};  // the mass up to and with each token
+  const u64 prefix = BY_SHUFFLES ? prefix_sum_by_shuffles(q[0] + q[1]) : prefix_sum(q[0] + q[1]), through[2] = {prefix - q[1], prefix};  // the mass up to and with each token
   u64 total = __shfl_sync(~0u, prefix, 31);
   if (of_row) {
     if (!reaches(total, of_row, program.ops[plan.op].threshold)) return Beginning{0, 0};
@@ -68,6 +81,7 @@ __device__ __forceinline__ Beginning truncate(const SamplingProgram &program, co
 }
 
 // Where the inclusive sum of ORDERED_MOST weights, in the order of ids, exceeds the target: to the lane that has it; ORDERED_MOST to the others.
+template <bool BY_SHUFFLES = false>
 __device__ __forceinline__ u32 find_drawn(const u64 *weights_by_id, u64 target) {
   constexpr u32 EACH = 4;
   static_assert(ORDERED_MOST == EACH * 32);
@@ -75,7 +89,8 @@ __device__ __forceinline__ u32 find_drawn(const u64 *weights_by_id, u64 target) 
   u64 own[EACH];
 #pragma unroll
   for (u32 i = 0; i < EACH; ++i) own[i] = weights_by_id[EACH * lane + i];
-  u64 before = prefix_sum((own[0] + own[1]) + (own[2] + own[3])) - ((own[0] + own[1]) + (own[2] + own[3]));
+  const u64 of_lane = (own[0] + own[1]) + (own[2] + own[3]);
+  u64 before = (BY_SHUFFLES ? prefix_sum_by_shuffles(of_lane) : prefix_sum(of_lane)) - of_lane;
   u32 found = ORDERED_MOST;
 #pragma unroll
   for (u32 i = 0; i < EACH; ++i) {

@@ -51,7 +51,7 @@ __device__ __forceinline__ bool run_chain(RowState *sh, const SamplingBatch &bat
   const u64 q[2] = {at < kept ? weights.x : 0, at + 1 < kept ? weights.y : 0};
   SlicePlan rest = plan;
   if (plan.kind == SlicePlan::FIRST) rest.op += 1;
-  const Beginning left = truncate(program, rest, largest, x, q, kept);
+  const Beginning left = truncate<true>(program, rest, largest, x, q, kept);
   if (lane == 0) {
     room.total = left.total;
     room.kept = left.kept;
@@ -67,7 +67,7 @@ __device__ __forceinline__ bool run_chain(RowState *sh, const SamplingBatch &bat
     room.order_by_id[order.y] = at + 1;
   }
   __syncwarp();
-  const u32 found = find_drawn(room.weights_by_id, mulhi64(sh->uniform, left.total)), drawn = found < ORDERED_MOST ? room.order_by_id[found] : 0;
+  const u32 found = find_drawn<true>(room.weights_by_id, mulhi64(sh->uniform, left.total)), drawn = found < ORDERED_MOST ? room.order_by_id[found] : 0;
   const u64 place = sh->places[drawn];
   chain_sync(CHAIN_LOGPROBS);
   if (found < ORDERED_MOST) write_choice(sh, batch, index, place, left.kept, room.logprobs[drawn]);
