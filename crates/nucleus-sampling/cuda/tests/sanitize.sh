@@ -34,8 +34,6 @@ program gpu_test "" && program gpu_test_race -DNUCLEUS_RACECHECK || exit 2
 known=(
   # A cluster's blocks add in the memory of the first, which ends when its barrier has counted what each sent afterwards; the tool asks for a barrier of the cluster (`counted`).
   "a block that may have ended / spread::add_in"
-  # Places of the next row after those of this one were sorted, with a barrier of the team before and behind (finish_row, sort_few). Not in every run of the same program.
-  "relay::sort_few / relay::list_places"
 )
 # The functions of each message of a log: `this / that`
 messages() {
