@@ -35,14 +35,15 @@ struct Finisher {
   }
   // Before a barrier of the cluster.
   __device__ __forceinline__ void prepare() const {
-    for (u32 turn = thread(); turn < turns.rows; turn += FINISH_THREADS) {
-      init_barrier(&state->planned[turn], 1);
-      if (turn >= shape.teams) arrive_expecting(&state->planned[turn], sizeof(DrawnPlan));
-    }
+    for (u32 turn = thread(); turn < turns.rows; turn += FINISH_THREADS) init_barrier(&state->planned[turn], 1);
     for (u32 at = thread(); at < shape.raw_at(); at += FINISH_THREADS) draw_messages()[at] = 0;  // some are never told
-    if (thread() != 0) return;
-    init_barrier(&state->summed, 1);
-    for (u32 other = 0; other < MAX_BLOCKS; ++other) init_barrier(&state->freed[other], 1);
+    if (thread() == 0) {
+      init_barrier(&state->summed, 1);
+      for (u32 other = 0; other < MAX_BLOCKS; ++other) init_barrier(&state->freed[other], 1);
+    }
+    __syncwarp();  // racecheck takes a warp's initialisations for those of another lane
+    for (u32 turn = thread(); turn < turns.rows; turn += FINISH_THREADS)
+      if (turn >= shape.teams) arrive_expecting(&state->planned[turn], sizeof(DrawnPlan));
     expect();
   }
 

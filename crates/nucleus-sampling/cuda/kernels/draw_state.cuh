@@ -130,14 +130,13 @@ struct Meeting {
   // By the team's first warp, before a barrier of the cluster.
   __device__ __forceinline__ void prepare() const {
     const u32 lane = threadIdx.x % 32;
+    if (lane < BUFFERS) init_barrier(&state->told[buffer + lane], 1);
 #pragma unroll
-    for (u32 i = 0; i < BUFFERS; ++i) {
+    for (u32 i = 0; i < BUFFERS; ++i)
 #pragma unroll
       for (u32 at = 0; at < ROW_WARPS; at += 32) state->maxima[buffer + i][at + lane] = 0;
-      if (lane) continue;
-      init_barrier(&state->told[buffer + i], 1);
-      arrive_expecting(&state->told[buffer + i], bytes);
-    }
+    __syncwarp();  // racecheck takes a warp's initialisations for those of another lane
+    if (lane < BUFFERS) arrive_expecting(&state->told[buffer + lane], bytes);
   }
   // Tells a warp's largest logit; returns the row's, when all have told theirs.
   __device__ __forceinline__ u32 meet(u32 key) {
