@@ -179,7 +179,8 @@ NUCLEUS_ASSERT(sizeof(SamplingBatch) == 120);
 /* There may be rows with NUCLEUS_ROW_FEW, of which the flags above tell nothing, or nothing but such rows; without either, the rows' flag only costs time. */
 #define NUCLEUS_BATCH_SOME_FEW 64u
 #define NUCLEUS_BATCH_ALL_FEW 128u
-/* No row edits logits by id: no bias, no ids that end a text, no bad words, and no operation that looks tokens up in a history. */
+/* No row edits logits by id: no bias, no ids that end a text, no bad words, and no operation that looks tokens up in a history. Beside NUCLEUS_BATCH_ALL_BOUNDED
+ * it says, too, that nothing but the draw follows min_p: of flat rows that go on otherwise, launches of one block a row would make a slow end. */
 #define NUCLEUS_BATCH_NO_EDITS 256u
 /* The same, and every row draws from the whole of its row: temperatures, then the draw, without a list of allowed ids. Other rows would get no
  * result, and status 0xFFFFFFFF. */

@@ -94,6 +94,13 @@ impl<'a> Work<'a> {
         bounded.then_some(decides.code)
     }
 
+    /// Whether nothing but the draw follows `min_p`, by which few tokens are left.
+    fn draws_after_min_p(&self) -> bool {
+        let mut ops = self.params.tables().program.ops().iter();
+        ops.any(|op| op.code == OpCode::MinP)
+            && ops.next().is_some_and(|op| op.code == OpCode::Draw)
+    }
+
     /// Whether a mask or a list allows few ids and the request can do with these alone: edits by id come first, and the log-probability does
     /// not ask for the whole row.
     fn is_few(&self) -> bool {
@@ -200,6 +207,8 @@ pub(super) struct Packed {
     bounded: usize,
     /// Of those, the ones whose tokens are bounded by a count.
     counted: usize,
+    /// And those of which more is cut off after `min_p`, or the draw is not the usual one.
+    cut_again: usize,
     /// Rows that edit no logits by id.
     unedited: usize,
     /// Of those, the ones that draw from the whole row.
@@ -219,6 +228,7 @@ impl Packed {
         self.few = 0;
         self.bounded = 0;
         self.counted = 0;
+        self.cut_again = 0;
         self.unedited = 0;
         self.drawn = 0;
         // A mask without words forbids every id, for which one word is needed.
@@ -243,7 +253,9 @@ impl Packed {
                 self.few += 1;
             } else if let Some(code) = row.bounded_by() {
                 self.bounded += 1;
-                self.counted += usize::from(code != OpCode::MinP);
+                let by_count = code != OpCode::MinP;
+                self.counted += usize::from(by_count);
+                self.cut_again += usize::from(!by_count && !row.draws_after_min_p());
             }
         }
     }
@@ -266,7 +278,12 @@ impl Packed {
         };
         let few = if self.few > 0 { BATCH_SOME_FEW } else { 0 };
         let all = |count: usize, bit: u32| if count == rows { bit } else { 0 };
-        bounded | few | all(self.unedited, BATCH_NO_EDITS) | all(self.drawn, BATCH_ALL_DRAWN)
+        // Beside bounded rows it says of those that no count bounds how they go on, too.
+        let unedited = match self.cut_again {
+            1.. if bounded == BATCH_ALL_BOUNDED => 0,
+            _ => all(self.unedited, BATCH_NO_EDITS),
+        };
+        bounded | few | unedited | all(self.drawn, BATCH_ALL_DRAWN)
     }
 
     fn row(&mut self, request: u32, row: &Work<'_>) -> SamplingRow {
@@ -470,6 +487,20 @@ mod tests {
         let counted = BATCH_ALL_BOUNDED | BATCH_ALL_COUNTED;
         assert_eq!(flag(&[&greedy, &greedy], processed), counted);
         assert_eq!(flag(&[&greedy, &min_p], processed), BATCH_ALL_BOUNDED);
+        assert_eq!(
+            flag(&[&min_p], processed),
+            BATCH_ALL_BOUNDED | BATCH_NO_EDITS
+        );
+        let then_typical = SamplingParams {
+            typical_p: Some(0.9),
+            samplers: Some(vec!["min_p".to_owned(), "typical_p".to_owned()]),
+            ..min_p.clone()
+        };
+        assert_eq!(
+            flag(&[&min_p, &then_typical], processed),
+            BATCH_ALL_BOUNDED,
+            "flat rows need another launch"
+        );
         assert_eq!(flag(&[&greedy, &drawn], processed), 0);
         assert_eq!(
             flag(&[&min_p, &drawn], processed),
