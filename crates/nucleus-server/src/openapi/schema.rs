@@ -157,11 +157,15 @@ fn token_id(vocab_size: u32) -> Value {
 fn or_null(mut schema: Value) -> Value {
     match schema["type"].take() {
         Value::String(kind) => schema["type"] = json!([kind, "null"]),
+        Value::Array(mut kinds) => {
+            kinds.push("null".into());
+            schema["type"] = kinds.into();
+        }
         _ => {
             if let Some(object) = schema.as_object_mut() {
                 object.shift_remove("type");
             }
-            if let Some(shapes) = schema["anyOf"].as_array_mut() {
+            if let Some(Value::Array(shapes)) = schema.get_mut("anyOf") {
                 shapes.push(json!({"type": "null"}));
             }
         }
@@ -266,7 +270,12 @@ mod tests {
             .field("a", flag(false), "A.")
             .field("b", either([text(1, 2), integer(0, 1)]), "B.")
             .required("c", text(0, usize::MAX), "C.")
+            .field("d", json!({"type": ["object", "boolean"]}), "D.")
             .into_schema();
+        assert_eq!(
+            schema["properties"]["d"],
+            json!({"type": ["object", "boolean", "null"], "description": "D."})
+        );
         assert_eq!(
             schema["properties"]["a"]["type"],
             json!(["boolean", "null"])
