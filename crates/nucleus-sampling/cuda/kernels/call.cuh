@@ -72,6 +72,17 @@ struct DescriptionWord {
   }
 };
 
+// The batch in shared memory, where the noinline parts find it; by the first threads of a block, before a barrier.
+__device__ __forceinline__ void share_batch(Shared *sh, const SamplingBatch &batch) {
+  if (threadIdx.x < sizeof(SamplingBatch) / 4) reinterpret_cast<u32 *>(&sh->batch)[threadIdx.x] = reinterpret_cast<const u32 *>(&batch)[threadIdx.x];
+}
+// The same of a row's description, of which nothing is known yet.
+__device__ __forceinline__ void share_row(Shared *sh, const SamplingBatch &batch, u32 index, u32 request) {
+  DescriptionWord word;
+  word.read(batch, index, request);
+  word.write(sh);
+  if (threadIdx.x == 0) sh->unusual = sh->found = sh->kept = 0;
+}
 // Completes the description of a row whose history is a slot's, after a barrier.
 __device__ __forceinline__ void describe_slot(Shared *sh, const SamplingBatch &batch) {
   if ((sh->row.flags & (NUCLEUS_ROW_SLOT | NUCLEUS_ROW_PADDING)) != NUCLEUS_ROW_SLOT) return;

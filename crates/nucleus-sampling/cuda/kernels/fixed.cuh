@@ -203,6 +203,19 @@ struct Surprise {
 // d = max - x in Q16, at most 2^31.
 HD u64 distance_q16(float x, float max) { return static_cast<u64>(rintf(fminf(max - x, 32768.0f) * 65536.0f)); }
 
+// Sums of the distances from the largest logit, and of their squares by halves, of which there may be 2^20. Arrays, as teams add them up.
+struct Distances {
+  u64 sum[1] = {0}, halves[2] = {0, 0};
+
+  HD void add(float x, float largest) {
+    const u64 d = static_cast<u32>(distance_q16(x, largest)), square = d * d;
+    sum[0] += d;
+    halves[0] += square & 0xFFFFFFFFu;
+    halves[1] += square >> 32;
+  }
+  HD u128 squares() const { return (static_cast<u128>(halves[1]) << 32) + halves[0]; }
+};
+
 HD_SLOW i64 deviation_q16(u64 count, u64 sum, u128 squares) {
   u128 n = count ? count : 1;
   u128 variance = n * squares - static_cast<u128>(sum) * sum;

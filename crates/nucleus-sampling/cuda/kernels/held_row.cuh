@@ -15,10 +15,7 @@ __device__ __forceinline__ void bring_row(const DeviceTeam &team, const PartLoad
   }
   team.cluster_sync();
   if (!use && threadIdx.x % 32 == 0) load.start(logits);
-  DescriptionWord word;
-  word.read(batch, index, batch.row[index].request);
-  word.write(sh);
-  if (threadIdx.x == 0) sh->unusual = sh->found = sh->kept = 0;
+  share_row(sh, batch, index, batch.row[index].request);
   __syncthreads();
   describe_slot(sh, batch);
   load.wait(use);

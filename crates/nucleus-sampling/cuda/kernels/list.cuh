@@ -124,17 +124,13 @@ struct ListMachine {
 
   HD void top_n_sigma(const SamplingOp &op) {
     float largest = logit(low);
-    u64 sum = 0, least = 0, most = 0;
+    Distances own;
     UNROLL_NOT
-    for (u32 i = low + warp.lane(); i < high; i += warp.lanes()) {
-      u64 d = distance_q16(logit(i), largest), square = d * d;
-      sum += d;
-      least += square & 0xFFFFFFFFu;
-      most += square >> 32;
-    }
-    sum = warp.sum(sum);
-    u128 squares = (static_cast<u128>(warp.sum(most)) << 32) + warp.sum(least);
-    float threshold = largest - op.arg * from_q16(deviation_q16(count(), sum, squares));
+    for (u32 i = low + warp.lane(); i < high; i += warp.lanes()) own.add(logit(i), largest);
+    own.sum[0] = warp.sum(own.sum[0]);
+    own.halves[0] = warp.sum(own.halves[0]);
+    own.halves[1] = warp.sum(own.halves[1]);
+    float threshold = largest - op.arg * from_q16(deviation_q16(count(), own.sum[0], own.squares()));
     keep(leading([&](u32 i) { return logit(i) >= threshold; }), op.threshold);
   }
 

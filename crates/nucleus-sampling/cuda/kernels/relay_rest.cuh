@@ -43,12 +43,9 @@ static __device__ __noinline__ void sample_rest(const SamplingBatch &batch, cons
   UNROLL_NOT
   for (u32 index = blockIdx.x; index < batch.rows; index += gridDim.x) {
     __syncthreads();
-    DescriptionWord word;
-    word.read(batch, index, batch.row[index].flags & NUCLEUS_ROW_PADDING ? 0 : batch.row[index].request);
-    word.write(sh);
-    if (threadIdx.x < sizeof(SamplingBatch) / 4) reinterpret_cast<u32 *>(&sh->batch)[threadIdx.x] = reinterpret_cast<const u32 *>(&batch)[threadIdx.x];
+    share_row(sh, batch, index, batch.row[index].flags & NUCLEUS_ROW_PADDING ? 0 : batch.row[index].request);
+    share_batch(sh, batch);
     if (threadIdx.x == 0) {
-      sh->unusual = sh->found = sh->kept = 0;
       sh->verdict = *static_cast<const volatile u32 *>(&batch.out[index].status);
       sh->told_count = *static_cast<const volatile u32 *>(&batch.out[index].token_id);
     }

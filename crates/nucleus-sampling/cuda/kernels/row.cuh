@@ -196,7 +196,6 @@ struct RowMachine {
     return edit ? apply_edit(l.code, x, *edit, *r.config) : x;
   }
 
-
   // Calls f(id, x) for every token that is left in device memory, each on one thread of the team. Slices: sweeps.cuh.
   template <class F>
   HD void sweep(F f) const {
@@ -413,22 +412,17 @@ struct RowMachine {
 
   HD u64 place_above(float x) const { return x == x ? static_cast<u64>(key_of(x + 0.0f)) << 32 : ~0ull; }
 
-  // Sums of the distances from the largest logit, and of their squares.
+  // Returns the sum of the squares of the distances from the largest logit; `sum` becomes that of the distances.
   HD u128 distances(float largest, u64 &sum) const {
     if constexpr (Team::SLICES) {
       return distances_in_slices(team, layers[0].top, layers[0].bottom, largest, sum);
     } else {
-      u64 own[1] = {0}, squares[2] = {0, 0};
-      sweep([&](u32, float x) {
-        u64 d = distance_q16(x, largest), square = d * d;
-        own[0] += d;
-        squares[0] += square & 0xFFFFFFFFu;
-        squares[1] += square >> 32;
-      });
-      team.sum(own);
-      team.sum(squares);
-      sum = own[0];
-      return (static_cast<u128>(squares[1]) << 32) + squares[0];
+      Distances own;
+      sweep([&](u32, float x) { own.add(x, largest); });
+      team.sum(own.sum);
+      team.sum(own.halves);
+      sum = own.sum[0];
+      return own.squares();
     }
   }
 

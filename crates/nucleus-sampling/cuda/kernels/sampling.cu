@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(THREADS, 2) sample_rows(const __grid_constant_
   wait_for_launch_before();
   const OwnRows own(batch, team.share_of(blockIdx.x), team.share_of(gridDim.x), pending);
   if (own.none()) return;  // most often, and at once: what has passed through the cache since the launch before has left no instructions there
-  if (threadIdx.x < sizeof(SamplingBatch) / 4) reinterpret_cast<u32 *>(&team.sh->batch)[threadIdx.x] = reinterpret_cast<const u32 *>(&batch)[threadIdx.x];
+  share_batch(team.sh, batch);
   Rows rows = own.with(PENDING);
   const Rows many = own.with(MANY_KEPT);
   if (many.bits) rows.bits |= draw_by_cluster(batch, whole, division, many);

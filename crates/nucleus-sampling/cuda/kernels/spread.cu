@@ -13,11 +13,8 @@ static __device__ __noinline__ void sample_undecided(const SamplingBatch &batch,
   __syncthreads();
   if (threadIdx.x >= THREADS) return;
   Shared *const sh = shared_state();
-  DescriptionWord word;
-  word.read(batch, index, batch.row[index].request);
-  word.write(sh);
-  if (threadIdx.x < sizeof(SamplingBatch) / 4) reinterpret_cast<u32 *>(&sh->batch)[threadIdx.x] = reinterpret_cast<const u32 *>(&batch)[threadIdx.x];
-  if (threadIdx.x == 0) sh->unusual = sh->found = sh->kept = 0;
+  share_row(sh, batch, index, batch.row[index].request);
+  share_batch(sh, batch);
   __syncthreads();
   describe_slot(sh, batch);
   DeviceTeam{}.prepare_meetings();

@@ -166,19 +166,14 @@ inline __device__ __noinline__ u32 largest_below(DeviceTeam team, u64 top, u64 b
   return static_cast<u32>(key[0]);
 }
 
-// Sums of the distances from the largest logit, and of their squares by halves.
+// Returns the sum of the squares of the distances from the largest logit; `sum` becomes that of the distances.
 inline __device__ __noinline__ u128 distances_in_slices(DeviceTeam team, u64 top, u64 bottom, float largest, u64 &sum) {
-  u64 own[1] = {0}, squares[2] = {0, 0};
-  each_left(team, Bounds(top, bottom), [&](u32, float x) {
-    const u64 d = static_cast<u32>(distance_q16(x, largest)), square = d * d;
-    own[0] += d;
-    squares[0] += square & 0xFFFFFFFFu;
-    squares[1] += square >> 32;
-  });
-  team.sum(own);
-  team.sum(squares);
-  sum = own[0];
-  return (static_cast<u128>(squares[1]) << 32) + squares[0];
+  Distances own;
+  each_left(team, Bounds(top, bottom), [&](u32, float x) { own.add(x, largest); });
+  team.sum(own.sum);
+  team.sum(own.halves);
+  sum = own.sum[0];
+  return own.squares();
 }
 
 // How far typical tokens, from the nearest to the mean on, reach: of those of a rank above `rank`, and of that rank on one side of `end`, the last and the first

@@ -25,7 +25,7 @@ __global__ void __launch_bounds__(THREADS, 1) top_processed_rows(const __grid_co
                                                                  const __grid_constant__ TopCall call, u32 slice_room) {
   Shared *sh = shared_state();
   DeviceTeam team;
-  if (threadIdx.x < sizeof(SamplingBatch) / 4) reinterpret_cast<u32 *>(&sh->batch)[threadIdx.x] = reinterpret_cast<const u32 *>(&batch)[threadIdx.x];
+  share_batch(sh, batch);
   team.take_slice(batch.row_len, slice_room);
   const PartLoad load(team, batch.dtype);
   if (threadIdx.x % 32 == 0) load.prepare();

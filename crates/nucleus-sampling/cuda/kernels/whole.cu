@@ -8,10 +8,6 @@
 
 namespace nucleus {
 
-__device__ __forceinline__ void share_batch(const SamplingBatch &batch) {
-  if (threadIdx.x < sizeof(SamplingBatch) / 4) reinterpret_cast<u32 *>(&shared_state()->batch)[threadIdx.x] = reinterpret_cast<const u32 *>(&batch)[threadIdx.x];
-}
-
 __global__ void __launch_bounds__(THREADS, 2) prepare_rows(const __grid_constant__ SamplingBatch batch, const __grid_constant__ Whole whole,
                                                            const __grid_constant__ Division division, bool pending) {
   let_next_launch_begin();
@@ -28,7 +24,7 @@ __global__ void __launch_bounds__(THREADS, 1) weigh_rows(const __grid_constant__
 __global__ void __launch_bounds__(CHOOSE_THREADS, 4) choose_rows(const __grid_constant__ SamplingBatch batch, const __grid_constant__ Whole whole,
                                                                  const __grid_constant__ Division division, bool leaves_many) {
   let_next_launch_begin();
-  share_batch(batch);
+  share_batch(shared_state(), batch);
   choose_row(batch, whole, division, blockIdx.x, leaves_many);
 }
 

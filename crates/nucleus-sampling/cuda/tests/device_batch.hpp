@@ -1,8 +1,27 @@
-// A batch of made rows on the device, to be sampled in several ways.
+// A batch on the device, and one of made rows, to be sampled in several ways.
 #pragma once
 
 #include "corpus.hpp"
 #include "device.hpp"
+
+// A batch of what a test holds on the device, without its logits.
+template <class Held>
+SamplingBatch batch_of(const Held &held, uint32_t dtype, uint32_t rows, uint32_t row_len, uint32_t mask_words, uint32_t max_edited) {
+  SamplingBatch batch = {};
+  batch.struct_size = sizeof(batch);
+  batch.dtype = dtype;
+  batch.rows = rows;
+  batch.row_len = row_len;
+  batch.row = held.row.data;
+  batch.configs = held.configs.data;
+  batch.programs = held.programs.data;
+  batch.arena = held.arena.data;
+  batch.masks = held.masks.data;
+  batch.mask_stride = batch.mask_words = mask_words;
+  batch.out = held.out.data;
+  batch.max_edited = max_edited;
+  return batch;
+}
 
 struct DeviceBatch {
   DeviceArray<SamplingRow> row;
@@ -19,19 +38,9 @@ struct DeviceBatch {
   DeviceBatch(const R &rows, uint32_t max_edited, cudaStream_t on)
       : row(rows.row), configs(rows.configs), programs(rows.programs), arena(rows.arena), masks(rows.masks), logits(rows.logits),
         workspace(sampling_workspace_size(rows.rows, max_edited)), out(rows.rows), stream(on) {
-    batch.struct_size = sizeof(batch);
-    batch.dtype = rows.dtype;
-    batch.rows = rows.rows;
-    batch.row_len = batch.row_stride = rows.row_len;
+    batch = batch_of(*this, rows.dtype, rows.rows, rows.row_len, rows.mask_words(), max_edited);
+    batch.row_stride = rows.row_len;
     batch.logits = logits.data;
-    batch.row = row.data;
-    batch.configs = configs.data;
-    batch.programs = programs.data;
-    batch.arena = arena.data;
-    batch.masks = masks.data;
-    batch.mask_stride = batch.mask_words = rows.mask_words();
-    batch.out = out.data;
-    batch.max_edited = max_edited;
   }
 
   // The results of one way to work, from poisoned memory.

@@ -89,18 +89,7 @@ struct Loaded {
         workspace(sampling_workspace_size(rows, 4096)), logits((copies - 1) * c.rows * c.stride * logit_bytes + c.logits.size()) {
     for (uint32_t copy = 0; copy < copies; ++copy)
       CHECK(cudaMemcpyAsync(logits.data + copy * c.rows * c.stride * logit_bytes, c.logits.data(), c.logits.size(), cudaMemcpyHostToDevice, stream));
-    batch.struct_size = sizeof(batch);
-    batch.dtype = b.dtype;
-    batch.rows = rows;
-    batch.row_len = b.row_len;
-    batch.row = row.data;
-    batch.configs = configs.data;
-    batch.programs = programs.data;
-    batch.arena = arena.data;
-    batch.masks = masks.data;
-    batch.mask_stride = batch.mask_words = b.mask_words;
-    batch.out = out.data;
-    batch.max_edited = 4096;
+    batch = batch_of(*this, b.dtype, rows, b.row_len, b.mask_words, 4096);
   }
 
   static std::vector<SamplingRow> said_to_be_few(std::vector<SamplingRow> rows) {

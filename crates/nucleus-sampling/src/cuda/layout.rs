@@ -172,7 +172,7 @@ pub(super) const BATCH_ALL_COUNTED: u32 = 32;
 pub(super) const BATCH_SOME_FEW: u32 = 64;
 /// The launch's bit that says that few ids are allowed of every row.
 pub(super) const BATCH_ALL_FEW: u32 = 128;
-/// The launch's bit that says that no row edits logits by id.
+/// The launch's bit that says that no row edits logits by id; beside [`BATCH_ALL_BOUNDED`] also that nothing but the draw follows `min_p`.
 pub(super) const BATCH_NO_EDITS: u32 = 256;
 /// The launch's bit that says that every row draws from the whole of its row, which spares it two parts of its work.
 pub(super) const BATCH_ALL_DRAWN: u32 = 512;
