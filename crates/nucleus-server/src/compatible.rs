@@ -338,23 +338,16 @@ mod tests {
 
     use super::*;
 
-    fn fields(value: Value) -> Fields {
-        match value {
-            Value::Object(object) => Fields::lenient(object),
-            other => panic!("{other} is not an object"),
-        }
-    }
-
     #[test]
     fn letters_are_stages() {
-        let mut given = fields(json!({"samplers": "kpmta"}));
+        let mut given = Fields::of(json!({"samplers": "kpmta"}));
         samplers(&mut given).unwrap();
         let expected = json!(["top_k", "top_p", "min_p", "temperature"]);
         assert_eq!(given.value("samplers"), Some(expected));
-        let mut given = fields(json!({"samplers": ["top-k", "adaptive_p"]}));
+        let mut given = Fields::of(json!({"samplers": ["top-k", "adaptive_p"]}));
         samplers(&mut given).unwrap();
         assert_eq!(given.value("samplers"), Some(json!(["top-k"])));
-        let error = samplers(&mut fields(json!({"samplers": "kq"}))).unwrap_err();
+        let error = samplers(&mut Fields::of(json!({"samplers": "kq"}))).unwrap_err();
         assert_eq!(
             error.to_string(),
             "samplers: \"kq\" is not an array of names, or a string of the letters edskypmxta"
@@ -367,7 +360,7 @@ mod tests {
     #[test]
     fn a_time_may_be_off() {
         let time =
-            |value: Value| time_after_newline(&mut fields(json!({"t_max_predict_ms": value})));
+            |value: Value| time_after_newline(&mut Fields::of(json!({"t_max_predict_ms": value})));
         assert_eq!(time(json!(250)), Ok(Some(Duration::from_millis(250))));
         for off in [json!(0), json!(-1), Value::Null] {
             assert_eq!(time(off), Ok(None));
@@ -379,16 +372,16 @@ mod tests {
 
     #[test]
     fn breakers_are_texts_or_token_ids() {
-        let mut given = fields(json!({"dry_sequence_breakers": ["\n", ":"]}));
+        let mut given = Fields::of(json!({"dry_sequence_breakers": ["\n", ":"]}));
         assert_eq!(breakers(&mut given), Ok(vec!["\n".into(), ":".into()]));
-        let mut given = fields(json!({"dry_sequence_breakers": [[5], [7, 8]]}));
+        let mut given = Fields::of(json!({"dry_sequence_breakers": [[5], [7, 8]]}));
         assert_eq!(breakers(&mut given), Ok(vec![]));
         assert_eq!(
             given.value("dry_sequence_breakers"),
             Some(json!([[5], [7, 8]]))
         );
         for wrong in [json!([""]), json!(["x".repeat(41)]), json!(vec!["x"; 65])] {
-            let error = breakers(&mut fields(json!({"dry_sequence_breakers": wrong})));
+            let error = breakers(&mut Fields::of(json!({"dry_sequence_breakers": wrong})));
             assert_eq!(
                 error.unwrap_err().body().error.param.as_deref(),
                 Some("dry_sequence_breakers")

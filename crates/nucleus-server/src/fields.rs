@@ -26,6 +26,15 @@ impl Fields {
         Self(object)
     }
 
+    /// Those of an object, as [`Fields::lenient`] has them.
+    #[cfg(test)]
+    pub(crate) fn of(value: Value) -> Self {
+        match value {
+            Value::Object(object) => Self::lenient(object),
+            other => panic!("{other} is not an object"),
+        }
+    }
+
     /// A field under another name; both at once are an error.
     pub(crate) fn rename(&mut self, alias: &str, name: &str) -> Result<(), ApiError> {
         let Some(value) = self.0.shift_remove(alias) else {

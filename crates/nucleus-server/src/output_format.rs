@@ -247,20 +247,13 @@ fn nothing_else(at: &str, rest: &Map<String, Value>) -> Result<(), ApiError> {
 mod tests {
     use super::*;
 
-    fn fields(value: Value) -> Fields {
-        match value {
-            Value::Object(object) => Fields::lenient(object),
-            other => panic!("{other} is not an object"),
-        }
-    }
-
     fn told(value: Value) -> Option<Value> {
-        let format = read_with_schema(&mut fields(value)).expect("a format");
+        let format = read_with_schema(&mut Fields::of(value)).expect("a format");
         format.as_ref().map(OutputFormat::told)
     }
 
     fn refusal(value: Value) -> String {
-        let format = read_with_schema(&mut fields(value));
+        let format = read_with_schema(&mut Fields::of(value));
         format.expect_err("it is refused").to_string()
     }
 

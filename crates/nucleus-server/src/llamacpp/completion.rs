@@ -265,13 +265,6 @@ pub(super) fn defaults(mut params: SamplingParams) -> SamplingParams {
 mod tests {
     use super::*;
 
-    fn fields(value: Value) -> Fields {
-        match value {
-            Value::Object(object) => Fields::lenient(object),
-            other => panic!("{other} is not an object"),
-        }
-    }
-
     #[test]
     fn the_defaults_are_those_of_llama_cpp() {
         let params = defaults(SamplingParams::default());
@@ -293,7 +286,7 @@ mod tests {
 
     #[test]
     fn a_length_has_three_names() {
-        let of = |value: Value| length(&mut fields(value));
+        let of = |value: Value| length(&mut Fields::of(value));
         assert_eq!(of(json!({})), Ok(None));
         assert_eq!(of(json!({"n_predict": -1})), Ok(None));
         assert_eq!(of(json!({"n_predict": 0})), Ok(Some(0)));
@@ -313,10 +306,10 @@ mod tests {
 
     #[test]
     fn the_number_of_a_random_seed_is_no_seed() {
-        let mut given = fields(json!({"seed": u32::MAX}));
+        let mut given = Fields::of(json!({"seed": u32::MAX}));
         random_seed(&mut given);
         assert_eq!(given.value("seed"), None);
-        let mut given = fields(json!({"seed": 7}));
+        let mut given = Fields::of(json!({"seed": 7}));
         random_seed(&mut given);
         assert_eq!(given.value("seed"), Some(json!(7)));
     }

@@ -199,15 +199,7 @@ async fn c6_idle_connections_make_room() {
         connections: 2,
         ..Limits::default()
     };
-    let config = ServerConfig {
-        limits,
-        ..ServerConfig::default()
-    };
-    let options = RigOptions {
-        config,
-        ..RigOptions::default()
-    };
-    let worker = Worker::start(options, text("")).await;
+    let worker = Worker::start(RigOptions::limited(limits), text("")).await;
     let health = "GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n";
     let mut idle = worker.connect().await;
     idle.send(health).await;
@@ -235,19 +227,11 @@ async fn c6_connections_are_bounded() {
         connections: 1,
         ..Limits::default()
     };
-    let config = ServerConfig {
-        limits,
-        ..ServerConfig::default()
+    let options = RigOptions {
+        gated: true,
+        ..RigOptions::limited(limits)
     };
-    let worker = Worker::start(
-        RigOptions {
-            gated: true,
-            config,
-            ..RigOptions::default()
-        },
-        forever(),
-    )
-    .await;
+    let worker = Worker::start(options, forever()).await;
     // One that is used does not make room.
     let used = worker.execute(&endless()).await;
     let mut next = worker.connect().await;

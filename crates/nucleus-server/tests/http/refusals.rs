@@ -321,17 +321,7 @@ async fn p20_large_bodies_are_refused() {
         body_bytes: 1000,
         ..Limits::default()
     };
-    let config = ServerConfig {
-        limits,
-        ..ServerConfig::default()
-    };
-    let rig = Rig::with(
-        RigOptions {
-            config,
-            ..RigOptions::default()
-        },
-        text(" a fox"),
-    );
+    let rig = Rig::with(RigOptions::limited(limits), text(" a fox"));
     let body = |bytes: usize| {
         let frame = json!({"prompt": "", "max_tokens": 1}).to_string().len();
         json!({"prompt": "a".repeat(bytes - frame), "max_tokens": 1}).to_string()
@@ -533,17 +523,7 @@ async fn p11_p13_p14_limits_are_those_of_the_operator() {
         choices: 2,
         ..Limits::default()
     };
-    let config = ServerConfig {
-        limits,
-        ..ServerConfig::default()
-    };
-    let rig = Rig::with(
-        RigOptions {
-            config,
-            ..RigOptions::default()
-        },
-        forever(),
-    );
+    let rig = Rig::with(RigOptions::limited(limits), forever());
     for (path, field, value, param) in [
         ("/execute", "prompt", json!("word ".repeat(20)), "prompt"),
         ("/execute", "max_tokens", json!(4), "max_tokens"),

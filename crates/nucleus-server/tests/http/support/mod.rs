@@ -17,7 +17,7 @@ use nucleus_engine::chat_template::ChatTemplate;
 use nucleus_engine::generate::{Engine, EngineOptions, EngineThread, Load};
 use nucleus_engine::gguf::ModelFile;
 use nucleus_engine::tokenizer::{EncodeOptions, Tokenizer};
-use nucleus_server::{AppState, ServerConfig, app};
+use nucleus_server::{AppState, Limits, ServerConfig, app};
 use serde_json::Value;
 use tower::ServiceExt;
 
@@ -62,6 +62,20 @@ impl Default for RigOptions {
             engine,
             gated: false,
             prompt_len: encode_prompt(PROMPT).len(),
+        }
+    }
+}
+
+impl RigOptions {
+    /// The usual, within other bounds.
+    pub(crate) fn limited(limits: Limits) -> Self {
+        let config = ServerConfig {
+            limits,
+            ..ServerConfig::default()
+        };
+        Self {
+            config,
+            ..Self::default()
         }
     }
 }
