@@ -93,8 +93,8 @@ static uint32_t what_is_known(const Case &c) {
   for (uint32_t i = 0; i < c.program.len; ++i)
     if (c.program.ops[i].code == NUCLEUS_OP_TOP_K || c.program.ops[i].code == NUCLEUS_OP_ARGMAX) return NUCLEUS_BATCH_ALL_BOUNDED | NUCLEUS_BATCH_ALL_COUNTED | unedited;
   for (uint32_t i = 0; i + 1 < c.program.len; ++i)
-    if (c.program.ops[i].code == NUCLEUS_OP_MIN_P && c.program.ops[i + 1].code != NUCLEUS_OP_DRAW) return NUCLEUS_BATCH_ALL_BOUNDED;
-  return NUCLEUS_BATCH_ALL_BOUNDED | unedited;
+    if (c.program.ops[i].code == NUCLEUS_OP_MIN_P && c.program.ops[i + 1].code != NUCLEUS_OP_DRAW) return NUCLEUS_BATCH_ALL_BOUNDED | unedited;
+  return NUCLEUS_BATCH_ALL_BOUNDED | NUCLEUS_BATCH_DRAW_AFTER_MIN_P | unedited;
 }
 
 int main(int argc, char **argv) {

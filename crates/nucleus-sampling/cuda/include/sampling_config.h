@@ -174,19 +174,20 @@ NUCLEUS_ASSERT(sizeof(SamplingBatch) == 120);
 /* There is a request for each row, and most often row i's is i: then it is read before the row is known. */
 #define NUCLEUS_BATCH_REQUEST_EACH 16u
 /* Every row is bounded by a count (top_k or argmax), so that only ties can leave rows undecided: then no launch follows, or a small one. min_p
- * bounds no count: flat rows would all be left to it, unless rows are many and NUCLEUS_BATCH_NO_EDITS is said, too. */
+ * bounds no count: flat rows would all be left to it, unless rows are many, and NUCLEUS_BATCH_NO_EDITS and NUCLEUS_BATCH_DRAW_AFTER_MIN_P are said, too. */
 #define NUCLEUS_BATCH_ALL_COUNTED 32u
 /* There may be rows with NUCLEUS_ROW_FEW, of which the flags above tell nothing, or nothing but such rows; without either, the rows' flag only costs time. */
 #define NUCLEUS_BATCH_SOME_FEW 64u
 #define NUCLEUS_BATCH_ALL_FEW 128u
-/* No row edits logits by id: no bias, no ids that end a text, no bad words, and no operation that looks tokens up in a history. Beside NUCLEUS_BATCH_ALL_BOUNDED
- * it says, too, that nothing but the draw follows min_p: of flat rows that go on otherwise, launches of one block a row would make a slow end. */
+/* No row edits logits by id: no bias, no ids that end a text, no bad words, and no operation that looks tokens up in a history. */
 #define NUCLEUS_BATCH_NO_EDITS 256u
 /* The same, and every row draws from the whole of its row: temperatures, then the draw, without a list of allowed ids. Other rows would get no
  * result, and status 0xFFFFFFFF. */
 #define NUCLEUS_BATCH_ALL_DRAWN 512u
 /* With NUCLEUS_BATCH_EXACT: no row goes on as a list where few of its tokens are left, for tests; never changes a result. */
 #define NUCLEUS_BATCH_UNLISTED 1024u
+/* Nothing but the draw follows min_p in any row that it bounds: one block draws from what a flat row keeps, but would be slow at another operation. */
+#define NUCLEUS_BATCH_DRAW_AFTER_MIN_P 2048u
 
 /* Results of a launch. A CUDA error is NUCLEUS_LAUNCH_CUDA + its code. */
 #define NUCLEUS_LAUNCH_OK 0

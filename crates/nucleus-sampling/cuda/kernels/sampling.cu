@@ -91,11 +91,11 @@ struct Launcher {
     const bool bounded = !exact && chosen && !(batch.flags & (NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_ALL_FEW));
     const bool whole = !exact && (many || (chosen && !(batch.flags & (NUCLEUS_BATCH_ALL_BOUNDED | NUCLEUS_BATCH_ALL_FEW))));
     if (bounded) {
-      // Where every row is bounded by a count there is next to nothing left for a launch of clusters, nor where rows are many, bounded, and without edits; of short
-      // rows more may be, of which most have edits.
-      constexpr u32 UNEDITED = NUCLEUS_BATCH_ALL_BOUNDED | NUCLEUS_BATCH_NO_EDITS;
+      // Where every row is bounded by a count there is next to nothing left for a launch of clusters, nor where rows are many, bounded, without edits, and draw from
+      // what min_p keeps; of short rows more may be, of which most have edits.
+      constexpr u32 DRAWN_HERE = NUCLEUS_BATCH_ALL_BOUNDED | NUCLEUS_BATCH_NO_EDITS | NUCLEUS_BATCH_DRAW_AFTER_MIN_P;
       const bool long_rows = batch.row_len >= SPREAD_FROM_LEN, spread = long_rows && batch.rows <= SPREAD_TO;
-      const bool all_here = batch.flags & NUCLEUS_BATCH_ALL_COUNTED || (!spread && (batch.flags & UNEDITED) == UNEDITED), last = all_here && !few && long_rows;
+      const bool all_here = batch.flags & NUCLEUS_BATCH_ALL_COUNTED || (!spread && (batch.flags & DRAWN_HERE) == DRAWN_HERE), last = all_here && !few && long_rows;
       error = (spread ? launch_spread : launch_relay)(batch, edit_tables(), last, stream);
       if (error == cudaSuccess && last) return error;
     }

@@ -172,12 +172,14 @@ pub(super) const BATCH_ALL_COUNTED: u32 = 32;
 pub(super) const BATCH_SOME_FEW: u32 = 64;
 /// The launch's bit that says that few ids are allowed of every row.
 pub(super) const BATCH_ALL_FEW: u32 = 128;
-/// The launch's bit that says that no row edits logits by id; beside [`BATCH_ALL_BOUNDED`] also that nothing but the draw follows `min_p`.
+/// The launch's bit that says that no row edits logits by id.
 pub(super) const BATCH_NO_EDITS: u32 = 256;
 /// The launch's bit that says that every row draws from the whole of its row, which spares it two parts of its work.
 pub(super) const BATCH_ALL_DRAWN: u32 = 512;
 /// The launch's bit that keeps rows on the exact path from going on as lists.
 pub(super) const BATCH_UNLISTED: u32 = 1024;
+/// The launch's bit that says that nothing but the draw follows `min_p` in any row that it bounds.
+pub(super) const BATCH_DRAW_AFTER_MIN_P: u32 = 2048;
 /// A device's status beyond [`Status`](crate::Status): more ids are edited than the workspace has room for.
 pub(super) const STATUS_WORKSPACE: u32 = 4;
 /// A device's status beyond [`Status`](crate::Status): the choice could not be appended to a full slot.

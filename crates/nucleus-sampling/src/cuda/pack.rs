@@ -5,8 +5,8 @@ use crate::row::{LogprobsMode, Row};
 use crate::state::SamplerState;
 
 use super::layout::{
-    BATCH_ALL_BOUNDED, BATCH_ALL_COUNTED, BATCH_ALL_DRAWN, BATCH_ALL_FEW, BATCH_NO_EDITS,
-    BATCH_NONE_BOUNDED, BATCH_SOME_FEW, SamplingList, SamplingRow, row_flags,
+    BATCH_ALL_BOUNDED, BATCH_ALL_COUNTED, BATCH_ALL_DRAWN, BATCH_ALL_FEW, BATCH_DRAW_AFTER_MIN_P,
+    BATCH_NO_EDITS, BATCH_NONE_BOUNDED, BATCH_SOME_FEW, SamplingList, SamplingRow, row_flags,
 };
 use super::slots::SlotRow;
 
@@ -207,8 +207,8 @@ pub(super) struct Packed {
     bounded: usize,
     /// Of those, the ones whose tokens are bounded by a count.
     counted: usize,
-    /// And those of which more is cut off after `min_p`, or the draw is not the usual one.
-    cut_again: usize,
+    /// And those by `min_p` that the usual draw follows at once.
+    drawn_after: usize,
     /// Rows that edit no logits by id.
     unedited: usize,
     /// Of those, the ones that draw from the whole row.
@@ -228,7 +228,7 @@ impl Packed {
         self.few = 0;
         self.bounded = 0;
         self.counted = 0;
-        self.cut_again = 0;
+        self.drawn_after = 0;
         self.unedited = 0;
         self.drawn = 0;
         // A mask without words forbids every id, for which one word is needed.
@@ -255,7 +255,7 @@ impl Packed {
                 self.bounded += 1;
                 let by_count = code != OpCode::MinP;
                 self.counted += usize::from(by_count);
-                self.cut_again += usize::from(!by_count && !row.draws_after_min_p());
+                self.drawn_after += usize::from(!by_count && row.draws_after_min_p());
             }
         }
     }
@@ -269,21 +269,21 @@ impl Packed {
     pub(super) fn known_flags(&self) -> u32 {
         let rows = self.rows.len();
         let others = rows - self.few;
+        let told = |holds: bool, bit: u32| if holds { bit } else { 0 };
         let bounded = match self.bounded {
             _ if others == 0 => return BATCH_ALL_FEW,
             0 => BATCH_NONE_BOUNDED,
             _ if self.counted == others => BATCH_ALL_BOUNDED | BATCH_ALL_COUNTED,
-            bounded if bounded == others => BATCH_ALL_BOUNDED,
+            bounded if bounded == others => {
+                let drawn_after = self.counted + self.drawn_after == others;
+                BATCH_ALL_BOUNDED | told(drawn_after, BATCH_DRAW_AFTER_MIN_P)
+            }
             _ => 0,
         };
-        let few = if self.few > 0 { BATCH_SOME_FEW } else { 0 };
-        let all = |count: usize, bit: u32| if count == rows { bit } else { 0 };
-        // Beside bounded rows it says of those that no count bounds how they go on, too.
-        let unedited = match self.cut_again {
-            1.. if bounded == BATCH_ALL_BOUNDED => 0,
-            _ => all(self.unedited, BATCH_NO_EDITS),
-        };
-        bounded | few | unedited | all(self.drawn, BATCH_ALL_DRAWN)
+        bounded
+            | told(self.few > 0, BATCH_SOME_FEW)
+            | told(self.unedited == rows, BATCH_NO_EDITS)
+            | told(self.drawn == rows, BATCH_ALL_DRAWN)
     }
 
     fn row(&mut self, request: u32, row: &Work<'_>) -> SamplingRow {
@@ -486,11 +486,9 @@ mod tests {
         };
         let counted = BATCH_ALL_BOUNDED | BATCH_ALL_COUNTED;
         assert_eq!(flag(&[&greedy, &greedy], processed), counted);
-        assert_eq!(flag(&[&greedy, &min_p], processed), BATCH_ALL_BOUNDED);
-        assert_eq!(
-            flag(&[&min_p], processed),
-            BATCH_ALL_BOUNDED | BATCH_NO_EDITS
-        );
+        let drawn_after = BATCH_ALL_BOUNDED | BATCH_DRAW_AFTER_MIN_P;
+        assert_eq!(flag(&[&greedy, &min_p], processed), drawn_after);
+        assert_eq!(flag(&[&min_p], processed), drawn_after | BATCH_NO_EDITS);
         let then_typical = SamplingParams {
             typical_p: Some(0.9),
             samplers: Some(vec!["min_p".to_owned(), "typical_p".to_owned()]),
@@ -498,8 +496,8 @@ mod tests {
         };
         assert_eq!(
             flag(&[&min_p, &then_typical], processed),
-            BATCH_ALL_BOUNDED,
-            "flat rows need another launch"
+            BATCH_ALL_BOUNDED | BATCH_NO_EDITS,
+            "more is cut off after min_p"
         );
         assert_eq!(flag(&[&greedy, &drawn], processed), 0);
         assert_eq!(
