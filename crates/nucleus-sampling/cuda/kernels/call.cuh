@@ -71,6 +71,12 @@ struct DescriptionWord {
     else if (t >= 128 && t < 128 + PROGRAM) words[ROW + CONFIG + t - 128] = word;
   }
 };
+// A row's description in shared memory, by the first threads of a block, before a barrier.
+__device__ __forceinline__ void share_description(Description *d, const SamplingBatch &batch, u32 index, u32 request) {
+  DescriptionWord word;
+  word.read(batch, index, request);
+  word.write(d);
+}
 
 // The batch in shared memory, where the noinline parts find it; by the first threads of a block, before a barrier.
 __device__ __forceinline__ void share_batch(Shared *sh, const SamplingBatch &batch) {
@@ -78,9 +84,7 @@ __device__ __forceinline__ void share_batch(Shared *sh, const SamplingBatch &bat
 }
 // The same of a row's description, of which nothing is known yet.
 __device__ __forceinline__ void share_row(Shared *sh, const SamplingBatch &batch, u32 index, u32 request) {
-  DescriptionWord word;
-  word.read(batch, index, request);
-  word.write(sh);
+  share_description(sh, batch, index, request);
   if (threadIdx.x == 0) sh->unusual = sh->found = sh->kept = 0;
 }
 // Completes the description of a row whose history is a slot's, after a barrier.

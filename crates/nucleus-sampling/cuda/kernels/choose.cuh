@@ -306,9 +306,7 @@ __device__ __noinline__ bool draw_here(const Whole &whole, const Division &divis
 // `leaves_many`: rows that keep many tokens are left to the next launch, whose clusters share them out.
 __device__ __forceinline__ void choose_row(const SamplingBatch &batch, const Whole &whole, const Division &division, u32 index, bool leaves_many) {
   Shared *sh = shared_state();
-  DescriptionWord word;
-  word.read(batch, index, batch.row[index].request);
-  word.write(sh);
+  share_description(sh, batch, index, batch.row[index].request);
   __syncthreads();
   describe_slot(sh, batch);
   const SlicePlan own_plan = plan_of(*sh);

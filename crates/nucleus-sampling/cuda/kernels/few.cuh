@@ -159,9 +159,7 @@ __device__ __forceinline__ Outcome choose_allowed(FewShared *sh, const Request &
 __device__ __forceinline__ void sample_few(const SamplingBatch &batch, u32 index, bool follows) {
   FewShared *const sh = few_state();
   let_next_launch_begin();
-  DescriptionWord word;
-  word.read(batch, index, batch.row[index].request);
-  word.write(sh);
+  share_description(sh, batch, index, batch.row[index].request);
   if (threadIdx.x == 0) sh->found = sh->strange = 0;
   UNROLL_NOT
   for (u32 i = threadIdx.x; i <= FEW_EDITS; i += FEW_THREADS) sh->edits[i] = Edit{NO_ID, 0, 0, 0.0f};
