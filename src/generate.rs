@@ -67,25 +67,36 @@ pub(crate) fn command() -> Command {
 }
 
 /// What the text must be.
-fn format_flags() -> [Arg; 2] {
+fn format_flags() -> [Arg; 3] {
     let json_schema = Arg::new("json_schema")
         .long("json-schema")
         .value_name("FILE")
         .value_parser(value_parser!(PathBuf))
-        .conflicts_with("regex")
+        .conflicts_with_all(["regex", "grammar"])
         .help("Generate JSON of the JSON Schema in this file, and nothing else");
     let regex = Arg::new("regex")
         .long("regex")
         .value_name("EXPRESSION")
         .allow_hyphen_values(true)
+        .conflicts_with("grammar")
         .help("Generate a match of this regular expression, and nothing else");
-    [json_schema, regex]
+    let grammar = Arg::new("grammar")
+        .long("grammar")
+        .value_name("FILE")
+        .value_parser(value_parser!(PathBuf))
+        .help("Generate a sentence of the grammar in this file, in GBNF or Lark's language, and nothing else");
+    [json_schema, regex, grammar]
 }
 
 /// What [`format_flags`] said, and which of them.
 fn format(matches: &ArgMatches) -> anyhow::Result<Option<(&'static str, Format)>> {
     if let Some(regex) = matches.get_one::<String>("regex") {
         return Ok(Some(("--regex", Format::Regex(regex.clone()))));
+    }
+    if let Some(path) = matches.get_one::<PathBuf>("grammar") {
+        let text = fs::read_to_string(path)
+            .with_context(|| format!("cannot read the grammar from {}", path.display()))?;
+        return Ok(Some(("--grammar", Format::grammar(text))));
     }
     let Some(path) = matches.get_one::<PathBuf>("json_schema") else {
         return Ok(None);

@@ -285,6 +285,23 @@ fn r5_2_a_text_has_the_form_that_is_asked_for() {
     );
     let answer = generate_json(&["--regex", "(yes|no)!"]);
     assert!(["yes!", "no!"].iter().any(|text| answer["text"] == *text));
+    let gbnf = files.write(
+        "answer.gbnf",
+        "root ::= (\"yes\" | \"no\") mark{2}\nmark ::= [!?]\n",
+    );
+    let lark = files.write(
+        "answer.lark",
+        "start: (\"yes\" | \"no\") MARK MARK\nMARK: /[!?]/\n",
+    );
+    for grammar in [&gbnf, &lark] {
+        let answer = generate_json(&["--grammar", grammar]);
+        let text = answer["text"].as_str().unwrap();
+        let word = text.trim_end_matches(['!', '?']);
+        assert!(
+            ["yes", "no"].contains(&word) && text.len() == word.len() + 2,
+            "{text}"
+        );
+    }
 }
 
 #[test]
@@ -296,6 +313,11 @@ fn unsound_forms_are_refused() {
     let broken = files.write("broken.json", "{");
     generate(&["--json-schema", &broken]).refused(1, &["broken.json"]);
     generate(&["--json-schema", "/nowhere.json"]).refused(1, &["/nowhere.json"]);
-    let both = generate(&["--json-schema", &schema, "--regex", "a"]);
-    assert_eq!(both.code, 2, "{}", both.stderr);
+    let grammar = files.write("grammar.gbnf", "root ::= \"a\"\nx ::= (");
+    generate(&["--grammar", &grammar]).refused(2, &["--grammar", "line 2"]);
+    generate(&["--grammar", "/nowhere.gbnf"]).refused(1, &["/nowhere.gbnf"]);
+    for other in [["--regex", "a"], ["--grammar", &grammar]] {
+        let both = generate(&[&["--json-schema", &schema], &other[..]].concat());
+        assert_eq!(both.code, 2, "{}", both.stderr);
+    }
 }

@@ -108,7 +108,14 @@ assert a["default_generation_settings"]["params"]["min_p"] == 0.05 and a["chat_t
 curl --silent --fail "$url/slots" | check "slots" 'assert all("is_processing" in slot for slot in a)'
 curl --silent --fail "$url/health" | check "health" 'assert a["status"] == "ok"'
 
-refused=$(post /completion '{"prompt": "x", "grammar": "root ::= \"x\""}' 2>/dev/null || true)
-check "a grammar is refused by name" 'assert a["error"]["param"] == "grammar", a' <<<"$refused"
+grammar='root ::= animal (\", \" animal){1,2} \"!\"\nanimal ::= \"a \" (\"fox\" | \"hen\")'
+post /completion '{"prompt": "I saw ", "n_predict": 60, "grammar": "'"$grammar"'"}' | check "a grammar" '
+import re
+assert re.fullmatch("a (fox|hen)(, a (fox|hen)){1,2}!", a["content"]), a
+assert a["generation_settings"]["grammar"].startswith("root ::=")
+'
+
+refused=$(post /completion '{"prompt": "x", "grammar": "root ::= \"x"}' 2>/dev/null || true)
+check "an unsound grammar is refused by name" 'assert a["error"]["param"] == "grammar" and "line 1" in a["error"]["message"], a' <<<"$refused"
 
 echo "all checks passed"

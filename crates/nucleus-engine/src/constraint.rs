@@ -16,6 +16,10 @@ use serde_json::{Value, json};
 
 use crate::tokenizer::Tokenizer;
 
+mod gbnf;
+
+pub use gbnf::GbnfError;
+
 /// The longest regular expression, grammar, schema as JSON, or strings of a choice together, in bytes. It bounds the memory that a request
 /// holds while it waits.
 pub const MAX_FORMAT_BYTES: usize = 1 << 16;
@@ -53,6 +57,8 @@ pub enum Format {
     Choice(Vec<String>),
     /// A sentence of a grammar in `llguidance`'s variant of Lark's language; its first rule is `start`.
     Lark(String),
+    /// A sentence of a grammar in GBNF, llama.cpp's language; its first rule is `root`.
+    Gbnf(String),
 }
 
 impl Format {
@@ -61,10 +67,18 @@ impl Format {
         Self::JsonSchema(json!({"type": "object"}))
     }
 
+    /// A sentence of a grammar in GBNF or Lark's language, whichever it is written in: rules begin with `name ::=` in GBNF alone.
+    pub fn grammar(text: String) -> Self {
+        match gbnf::is_gbnf(&text) {
+            true => Self::Gbnf(text),
+            false => Self::Lark(text),
+        }
+    }
+
     fn check(&self) -> Result<(), ConstraintError> {
         let bytes = match self {
             Self::JsonSchema(schema) => schema.to_string().len(),
-            Self::Regex(text) | Self::Lark(text) => text.len(),
+            Self::Regex(text) | Self::Lark(text) | Self::Gbnf(text) => text.len(),
             Self::Choice(choices) if choices.is_empty() => {
                 return Err(ConstraintError::Invalid("there is no choice".into()));
             }
@@ -77,8 +91,8 @@ impl Format {
         Ok(())
     }
 
-    fn into_grammar(self) -> TopLevelGrammar {
-        match self {
+    fn into_grammar(self) -> Result<TopLevelGrammar, GbnfError> {
+        Ok(match self {
             Self::JsonSchema(schema) => {
                 TopLevelGrammar::from_json_schema(with_bounded_space(schema))
             }
@@ -88,7 +102,8 @@ impl Format {
                 TopLevelGrammar::from_regex(&format!("({})", choices.join("|")))
             }
             Self::Lark(grammar) => TopLevelGrammar::from_lark(grammar),
-        }
+            Self::Gbnf(grammar) => TopLevelGrammar::from_lark(gbnf::to_lark(&grammar)?),
+        })
     }
 }
 
@@ -135,6 +150,9 @@ pub enum ConstraintError {
     /// The format is not sound, asks for what is not implemented, or no text can be so.
     #[error("{0}")]
     Invalid(String),
+    /// The same of a GBNF grammar.
+    #[error(transparent)]
+    Gbnf(#[from] GbnfError),
     /// Following the format takes more work or memory than it may.
     #[error("the output format is too complex: {0}")]
     TooComplex(String),
@@ -192,7 +210,7 @@ impl Formats {
     pub fn compile(&self, format: Format) -> Result<Constraint, ConstraintError> {
         format.check()?;
         let compile = || {
-            let parser = self.factory.create_parser(format.into_grammar());
+            let parser = self.factory.create_parser(format.into_grammar()?);
             let parser = parser.map_err(|error| refused(&format!("{error:#}")))?;
             Constraint::new(Matcher::new(Ok(parser)))
         };

@@ -211,6 +211,92 @@ fn r5_2_every_way_is_a_sentence_of_the_grammar() {
     }
 }
 
+/// JSON in GBNF; its white space goes by a rule that calls itself.
+const JSON: &str = r#"
+# JSON (RFC 8259), with one space at most
+root    ::= object
+value   ::= object | array | string | number | "true" | "false" | "null"
+object  ::= "{" ws ( member ("," ws member)* )? "}"
+member  ::= string ws ":" ws value ws
+array   ::= "[" ws ( value ws ("," ws value ws)* )? "]"
+string  ::= "\"" ( plain | "\\" escape ){0,8} "\""
+plain   ::= [^"\\\x00-\x1F]
+escape  ::= ["\\/bfnrt] | "u" [0-9a-cA-CE-Fe-f] [0-9a-fA-F]{3}
+number  ::= "-"? ("0" | [1-9] [0-9]{0,9}) ("." [0-9]{1,9})? ([eE] [-+]? [0-9]{1,2})?
+ws      ::= (" ")?
+"#;
+
+/// R5.2: whatever is drawn under the masks of a GBNF grammar for JSON parses.
+#[test]
+fn r5_2_every_way_is_json_of_a_gbnf_grammar() {
+    let constraint = compiled(Format::grammar(JSON.into()));
+    let walks = (1..=100).filter_map(|seed| walk(constraint.clone(), seed, 400));
+    let mut different = std::collections::BTreeSet::new();
+    for text in walks {
+        let value: Value = serde_json::from_slice(&text)
+            .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&text)));
+        assert!(value.is_object());
+        different.insert(value.to_string());
+    }
+    assert!(different.len() > 20, "{} different texts", different.len());
+}
+
+/// R5.2: GBNF grammars with recursion on the left and in the middle, with texts that begin others, and beyond ASCII.
+#[test]
+fn r5_2_every_way_is_a_sentence_of_the_gbnf_grammar() {
+    let sums =
+        "root ::= sum\nsum ::= sum [-+] term | term\nterm ::= [0-9]{1,3} | \"(\" sum \")\"\n";
+    for text in texts(Format::Gbnf(sums.into())) {
+        let depth = text.bytes().fold(0_i32, |depth, byte| {
+            assert!(
+                depth >= 0 && (byte.is_ascii_digit() || b"()+-".contains(&byte)),
+                "{text}"
+            );
+            depth + i32::from(byte == b'(') - i32::from(byte == b')')
+        });
+        assert_eq!(depth, 0, "{text}");
+    }
+    // The keyword "xy" begins names, too.
+    let code = r#"root ::= (let | set) (";" root)?
+        let ::= "xy" ws name ws? "=" ws? value
+        set ::= name "=" value
+        name ::= [xyz] [xyz0-9]{0,5}
+        value ::= name | [0-9]{1,9} | "[" value ("," value)* "]"
+        ws ::= [ \n]"#;
+    let mut beginnings = std::collections::BTreeSet::new();
+    for text in texts(Format::Gbnf(code.into())) {
+        for statement in text.split(';') {
+            let (name, value) = statement.split_once('=').expect("an equals sign");
+            let words: Vec<&str> = name.split([' ', '\n']).collect();
+            assert!(words.len() == 1 || words[0] == "xy", "{text}");
+            assert_eq!(
+                value.matches('[').count(),
+                value.matches(']').count(),
+                "{text}"
+            );
+            beginnings.insert((words.len() > 1, name.starts_with("xy")));
+        }
+    }
+    assert!(beginnings.len() >= 2, "{beginnings:?}");
+    let mut constraint = compiled(Format::Gbnf(code.into()));
+    for text in ["x", "y", "z", "=", "0"] {
+        let token = tokenizer().id_of(text).expect("a token");
+        assert!(allowed(&constraint).contains(&token), "{text}");
+        assert_eq!(constraint.advance(token), Ok(Progress::GoesOn));
+    }
+    let kana = Format::Gbnf(
+        "root ::= \"「\" [ぁ-ゟ]{1,4} \"」\" | \"\\u00e9\" [^\\x00-\\U0001F5FF]".into(),
+    );
+    for text in texts(kana) {
+        let characters: Vec<char> = text.chars().collect();
+        match characters[..] {
+            ['「', .., '」'] => assert!((3..=6).contains(&characters.len()), "{text}"),
+            ['é', other] => assert!(other >= '\u{1F600}', "{text}"),
+            _ => panic!("{text}"),
+        }
+    }
+}
+
 /// R5.2: the end of the text is allowed where the text may end, and nowhere else.
 #[test]
 fn r5_2_a_text_ends_where_it_may() {
@@ -249,6 +335,10 @@ fn r5_2_unsound_formats_are_refused() {
         (Format::Regex(r"(?=a)b".into()), "look"),
         (Format::Lark("start: missing".into()), "missing"),
         (Format::Lark("root ::= \"a\"".into()), "::="),
+        (
+            Format::grammar("root ::= missing".into()),
+            "line 1: there is no rule \"missing\"",
+        ),
         (Format::Choice(Vec::new()), "no choice"),
     ] {
         let error = compile(format.clone())
@@ -278,6 +368,13 @@ fn r5_2_hostile_formats_are_survived() {
     let chain: String = (0..3000)
         .map(|index| format!("r{index}: r{}\n", index + 1))
         .collect();
+    let rules = |count: usize, body: fn(usize) -> String| -> String {
+        let rule = |index: usize| format!("r{index} ::= {}\n", body(index + 1));
+        (0..count).map(rule).collect()
+    };
+    let characters: Vec<String> = ('\u{4e00}'..'\u{5d00}')
+        .map(|character| format!("[{character}]+"))
+        .collect();
     let definitions: serde_json::Map<String, Value> = (0..2000)
         .map(|index| {
             (
@@ -299,6 +396,36 @@ fn r5_2_hostile_formats_are_survived() {
         Format::Lark(format!("start: {}", nested("[", "]", most))),
         Format::Lark(format!("start: r0\n{chain}r3000: \"a\"\n")),
         Format::Lark("start: start start | \"a\"".into()),
+        Format::Gbnf(format!("root ::= {}", nested("(", ")", most))),
+        Format::Gbnf(format!("root ::= {}", nested("(", ")?", most / 2))),
+        Format::Gbnf(format!("root ::= \"a\"{}", "*".repeat(most))),
+        Format::Gbnf("root ::= root root | \"a\" | \"\"".into()),
+        Format::Gbnf("root ::= ((\"a\"{1,2000}){1,2000}){1,2000}".into()),
+        Format::Gbnf("root ::= (.* \"a\" .{200}) | (.* \"b\" .{200})".into()),
+        Format::Gbnf(format!(
+            "root ::= r0\n{}r3000 ::= \"a\"",
+            rules(3000, |next| format!("r{next}"))
+        )),
+        Format::Gbnf(format!(
+            "root ::= r0\n{}r60 ::= \"a\" | r0",
+            rules(60, |next| format!("r{next} r{next}"))
+        )),
+        Format::Gbnf(format!(
+            "root ::= r0\n{}r60 ::= \"a\"?",
+            rules(60, |next| format!("r{next} r{next}"))
+        )),
+        Format::Gbnf(format!(
+            "root ::= {}",
+            "[a-z]*\"b\"|".repeat(4_000) + "x\nx ::= (root)"
+        )),
+        Format::Gbnf(format!(
+            "root ::= {}root | \"b\"",
+            "[a-z]*\"b\"?".repeat(4_000)
+        )),
+        Format::Gbnf(format!(
+            "root ::= \"(\" root \")\" | ({})",
+            characters.join("|")
+        )),
         Format::Regex(nested("(", ")", most).replace('"', "")),
         Format::Regex("((a{1,1000}){1,1000}){1,1000}".into()),
         Format::Regex("(.*a.{200})|(.*b.{200})|(.*c.{200})".into()),

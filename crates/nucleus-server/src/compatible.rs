@@ -82,7 +82,7 @@ pub(crate) fn settings(
             total: total_time(fields)?,
             after_newline: time_after_newline(fields)?,
         },
-        output_format: output_format::read_with_schema(fields)?,
+        output_format: output_format::read_with_others(fields)?,
         dry_breakers: breakers(fields)?,
         params: fields.sampling_params(asked.policy, state.engine.vocab())?,
     })
@@ -143,7 +143,7 @@ pub(crate) fn fields(object: Object, policy: Policy, bounds: &Bounds<'_>) -> Obj
             integer(-1, i64::MAX as u64),
             "Milliseconds from the first token on, after which the text ends once it has a newline; 0 and -1 are off.",
         );
-    let object = output_format::with_schema(with_time(object));
+    let object = output_format::with_other_formats(with_time(object));
     with_breakers(object, bounds).sampling(policy, bounds)
 }
 

@@ -1,4 +1,5 @@
-//! What the text of an answer must be: OpenAI's `response_format`, vLLM's `structured_outputs`, llama.cpp's `json_schema`.
+//! What the text of an answer must be: OpenAI's `response_format`, vLLM's `structured_outputs` and `guided_json`, `guided_regex`, …, llama.cpp's
+//! `json_schema` and `grammar`.
 
 use nucleus_engine::constraint::{Constraint, Format};
 use nucleus_engine::generate::Engine;
@@ -12,6 +13,16 @@ use crate::openapi::Object;
 const RESPONSE_FORMAT: &str = "response_format";
 const STRUCTURED_OUTPUTS: &str = "structured_outputs";
 const JSON_SCHEMA: &str = "json_schema";
+const GRAMMAR: &str = "grammar";
+
+/// vLLM's earlier names: fields of a request, and what they are in `structured_outputs`.
+const GUIDED: [(&str, &str); 5] = [
+    ("guided_json", "json"),
+    ("guided_json_object", "json_object"),
+    ("guided_regex", "regex"),
+    ("guided_choice", "choice"),
+    ("guided_grammar", "grammar"),
+];
 
 /// A format, and the field that asks for it.
 #[derive(Debug, Clone, PartialEq)]
@@ -36,48 +47,59 @@ impl OutputFormat {
             Format::JsonSchema(schema) => json!({"json": schema}),
             Format::Regex(regex) => json!({"regex": regex}),
             Format::Choice(choices) => json!({"choice": choices}),
-            Format::Lark(grammar) => json!({"grammar": grammar}),
+            Format::Lark(grammar) | Format::Gbnf(grammar) => json!({"grammar": grammar}),
         }
     }
 }
 
 /// `response_format` and `structured_outputs`, of which one may be given.
 pub(crate) fn read(fields: &mut Fields) -> Result<Option<OutputFormat>, ApiError> {
-    let response_format = fields.value("response_format").map(response_format);
-    let structured = fields.value("structured_outputs").map(structured_outputs);
-    let formats = [
-        (RESPONSE_FORMAT, response_format.transpose()?.flatten()),
-        (STRUCTURED_OUTPUTS, structured.transpose()?),
-    ];
+    only_one(structured(fields)?)
+}
+
+/// The same, llama.cpp's fields, and vLLM's earlier ones.
+pub(crate) fn read_with_others(fields: &mut Fields) -> Result<Option<OutputFormat>, ApiError> {
+    let mut formats = structured(fields)?;
+    let mut add = |param, format| formats.extend(given(param, format));
+    let json_schema = fields.value("json_schema");
+    let json_schema = json_schema.map(|value| schema(JSON_SCHEMA, value));
+    add(
+        JSON_SCHEMA,
+        json_schema.transpose()?.map(Format::JsonSchema),
+    );
+    let grammar = fields.string("grammar")?.filter(|text| !text.is_empty());
+    add(GRAMMAR, grammar.map(Format::grammar));
+    for (param, form) in GUIDED {
+        let value = fields
+            .value(param)
+            .filter(|value| says_something(form, value));
+        let format = value.map(|value| one_of_them(param, form, value));
+        add(param, format.transpose()?);
+    }
     only_one(formats)
 }
 
-/// The same, and `json_schema`.
-pub(crate) fn read_with_schema(fields: &mut Fields) -> Result<Option<OutputFormat>, ApiError> {
-    let schema = fields
-        .value("json_schema")
-        .map(|value| schema(JSON_SCHEMA, value).map(Format::JsonSchema));
-    let other = read(fields)?;
-    let other = other.map_or((STRUCTURED_OUTPUTS, None), |other| {
-        (other.param, Some(other.format))
-    });
-    only_one([(JSON_SCHEMA, schema.transpose()?), other])
+/// `response_format` and `structured_outputs`.
+fn structured(fields: &mut Fields) -> Result<Vec<OutputFormat>, ApiError> {
+    let response_format = fields.value("response_format").map(response_format);
+    let structured = fields.value("structured_outputs").map(structured_outputs);
+    let response_format = given(RESPONSE_FORMAT, response_format.transpose()?.flatten());
+    let structured = given(STRUCTURED_OUTPUTS, structured.transpose()?);
+    Ok(response_format.into_iter().chain(structured).collect())
 }
 
-fn only_one(
-    formats: [(&'static str, Option<Format>); 2],
-) -> Result<Option<OutputFormat>, ApiError> {
-    match formats {
-        [(first, Some(_)), (second, Some(_))] => Err(ApiError::field(
-            second,
+fn given(param: &'static str, format: Option<Format>) -> Option<OutputFormat> {
+    format.map(|format| OutputFormat { param, format })
+}
+
+fn only_one(mut formats: Vec<OutputFormat>) -> Result<Option<OutputFormat>, ApiError> {
+    match &formats[..] {
+        [first, second, ..] => Err(ApiError::field(
+            second.param,
             "a second output format".into(),
-            &format!("possible beside {first}"),
+            &format!("possible beside {}", first.param),
         )),
-        formats => {
-            let mut given = formats.into_iter();
-            Ok(given
-                .find_map(|(param, format)| format.map(|format| OutputFormat { param, format })))
-        }
+        _ => Ok(formats.pop()),
     }
 }
 
@@ -91,16 +113,10 @@ pub(crate) fn with_formats(object: Object) -> Object {
         },
         "required": ["type"],
     });
-    let structured = json!({
-        "type": "object",
-        "properties": {
-            "json": {"type": ["object", "boolean", "string"]},
-            "json_object": {"type": "boolean"},
-            "regex": {"type": "string"},
-            "choice": {"type": "array", "items": {"type": "string"}, "minItems": 1},
-            "grammar": {"type": "string"},
-        },
-    });
+    let forms: Map<String, Value> = (GUIDED.into_iter())
+        .map(|(_, form)| (form.to_owned(), form_schema(form)))
+        .collect();
+    let structured = json!({"type": "object", "properties": forms});
     object
         .field(
             RESPONSE_FORMAT,
@@ -111,17 +127,38 @@ pub(crate) fn with_formats(object: Object) -> Object {
             STRUCTURED_OUTPUTS,
             structured,
             "What the text must be, as vLLM says it: JSON of a schema, any JSON object, a match of a regular expression, one of several \
-             texts, or a sentence of a Lark grammar.",
+             texts, or a sentence of a grammar in GBNF or Lark's language.",
         )
 }
 
-/// How [`read_with_schema`] is described.
-pub(crate) fn with_schema(object: Object) -> Object {
-    with_formats(object).field(
-        JSON_SCHEMA,
-        json!({"type": ["object", "boolean"]}),
-        "The JSON Schema that the text must be of.",
-    )
+/// How [`read_with_others`] is described.
+pub(crate) fn with_other_formats(object: Object) -> Object {
+    let object = with_formats(object)
+        .field(
+            JSON_SCHEMA,
+            json!({"type": ["object", "boolean"]}),
+            "The JSON Schema that the text must be of, as llama.cpp says it.",
+        )
+        .field(
+            GRAMMAR,
+            json!({"type": "string"}),
+            "A grammar that the text must be a sentence of, in GBNF, as llama.cpp says it, or in Lark's language.",
+        );
+    GUIDED.into_iter().fold(object, |object, (param, form)| {
+        let description =
+            format!("`structured_outputs.{form}`, as earlier versions of vLLM say it.");
+        object.field(param, form_schema(form), &description)
+    })
+}
+
+/// How a form of `structured_outputs` is described.
+fn form_schema(form: &str) -> Value {
+    match form {
+        "json" => json!({"type": ["object", "boolean", "string"]}),
+        "json_object" => json!({"type": "boolean"}),
+        "choice" => json!({"type": "array", "items": {"type": "string"}, "minItems": 1}),
+        _ => json!({"type": "string"}),
+    }
 }
 
 fn response_format(value: Value) -> Result<Option<Format>, ApiError> {
@@ -176,33 +213,43 @@ fn structured_outputs(value: Value) -> Result<Format, ApiError> {
     let Value::Object(mut object) = value else {
         return Err(ApiError::field(STRUCTURED_OUTPUTS, show(&value), EXPECTED));
     };
-    object.retain(|name, value| !value.is_null() && (*value != false || name == "json"));
+    object.retain(|form, value| says_something(form, value));
     let mut given = object.into_iter();
-    let (Some((name, value)), None) = (given.next(), given.next()) else {
+    let (Some((form, value)), None) = (given.next(), given.next()) else {
         let value = "an object with none or several of them".into();
         return Err(ApiError::field(STRUCTURED_OUTPUTS, value, EXPECTED));
     };
-    let at = format!("{STRUCTURED_OUTPUTS}.{name}");
-    match (name.as_str(), value) {
-        ("json", Value::String(text)) => match serde_json::from_str(&text) {
-            Ok(value) => schema(&at, value).map(Format::JsonSchema),
-            Err(_) => Err(ApiError::field(at, quote(&text), "a JSON Schema")),
-        },
-        ("json", value) => schema(&at, value).map(Format::JsonSchema),
-        ("json_object", Value::Bool(_)) => Ok(Format::json_object()),
-        ("regex", Value::String(regex)) => Ok(Format::Regex(regex)),
-        ("grammar", Value::String(grammar)) => Ok(Format::Lark(grammar)),
-        ("choice", Value::Array(items)) => choices(&at, items),
-        ("json_object" | "regex" | "grammar" | "choice", value) => {
-            let expected = match name.as_str() {
-                "json_object" => "true or false",
-                "choice" => "an array of strings",
-                _ => "a string",
-            };
-            Err(ApiError::field(at, show(&value), expected))
-        }
-        (_, value) => Err(ApiError::field(at, show(&value), EXPECTED)),
+    let at = format!("{STRUCTURED_OUTPUTS}.{form}");
+    match GUIDED.iter().any(|(_, known)| *known == form) {
+        true => one_of_them(&at, &form, value),
+        false => Err(ApiError::field(at, show(&value), EXPECTED)),
     }
+}
+
+/// Whether a form is asked for: null and false are as good as leaving it out, except that `false` is a schema, of nothing.
+fn says_something(form: &str, value: &Value) -> bool {
+    !value.is_null() && (*value != false || form == "json")
+}
+
+/// One of the forms of `structured_outputs`.
+fn one_of_them(at: &str, form: &str, value: Value) -> Result<Format, ApiError> {
+    let (value, expected) = match (form, value) {
+        ("json", Value::String(text)) => {
+            return match serde_json::from_str(&text) {
+                Ok(value) => schema(at, value).map(Format::JsonSchema),
+                Err(_) => Err(ApiError::field(at, quote(&text), "a JSON Schema")),
+            };
+        }
+        ("json", value) => return schema(at, value).map(Format::JsonSchema),
+        ("json_object", Value::Bool(_)) => return Ok(Format::json_object()),
+        ("regex", Value::String(regex)) => return Ok(Format::Regex(regex)),
+        ("grammar", Value::String(grammar)) => return Ok(Format::grammar(grammar)),
+        ("choice", Value::Array(items)) => return choices(at, items),
+        ("json_object", value) => (value, "true or false"),
+        ("choice", value) => (value, "an array of strings"),
+        (_, value) => (value, "a string"),
+    };
+    Err(ApiError::field(at, show(&value), expected))
 }
 
 fn choices(at: &str, items: Vec<Value>) -> Result<Format, ApiError> {
@@ -248,12 +295,12 @@ mod tests {
     use super::*;
 
     fn told(value: Value) -> Option<Value> {
-        let format = read_with_schema(&mut Fields::of(value)).expect("a format");
+        let format = read_with_others(&mut Fields::of(value)).expect("a format");
         format.as_ref().map(OutputFormat::told)
     }
 
     fn refusal(value: Value) -> String {
-        let format = read_with_schema(&mut Fields::of(value));
+        let format = read_with_others(&mut Fields::of(value));
         format.expect_err("it is refused").to_string()
     }
 
@@ -284,10 +331,28 @@ mod tests {
             json!({"regex": "[a-z]+"}),
             json!({"choice": ["yes", "no"]}),
             json!({"grammar": "start: \"a\""}),
+            json!({"grammar": "root ::= \"a\""}),
         ] {
+            let (name, value) = form
+                .as_object()
+                .and_then(|form| form.iter().next())
+                .expect("one");
+            assert_eq!(
+                told(json!({format!("guided_{name}"): value})),
+                Some(form.clone())
+            );
             let asked = json!({"structured_outputs": form});
             assert_eq!(told(asked), Some(form));
         }
+        let grammar = json!({"grammar": "root ::= \"a\""});
+        assert_eq!(told(grammar.clone()), Some(grammar));
+        assert_eq!(told(json!({"grammar": ""})), None);
+        assert_eq!(told(json!({"guided_json": schema.to_string()})), as_json);
+        assert_eq!(told(json!({"guided_json_object": true})), object);
+        assert_eq!(
+            told(json!({"guided_json_object": false, "guided_regex": null})),
+            None
+        );
         assert_eq!(told(json!({"response_format": {"type": "text"}})), None);
         assert_eq!(told(json!({})), None);
     }
@@ -327,6 +392,18 @@ mod tests {
             (
                 json!({"json_schema": 5}),
                 "json_schema: 5 is not a JSON Schema, which is an object",
+            ),
+            (
+                json!({"grammar": ["a"]}),
+                "grammar: an array of 1 is not a string",
+            ),
+            (
+                json!({"guided_choice": "a"}),
+                "guided_choice: \"a\" is not an array of strings",
+            ),
+            (
+                json!({"guided_regex": "a", "grammar": "root ::= \"a\""}),
+                "guided_regex: a second output format is not possible beside grammar",
             ),
         ] {
             assert_eq!(refusal(asked), message);

@@ -53,10 +53,6 @@ pub(crate) const OPENAI: Inactive = Inactive {
         ("chat_template_kwargs", &["{}"]),
         ("continue_final_message", &["false"]),
         ("documents", &["[]"]),
-        ("guided_choice", &[]),
-        ("guided_grammar", &[]),
-        ("guided_json", &[]),
-        ("guided_regex", &[]),
         ("length_penalty", &["1"]),
         ("logits_processors", &["[]"]),
         ("prompt_logprobs", &[]),
@@ -66,7 +62,6 @@ pub(crate) const OPENAI: Inactive = Inactive {
         ("truncate_prompt_tokens", &[]),
         ("use_beam_search", &["false"]),
         // llama.cpp
-        ("grammar", &["\"\""]),
         ("lora", &["[]"]),
         ("n_indent", &["0"]),
         ("n_predict", &[]),
@@ -102,7 +97,6 @@ pub(crate) const LLAMA_CPP: Inactive = Inactive {
         ("chat_parser", &["\"\""]),
         ("continue_final_message", &["false"]),
         ("echo", &["false"]),
-        ("grammar", &["\"\""]),
         ("grammar_lazy", &["false"]),
         ("grammar_triggers", &["[]"]),
         ("image_data", &["[]"]),
@@ -226,8 +220,8 @@ mod tests {
             Err("tools: an array of 1 is not supported here; leave it out or say []".into())
         );
         assert_eq!(
-            check(json!({"guided_regex": "a+"})),
-            Err("guided_regex: \"a+\" is not supported here; leave it out".into())
+            check(json!({"chat_template": "x"})),
+            Err("chat_template: \"x\" is not supported here; leave it out".into())
         );
         assert!(check(json!({"length_penalty": 2})).is_err());
     }

@@ -45,7 +45,7 @@ impl Source<'_> {
             ("n_discard", json!(0)),
             ("stream", json!(wanted.stream)),
             ("n_probs", json!(wanted.n_probs)),
-            ("grammar", json!("")),
+            ("grammar", self.grammar()),
             ("lora", json!([])),
             ("timings_per_token", json!(wanted.timings_per_token)),
             ("post_sampling_probs", json!(wanted.post_sampling_probs)),
@@ -60,6 +60,14 @@ impl Source<'_> {
             settings.insert("structured_outputs".into(), format.clone());
         }
         settings
+    }
+
+    /// The grammar that the text must be a sentence of; an empty text where it need not.
+    fn grammar(&self) -> Value {
+        let grammar = self
+            .structured_outputs
+            .and_then(|format| format.get("grammar"));
+        grammar.cloned().unwrap_or_else(|| json!(""))
     }
 }
 

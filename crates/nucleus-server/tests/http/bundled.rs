@@ -158,6 +158,46 @@ async fn r5_2_answers_are_json_of_the_schema() {
     rig.idle().await;
 }
 
+/// R5.2: llama.cpp's grammars and vLLM's names for formats, old and new, hold a text to the same.
+#[tokio::test]
+async fn r5_2_answers_are_sentences_of_the_grammar() {
+    let rig = rig();
+    let grammar =
+        "root ::= animal (\", \" animal){1,3} \".\"\nanimal ::= \"a fox\" | \"a hen\" | \"foxes\"";
+    let regex = "(a fox|a hen|foxes)(, (a fox|a hen|foxes)){1,3}[.]";
+    let is_sentence = |text: &Value| {
+        let text = text.as_str().expect("a text");
+        let animals: Vec<&str> = text.strip_suffix('.').expect(text).split(", ").collect();
+        let known = |animal: &&str| ["a fox", "a hen", "foxes"].contains(animal);
+        assert!(
+            (2..=4).contains(&animals.len()) && animals.iter().all(known),
+            "{text}"
+        );
+    };
+    let body = json!({"prompt": PROMPT, "seed": 4, "grammar": grammar});
+    let answer = rig.post("/completion", &body).await.json().await;
+    is_sentence(&answer["content"]);
+    assert_eq!(answer["generation_settings"]["grammar"], grammar);
+    for format in [
+        json!({"grammar": grammar}),
+        json!({"guided_grammar": grammar}),
+        json!({"guided_regex": regex}),
+        json!({"guided_choice": ["a fox, a hen."]}),
+    ] {
+        let mut body = json!({"prompt": PROMPT, "seed": 4, "max_tokens": 40});
+        let fields = body.as_object_mut().expect("an object");
+        fields.extend(format.as_object().expect("an object").clone());
+        let answer = rig.post("/v1/completions", &body).await.json().await;
+        is_sentence(&answer["choices"][0]["text"]);
+    }
+    let body = json!({"prompt": PROMPT, "seed": 4, "structured_outputs": {"grammar": grammar}});
+    let transcript = rig.execute(&body).await;
+    is_sentence(&transcript.text().into());
+    let told = &transcript.started["params"]["structured_outputs"];
+    assert_eq!(told, &json!({"grammar": grammar}));
+    rig.idle().await;
+}
+
 /// R5.2: what the text is to be is refused by name where it is not sound; a length cuts it, and says so.
 #[tokio::test]
 async fn r5_2_formats_that_are_not_sound_are_400() {
@@ -176,8 +216,10 @@ async fn r5_2_formats_that_are_not_sound_are_400() {
         (
             "/execute",
             "structured_outputs",
-            json!({"grammar": "root ::= \"a\""}),
+            json!({"grammar": "root ::= missing"}),
         ),
+        ("/completion", "grammar", json!("root ::= \"a")),
+        ("/v1/completions", "guided_regex", json!("(a")),
         ("/execute", "response_format", Value::Null),
         (
             "/completion",

@@ -346,7 +346,7 @@ async fn r5_1_response_fields_are_picked() {
 async fn r5_1_fields_are_not_passed_over_in_silence() {
     let rig = Rig::new(text(" a fox"));
     for (field, value) in [
-        ("grammar", json!("root ::= \"x\"")),
+        ("grammar_lazy", json!(true)),
         ("lora", json!([{"id": 0, "scale": 1}])),
         ("n_indent", json!(2)),
         ("return_progress", json!(true)),
