@@ -1,6 +1,7 @@
 // The launch for batches of which every row draws from the whole of its row.
 #include <cuda_runtime.h>
 
+#include "draw_again.cuh"
 #include "draw_finish.cuh"
 #include "launch.cuh"
 
@@ -16,7 +17,7 @@ __device__ __forceinline__ void begin() {
   let_next_launch_begin();
 }
 
-template <u32 DTYPE>
+template <u32 DTYPE, bool AGAIN>
 __global__ void __launch_bounds__(DRAW_THREADS, 1) draw_rows(const __grid_constant__ SamplingBatch batch, const __grid_constant__ DrawShape shape, bool pending) {
   using D = Drawer<DTYPE>;
   u32 block;
@@ -26,7 +27,7 @@ __global__ void __launch_bounds__(DRAW_THREADS, 1) draw_rows(const __grid_consta
   DrawState *const state = draw_state();
   const u32 warp = threadIdx.x / 32;
   if (threadIdx.x >= BRING_FROM) {
-    const Bringer<DTYPE> bringer{batch, shape, turns, state, block, warp - BRING_FROM / 32};
+    const Bringer<DTYPE, AGAIN> bringer{batch, shape, turns, state, block, warp - BRING_FROM / 32};
     if (bringer.team < shape.teams) bringer.prepare();
     begin();
     if (bringer.team < shape.teams && threadIdx.x % 32 == 0) bringer.take_turns();
@@ -47,14 +48,23 @@ __global__ void __launch_bounds__(DRAW_THREADS, 1) draw_rows(const __grid_consta
            kept(shape.slots), kept(shape.stage), kept(shape.stages), kept(shape.last)};
   if (drawer.meeting.first_warp) drawer.meeting.prepare();
   begin();
-  drawer.take_turns();
+  if constexpr (AGAIN) AgainDrawer<DTYPE>{drawer, kept(shape.again)}.take_turns();
+  else drawer.take_turns();
 }
 
 constexpr size_t BYTES_MAX = 232448;  // of shared memory that a block may have
 constexpr u32 LEAST_BLOCKS = 2;       // what is sent within a cluster needs one
 
-// Rows by clusters of so many blocks and teams; false: they are too long. `follow`: rows follow one another in a team.
-static bool share(const SamplingBatch &batch, u32 blocks, u32 teams, bool follow, DrawShape &shape, size_t &bytes) {
+// How rows may be shared out: by clusters of so many blocks and teams. `again`: stages come again, of which a ring holds `slots` at most.
+struct Way {
+  u32 blocks, teams;
+  bool again = false;
+  u32 slots = SLOTS_MOST;
+};
+
+// False: rows are too long, or nothing need come again. `follow`: rows follow one another in a team.
+static bool share(const SamplingBatch &batch, Way way, bool follow, DrawShape &shape, size_t &bytes) {
+  const auto [blocks, teams, again, slots] = way;
   const u32 size = batch.dtype == NUCLEUS_F32 ? 4 : 2, step = 32 * 16 / size;
   shape.blocks = blocks;
   shape.teams = teams;
@@ -67,23 +77,27 @@ static bool share(const SamplingBatch &batch, u32 blocks, u32 teams, bool follow
   shape.last = ((rest + warps - 1) / warps + step - 1) / step * step;
   const size_t before = sizeof(DrawState) + shape.message_bytes(), space = (BYTES_MAX - before) / size / teams;
   const u32 least = (shape.stages - 1) * shape.stage + shape.last * warps, most = static_cast<u32>(space / shape.stage);
-  shape.slots = !follow || most < shape.stages ? shape.stages : most < SLOTS_MOST ? most : SLOTS_MOST;
+  const u32 room = most < slots ? most : slots;
+  shape.slots = again ? room : !follow || most < shape.stages ? shape.stages : room;
+  shape.again = again && room < shape.stages ? shape.stages - room : 0;
   shape.ring = shape.slots == shape.stages ? least : shape.slots * shape.stage;
   bytes = before + static_cast<size_t>(shape.ring) * teams * size;
   constexpr u32 BYTES_AHEAD = 32768, BYTES_FEW = 98304;
   shape.ahead = bytes - before <= BYTES_FEW ? shape.stages : BYTES_AHEAD / (shape.stage * size * teams);
   shape.ahead = shape.ahead ? shape.ahead : 1;
-  return shape.stages <= STAGES_MOST && shape.warps() * shape.sums <= RUNS && least <= space;
+  return shape.stages <= STAGES_MOST && shape.warps() * shape.sums <= RUNS && (again ? room && shape.again : least <= space);
 }
 
-struct Way {
-  u32 blocks, teams;
+// The first that lets every row be resident is the fastest then.
+constexpr Way WAYS[] = {{8, 1}, {6, 1}, {5, 1}, {4, 1}, {6, 2}, {3, 1}, {2, 1}, {2, 1, true}, {3, 2}};
+
+using Kernel = void (*)(SamplingBatch, DrawShape, bool);
+struct Kernels {
+  Kernel of[2];  // the second: where stages come again
 };
 
-// The first that lets every row be resident is the fastest then.
-constexpr Way WAYS[] = {{8, 1}, {6, 1}, {5, 1}, {4, 1}, {6, 2}, {3, 1}, {2, 1}, {3, 2}};
-
 struct Chosen {
+  Way way{};
   DrawShape shape{};
   Shape grid;  // no blocks: rows are too long for every way
 
@@ -92,27 +106,31 @@ struct Chosen {
 };
 
 // False, and nothing is chosen: a block does not hold its slice of a row.
-static bool choose_way(const SamplingBatch &batch, const void *kernel, Way way, Chosen &chosen, cudaError_t &error) {
+static bool choose_way(const SamplingBatch &batch, const Kernels &kernels, Way way, Chosen &chosen, cudaError_t &error) {
   Chosen other;
-  if (error != cudaSuccess || !share(batch, way.blocks, way.teams, true, other.shape, other.grid.bytes)) return false;
+  if (error != cudaSuccess || !share(batch, way, true, other.shape, other.grid.bytes)) return false;
+  other.way = way;
   other.grid.threads = DRAW_THREADS;
   other.grid.blocks = way.blocks;
-  error = other.grid.fill(batch.rows, kernel);
+  error = other.grid.fill(batch.rows, reinterpret_cast<const void *>(kernels.of[way.again]));
   chosen = other;
   return error == cudaSuccess;
 }
 
 // Where not all rows can be resident: the fewest blocks that hold a row, in two teams if those are more than two; a half more or less of them in two teams if
 // these take three quarters of the rounds, of which each takes up to a quarter longer.
-static cudaError_t choose(const SamplingBatch &batch, const void *kernel, Chosen &chosen) {
+static cudaError_t choose(const SamplingBatch &batch, const Kernels &kernel, Chosen &chosen) {
   const bool many = batch.flags & NUCLEUS_BATCH_MANY_ROWS;
   cudaError_t error = cudaSuccess;
   if (batch.cluster) {
-    choose_way(batch, kernel, Way{batch.cluster > LEAST_BLOCKS ? batch.cluster : LEAST_BLOCKS, many ? TEAMS_MOST : 1}, chosen, error);
+    const Way way{batch.cluster > LEAST_BLOCKS ? batch.cluster : LEAST_BLOCKS, many ? TEAMS_MOST : 1};
+    // For tests rings of one slot.
+    if (batch.cluster < LEAST_BLOCKS && choose_way(batch, kernel, Way{way.blocks, 1, true, 1}, chosen, error)) return error;
+    if (!choose_way(batch, kernel, way, chosen, error)) choose_way(batch, kernel, Way{way.blocks, 1, true}, chosen, error);
     return error;
   }
   for (Way way : WAYS)
-    if (!many && choose_way(batch, kernel, way, chosen, error) && chosen.rounds(batch.rows) == 1) return error;
+    if (!many && !(way.again && batch.masks) && choose_way(batch, kernel, way, chosen, error) && chosen.rounds(batch.rows) == 1) return error;
   bool holds = !many && choose_way(batch, kernel, Way{LEAST_BLOCKS, 1}, chosen, error);
   for (u32 blocks = LEAST_BLOCKS; !holds && blocks <= MAX_BLOCKS; blocks *= 2) holds = choose_way(batch, kernel, Way{blocks, TEAMS_MOST}, chosen, error);
   Chosen other;
@@ -123,11 +141,14 @@ static cudaError_t choose(const SamplingBatch &batch, const void *kernel, Chosen
 
 template <u32 DTYPE>
 static cudaError_t launch(const SamplingBatch &batch, bool pending, cudaStream_t stream, Division &division) {
-  const auto kernel = draw_rows<DTYPE>;
-  cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES_MAX);
-  if (error == cudaSuccess) error = cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
+  const Kernels kernels{draw_rows<DTYPE, false>, draw_rows<DTYPE, true>};
+  cudaError_t error = cudaSuccess;
+  for (Kernel kernel : kernels.of) {
+    if (error == cudaSuccess) error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES_MAX);
+    if (error == cudaSuccess) error = cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
+  }
   Chosen chosen;
-  if (error == cudaSuccess) error = choose(batch, reinterpret_cast<const void *>(kernel), chosen);
+  if (error == cudaSuccess) error = choose(batch, kernels, chosen);
   DrawShape &shape = chosen.shape;
   Shape &grid = chosen.grid;
   if (error != cudaSuccess || !grid.blocks) return error;
@@ -135,13 +156,13 @@ static cudaError_t launch(const SamplingBatch &batch, bool pending, cudaStream_t
   if (batch.flags & NUCLEUS_BATCH_MANY_ROWS) grid.clusters = (batch.rows + 3) / 4;
   const u32 turns = (batch.rows + grid.clusters - 1) / grid.clusters;
   if (turns > TURNS_MOST) return cudaSuccess;
-  if (turns <= shape.teams) share(batch, shape.blocks, shape.teams, false, shape, grid.bytes);
+  if (turns <= shape.teams && !chosen.way.again) share(batch, chosen.way, false, shape, grid.bytes);
   division = Division{shape.blocks, shape.room, 1};
   cudaLaunchAttribute attributes[2];
   cudaLaunchConfig_t config = grid.config(attributes, stream);
   attributes[1] = begins_early();
   config.numAttrs = 2;
-  return cudaLaunchKernelEx(&config, kernel, batch, shape, pending);
+  return cudaLaunchKernelEx(&config, kernels.of[chosen.way.again], batch, shape, pending);
 }
 
 }  // namespace nucleus::draw

@@ -12,8 +12,8 @@
 
 namespace nucleus::draw {
 
-// The warp that brings a team's stages.
-template <u32 DTYPE>
+// The warp that brings a team's stages. AGAIN: see draw_again.cuh.
+template <u32 DTYPE, bool AGAIN>
 struct Bringer {
   static constexpr u32 SIZE = PartOf<DTYPE>::SIZE;
 
@@ -40,15 +40,23 @@ struct Bringer {
 #pragma unroll 1
     for (u32 turn = team; turn < turns.rows; turn += shape.teams) {
       const char *from = static_cast<const char *>(batch.logits) + (turns.index(turn) * batch.row_stride + slice) * SIZE;
-#pragma unroll 1
-      for (u32 first = slice, stage = 0; stage < shape.stages; ++stage, first += shape.stage, from += slot_bytes, at.advance(shape.slots)) {
+      auto bring = [&](u32 stage, u32 first, const char *from) {
         const u32 ids = first < end ? (end - first < shape.stage ? end - first : shape.stage) : 0, bytes = aligned ? ids * SIZE / 16 * 16 : 0;
         u64 *arrived = &state->arrived[team][at.slot];
         wait_for_copy(&state->weighed[team][at.slot], at.parity ^ 1);
         if (turn == team && stage == shape.ahead) receive(&state->planned[turn], 0);
         arrive_expecting(arrived, bytes);
         start_copy_to(ring + at.slot * slot_bytes, from, bytes, arrived);
-      }
+        at.advance(shape.slots);
+      };
+      const char *next = from;
+#pragma unroll 1
+      for (u32 first = slice, stage = 0; stage < shape.stages; ++stage, first += shape.stage, next += slot_bytes) bring(stage, first, next);
+      if constexpr (!AGAIN) continue;
+      receive(&state->planned[turn], 0);
+#pragma unroll 1
+      for (u32 left = shape.again * (state->plans[turn].sweeps() - 1), stage = 0; left; --left, stage = stage + 1 < shape.stages ? stage + 1 : 0)
+        bring(shape.stages, slice + stage * shape.stage, from + stage * slot_bytes);
     }
   }
 };
@@ -168,12 +176,12 @@ struct Drawer {
     return P::look_in([&](auto f) { sweep_coming(f); }, all, false, known);
   }
 
-  // The weights of the chunks, of stage i by lane i. `leaves`: nobody reads them after this.
+  // The weights of the chunks, of stage i by lane i. `sweep_all` calls begin(stage before), then add(vector) for this lane's tokens, then end() for each stage,
+  // and returns the last one.
   enum Pace { AS_THEY_ARE, RAISED, ONE_BY_ONE };
-  template <Pace PACE>
-  __device__ __forceinline__ u64 weigh(const Weighing &w, const DoubleAddends &addends, bool leaves) const {
+  template <Pace PACE, class S>
+  __device__ __forceinline__ u64 weigh_by(const Weighing &w, const DoubleAddends &addends, S sweep_all) const {
     const u32 lane = threadIdx.x % 32;
-    const bool leaver = leaves && lane == 0;
     u32 low = 0, high = 0;  // told of 27 bits each
     DoubleAddends::Sum sums[SUMS];
     u64 sum = 0;
@@ -182,8 +190,8 @@ struct Drawer {
       low = lane == stage ? low_sum : low;
       high = lane == stage ? high_sum : high;
     };
-    auto begin = [&](u32 stage, RingSlot) {
-      tell(stage - 1);  // while the next one is weighed
+    auto begin = [&](u32 before) {
+      tell(before);  // while the next one is weighed
 #pragma unroll
       for (u32 i = 0; i < SUMS; ++i) sums[i] = addends.none();
       sum = 0;
@@ -197,18 +205,30 @@ struct Drawer {
         else addends.template add<PACE == RAISED>(x[e], sums[e % SUMS]);
       }
     };
-    sweep(begin, add, [&](u32 stage, RingSlot at) {
-      __syncwarp();
-      if (leaver) arrive(&state->weighed[team][at.slot]);
+    tell(sweep_all(begin, add, [&] {
 #pragma unroll
       for (u32 i = 0; i < SUMS; ++i) sum += addends.taken(sums[i]);
-    });
-    tell(stages - 1);
+    }));
     return (static_cast<u64>(high) << 27) + low;
   }
-  __device__ __forceinline__ u64 weigh(const Weighing &w, float lowest, bool leaves) const {
+  template <class S>
+  __device__ __forceinline__ u64 weigh_by(const Weighing &w, float lowest, S sweep_all) const {
     const DoubleAddends addends(w);
-    return !addends.serve ? weigh<ONE_BY_ONE>(w, addends, leaves) : addends.reach(lowest) ? weigh<AS_THEY_ARE>(w, addends, leaves) : weigh<RAISED>(w, addends, leaves);
+    return !addends.serve            ? weigh_by<ONE_BY_ONE>(w, addends, sweep_all)
+           : addends.reach(lowest) ? weigh_by<AS_THEY_ARE>(w, addends, sweep_all)
+                                   : weigh_by<RAISED>(w, addends, sweep_all);
+  }
+  // `leaves`: nobody reads them after this.
+  __device__ __forceinline__ u64 weigh(const Weighing &w, float lowest, bool leaves) const {
+    const bool leaver = leaves && threadIdx.x % 32 == 0;
+    return weigh_by(w, lowest, [&](auto begin, auto add, auto end) {
+      sweep([&](u32 stage, RingSlot) { begin(stage - 1); }, add, [&](u32, RingSlot at) {
+        __syncwarp();
+        if (leaver) arrive(&state->weighed[team][at.slot]);
+        end();
+      });
+      return stages - 1;
+    });
   }
   // Where nothing is weighed. A stage that is left has arrived.
   __device__ __forceinline__ void leave_all() const {
@@ -294,30 +314,40 @@ struct Drawer {
     return told;
   }
 
+  // Where this lane tells what it tells of a row, in this block's shared memory; 0: it tells nothing.
+  __device__ __forceinline__ u32 told_at() const {
+    const u32 lane = threadIdx.x % 32, own = block * shape.members + member;
+    if (lane > shape.stages + 2 || (lane == shape.stages + 2 && own)) return 0;
+    const u32 at = lane < shape.stages        ? DrawShape::run_at((block * shape.sums + lane) * shape.members + member)
+                   : lane == shape.stages     ? shape.raw_at() + own
+                   : lane == shape.stages + 1 ? shape.there_at() + own
+                                              : shape.largest_at();
+    return shared_address(draw_messages() + at);
+  }
   // Sends it to the block that finishes the row, once that has read what lies there. `use`: rows that it has finished before.
-  __device__ __forceinline__ void tell(u32 to, u32 use, const Told &told) const {
-    const u32 lane = threadIdx.x % 32, stages = shape.stages;
-    const u32 warps = shape.members, own = block * warps + member;
+  __device__ __forceinline__ void tell(u32 to, u32 use, u32 at, const Told &told) const {
+    const u32 lane = threadIdx.x % 32;
     if (use) receive(&state->freed[to], (use - 1) & 1);
-    const u32 at = lane < stages         ? DrawShape::run_at((block * shape.sums + lane) * warps + member)
-                   : lane == stages      ? shape.raw_at() + own
-                   : lane == stages + 1 ? shape.there_at() + own
-                                         : shape.largest_at();
     const u64 word = lane < stages ? told.runs : lane == stages ? told.raw : lane == stages + 1 ? told.there : static_cast<u64>(told.raw_largest) << 32 | told.largest;
-    if (lane < stages + 2 || (lane == stages + 2 && own == 0))
-      asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.u64 [%0], %1, [%2];" ::"r"(address_in(shared_address(draw_messages() + at), to)), "l"(word),
+    if (at)
+      asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.u64 [%0], %1, [%2];" ::"r"(address_in(at, to)), "l"(word),
                    "r"(address_in(shared_address(&state->summed), to))
                    : "memory");
   }
-  __device__ __forceinline__ void take_turns() {
+  template <class W>
+  __device__ __forceinline__ void take_turns(W weigh_one) {
+    const u32 at = told_at();
     u32 to = team, use = 0;
 #pragma unroll 1
     for (u32 turn = team; turn < turns.rows; turn += shape.teams, to += shape.teams) {
       for (; to >= shape.blocks; to -= shape.blocks) use += 1;
-      tell(to, use, weigh_row(turn));
+      tell(to, use, at, weigh_one(turn));
 #pragma unroll 1
       for (u32 stage = 0; stage < stages; ++stage) start.advance(slots);
     }
+  }
+  __device__ __forceinline__ void take_turns() {
+    take_turns([&](u32 turn) { return weigh_row(turn); });
   }
 };
 

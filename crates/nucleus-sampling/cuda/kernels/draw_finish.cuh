@@ -138,55 +138,53 @@ struct Finisher {
     for (u32 e = 0; e < EACH; ++e) x[e] = id + e < end && allowed >> e & 1 ? x[e] : -infinity();
   }
 
-  // The token, of the run in which it is; one thread calls done(id, logit, weight). `meanwhile` is called while logits are on their way.
-  template <class M, class D>
-  __device__ __forceinline__ void draw_from(const Request &r, const Weighing &w, const Fall &fall, M meanwhile, D done) const {
-    const u32 lane = threadIdx.x % 32, end = fall.end < r.limit ? fall.end : r.limit;
-    const DoubleAddends addends(w);
-    u64 before = fall.before;
-#pragma unroll 1
-    for (u32 first = fall.first; first < end; first += EACH * FINISH_THREADS) {
-      const u32 id = first + thread() * EACH;
-      float x[EACH];
-      read(r, id, end, x);
-      if (first == fall.first) meanwhile();
-      u64 q[EACH], mine = 0;
+  // The weights of some tokens.
+  __device__ __forceinline__ static void weigh(const Weighing &w, const DoubleAddends &addends, const float (&x)[EACH], u64 (&q)[EACH]) {
+    if (addends.serve) {
 #pragma unroll
       for (u32 e = 0; e < EACH; ++e) {
         DoubleAddends::Sum sum = addends.none();
-        if (addends.serve) addends.add(x[e], sum);
-        q[e] = addends.serve ? addends.taken(sum) : w.q(x[e]);
+        addends.add(x[e], sum);
+        q[e] = addends.taken(sum);
       }
+    } else {
 #pragma unroll
-      for (u32 e = 0; e < EACH; ++e) mine += q[e];
-      const u64 through = prefix_sum(mine);
-      if (lane == 31) state->of_warps[thread() / 32] = through;
-      sync();
-      u64 at = before + through - mine;
-#pragma unroll
-      for (u32 i = 0; i < FINISH_WARPS; ++i) {
-        const u64 of_warp = state->of_warps[i];
-        at += i < thread() / 32 ? of_warp : 0;
-        before += of_warp;
-      }
-      if (fall.target >= at && fall.target - at < mine) {
-        u32 chosen = 0;
-        u64 rest = fall.target - at, weight = q[0];
-        float logit = x[0];
-        bool passes = true;
-#pragma unroll
-        for (u32 e = 0; e + 1 < EACH; ++e) {
-          passes &= rest >= q[e];
-          rest -= passes ? q[e] : 0;
-          chosen += passes;
-          weight = passes ? q[e + 1] : weight;
-          logit = passes ? x[e + 1] : logit;
-        }
-        done(id + chosen, logit + 0.0f, weight);
-      }
-      if (fall.target < before) return;
-      sync();
+      for (u32 e = 0; e < EACH; ++e) q[e] = w.q(x[e]);
     }
+  }
+  // The token, of the run in which it is; one thread calls done(id, logit, weight). `meanwhile` is called while logits are on their way.
+  template <class M, class D>
+  __device__ __forceinline__ void draw_from(const Request &r, const Weighing &w, const Fall &fall, M meanwhile, D done) const {
+    static_assert(CHUNK == EACH * FINISH_THREADS);
+    const u32 lane = threadIdx.x % 32, end = fall.end < r.limit ? fall.end : r.limit, id = fall.first + thread() * EACH;
+    float x[EACH];
+    read(r, id, end, x);
+    const DoubleAddends addends(w);
+    meanwhile();
+    u64 q[EACH], upto[EACH];
+    weigh(w, addends, x, q);
+    upto[0] = q[0];
+#pragma unroll
+    for (u32 e = 1; e < EACH; ++e) upto[e] = upto[e - 1] + q[e];
+    const u64 mine = upto[EACH - 1], through = prefix_sum(mine);
+    if (lane == 31) state->of_warps[thread() / 32] = through;
+    sync();
+    u64 before = fall.before + through - mine;
+#pragma unroll
+    for (u32 i = 0; i + 1 < FINISH_WARPS; ++i) before += i < thread() / 32 ? state->of_warps[i] : 0;
+    const u64 rest = fall.target - before;
+    if (fall.target < before || rest >= mine) return;
+    u32 chosen = 0;
+    u64 weight = q[0];
+    float logit = x[0];
+#pragma unroll
+    for (u32 e = 0; e + 1 < EACH; ++e) {
+      const bool passes = rest >= upto[e];
+      chosen += passes;
+      weight = passes ? q[e + 1] : weight;
+      logit = passes ? x[e + 1] : logit;
+    }
+    done(id + chosen, logit + 0.0f, weight);
   }
 
   __device__ __forceinline__ void finish(u32 turn, u32 use) const {
@@ -199,15 +197,15 @@ struct Finisher {
     const u64 uniform = uniform_of(r);
     receive(&state->summed, use & 1);
     expect();
-    const Fall fall = find(uniform);
     const u64 largest = draw_messages()[shape.largest_at()];
+    const u32 key = static_cast<u32>(largest);
     Weighing w;
     u32 status = NUCLEUS_OK;
-    const u32 key = static_cast<u32>(largest);
+    if (!begin_weighing_by(plan.s, value_of(key), w)) status = NUCLEUS_OVERFLOW;
+    if (!key) status = NUCLEUS_EMPTY;
+    if (key >= INFINITE) status = key == INFINITE ? NUCLEUS_OVERFLOW : NUCLEUS_NAN;
     if (!plan.served()) status = PENDING;
-    else if (key >= INFINITE) status = key == INFINITE ? NUCLEUS_OVERFLOW : NUCLEUS_NAN;
-    else if (!key) status = NUCLEUS_EMPTY;
-    else if (!begin_weighing_by(plan.s, value_of(key), w)) status = NUCLEUS_OVERFLOW;
+    const Fall fall = find(uniform);
     SampledToken *const out = batch.out + index;
     u64 raw_mass = 0;
     u32 there = 0;

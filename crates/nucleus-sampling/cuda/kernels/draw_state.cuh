@@ -26,6 +26,7 @@ struct DrawShape {
   u32 sums;           // a power of two: places for the weights of a warp's chunks
   u32 last;           // ids of a warp in a slice's last stage
   u32 slots, ring;    // of a team's ring; tokens of the ring
+  u32 again;          // stages that the ring does not hold beside the others: each sweep but a row's first brings so many of them again (draw_again.cuh)
   u32 ahead;          // stages of a team's first row that are asked for before its plan is there, for which reads would else wait behind them
 
   __host__ __device__ u32 warps() const { return blocks * members; }  // that share a row
@@ -56,6 +57,12 @@ struct alignas(16) DrawnPlan {
 
   __device__ __forceinline__ RowPlan plan() const {
     return RowPlan{static_cast<uint16_t>(packed >> 4 & 15), static_cast<uint16_t>(packed & 15), 0, packed >> 8, 0, 0, s, 0, mask};
+  }
+  // How often a slice is swept: looked at and weighed, as it came, too, if that is asked for and not the same.
+  __device__ __forceinline__ u32 sweeps() const {
+    const RowPlan row = plan();
+    const bool masked = row.flags & RowPlan::MASKED;
+    return !row.served() ? 1 : !(row.flags & RowPlan::RAW) || (row.s == scale(1.0f) && !masked) ? 2 : masked ? 4 : 3;
   }
   __device__ __forceinline__ static u32 pack(const RowPlan &plan) { return plan.limit << 8 | static_cast<u32>(plan.kind) << 4 | plan.flags; }
   // For this block.
