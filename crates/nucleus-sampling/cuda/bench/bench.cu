@@ -233,7 +233,7 @@ int main(int argc, char **argv) {
       batch.configs = d_configs.data;
       batch.programs = d_programs.data;
       batch.arena = d_arena.data;
-      batch.masks = d_masks.data;
+      batch.masks = c.allowed ? d_masks.data : nullptr;
       batch.mask_stride = batch.mask_words = MASK_WORDS;
       batch.out = out.data;
       DeviceArray<char> workspace(sampling_workspace_size(rows, 0));

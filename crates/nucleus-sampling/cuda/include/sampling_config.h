@@ -151,7 +151,7 @@ typedef struct {
   const SamplingConfig *configs;
   const SamplingProgram *programs;
   const uint32_t *arena;
-  const uint32_t *masks;           /* [mask][mask_stride], least significant bit first */
+  const uint32_t *masks;           /* [mask][mask_stride], least significant bit first; null where no row has one, which lets some batches be read faster */
   uint64_t mask_stride;            /* words from one mask to the next; a multiple of 4, and `masks` aligned to 16 bytes, is read faster */
   uint32_t mask_words;             /* words of a mask; ids beyond are forbidden */
   uint32_t cluster;                /* blocks a row: 1, 2, 4, 8, or 0 for the library's choice; never changes a result */

@@ -89,7 +89,7 @@ static bool share(const SamplingBatch &batch, Way way, bool follow, DrawShape &s
 }
 
 // The first that lets every row be resident is the fastest then.
-constexpr Way WAYS[] = {{8, 1}, {6, 1}, {5, 1}, {4, 1}, {6, 2}, {3, 1}, {2, 1}, {2, 1, true}, {3, 2}};
+constexpr Way WAYS[] = {{8, 1}, {6, 1}, {5, 1}, {4, 1}, {6, 2}, {3, 1}, {2, 1}, {3, 2}};
 
 using Kernel = void (*)(SamplingBatch, DrawShape, bool);
 struct Kernels {
@@ -117,8 +117,9 @@ static bool choose_way(const SamplingBatch &batch, const Kernels &kernels, Way w
   return error == cudaSuccess;
 }
 
-// Where not all rows can be resident: the fewest blocks that hold a row, in two teams if those are more than two; a half more or less of them in two teams if
-// these take three quarters of the rounds, of which each takes up to a quarter longer.
+// Where not all rows can be resident: the fewest blocks that hold a row, in two teams if those are more than two; two blocks for each row, whose stages come again,
+// where these would take three rounds; a half more or less of them in two teams if these take three quarters of the rounds, of which each takes up to a quarter
+// longer.
 static cudaError_t choose(const SamplingBatch &batch, const Kernels &kernel, Chosen &chosen) {
   const bool many = batch.flags & NUCLEUS_BATCH_MANY_ROWS;
   cudaError_t error = cudaSuccess;
@@ -130,10 +131,16 @@ static cudaError_t choose(const SamplingBatch &batch, const Kernels &kernel, Cho
     return error;
   }
   for (Way way : WAYS)
-    if (!many && !(way.again && batch.masks) && choose_way(batch, kernel, way, chosen, error) && chosen.rounds(batch.rows) == 1) return error;
+    if (!many && choose_way(batch, kernel, way, chosen, error) && chosen.rounds(batch.rows) == 1) return error;
   bool holds = !many && choose_way(batch, kernel, Way{LEAST_BLOCKS, 1}, chosen, error);
   for (u32 blocks = LEAST_BLOCKS; !holds && blocks <= MAX_BLOCKS; blocks *= 2) holds = choose_way(batch, kernel, Way{blocks, TEAMS_MOST}, chosen, error);
   Chosen other;
+  // Masks are put on stages again, each time that they come.
+  constexpr u32 ROUNDS_OF_AGAIN = 3;
+  if (holds && !many && !batch.masks && chosen.rounds(batch.rows) >= ROUNDS_OF_AGAIN && choose_way(batch, kernel, Way{LEAST_BLOCKS, 1, true}, other, error) && other.rounds(batch.rows) == 1) {
+    chosen = other;
+    return error;
+  }
   const Way way{chosen.shape.blocks == LEAST_BLOCKS ? 3u : 6u, TEAMS_MOST};
   if (holds && !many && choose_way(batch, kernel, way, other, error) && 4 * other.rounds(batch.rows) <= 3 * chosen.rounds(batch.rows)) chosen = other;
   return error;

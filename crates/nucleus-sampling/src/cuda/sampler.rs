@@ -521,7 +521,11 @@ impl CudaSampler {
                 configs: configs.cast(),
                 programs: programs.cast(),
                 arena: arena.cast(),
-                masks: masks.cast(),
+                masks: if packed.masks.is_empty() {
+                    std::ptr::null()
+                } else {
+                    masks.cast()
+                },
                 mask_stride: packed.mask_words as u64,
                 mask_words: packed.mask_words as u32,
                 cluster: self.options.cluster,
