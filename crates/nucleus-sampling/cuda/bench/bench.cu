@@ -81,6 +81,11 @@ static SamplingProgram program(std::vector<SamplingOp> ops) {
   return p;
 }
 
+// Whether an operation edits logits by id, or is a temperature.
+static bool is_leading(uint32_t code) {
+  return code == NUCLEUS_OP_NONE || code == NUCLEUS_OP_DRY || code == NUCLEUS_OP_NO_REPEAT_NGRAM || code == NUCLEUS_OP_PENALTIES || code == NUCLEUS_OP_TEMPERATURE;
+}
+
 // What a caller says of a batch of such rows.
 static uint32_t what_is_known(const Case &c) {
   if (c.allowed && c.allowed <= 4096) return NUCLEUS_BATCH_ALL_FEW;
@@ -88,7 +93,10 @@ static uint32_t what_is_known(const Case &c) {
   if (!c.bounded) {
     bool drawn = true;
     for (uint32_t i = 0; i < c.program.len; ++i) drawn &= c.program.ops[i].code == NUCLEUS_OP_TEMPERATURE || c.program.ops[i].code == NUCLEUS_OP_DRAW;
-    return NUCLEUS_BATCH_NONE_BOUNDED | unedited | (drawn ? NUCLEUS_BATCH_ALL_DRAWN : 0);
+    const SamplingOp *op = c.program.ops;
+    while (is_leading(op->code)) ++op;
+    const bool whole = op->code == NUCLEUS_OP_TOP_K ? op->threshold <= 384 : op->code == NUCLEUS_OP_DRAW || op->code == NUCLEUS_OP_TOP_P || op->code == NUCLEUS_OP_MIN_P || op->code == NUCLEUS_OP_ARGMAX;
+    return NUCLEUS_BATCH_NONE_BOUNDED | unedited | (drawn ? NUCLEUS_BATCH_ALL_DRAWN : 0) | (whole ? 0 : NUCLEUS_BATCH_NONE_WHOLE);
   }
   for (uint32_t i = 0; i < c.program.len; ++i)
     if (c.program.ops[i].code == NUCLEUS_OP_TOP_K || c.program.ops[i].code == NUCLEUS_OP_ARGMAX) return NUCLEUS_BATCH_ALL_BOUNDED | NUCLEUS_BATCH_ALL_COUNTED | unedited;

@@ -2,15 +2,13 @@
 // the exact path. Where a row was weighed before and keeps many tokens, it is not held (cut.cuh).
 #pragma once
 
+#include "by_sums.cuh"
 #include "control.cuh"
 #include "cut.cuh"
 #include "held_row.cuh"
 #include "unsliced.cuh"
 
 namespace nucleus {
-
-// What a row has come to.
-enum class Fate { DECIDED, STRANGE, MANY };  // STRANGE: not of numbers alone, or an edit had no room; MANY: more tokens count than a list holds
 
 // ln of the sum of exp over the row as it came, before it is changed. Two barriers of the cluster.
 __device__ __forceinline__ RawSums raw_before_changes(const DeviceTeam &team) {
@@ -199,11 +197,13 @@ __device__ __forceinline__ void sample_by_cluster(const SamplingBatch &batch, co
         if (raw) call.raw = raw_before_changes(team);
       });
       fate = Fate::MANY;
-      if (!exact && plan.kind != SlicePlan::EXACT && plan.kind != SlicePlan::MASS) fate = sample_row(call, plan);
+      const bool by_few = !exact && plan.kind != SlicePlan::EXACT && plan.kind != SlicePlan::MASS;
+      if (by_few) fate = sample_row(call, plan);
       if (fate == Fate::MANY) {
         if (raw && !call.raw.wanted) call.raw = raw_before_changes(team);
-        if (!exact || raw) team.cluster_sync();  // what was published is read, where meetings tell theirs
-        if (in_control(team, [&] { return sample_slices(call, unlisted); })) fate = Fate::DECIDED;
+        if (by_few || raw) team.cluster_sync();  // what was published is read, where meetings tell theirs
+        if (!exact && cuts_by_sums(sh->program)) fate = sample_by_sums(call);
+        if (fate == Fate::MANY && in_control(team, [&] { return sample_slices(call, unlisted); })) fate = Fate::DECIDED;
       }
     }
     if (fate != Fate::DECIDED) {

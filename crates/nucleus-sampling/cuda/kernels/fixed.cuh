@@ -115,10 +115,41 @@ HD_SLOW i64 log2_q48(u64 v) {
   return result;
 }
 
-HD i64 log2_q16(u64 v) { return (log2_q48(v) + (1ll << 31)) >> 32; }
+// log2(a / b) of positive numbers as whole + fraction, by the series of the inverse hyperbolic tangent; the fraction's error is below 2^-50.
+HD double log2_ratio(u64 a, u64 b, double &whole) {
+  int zeros = leading_zeros(a), zeros_of_b = leading_zeros(b);
+  double x = static_cast<double>(a << zeros), y = static_cast<double>(b << zeros_of_b);  // of one binade, 2^64 included
+  int exponent = zeros_of_b - zeros;
+  if (x > y * 1.4142135623730951) { y = y * 2.0; exponent += 1; }
+  if (y > x * 1.4142135623730951) { x = x * 2.0; exponent -= 1; }
+  whole = static_cast<double>(exponent);
+  // Terms up to z^23, |z| < 0.172, in three interleaved sums.
+  double z = (x - y) / (x + y), v = z * z, v3 = v * v * v;
+  double first = fma(fma(fma(1.0 / 21.0, v3, 1.0 / 15.0), v3, 1.0 / 9.0), v3, 1.0 / 3.0);
+  double second = fma(fma(fma(1.0 / 23.0, v3, 1.0 / 17.0), v3, 1.0 / 11.0), v3, 1.0 / 5.0);
+  double third = fma(fma(1.0 / 19.0, v3, 1.0 / 13.0), v3, 1.0 / 7.0);
+  double sum = fma(fma(third, v, second), v, first);
+  return fma(z * v, sum, z) * 2.8853900817779268147;
+}
 
-// Integer square root.
+// (log2_q48(v) + added) >> bits. The digits are computed one by one only where those that are left may depend on the last of them.
+HD_SLOW i64 log2_to(u64 v, u32 bits, i64 added) {
+  constexpr i64 OFF = 8;  // more than the logarithm in binary64 is
+  double whole;
+  const double fraction = log2_ratio(v ? v : 1, 1, whole);
+  const i64 near = static_cast<i64>(floor((whole + fraction) * 281474976710656.0)) + added, least = (near - OFF) >> bits, most = (near + OFF) >> bits;
+  return least == most ? least : (log2_q48(v) + added) >> bits;
+}
+HD i64 log2_q16(u64 v) { return log2_to(v, 32, 1ll << 31); }
+
+// Integer square root. Below 2^104 the root in binary64 is off by little, and put right.
 HD_SLOW u128 isqrt(u128 v) {
+  if (!(v >> 104)) {
+    u64 near = static_cast<u64>(sqrt(static_cast<double>(static_cast<u64>(v >> 64)) * 18446744073709551616.0 + static_cast<double>(static_cast<u64>(v))));
+    while (static_cast<u128>(near) * near > v) near -= 1;
+    while (static_cast<u128>(near + 1) * (near + 1) <= v) near += 1;
+    return near;
+  }
   u128 root = 0, bit = static_cast<u128>(1) << 126;
   while (bit > v) bit >>= 2;
   UNROLL_NOT
@@ -176,9 +207,15 @@ HD bool exceeds(u64 part, u64 total, u64 threshold) {
   return (static_cast<u128>(part) << 32) > static_cast<u128>(threshold) * total;
 }
 
-// moment / total in Q16, rounded down.
+// moment / total in Q16, rounded down. The quotient in binary64 is off by less than one, and put right, unless it is far larger than any mean of surprises.
 HD_SLOW i64 mean_q16_of(i64 moment, u64 total) {
-  i128 part = static_cast<i128>(moment) << 16, whole = total ? total : 1;
+  const i128 part = static_cast<i128>(moment) << 16, whole = total ? total : 1;
+  const double near = floor(static_cast<double>(moment) * 65536.0 / static_cast<double>(total ? total : 1));
+  if (fabs(near) < 1099511627776.0) {
+    const i64 mean = static_cast<i64>(near);
+    const i128 rest = part - whole * mean;
+    return rest < 0 ? mean - 1 : rest >= whole ? mean + 1 : mean;
+  }
   i128 mean = part / whole;
   return static_cast<i64>(part % whole < 0 ? mean - 1 : mean);
 }
@@ -219,7 +256,8 @@ struct Distances {
 HD_SLOW i64 deviation_q16(u64 count, u64 sum, u128 squares) {
   u128 n = count ? count : 1;
   u128 variance = n * squares - static_cast<u128>(sum) * sum;
-  return static_cast<i64>(((isqrt(variance << 2) / n) + 1) >> 1);
+  const u128 root = isqrt(variance << 2);
+  return static_cast<i64>(((root >> 64 ? root / n : static_cast<u64>(root) / static_cast<u64>(n)) + 1) >> 1);
 }
 
 // Philox4x32-10 (Salmon et al., 2011); returns word 1 over word 0.
@@ -248,23 +286,6 @@ HD float value_of(u32 key) { return float_of(key & 0x80000000u ? key & 0x7FFFFFF
 HD u64 place_of(float x, u32 id) { return static_cast<u64>(key_of(x)) << 32 | static_cast<u32>(~id); }
 HD float logit_at(u64 place) { return value_of(static_cast<u32>(place >> 32)); }
 HD u32 id_at(u64 place) { return ~static_cast<u32>(place); }
-
-// log2(a / b) of positive numbers as whole + fraction, by the series of the inverse hyperbolic tangent; the fraction's error is below 2^-50.
-HD double log2_ratio(u64 a, u64 b, double &whole) {
-  int zeros = leading_zeros(a), zeros_of_b = leading_zeros(b);
-  double x = static_cast<double>(a << zeros), y = static_cast<double>(b << zeros_of_b);  // of one binade, 2^64 included
-  int exponent = zeros_of_b - zeros;
-  if (x > y * 1.4142135623730951) { y = y * 2.0; exponent += 1; }
-  if (y > x * 1.4142135623730951) { x = x * 2.0; exponent -= 1; }
-  whole = static_cast<double>(exponent);
-  // Terms up to z^23, |z| < 0.172, in three interleaved sums.
-  double z = (x - y) / (x + y), v = z * z, v3 = v * v * v;
-  double first = fma(fma(fma(1.0 / 21.0, v3, 1.0 / 15.0), v3, 1.0 / 9.0), v3, 1.0 / 3.0);
-  double second = fma(fma(fma(1.0 / 23.0, v3, 1.0 / 17.0), v3, 1.0 / 11.0), v3, 1.0 / 5.0);
-  double third = fma(fma(1.0 / 19.0, v3, 1.0 / 13.0), v3, 1.0 / 7.0);
-  double sum = fma(fma(third, v, second), v, first);
-  return fma(z * v, sum, z) * 2.8853900817779268147;
-}
 
 // ln(q / Z); -inf for q = 0. The digits of the logarithms are computed one by one only where the float may depend on the last of them.
 HD float processed_logprob(u64 q, u64 total) {
@@ -305,7 +326,7 @@ HD u64 power_q32(i64 part, i64 whole, float exponent) {
   if (e == 0 || part >= whole) return ONE_Q32;
   u64 ratio = (static_cast<u64>(part) << 32) / static_cast<u64>(whole);
   if (!ratio) return 0;
-  i64 log2 = (log2_q48(ratio) - (32ll << 48)) >> 16;
+  i64 log2 = log2_to(ratio, 16, -(32ll << 48));
   return exp2_q32(static_cast<i64>((static_cast<i128>(log2) * e) / ONE_Q16));
 }
 

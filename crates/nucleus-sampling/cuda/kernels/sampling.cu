@@ -89,7 +89,7 @@ struct Launcher {
     const bool exact = batch.flags & NUCLEUS_BATCH_EXACT, many = batch.flags & NUCLEUS_BATCH_MANY_ROWS, chosen = batch.cluster == 0 && !many;
     const bool few = !exact && chosen && batch.flags & (NUCLEUS_BATCH_SOME_FEW | NUCLEUS_BATCH_ALL_FEW);
     const bool bounded = !exact && chosen && !(batch.flags & (NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_ALL_FEW));
-    const bool whole = !exact && (many || (chosen && !(batch.flags & (NUCLEUS_BATCH_ALL_BOUNDED | NUCLEUS_BATCH_ALL_FEW))));
+    const bool whole = !exact && (many || (chosen && !(batch.flags & (NUCLEUS_BATCH_ALL_BOUNDED | NUCLEUS_BATCH_ALL_FEW | NUCLEUS_BATCH_NONE_WHOLE))));
     if (bounded) {
       // Where every row is bounded by a count there is next to nothing left for a launch of clusters, nor where rows are many, bounded, without edits, and draw from
       // what min_p keeps; of short rows more may be, of which most have edits.

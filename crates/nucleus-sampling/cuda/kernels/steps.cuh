@@ -112,6 +112,35 @@ inline __device__ __noinline__ u32 list_in_slices(DeviceTeam team, u64 top, u64 
   return team.end_list(mass);
 }
 
+// The first key of the leader's list, descending, at which `base` and the weights so far suffice; where they never do, 0, or the last key if `ends`: the list is all
+// there is. The leader's first warp gets it, all others 0.
+template <class F>
+__device__ __forceinline__ u64 first_in_list(const DeviceTeam &team, u32 listed, u64 base, const Until &until, bool ends, F weight_of) {
+  if (!team.leader()) return 0;
+  Shared *sh = team.sh;
+  team.sort_list(listed);
+  // Each thread has the same number of tokens, one after another.
+  const u32 each_has = (listed + THREADS - 1) / THREADS, first = threadIdx.x * each_has;
+  u64 own = 0;
+  UNROLL_NOT
+  for (u32 i = first; i < first + each_has && i < listed; ++i) own += weight_of(sh->list[i]);
+  const u64 prefix = DeviceWarp{}.inclusive(own);
+  if (threadIdx.x % 32 == 31) sh->part[threadIdx.x / 32][0] = prefix;
+  if (threadIdx.x == 0) sh->told = ends ? sh->list[listed - 1] : 0;
+  __syncthreads();
+  u64 before = base + prefix - own;
+  UNROLL_NOT
+  for (u32 warp = 0; warp < threadIdx.x / 32; ++warp) before += sh->part[warp][0];
+  if (first < listed && !until(before) && until(before + own)) {
+    u32 i = first;
+    UNROLL_NOT
+    for (before += weight_of(sh->list[i]); !until(before); before += weight_of(sh->list[i])) ++i;
+    sh->told = sh->list[i];
+  }
+  __syncthreads();
+  return threadIdx.x < 32 ? sh->told : 0;
+}
+
 struct StepCut {
   u64 place = 0;  // the last place that is kept
   bool found = false;
@@ -120,7 +149,6 @@ struct StepCut {
 // Descending, the first token at which the sum of weights, or the count, suffices, in a range of bins. Not found: it lies elsewhere, or among too many tokens of
 // nearly one logit. The range is cut into as many bins again if a list does not hold it.
 inline __device__ __noinline__ StepCut cut_in_range(DeviceTeam team, u64 top, u64 bottom, Steps steps, StepRange range, float s, i32 max_n, Until until, bool by_mass) {
-  Shared *sh = team.sh;
   const Bounds bounds(top, bottom);
   Weighing w;
   w.s = s;
@@ -163,31 +191,7 @@ inline __device__ __noinline__ StepCut cut_in_range(DeviceTeam team, u64 top, u6
   });
   const u32 listed = team.end_list();
   if (listed > LIST_CAPACITY || !listed) return StepCut{};
-  u64 told[1] = {0};
-  if (team.leader()) {
-    team.sort_list(listed);
-    // Each thread has the same number of tokens, one after another.
-    const u32 each_has = (listed + THREADS - 1) / THREADS, first = threadIdx.x * each_has;
-    auto weight_of = [&](u32 i) { return by_mass ? w.q(logit_at(sh->list[i])) : 1; };
-    u64 own = 0;
-    UNROLL_NOT
-    for (u32 i = first; i < first + each_has && i < listed; ++i) own += weight_of(i);
-    const u64 prefix = DeviceWarp{}.inclusive(own);
-    if (threadIdx.x % 32 == 31) sh->part[threadIdx.x / 32][0] = prefix;
-    if (threadIdx.x == 0) sh->told = range.low ? 0 : sh->list[listed - 1];  // the last of all, if it never suffices
-    __syncthreads();
-    u64 before = base + prefix - own;
-    UNROLL_NOT
-    for (u32 warp = 0; warp < threadIdx.x / 32; ++warp) before += sh->part[warp][0];
-    if (first < listed && !until(before) && until(before + own)) {
-      u32 i = first;
-      UNROLL_NOT
-      for (before += weight_of(i); !until(before); before += weight_of(i)) ++i;
-      sh->told = sh->list[i];
-    }
-    __syncthreads();
-    told[0] = threadIdx.x < 32 ? sh->told : 0;
-  }
+  u64 told[1] = {first_in_list(team, listed, base, until, !range.low, [&](u64 own) { return by_mass ? w.q(logit_at(own)) : 1; })};
   team.max(told);
   return StepCut{told[0], told[0] != 0};
 }

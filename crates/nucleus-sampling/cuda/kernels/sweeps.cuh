@@ -82,8 +82,8 @@ inline __device__ __noinline__ u64 mass_in_slices(DeviceTeam team, u64 top, u64 
 inline __device__ __noinline__ Surprise surprise_in_slices(DeviceTeam team, u64 top, u64 bottom, float s, i32 max_n) {
   const Bounds bounds(top, bottom);
   Surprise own;
-  each_left(team, bounds, [&](u32, float x) {
-    const Exponent e(x, s);
+  each_of_four(team, bounds, [&](u32, u32, bool left, float x) {
+    const Exponent e(left ? x : -infinity(), s);
     own.add(e.weight(max_n), e.log2_q16(max_n));
   });
   u64 sums[2] = {own.total, static_cast<u64>(own.moment)};
@@ -169,7 +169,7 @@ inline __device__ __noinline__ u32 largest_below(DeviceTeam team, u64 top, u64 b
 // Returns the sum of the squares of the distances from the largest logit; `sum` becomes that of the distances.
 inline __device__ __noinline__ u128 distances_in_slices(DeviceTeam team, u64 top, u64 bottom, float largest, u64 &sum) {
   Distances own;
-  each_left(team, Bounds(top, bottom), [&](u32, float x) { own.add(x, largest); });
+  each_of_four(team, Bounds(top, bottom), [&](u32, u32, bool left, float x) { own.add(left ? x : largest, largest); });
   team.sum(own.sum);
   team.sum(own.halves);
   sum = own.sum[0];

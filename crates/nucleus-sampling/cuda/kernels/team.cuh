@@ -377,6 +377,24 @@ struct DeviceTeam {
       v[k] = LARGEST >> k & 1 ? warp.most(all) : warp.sum(all);
     }
   }
+  // The same of two words, where it is not known before which are added up.
+  __device__ __forceinline__ void reduce_by(u32 largest, u64 (&v)[2]) const {
+    const DeviceWarp warp;
+#pragma unroll
+    for (u32 k = 0; k < 2; ++k) v[k] = largest >> k & 1 ? warp.most(v[k]) : warp.sum(v[k]);
+    const auto told = meet(v);
+#pragma unroll
+    for (u32 k = 0; k < 2; ++k) {
+      u64 all = 0;
+#pragma unroll
+      for (u32 j = 0; j < MAX_BLOCKS * WARPS / 32; ++j) {
+        const u32 i = j * 32 + threadIdx.x % 32;
+        const u64 other = i < blocks * WARPS ? told[k][i] : 0;
+        all = largest >> k & 1 ? (other > all ? other : all) : all + other;
+      }
+      v[k] = largest >> k & 1 ? warp.most(all) : warp.sum(all);
+    }
+  }
   template <u32 N>
   __device__ __forceinline__ void sum(u64 (&v)[N]) const {
     reduce<0>(v);

@@ -21,9 +21,13 @@ __global__ void __launch_bounds__(THREADS, 1) weigh_rows(const __grid_constant__
   weigh_rows_of<DTYPE>(batch, whole, division, plans, pending);
 }
 
+// Rows up to which the launch of clusters begins while these blocks end. Where many do, a cluster takes what places are free first, so that fewer fit beside each
+// other than could, and the last begin when others have ended.
+constexpr u32 BEGUN_EARLY_MOST = 16;
+
 __global__ void __launch_bounds__(CHOOSE_THREADS, 4) choose_rows(const __grid_constant__ SamplingBatch batch, const __grid_constant__ Whole whole,
                                                                  const __grid_constant__ Division division, bool leaves_many) {
-  let_next_launch_begin();
+  if (gridDim.x <= BEGUN_EARLY_MOST) let_next_launch_begin();
   share_batch(shared_state(), batch);
   choose_row(batch, whole, division, blockIdx.x, leaves_many);
 }

@@ -250,7 +250,7 @@ static void check_crowds(const CorpusBatch &b, uint32_t number, cudaStream_t str
   for (uint32_t rows : {40u, 72u, 300u}) {
     Loaded crowd(b, stream, (rows + b.rows - 1) / b.rows);
     for (uint32_t flags : {0u, NUCLEUS_BATCH_ALL_BOUNDED, NUCLEUS_BATCH_ALL_BOUNDED | NUCLEUS_BATCH_ALL_COUNTED | NUCLEUS_BATCH_REQUEST_EACH, NUCLEUS_BATCH_NONE_BOUNDED,
-                           NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_NO_EDITS | NUCLEUS_BATCH_ALL_DRAWN, NUCLEUS_BATCH_SOME_FEW})
+                           NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_NO_EDITS | NUCLEUS_BATCH_ALL_DRAWN, NUCLEUS_BATCH_NONE_WHOLE, NUCLEUS_BATCH_SOME_FEW})
       crowd.check(number, Way{0, flags});
   }
 }
@@ -270,7 +270,7 @@ static void check_all_ways(const CorpusBatch &b, uint32_t number, cudaStream_t s
   for (uint32_t cluster : {0u, 1u, 2u, 4u, 8u})
     for (uint32_t flags : {0u, NUCLEUS_BATCH_EXACT, NUCLEUS_BATCH_EXACT | NUCLEUS_BATCH_UNLISTED, NUCLEUS_BATCH_MANY_ROWS, NUCLEUS_BATCH_ALL_BOUNDED, NUCLEUS_BATCH_ALL_BOUNDED | NUCLEUS_BATCH_ALL_COUNTED | NUCLEUS_BATCH_REQUEST_EACH, NUCLEUS_BATCH_NONE_BOUNDED,
                            NUCLEUS_BATCH_NO_EDITS, NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_NO_EDITS | NUCLEUS_BATCH_ALL_DRAWN,
-                           NUCLEUS_BATCH_MANY_ROWS | NUCLEUS_BATCH_ALL_DRAWN})
+                           NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_NONE_WHOLE, NUCLEUS_BATCH_MANY_ROWS | NUCLEUS_BATCH_ALL_DRAWN})
       if (!(flags & NUCLEUS_BATCH_EXACT) || cluster) loaded.check(number, Way{cluster, flags});
   for (uint32_t flags : {NUCLEUS_BATCH_SOME_FEW, NUCLEUS_BATCH_ALL_FEW, NUCLEUS_BATCH_SOME_FEW | NUCLEUS_BATCH_NONE_BOUNDED}) loaded.check(number, Way{0, flags});
   loaded.check_top(number);

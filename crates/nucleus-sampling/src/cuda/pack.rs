@@ -6,7 +6,8 @@ use crate::state::SamplerState;
 
 use super::layout::{
     BATCH_ALL_BOUNDED, BATCH_ALL_COUNTED, BATCH_ALL_DRAWN, BATCH_ALL_FEW, BATCH_DRAW_AFTER_MIN_P,
-    BATCH_NO_EDITS, BATCH_NONE_BOUNDED, BATCH_SOME_FEW, SamplingList, SamplingRow, row_flags,
+    BATCH_NO_EDITS, BATCH_NONE_BOUNDED, BATCH_NONE_WHOLE, BATCH_SOME_FEW, SamplingList,
+    SamplingRow, row_flags,
 };
 use super::slots::SlotRow;
 
@@ -94,6 +95,19 @@ impl<'a> Work<'a> {
         bounded.then_some(decides.code)
     }
 
+    /// Whether the row is weighed whole, or cut by the launches that do that, unless it is bounded.
+    fn is_whole(&self) -> bool {
+        let mut ops = self.params.tables().program.ops().iter();
+        let decides = ops.find(|op| !LEADING.contains(&op.code));
+        decides.is_some_and(|op| match op.code {
+            OpCode::TopK => op.threshold <= WHOLE_K,
+            code => matches!(
+                code,
+                OpCode::Draw | OpCode::TopP | OpCode::MinP | OpCode::Argmax
+            ),
+        })
+    }
+
     /// Whether nothing but the draw follows `min_p`, by which few tokens are left.
     fn draws_after_min_p(&self) -> bool {
         let mut ops = self.params.tables().program.ops().iter();
@@ -176,6 +190,8 @@ const LEADING: [OpCode; 5] = [
     OpCode::Penalties,
     OpCode::Temperature,
 ];
+/// The largest `top_k` that the launches for whole rows look at (`plan.cuh`).
+const WHOLE_K: u64 = 384;
 /// The largest `top_k` or `min_keep` of a request that few tokens decide (`BOUND_K` of `bounded.cuh`).
 const BOUND_K: u64 = 128;
 /// The most ids that it may edit, its history's repetitions counted (`EDITS_MOST` of `bounded.cuh`).
@@ -209,6 +225,8 @@ pub(super) struct Packed {
     counted: usize,
     /// And those by `min_p` that the usual draw follows at once.
     drawn_after: usize,
+    /// Rows that are neither, and weighed whole.
+    whole: usize,
     /// Rows that edit no logits by id.
     unedited: usize,
     /// Of those, the ones that draw from the whole row.
@@ -229,6 +247,7 @@ impl Packed {
         self.bounded = 0;
         self.counted = 0;
         self.drawn_after = 0;
+        self.whole = 0;
         self.unedited = 0;
         self.drawn = 0;
         // A mask without words forbids every id, for which one word is needed.
@@ -256,6 +275,8 @@ impl Packed {
                 let by_count = code != OpCode::MinP;
                 self.counted += usize::from(by_count);
                 self.drawn_after += usize::from(!by_count && row.draws_after_min_p());
+            } else {
+                self.whole += usize::from(row.is_whole());
             }
         }
     }
@@ -282,6 +303,7 @@ impl Packed {
         };
         bounded
             | told(self.few > 0, BATCH_SOME_FEW)
+            | told(self.whole == 0 && self.bounded < others, BATCH_NONE_WHOLE)
             | told(self.unedited == rows, BATCH_NO_EDITS)
             | told(self.drawn == rows, BATCH_ALL_DRAWN)
     }
@@ -515,6 +537,18 @@ mod tests {
             BATCH_NONE_BOUNDED | BATCH_NO_EDITS | BATCH_ALL_DRAWN
         );
         assert_eq!(flag(&[&greedy], LogprobsMode::Raw), BATCH_NONE_BOUNDED);
+        let typical = SamplingParams {
+            typical_p: Some(0.9),
+            ..SamplingParams::default()
+        };
+        assert_eq!(
+            flag(&[&typical, &min_p], processed),
+            BATCH_NO_EDITS | BATCH_NONE_WHOLE
+        );
+        assert_eq!(
+            flag(&[&typical, &drawn], processed),
+            BATCH_NONE_BOUNDED | BATCH_NO_EDITS
+        );
         let listed = SamplingParams {
             allowed_token_ids: Some(vec![5, 7]),
             repetition_penalty: Some(1.2),
