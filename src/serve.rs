@@ -143,9 +143,13 @@ fn log_to_stderr() {
 }
 
 #[cfg(test)]
+#[path = "../tests/worker/mod.rs"]
+mod worker;
+
+#[cfg(test)]
 mod tests {
     use std::io::{BufRead, BufReader, Read};
-    use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+    use std::net::{Ipv4Addr, SocketAddr};
     use std::process::{self, Stdio};
     use std::sync::Arc;
 
@@ -210,15 +214,9 @@ mod tests {
 
     /// What the worker answers to one request.
     fn ask(address: &str, head: &str, body: &str) -> String {
-        let mut stream = TcpStream::connect(address).expect("the worker listens");
-        write!(
-            stream,
-            "{head} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
-            body.len()
-        )
-        .expect("the worker reads");
         let mut answer = String::new();
-        stream.read_to_string(&mut answer).expect("an answer");
+        let stream = worker::send(address, head, body).read_to_string(&mut answer);
+        stream.expect("an answer");
         answer
     }
 
@@ -244,11 +242,8 @@ mod tests {
             .stderr(Stdio::piped())
             .spawn()
             .expect("this program runs");
-        let lines = BufReader::new(worker.stderr.take().expect("piped")).lines();
-        let mut lines = lines.map(|line| line.expect("messages are UTF-8"));
-        let address = lines
-            .find_map(|line| line.strip_prefix("listening on http://").map(str::to_owned))
-            .expect("the worker listens");
+        let mut lines = BufReader::new(worker.stderr.take().expect("piped")).lines();
+        let address = worker::address(&mut lines);
         let stream = ask(
             &address,
             "POST /execute",
@@ -261,7 +256,7 @@ mod tests {
         let health = ask(&address, "GET /health", "");
         assert!(health.starts_with("HTTP/1.1 503"), "{health}");
         assert!(health.contains("it fell off the bus"), "{health}");
-        let said: Vec<String> = lines.collect();
+        let said: Vec<String> = lines.map_while(Result::ok).collect();
         assert_eq!(worker.wait().expect("the worker ends").code(), Some(1));
         let last = said.last().expect("an error");
         assert!(

@@ -2,11 +2,12 @@
 //! and nvcc (`NUCLEUS_NVCC`, or on the path); `just test-gpu` runs it.
 #![cfg(all(unix, feature = "cuda"))]
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
+
+mod worker;
 
 const MODEL: &str = concat!(
     env!("CARGO_MANIFEST_DIR"),
@@ -29,17 +30,6 @@ fn trap(directory: &Path) -> PathBuf {
     library
 }
 
-fn send(address: &str, head: &str, body: &str) -> BufReader<TcpStream> {
-    let mut stream = TcpStream::connect(address).expect("the worker listens");
-    write!(
-        stream,
-        "{head} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
-        body.len()
-    )
-    .expect("the worker reads");
-    BufReader::new(stream)
-}
-
 /// Ended where the test did not go well.
 struct Ended(Child);
 
@@ -56,7 +46,7 @@ impl Drop for Ended {
 fn a_lost_gpu_ends_the_worker() {
     let directory = tempfile::tempdir().expect("a temporary folder");
     let broken = directory.path().join("broken");
-    let worker = Command::new(env!("CARGO_BIN_EXE_nucleus"))
+    let started = Command::new(env!("CARGO_BIN_EXE_nucleus"))
         .args([
             "serve", "--port", "0", "--device", "cuda:0", "--model", MODEL,
         ])
@@ -66,17 +56,14 @@ fn a_lost_gpu_ends_the_worker() {
         .stdin(Stdio::null())
         .stderr(Stdio::piped())
         .spawn();
-    let mut worker = Ended(worker.expect("the binary runs"));
-    let lines = BufReader::new(worker.0.stderr.take().expect("piped")).lines();
-    let mut lines = lines.map(|line| line.expect("messages are UTF-8"));
-    let address = lines
-        .find_map(|line| line.strip_prefix("listening on http://").map(str::to_owned))
-        .expect("the worker listens");
-    let said = std::thread::spawn(move || lines.collect::<Vec<_>>());
+    let mut program = Ended(started.expect("the binary runs"));
+    let mut lines = BufReader::new(program.0.stderr.take().expect("piped")).lines();
+    let address = worker::address(&mut lines);
+    let said = std::thread::spawn(move || lines.map_while(Result::ok).collect::<Vec<_>>());
 
     let endless = r#"{"prompt": "Once upon a time", "ignore_eos": true}"#;
     let mut streams: Vec<_> = (0..6)
-        .map(|_| send(&address, "POST /execute", endless))
+        .map(|_| worker::send(&address, "POST /execute", endless))
         .collect();
     let mut line = String::new();
     while line != "event: token\n" {
@@ -96,14 +83,14 @@ fn a_lost_gpu_ends_the_worker() {
     }
     assert!(told > 0, "every stream had ended before the GPU was lost");
     let mut health = String::new();
-    send(&address, "GET /health", "")
+    worker::send(&address, "GET /health", "")
         .read_to_string(&mut health)
         .expect("an answer");
     assert!(health.starts_with("HTTP/1.1 503"), "{health}");
     assert!(health.contains("the device is lost"), "{health}");
 
     let begun = Instant::now();
-    let status = worker.0.wait().expect("the worker ends");
+    let status = program.0.wait().expect("the worker ends");
     assert_eq!(status.code(), Some(1), "{status}");
     assert!(begun.elapsed() < Duration::from_secs(30));
     let said = said.join().expect("the reader ends");

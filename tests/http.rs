@@ -1,12 +1,14 @@
 //! The worker as a process that is told to end while it streams.
 #![cfg(all(unix, feature = "bundled-model"))]
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Read};
 use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+
+mod worker;
 
 /// A worker that listens; killed when it is dropped.
 struct Worker {
@@ -25,11 +27,7 @@ impl Worker {
             .spawn()
             .expect("the binary runs");
         let mut lines = BufReader::new(child.stderr.take().expect("piped")).lines();
-        let address = lines
-            .by_ref()
-            .map(|line| line.expect("messages are UTF-8"))
-            .find_map(|line| line.strip_prefix("listening on http://").map(str::to_owned))
-            .expect("the worker listens");
+        let address = worker::address(&mut lines);
         // Its log must go somewhere, or it would wait for a reader.
         std::thread::spawn(move || lines.for_each(drop));
         Self { child, address }
@@ -38,15 +36,7 @@ impl Worker {
     /// A stream that does not end before the context does, read as far as its first token.
     fn stream(&self) -> BufReader<TcpStream> {
         let body = r#"{"prompt": "Once upon a time", "ignore_eos": true}"#;
-        let mut stream = TcpStream::connect(&self.address).expect("the worker listens");
-        write!(
-            stream,
-            "POST /execute HTTP/1.1\r\nHost: {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
-            self.address,
-            body.len()
-        )
-        .expect("the worker reads");
-        let mut reader = BufReader::new(stream);
+        let mut reader = worker::send(&self.address, "POST /execute", body);
         let mut line = String::new();
         while line != "event: token\n" {
             line.clear();

@@ -27,3 +27,6 @@ mod refusing;
 mod serving;
 #[cfg(not(feature = "bundled-model"))]
 mod without_model;
+#[cfg(all(unix, feature = "bundled-model"))]
+#[path = "../worker/mod.rs"]
+mod worker;

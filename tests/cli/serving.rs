@@ -6,6 +6,7 @@ use std::process::{Child, ChildStderr, Command, Stdio};
 use std::time::Duration;
 
 use crate::support::{nucleus, run};
+use crate::worker;
 use serde_json::Value;
 
 /// A worker that listens; killed when it is dropped.
@@ -40,16 +41,7 @@ impl Worker {
             .spawn()
             .expect("the binary runs");
         let mut stderr = BufReader::new(child.stderr.take().expect("piped"));
-        let mut line = String::new();
-        while !line.starts_with("listening on ") {
-            line.clear();
-            let bytes = stderr.read_line(&mut line).expect("messages are UTF-8");
-            assert_ne!(bytes, 0, "the worker ended without listening");
-        }
-        let address = line
-            .trim()
-            .trim_start_matches("listening on http://")
-            .to_owned();
+        let address = worker::address(&mut stderr.by_ref().lines());
         Self {
             child,
             address,
@@ -59,16 +51,8 @@ impl Worker {
 
     /// Status line, headers and body of the answer.
     fn request(&self, head: &str, body: &str) -> (String, String) {
-        let mut stream = TcpStream::connect(&self.address).expect("the worker listens");
-        let length = body.len();
-        write!(
-            stream,
-            "{head} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}",
-            self.address
-        )
-        .expect("the worker reads");
         let mut answer = String::new();
-        stream
+        worker::send(&self.address, head, body)
             .read_to_string(&mut answer)
             .expect("the worker answers");
         let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
