@@ -268,10 +268,11 @@ impl Loaded {
         let params = overlay(recommended.clone(), flags);
         let compiled = self.engine.validate(&params).map_err(usage)?;
         notes.say(&format!("sampling: {}", describe(&params)));
-        for Warning { param, message } in compiled.warnings() {
-            if is_present(flags, param) || !is_present(recommended, param) {
-                notes.say(&format!("note: {param}: {message}"));
-            }
+        let about_flags = |warning: &&Warning| {
+            is_present(flags, warning.param) || !is_present(recommended, warning.param)
+        };
+        for warning in compiled.warnings().iter().filter(about_flags) {
+            notes.say(&format!("note: {warning}"));
         }
         Ok(params)
     }

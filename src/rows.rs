@@ -68,7 +68,7 @@ impl Inputs {
             .validate(&VocabInfo::new(vocab_size))
             .map_err(usage)?;
         for warning in params.warnings() {
-            notes.say(&format!("note: {}: {}", warning.param, warning.message));
+            notes.say(&format!("note: {warning}"));
         }
         let state = history.state(&params, vocab_size)?;
         Ok(Self {

@@ -33,7 +33,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     params
         .warnings()
         .iter()
-        .for_each(|warning| println!("{warning:?}"));
+        .for_each(|warning| println!("{warning}"));
 
     let mut sampler = CpuSampler::new(); // Once for the engine.
     let mut state = SamplerState::new(&params, &[1, 306, 4658]); // Once for each sequence; holds the prompt.

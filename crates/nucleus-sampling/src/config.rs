@@ -330,6 +330,12 @@ pub struct Warning {
     pub message: String,
 }
 
+impl std::fmt::Display for Warning {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.param, self.message)
+    }
+}
+
 /// A request, checked and compiled.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CompiledParams {

@@ -12,7 +12,8 @@ pub(crate) type Counts = HashMap<u32, u32>;
 
 /// History and running values of one sequence.
 ///
-/// It outlives eviction (it can be cloned and kept) and does not depend on where the sequence runs.
+/// It outlives eviction (it can be cloned and kept) and does not depend on where the sequence runs. Committing each token again with its
+/// [`feedback`](SampledToken::feedback) to a [new](Self::new) state of the same parameters, seed and prompt gives an equal one, unless it was rewound.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SamplerState {
     tokens: Vec<u32>,

@@ -1,5 +1,6 @@
 //! What every endpoint's request becomes before it goes to the engine.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -431,6 +432,12 @@ pub(crate) fn longest_prompt(engine: &Engine) -> usize {
         .max()
         .unwrap_or(0);
     longest.saturating_mul(engine.spec().context_length)
+}
+
+impl fmt::Display for ParamWarning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.param, self.message)
+    }
 }
 
 impl From<&nucleus_sampling::Warning> for ParamWarning {

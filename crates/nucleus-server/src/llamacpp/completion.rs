@@ -166,9 +166,7 @@ impl CompletionRequest {
         if let Some(first) = accepted.first() {
             let given = |param| matches!(self.given.get(param), Ok(Some(_)));
             let about_given = first.warnings.iter().filter(|warning| given(warning.param));
-            self.warnings.extend(
-                about_given.map(|warning| format!("{}: {}", warning.param, warning.message)),
-            );
+            self.warnings.extend(about_given.map(ToString::to_string));
         }
         answer::respond(accepted, self.wanted, self.settings, &self.warnings, &state).await
     }

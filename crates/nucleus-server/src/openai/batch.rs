@@ -166,10 +166,8 @@ impl Batch {
         let Some(first) = accepted.first() else {
             return;
         };
-        for warning in &first.warnings {
-            self.warnings
-                .push(format!("{}: {}", warning.param, warning.message));
-        }
+        let of_parameters = first.warnings.iter().map(ToString::to_string);
+        self.warnings.extend(of_parameters);
         let room = accepted.iter().map(|choice| choice.params.max_tokens).min();
         if let (Some(asked), Some(room)) = (self.settings.max_tokens, room)
             && asked > room
