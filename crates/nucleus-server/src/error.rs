@@ -149,13 +149,15 @@ pub enum ApiError {
     #[error("the request's target is too long")]
     UriTooLong,
     /// Nothing is at this path.
-    #[error("{path}: no such endpoint")]
+    #[error("{path}: no such endpoint; GET /docs shows those there are")]
     NotFound {
         /// The path as given, quoted.
         path: String,
     },
     /// The endpoint exists, the method does not.
-    #[error("{method}: this endpoint does not take this method")]
+    #[error(
+        "{method}: this endpoint does not take this method; the header allow says which it takes"
+    )]
     MethodNotAllowed {
         /// The method as given.
         method: String,

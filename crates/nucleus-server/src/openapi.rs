@@ -36,7 +36,7 @@ use std::borrow::Cow;
 
 use axum::body::Bytes;
 use axum::extract::State;
-use axum::http::{HeaderName, HeaderValue, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::response::IntoResponse;
 use nucleus_sampling::{PARAMS, Policy};
 use schemars::{JsonSchema, Schema, SchemaGenerator};
@@ -50,7 +50,7 @@ use crate::app::{self, AppState};
 /// The description as it is sent.
 pub(crate) struct Description {
     json: Bytes,
-    html: Bytes,
+    html: String,
 }
 
 impl Description {
@@ -58,7 +58,7 @@ impl Description {
     pub(crate) fn new(state: &AppState) -> Self {
         let document = document::document(&app::endpoints(), state);
         Self {
-            html: page::render(&document).into(),
+            html: page::render(&document),
             json: document.to_string().into(),
         }
     }
@@ -91,7 +91,7 @@ async fn openapi(State(state): State<AppState>) -> impl IntoResponse {
     )
 }
 
-async fn docs(State(state): State<AppState>) -> impl IntoResponse {
+async fn docs(State(state): State<AppState>, headers: HeaderMap) -> impl IntoResponse {
     const HEADERS: [(HeaderName, HeaderValue); 2] = [
         (
             header::CONTENT_TYPE,
@@ -102,7 +102,11 @@ async fn docs(State(state): State<AppState>) -> impl IntoResponse {
             HeaderValue::from_static("default-src 'none'; style-src 'unsafe-inline'"),
         ),
     ];
-    (HEADERS, state.description().html.clone())
+    let host = headers
+        .get(header::HOST)
+        .and_then(|host| host.to_str().ok());
+    let page = page::for_host(&state.description().html, host.unwrap_or_default());
+    (HEADERS, page)
 }
 
 /// How effective sampling parameters are described in answers.

@@ -191,9 +191,15 @@ fn named_schema(object: &mut Map<String, Value>) -> Result<Value, ApiError> {
     if let Some(value) = object.shift_remove("schema") {
         return schema("response_format.schema", value);
     }
-    let Some(Value::Object(mut named)) = object.shift_remove(JSON_SCHEMA) else {
-        let expected = "an object with a \"schema\"";
-        return Err(ApiError::field(AT, "what is there".into(), expected));
+    let mut named = match object.shift_remove(JSON_SCHEMA).unwrap_or_default() {
+        Value::Object(named) => named,
+        other => {
+            return Err(ApiError::field(
+                AT,
+                show(&other),
+                "an object with a \"schema\"",
+            ));
+        }
     };
     let value = named.shift_remove("schema");
     for inert in ["name", "description", "strict"] {
@@ -375,7 +381,7 @@ mod tests {
             ),
             (
                 json!({"response_format": {"type": "json_schema"}}),
-                "response_format.json_schema: what is there is not an object with a \"schema\"",
+                "response_format.json_schema: null is not an object with a \"schema\"",
             ),
             (
                 json!({"response_format": {"type": "text", "schema": {}}}),

@@ -14,6 +14,19 @@ code,pre{font:14px/1.4 ui-monospace,monospace}pre{background:var(--soft);padding
 table{border-collapse:collapse;width:100%}td,th{border-top:1px solid var(--line);padding:.3rem .5rem;text-align:left;vertical-align:top}\
 td:first-child{white-space:nowrap}.verb{display:inline-block;min-width:3.2rem;font-weight:700}a{color:var(--link)}";
 
+/// Where the page's commands call the worker, until [`for_host`] says where it is.
+const HOST: &str = "localhost:8080";
+
+/// The page as whoever asks that host for it sees it: its commands call the same host. A name that could be more than a name to a shell or
+/// in HTML is passed over.
+pub(super) fn for_host(page: &str, host: &str) -> String {
+    let known = |byte: u8| byte.is_ascii_alphanumeric() || b".-:[]".contains(&byte);
+    match !host.is_empty() && host.bytes().all(known) {
+        true => page.replace(HOST, host),
+        false => page.to_owned(),
+    }
+}
+
 /// The page.
 pub(super) fn render(document: &Value) -> String {
     let mut page = format!(
@@ -58,7 +71,7 @@ fn operation(path: &str, method: &str, operation: &Value) -> String {
     );
     let request = &operation["requestBody"]["content"]["application/json"]["schema"];
     if request.is_object() {
-        html.push_str(&example(path, &request["examples"][0]));
+        html.push_str(&example(path, operation, &request["examples"][0]));
         html.push_str(&fields(request));
     }
     html.push_str("<table><tr><th>Answer</th><th></th><th></th></tr>");
@@ -69,14 +82,22 @@ fn operation(path: &str, method: &str, operation: &Value) -> String {
     html
 }
 
-fn example(path: &str, example: &Value) -> String {
+/// A command that calls the endpoint, with a key where it needs one.
+fn example(path: &str, operation: &Value, example: &Value) -> String {
     if example.is_null() {
         return String::new();
     }
+    let needs_key = operation["responses"].get("401").is_some();
+    let key = if needs_key {
+        "-H \"Authorization: Bearer $NUCLEUS_API_KEY\" "
+    } else {
+        ""
+    };
     let body = example.to_string().replace('\'', "'\\''");
     let path = escape(path);
     format!(
-        "<pre>curl -N --json '{}' localhost:8080{path}</pre>",
+        "<pre>curl -N {}--json '{}' {HOST}{path}</pre>",
+        escape(key),
         escape(&body)
     )
 }
@@ -203,6 +224,22 @@ mod tests {
             prose(&json!("`a < b` & \"c\"")),
             "<code>a &lt; b</code> &amp; &quot;c&quot;"
         );
+    }
+
+    #[test]
+    fn commands_call_the_host_that_was_asked() {
+        let page = example("/execute", &json!({}), &json!({"prompt": "it's"}));
+        let command = |host| {
+            format!(
+                "<pre>curl -N --json '{{&quot;prompt&quot;:&quot;it'\\''s&quot;}}' {host}/execute</pre>"
+            )
+        };
+        assert_eq!(for_host(&page, "[::1]:9000"), command("[::1]:9000"));
+        for host in ["", "a;b", "<b>", "a b"] {
+            assert_eq!(for_host(&page, host), command(HOST), "{host}");
+        }
+        let with_key = example("/x", &json!({"responses": {"401": {}}}), &json!({}));
+        assert!(with_key.contains("-H &quot;Authorization: Bearer $NUCLEUS_API_KEY&quot; --json"));
     }
 
     #[test]
