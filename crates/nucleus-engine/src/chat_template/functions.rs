@@ -254,6 +254,11 @@ fn json(value: &Value, formatter: impl Formatter) -> Result<String, serde_json::
     String::from_utf8(bytes).map_err(serde::ser::Error::custom)
 }
 
+/// What comes between two elements.
+fn separate<W: ?Sized + io::Write>(writer: &mut W, first: bool) -> io::Result<()> {
+    writer.write_all(if first { b"" } else { b", " })
+}
+
 /// A space after each comma and colon.
 struct OneLine;
 
@@ -263,11 +268,7 @@ impl Formatter for OneLine {
         writer: &mut W,
         first: bool,
     ) -> io::Result<()> {
-        if first {
-            Ok(())
-        } else {
-            writer.write_all(b", ")
-        }
+        separate(writer, first)
     }
 
     fn begin_object_key<W: ?Sized + io::Write>(
@@ -275,11 +276,7 @@ impl Formatter for OneLine {
         writer: &mut W,
         first: bool,
     ) -> io::Result<()> {
-        if first {
-            Ok(())
-        } else {
-            writer.write_all(b", ")
-        }
+        separate(writer, first)
     }
 
     fn begin_object_value<W: ?Sized + io::Write>(&mut self, writer: &mut W) -> io::Result<()> {
