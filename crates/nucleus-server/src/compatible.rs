@@ -58,7 +58,7 @@ pub(crate) fn normalise(fields: &mut Fields, state: &AppState) -> Result<(), Api
     for (alias, name) in ALIASES {
         fields.rename(alias, name)?;
     }
-    seed(fields);
+    seed(fields)?;
     samplers(fields)?;
     bad_words(fields, state.engine.tokenizer(), &state.config.limits)
 }
@@ -214,17 +214,21 @@ pub(crate) fn with_logprobs_mode(object: Object) -> Object {
 }
 
 /// A negative seed is one of 64 bits too, as OpenAI has it; but -1 is a random one, as vLLM and llama.cpp have it.
-fn seed(fields: &mut Fields) {
-    match fields.value("seed") {
-        None => {}
-        Some(value) if value.as_i64() == Some(-1) => {}
-        Some(value) => {
-            let seed = value
-                .as_i64()
-                .map_or(value, |signed| signed.cast_unsigned().into());
-            fields.put("seed", seed);
+fn seed(fields: &mut Fields) -> Result<(), ApiError> {
+    let Some(value) = fields.value("seed") else {
+        return Ok(());
+    };
+    let seed = match (value.as_i64(), value.as_u64()) {
+        (Some(-1), _) => return Ok(()),
+        (Some(signed), _) => signed.cast_unsigned(),
+        (None, Some(seed)) => seed,
+        (None, None) => {
+            let expected = "an integer in [-2^63, 2^64-1]";
+            return Err(ApiError::field("seed", show(&value), expected));
         }
-    }
+    };
+    fields.put("seed", seed.into());
+    Ok(())
 }
 
 /// A string of `samplers` is llama.cpp's letters. adaptive-p is on by its target, and always last: its place says nothing.
@@ -354,6 +358,27 @@ mod tests {
         );
         for (letter, name) in LETTERS.iter().filter(|(letter, _)| *letter != 'a') {
             assert!(Stage::from_name(name).is_some(), "{letter}");
+        }
+    }
+
+    #[test]
+    fn a_seed_is_any_integer_of_64_bits() {
+        let seed_of = |value: Value| {
+            let mut fields = Fields::of(json!({"seed": value}));
+            seed(&mut fields).map(|()| fields.value("seed"))
+        };
+        assert_eq!(seed_of(json!(7)), Ok(Some(json!(7))));
+        assert_eq!(seed_of(json!(u64::MAX)), Ok(Some(json!(u64::MAX))));
+        assert_eq!(seed_of(json!(i64::MIN)), Ok(Some(json!(1_u64 << 63))));
+        assert_eq!(seed_of(json!(-1)), Ok(None));
+        for (wrong, shown) in [
+            (json!("x"), "\"x\""),
+            (json!(1.5), "1.5"),
+            (json!(true), "true"),
+        ] {
+            let error = seed_of(wrong).unwrap_err().to_string();
+            let expected = format!("seed: {shown} is not an integer in [-2^63, 2^64-1]");
+            assert_eq!(error, expected);
         }
     }
 
