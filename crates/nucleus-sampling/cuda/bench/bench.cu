@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <random>
 
 #include "../include/sampling_config.h"
@@ -105,6 +106,18 @@ static uint32_t what_is_known(const Case &c) {
   return NUCLEUS_BATCH_ALL_BOUNDED | NUCLEUS_BATCH_DRAW_AFTER_MIN_P | unedited;
 }
 
+constexpr uint32_t LIKELIEST = 20;  // tokens of a row
+
+// What profile.py tells the cases of a launch by.
+__global__ void next_case() {}
+
+static void launched(const char *name, const std::function<int()> &launch) {
+  next_case<<<1, 1>>>();
+  if (int code = launch()) { std::printf("launch %d\n", code); std::exit(1); }
+  CHECK(cudaDeviceSynchronize());
+  std::printf("case %s\n", name);
+}
+
 int main(int argc, char **argv) {
   cudaDeviceProp prop;
   CHECK(cudaGetDeviceProperties(&prop, 0));
@@ -145,7 +158,7 @@ int main(int argc, char **argv) {
   }
   const bool brief = argc > 1 && !std::strcmp(argv[1], "brief");  // without the exact path
   bool sweep = argc > 1 && !std::strcmp(argv[1], "clusters");
-  // `bench launch ROWS`: every case once on that many rows, for a profiler.
+  // `bench launch ROWS`: every case once on that many rows, for a profiler (profile.py).
   // `bench case NAME`: cases whose name contains NAME.
   // `bench exact ROWS NAME`: the exact path alone, of cases whose name contains NAME; 0 rows: every batch size.
   const bool exact_alone = argc > 3 && !std::strcmp(argv[1], "exact");
@@ -220,7 +233,7 @@ int main(int argc, char **argv) {
         row[r].position = 7;
         row[r].mirostat_mu = 10 << 16;
         row[r].mask = c.allowed ? static_cast<int32_t>(r) : -1;
-        row[r].flags = (c.raw ? 0 : NUCLEUS_ROW_PROCESSED) | (c.allowed && c.allowed <= 4096 ? NUCLEUS_ROW_FEW : 0);
+        row[r].flags = (c.raw ? 0 : NUCLEUS_ROW_PROCESSED) | (c.allowed && c.allowed <= 4096 ? NUCLEUS_ROW_FEW : 0) | (launch ? NUCLEUS_ROW_TOP : 0);
         row[r].history = {arena.size(), 1024, 0};
         row[r].prompt_len = 24;
         for (int i = 0; i < 1024; ++i) arena.push_back(random() % VOCAB);
@@ -256,9 +269,12 @@ int main(int argc, char **argv) {
         if (code) { std::printf("launch %d\n", code); std::exit(1); }
       };
       if (launch) {
-        run(0, 0, 0, nullptr);
-        CHECK(cudaDeviceSynchronize());
-        std::printf("%s\n", c.name);
+        batch.logits = logits.data;
+        DeviceArray<SamplingLogprob> top(static_cast<size_t>(rows) * LIKELIEST);
+        launched(c.name, [&] { run(0, 0, 0, nullptr); return 0; });
+        if (&c != &cases[0]) continue;
+        launched("likeliest tokens", [&] { return launch_top_logprobs(&batch, LIKELIEST, top.data, nullptr); });
+        launched("likeliest tokens, all on", [&] { return launch_top_processed(&batch, LIKELIEST, top.data, workspace.data, workspace.count, nullptr); });
         continue;
       }
       if (exact_alone) {
