@@ -73,6 +73,11 @@ sanitize-gpu:
     crates/nucleus-sampling/cuda/tests/sanitize.sh target/cuda-corpus.bin target/sanitize/sampling
     crates/nucleus-engine/cuda/tests/sanitize.sh target/sanitize/engine
 
+# On this machine's GPU: the sampler's kernels with warps that wait at random (docs/kernel.md).
+delays-gpu:
+    NUCLEUS_CUDA_CORPUS={{ justfile_directory() }}/target/cuda-corpus.bin cargo test -p nucleus-sampling --test cuda_corpus -- --ignored
+    crates/nucleus-sampling/cuda/tests/delays.sh target/cuda-corpus.bin target/delays/sampling
+
 # The sampler's tests on aarch64 with NEON, emulated. Needs `rustup target add aarch64-unknown-linux-musl` and qemu-aarch64.
 test-aarch64 *args:
     CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_LINKER="$(rustc --print sysroot)/lib/rustlib/$(rustc --print host-tuple)/bin/rust-lld" \

@@ -4,8 +4,8 @@
 // Usage: gpu_test CORPUS [BATCHES [PART [ROUNDS [STREAMS]]]]
 //   BATCHES: `111`, those of vocabularies up to that; `32000-32000/2`, two of those between, spread over all
 //   PART: `all`; `flat`, `drawn`, or `drawn` with a type, a vocabulary and rows such as `drawn,0,3001,20`, which take no batch of the corpus; for tools that are
-//     slow, and to be repeated, `top`, `single`, `processed` with a cluster such as `processed,2`, `late`, `crowds`, or a cluster and flags such as `0,8`, copies
-//     of each batch, and how many rows of them: `0,52,3`, `0,4,1,1`
+//     slow, and to be repeated, `processed` with a cluster such as `processed,2`, `top`, `single`, `late` or `crowds`, also with a number of rows such as `late,72`,
+//     or a cluster and flags such as `0,8`, copies of each batch, and how many rows of them: `0,52,3`, `0,4,1,1`
 //   ROUNDS: how often a part is gone through
 //   STREAMS: so many threads at once, each with a stream of its own: they share `all` out (8 unless told), and each goes through the whole of another part (1)
 #include <cuda_fp16.h>
@@ -107,7 +107,7 @@ struct Loaded {
     if (launch_top_logprobs(&batch, COUNT, top.data, stream)) { std::printf("launch of top\n"); std::exit(1); }
     CHECK(cudaStreamSynchronize(stream));
     std::vector<SamplingLogprob> got = top.host();
-    for (uint32_t r = 0; r < b.rows; ++r) {
+    for (uint32_t r = 0; r < std::min(rows, b.rows); ++r) {
       std::vector<std::pair<float, uint32_t>> order;
       bool usual = true;
       const uint32_t vocab = b.configs[b.row[r].request].vocab_size;
@@ -175,7 +175,7 @@ struct Loaded {
 
   // Logits and rows that a kernel in front, which lets the next begin at once, writes only when all launches may have begun.
   void check_late(uint32_t number, const Way &way) {
-    std::vector<SamplingRow> other = repeated_rows(b, rows / b.rows);
+    std::vector<SamplingRow> other = repeated_rows(b, (rows + b.rows - 1) / b.rows);
     std::rotate(other.begin(), other.begin() + 1, other.end());
     DeviceArray<char> late_logits(logits.count);
     DeviceArray<SamplingRow> late_row(other), late_few(said_to_be_few(other));
@@ -187,13 +187,13 @@ struct Loaded {
       CHECK(cudaGetLastError());
     });
   }
-  // Every row by the call for one row.
+  // So many rows by the call for one row.
   void check_single(uint32_t number) {
     batch.logits = logits.data;
     SingleCheck single{b, batch, stream};
     results += 1;
     if (!single.refuses()) failures += 1, std::printf("batch %u: a call for one row is not refused\n", number);
-    for (uint32_t r = 0; r < b.rows; ++r) {
+    for (uint32_t r = 0; r < rows; ++r) {
       results += 1;
       if (single.agrees(r)) continue;
       failures += 1;
@@ -245,10 +245,15 @@ static bool check_far_rows(Loaded &loaded, uint32_t number) {
   return true;
 }
 
-// A batch repeated to about as many rows as each way of working is for.
-static void check_crowds(const CorpusBatch &b, uint32_t number, cudaStream_t stream) {
-  for (uint32_t rows : {40u, 72u, 300u}) {
-    Loaded crowd(b, stream, (rows + b.rows - 1) / b.rows);
+// A batch repeated to so many rows and, of `whole` copies, a few more.
+static Loaded repeated_to(const CorpusBatch &b, cudaStream_t stream, uint32_t rows, bool whole) {
+  return Loaded(b, stream, (rows + b.rows - 1) / b.rows, whole ? ~0u : rows);
+}
+
+// A batch repeated to about as many rows as each way of working is for, or to so many.
+static void check_crowds(const CorpusBatch &b, uint32_t number, cudaStream_t stream, uint32_t of_rows = 0) {
+  for (uint32_t rows : of_rows ? std::vector<uint32_t>{of_rows} : std::vector<uint32_t>{40, 72, 300}) {
+    Loaded crowd = repeated_to(b, stream, rows, !of_rows);
     for (uint32_t flags : {0u, NUCLEUS_BATCH_ALL_BOUNDED, NUCLEUS_BATCH_ALL_BOUNDED | NUCLEUS_BATCH_ALL_COUNTED | NUCLEUS_BATCH_REQUEST_EACH, NUCLEUS_BATCH_NONE_BOUNDED,
                            NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_NO_EDITS | NUCLEUS_BATCH_ALL_DRAWN, NUCLEUS_BATCH_NONE_WHOLE, NUCLEUS_BATCH_SOME_FEW})
       crowd.check(number, Way{0, flags});
@@ -256,9 +261,9 @@ static void check_crowds(const CorpusBatch &b, uint32_t number, cudaStream_t str
 }
 
 // What the caller's kernel has not written yet when the launches begin.
-static void check_late(const CorpusBatch &b, uint32_t number, cudaStream_t stream) {
-  for (uint32_t rows : {1u, 72u}) {
-    Loaded loaded(b, stream, (rows + b.rows - 1) / b.rows);
+static void check_late(const CorpusBatch &b, uint32_t number, cudaStream_t stream, uint32_t of_rows = 0) {
+  for (uint32_t rows : of_rows ? std::vector<uint32_t>{of_rows} : std::vector<uint32_t>{1, 72}) {
+    Loaded loaded = repeated_to(b, stream, rows, !of_rows);
     for (uint32_t flags : {0u, NUCLEUS_BATCH_ALL_BOUNDED, NUCLEUS_BATCH_NONE_BOUNDED, NUCLEUS_BATCH_NO_EDITS, NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_NO_EDITS | NUCLEUS_BATCH_ALL_DRAWN,
                            NUCLEUS_BATCH_SOME_FEW, NUCLEUS_BATCH_ALL_FEW, NUCLEUS_BATCH_SOME_FEW | NUCLEUS_BATCH_NONE_BOUNDED})
       loaded.check_late(number, Way{0, flags});
@@ -287,13 +292,15 @@ static void check_all_ways(const CorpusBatch &b, uint32_t number, cudaStream_t s
 
 // One part of what there is to check of a batch.
 static void check_part(const CorpusBatch &b, uint32_t number, cudaStream_t stream, const char *part) {
-  if (!std::strcmp(part, "crowds")) return check_crowds(b, number, stream);
-  if (!std::strcmp(part, "late")) return check_late(b, number, stream);
+  uint32_t of_rows = 0;
+  if (!std::strcmp(part, "crowds") || std::sscanf(part, "crowds,%u", &of_rows) == 1) return check_crowds(b, number, stream, of_rows);
+  if (!std::strcmp(part, "late") || std::sscanf(part, "late,%u", &of_rows) == 1) return check_late(b, number, stream, of_rows);
   Way way{0, 0};
   uint32_t copies = 1, most_rows = ~0u;
-  const bool top = !std::strcmp(part, "top"), single = !std::strcmp(part, "single"), processed = !std::strncmp(part, "processed", 9);
+  const bool top = !std::strncmp(part, "top", 3), single = !std::strncmp(part, "single", 6), processed = !std::strncmp(part, "processed", 9);
   if (processed) std::sscanf(part, "processed,%u", &way.cluster);
-  else if (!top && !single && std::sscanf(part, "%u,%u,%u,%u", &way.cluster, &way.flags, &copies, &most_rows) < 2) {
+  else if (top || single) std::sscanf(part, top ? "top,%u" : "single,%u", &most_rows);
+  else if (std::sscanf(part, "%u,%u,%u,%u", &way.cluster, &way.flags, &copies, &most_rows) < 2) {
     std::fprintf(stderr, "%s is no part\n", part);
     std::exit(2);
   }
@@ -355,7 +362,7 @@ int main(int argc, char **argv) {
     }
     if (!flat) return;
     uint32_t flat_of_thread = 0, differ = 0;
-    check_all_flat(thread, streams, stream, flat_of_thread, differ);
+    for (uint32_t round = 0; round < rounds; ++round) check_all_flat(thread, streams, stream, flat_of_thread, differ);
     flat_results += flat_of_thread;
     failures += differ;
   };
@@ -363,7 +370,7 @@ int main(int argc, char **argv) {
   for (uint32_t thread = 1; thread < streams; ++thread) threads.emplace_back(go_through, thread);
   go_through(0);
   for (std::thread &thread : threads) thread.join();
-  if (drawn) {
+  for (uint32_t round = 0; drawn && round < rounds; ++round) {
     uint32_t type, vocab, rows, differ = 0;
     if (part && std::sscanf(part, "drawn,%u,%u,%u", &type, &vocab, &rows) == 3) check_drawn(DrawnRows(type, rows, vocab, 3), drawn_results, differ);
     else check_all_drawn(drawn_results, differ);

@@ -1,34 +1,22 @@
 #!/usr/bin/env bash
 # Every kernel of the sampler under compute-sanitizer, in cases so small that each tool comes to an end:   sanitize.sh CORPUS [BUILD]
 #
-# CORPUS is what tests/cuda_corpus.rs writes. In BUILD (target/sanitize/sampling) lie the programs, which are built unless they are there, and what each run said. Tells a line a run,
-# as they end, and at the end which kernels each tool has reached; fails if a tool found something, a result differed or a run did not come to an end. NUCLEUS_NVCC: the
-# compiler; SANITIZE_TOOLS, SANITIZE_SECONDS, SANITIZE_JOBS: which tools, how long a run may take, and how many go beside each other.
+# CORPUS is what tests/cuda_corpus.rs writes; `-`: the programs are built, and nothing is run. In BUILD (target/sanitize/sampling) lie the programs, which are built unless they are
+# there, and what each run said. Tells a line a run, as they end, and at the end which kernels each tool has reached; fails if a tool found something, a result differed, a run did
+# not come to an end or a tool did not reach a kernel. NUCLEUS_NVCC: the compiler; SANITIZE_TOOLS, SANITIZE_SECONDS, SANITIZE_JOBS: which tools, how long a run may take, and how
+# many go beside each other.
 # Launches do not overlap, since racecheck and initcheck cannot follow that; tests/gpu_test.cu has what overlapping launches need (`late`).
 set -uo pipefail
-corpus=$(realpath "$1")
+corpus=$1
 cuda=$(cd "$(dirname "$0")/.." && pwd)
 mkdir -p "${2:-target/sanitize/sampling}"
 build=$(cd "${2:-target/sanitize/sampling}" && pwd)
-nvcc=${NUCLEUS_NVCC:-nvcc}
 seconds=${SANITIZE_SECONDS:-120} # a run may take
+tools=${SANITIZE_TOOLS:-racecheck synccheck initcheck memcheck}
 export LAUNCHES=apart
-
-# program NAME FLAGS
-program() {
-  local name=$1 flags=(-O3 -lineinfo --fmad=false -gencode=arch=compute_90a,code=sm_90a $2) objects=() unit
-  [[ -x "$build/$name" ]] && return
-  mkdir -p "$build/$name.units"
-  for unit in "$cuda"/kernels/*.cu; do
-    unit=$(basename "$unit" .cu)
-    objects+=("$build/$name.units/$unit.o")
-    "$nvcc" "${flags[@]}" -std=c++20 -c "$cuda/kernels/$unit.cu" -o "$build/$name.units/$unit.o" &
-  done
-  wait
-  "$nvcc" "${flags[@]}" -std=c++17 -cudart static -Xlinker --wrap=cudaLaunchKernelExC -Xlinker --wrap=__cudaLaunchKernel "$cuda/tests/gpu_test.cu" "$cuda/tests/launches.cpp" \
-    "${objects[@]}" -o "$build/$name"
-}
-program gpu_test "" && program gpu_test_race -DNUCLEUS_RACECHECK || exit 2
+source "$cuda/tests/programs.sh"
+program gpu_test "-lineinfo" && program gpu_test_race "-lineinfo -DNUCLEUS_RACECHECK" NUCLEUS_RACECHECK gpu_test || exit 2
+[[ $corpus == - ]] && exit
 
 # What racecheck says of right code, by the functions whose accesses it names; anything else fails. tests/tools_test.cu shows the same of the smallest programs.
 known=(
@@ -69,26 +57,34 @@ start() {
   check "$@" &
 }
 
-# What reaches every kernel. A part is a cluster and flags (sampling_config.h), copies of the batch, rows. racecheck, which takes a minute for a few blocks, gets a row
-# at a time, and not the call for one row, which goes down the exact path for every row.
-tools=${SANITIZE_TOOLS:-memcheck initcheck synccheck racecheck}
+# What reaches every kernel, the longest runs first. A part is a cluster and flags (sampling_config.h), copies of the batch, rows. racecheck, which takes a minute for a few
+# blocks, gets a row at a time.
 for tool in $tools; do
-  rows=1,20 batches=/4 spread=/3 drawn=40000,20
-  [[ $tool == racecheck ]] && rows=1,1 batches=/1 spread=/1 drawn=3001,3
+  rows=1,20 batches=/4 spread=/3 drawn=40000,20 single=single
+  [[ $tool == racecheck ]] && rows=1,1 batches=/1 spread=/1 drawn=3001,3 single=single,1
   start "$tool" 32000-32000$spread 0,4,1,1                                                  # spread, a cluster of 8; for racecheck and synccheck of 2
   for type in 0 1 2; do start "$tool" 0-0 "drawn,$type,$drawn"; done                        # draws, by one team and by two, one row after another
   start "$tool" 111-111/2 0,4,9,140                                                         # relay: two rows a block
   for part in 0,0 0,64 0,8 0,776 2,2; do start "$tool" 111-111$batches "$part,$rows"; done # few ids, whole rows
   for part in 1,1 2,1 4,0; do start "$tool" 111-111$batches "$part,$rows"; done            # clusters, and their exact path
+  start "$tool" 32000-32000$spread top,1                                                   # likeliest tokens: a cluster of 8, and a block
   for part in top processed,1 processed,2; do start "$tool" 1-5/3 "$part"; done
   start "$tool" 6000-6000$batches "0,8,$rows" # rows that keep many tokens
+  start "$tool" 1-5/3 "$single"               # the call for one row
   [[ $tool == racecheck ]] && continue
   for part in 0,4,9,25 0,4,9,35 0,4,9,60 0,52,1,2; do start "$tool" 32000-32000/3 "$part"; done # spread: clusters of 4, 3 and 2, and its exact path
   start "$tool" 5-5/2 0,52,9,140                                                                # the exact path of relay
-  start "$tool" 1-5/3 single                                                                    # the call for one row
+  [[ $tool == synccheck ]] && continue
+  for part in late,20 crowds,72; do # what is written late, and crowds: every way that a caller's words choose
+    start "$tool" 5-5/1 "$part"
+    start "$tool" 111-111/1 "$part"
+  done
 done
 wait
+
 for tool in $tools; do
-  echo "$tool reached: $(grep -ah "^launched" "$build/$tool"_*.txt | sed -E 's/launched +[0-9]+ times: (void )?//; s/nucleus:://g' | sort -u | tr '\n' ' ')"
+  names=$(reached "$build/$tool"_*.txt)
+  echo "$tool reached: $names"
+  unreached "$names" | sed "s/^/$tool: /" | tee -a "$build/failed"
 done
-[[ ! -e "$build/failed" ]]
+[[ ! -s "$build/failed" ]]
