@@ -23,6 +23,28 @@ struct SliceTask {
 static_assert(sizeof(SliceTask) <= sizeof(Shared::task) && alignof(SliceTask) <= alignof(u64));
 __device__ __forceinline__ SliceTask *slice_task() { return reinterpret_cast<SliceTask *>(shared_state()->task); }
 
+// Where a block's warps meet when there is a new task; for racecheck also before it is told, since the tool does not see that what a warp has told of the last one depends on
+// what it had read.
+#ifdef NUCLEUS_RACECHECK
+static_assert(sizeof(SliceTask) + sizeof(u64) <= sizeof(Shared::task));
+__device__ __forceinline__ u64 *tasked() { return shared_state()->task + (sizeof(Shared::task) / sizeof(u64) - 1); }
+__device__ __forceinline__ void begin_tasks() {
+  if (threadIdx.x == 0) init_barrier(tasked(), THREADS);
+  __syncthreads();
+}
+__device__ __forceinline__ void end_tasks() {
+  __syncthreads();
+  if (threadIdx.x == 0) asm volatile("mbarrier.inval.shared::cta.b64 [%0];" ::"r"(shared_address(tasked())) : "memory");
+}
+__device__ __forceinline__ void meet_before_task() { meet_at(tasked()); }
+__device__ __forceinline__ void meet_for_task() { meet_at(tasked()); }
+#else
+__device__ __forceinline__ void begin_tasks() {}
+__device__ __forceinline__ void end_tasks() {}
+__device__ __forceinline__ void meet_before_task() {}
+__device__ __forceinline__ void meet_for_task() { __syncthreads(); }
+#endif
+
 // What the warp that runs the program sees as its team.
 struct SliceTeam : DeviceTeam {
   static constexpr bool SLICES = true;
@@ -32,11 +54,12 @@ struct SliceTeam : DeviceTeam {
   template <class F>
   __device__ __forceinline__ void ask(SliceTask::Kind kind, F tell) const {
     __syncwarp();
+    meet_before_task();
     if (threadIdx.x == 0) {
       slice_task()->kind = kind;
       tell(*slice_task());
     }
-    __syncthreads();
+    meet_for_task();
   }
   __device__ __forceinline__ void ask(SliceTask::Kind kind, u64 top, u64 bottom, float s = 0, i32 max_n = 0) const {
     ask(kind, [=](SliceTask &t) { set(t, top, bottom, s, max_n); });
@@ -74,7 +97,8 @@ inline __device__ __noinline__ void serve(DeviceTeam team) {
   const SliceTask &t = *slice_task();
 #pragma unroll 1
   for (;;) {
-    __syncthreads();
+    meet_before_task();
+    meet_for_task();
     u64 a = t.third, b = t.fourth;
     switch (t.kind) {
       case SliceTask::END: return;
@@ -268,12 +292,14 @@ __device__ __forceinline__ bool run_common(const SliceTeam &team, const Request 
 // Calls run(), by the first warp of the block, while the others make its sweeps; returns what it returned to all.
 template <class F>
 __device__ __forceinline__ bool in_control(const DeviceTeam &team, F run) {
+  begin_tasks();
   if (threadIdx.x < 32) {
     const bool answer = run();
     SliceTeam(team).ask(SliceTask::END, [=](SliceTask &t) { t.flag = answer; });
   } else {
     serve(team);
   }
+  end_tasks();
   return slice_task()->flag;
 }
 

@@ -59,14 +59,7 @@ __device__ __forceinline__ void share_now(T *to, T value) {
 #endif
 }
 
-// racecheck loses sight of who has met at a barrier that has a number: for it teams meet by an mbarrier, and lanes before they arrive at another barrier.
-__device__ __forceinline__ void meet_at(u64 *mbarrier) {
-  u64 phase;
-  asm volatile("mbarrier.arrive.shared::cta.b64 %0, [%1];" : "=l"(phase) : "r"(shared_address(mbarrier)) : "memory");
-  u32 done = 0;
-  while (!done)
-    asm volatile("{\n.reg .pred p;\nmbarrier.try_wait.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}" : "=r"(done) : "r"(shared_address(mbarrier)), "l"(phase) : "memory");
-}
+// For racecheck teams meet by an mbarrier (meet_at), and lanes before they arrive at another barrier.
 __device__ __forceinline__ void meet_for_racecheck() {
 #ifdef NUCLEUS_RACECHECK
   __syncwarp();

@@ -183,6 +183,9 @@ __device__ __forceinline__ void describe_rows(const SamplingBatch &batch) {
     if (!leads) {
       if (wanted) start_ids(Editable(batch, row->row, row->window), row);
       else if (local == 32) arrive(&sh->brought);
+#ifdef NUCLEUS_RACECHECK
+      if (!wanted && local == 32) wait_for_copy(&sh->brought, turn % 2);  // synccheck wants somebody to
+#endif
       if (turn == 0) leave(&sh->begun);
     }
     complete_description(batch, index, row, local);

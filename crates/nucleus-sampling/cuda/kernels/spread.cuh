@@ -61,6 +61,9 @@ struct RowState : Description {
   u32 threshold;     // a key that all of the row's first tokens reach; 0: any
   u64 told, arrived;  // mbarriers: the groups' largest logits are there; at the leading block, everything that was sent is
   u64 masked;         // mbarrier: the block's part of the mask is there
+#ifdef NUCLEUS_RACECHECK
+  u64 met[9][2];  // in place of barriers that have a number: by the number, and whether not all helping threads meet there
+#endif
   u32 maxima[BLOCK_WARPS];
   alignas(16) u32 reach[SAMPLES];
   alignas(16) u32 groups[GROUPS_MOST];   // keys
@@ -131,9 +134,17 @@ __device__ __forceinline__ u32 add_in(u32 to, u32 value) {
   return old;
 }
 // Named barriers of so many threads.
+#ifdef NUCLEUS_RACECHECK
+__device__ __forceinline__ u64 *meeting(u32 barrier, u32 threads) { return &row_state()->met[barrier][threads < HELPERS]; }
+template <u32 BARRIER, u32 THREADS>
+__device__ __forceinline__ void meet() { meet_at(meeting(BARRIER, THREADS)); }
+template <u32 BARRIER, u32 THREADS>
+__device__ __forceinline__ void pass() { arrive(meeting(BARRIER, THREADS)); }
+#else
 template <u32 BARRIER, u32 THREADS>
 __device__ __forceinline__ void meet() { asm volatile("barrier.sync %0, %1;" ::"n"(BARRIER), "n"(THREADS) : "memory"); }
 template <u32 BARRIER, u32 THREADS>
 __device__ __forceinline__ void pass() { asm volatile("barrier.arrive %0, %1;" ::"n"(BARRIER), "n"(THREADS) : "memory"); }
+#endif
 
 }  // namespace nucleus::spread

@@ -7,8 +7,13 @@ namespace nucleus::spread {
 
 constexpr u32 CHAIN_WARPS = 1 + CHAIN_MOST / 32;      // one chooses, the others compute log-probabilities meanwhile
 
+#ifdef NUCLEUS_RACECHECK
+__device__ __forceinline__ void chain_sync(u32 barrier) { meet_at(meeting(barrier, CHAIN_WARPS * 32)); }
+__device__ __forceinline__ void chain_arrive(u32 barrier) { arrive(meeting(barrier, CHAIN_WARPS * 32)); }
+#else
 __device__ __forceinline__ void chain_sync(u32 barrier) { asm volatile("bar.sync %0, %1;" ::"r"(barrier), "n"(CHAIN_WARPS * 32) : "memory"); }
 __device__ __forceinline__ void chain_arrive(u32 barrier) { asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "n"(CHAIN_WARPS * 32) : "memory"); }
+#endif
 
 // Writes the choice of a row whose slot goes on.
 static __device__ __noinline__ void write_and_commit(const SamplingBatch &batch, u32 index, u32 token, u32 kept, float logprob) {

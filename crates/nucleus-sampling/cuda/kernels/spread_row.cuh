@@ -1,6 +1,7 @@
 // What a block of a row's cluster does: from the description to the tokens that it sends to the leading block.
 #pragma once
 
+#include "spread_chain.cuh"
 #include "spread_edits.cuh"
 #include "spread_read.cuh"
 
@@ -35,6 +36,11 @@ struct Block : Reader<DTYPE, BLOCKS> {
       init_barrier(&sh->told, 1);
       init_barrier(&sh->arrived, BLOCKS * BLOCK_WARPS);
       init_barrier(&sh->masked, 32);
+#ifdef NUCLEUS_RACECHECK
+      auto init = [](u32 barrier, u32 threads) { init_barrier(meeting(barrier, threads), threads); };
+      init(CHAIN_TOTAL, CHAIN_WARPS * 32), init(CHAIN_LOGPROBS, CHAIN_WARPS * 32), init(COUNTED, READERS), init(PLANNED, READERS + 32);
+      init(DESCRIBED, BLOCK_THREADS - 32), init(MARKED, BLOCK_THREADS - 32), init(TOGETHER, HELPERS), init(TOGETHER, MARKERS), init(PLANNABLE, HELPERS);
+#endif
       sh->listed = sh->hit = sh->changed = sh->bans = sh->undecided = 0;
       publish_barriers();
       arrive_expecting(&sh->told, D::GROUPS * 4);
