@@ -60,39 +60,32 @@ __device__ __forceinline__ void mass_and_count(const DeviceTeam &team, const Bou
     kept += left;
     addends.add(left ? x : -infinity(), sums[e % 2]);
   };
-  if (bounds.top == ~0ull) {  // whole logits are cut off
-    team.each_four([&](u32 i, float4 v) {
-      if (!(fmaxf(fmaxf(v.x, v.y), fmaxf(v.z, v.w)) >= bounds.low)) return;
-      const float x[4] = {v.x, v.y, v.z, v.w};
-#pragma unroll
-      for (u32 e = 0; e < 4; ++e) add(e, i, x[e] >= bounds.low, x[e]);
-    });
-  } else {
-    each_of_four(team, bounds, add);
-  }
+  if (bounds.top == ~0ull) each_kept(team, bounds, add);
+  else each_of_four(team, bounds, add);  // XTC leaves most of a row
   own[0] = addends.taken(sums[0]) + addends.taken(sums[1]);
   own[1] = kept;
 }
 
+// As Surprise::add, in words of 32 bits where these hold what a token that weighs something has.
 __device__ __forceinline__ void sum_surprise(const DeviceTeam &team, const Bounds &bounds, float s, i32 max_n, u64 (&own)[2]) {
-  Surprise sums;
-  each_of_four(team, bounds, [&](u32, u32, bool left, float x) {
+  each_kept(team, bounds, [&](u32, u32, bool left, float x) {
     const Exponent e(left ? x : -infinity(), s);
-    sums.add(e.weight(max_n), e.log2_q16(max_n));
+    const u64 q = e.weight(max_n);
+    const i32 y = static_cast<i32>(static_cast<u32>(e.n - max_n) * 65536u + static_cast<u32>(__float2int_rn(e.f * 65536.0f)));
+    own[0] += q;
+    own[1] += static_cast<u64>((static_cast<i64>(q) * y) >> 16);
   });
-  own[0] = sums.total;
-  own[1] = static_cast<u64>(sums.moment);
 }
 
 __device__ __forceinline__ void sum_distances(const DeviceTeam &team, const Bounds &bounds, float largest, u64 (&own)[2]) {
-  u32 most = 0;
-  each_of_four(team, bounds, [&](u32, u32, bool left, float x) {
-    const u32 d = left ? static_cast<u32>(distance_q16(x, largest)) : 0;
+  u32 sum = 0, most = 0;
+  each_kept(team, bounds, [&](u32, u32, bool left, float x) {
+    const u32 d = left ? __float2uint_rn(fminf(largest - x, 32768.0f) * 65536.0f) : 0;  // distance_q16
     most = d > most ? d : most;
-    own[0] += d;
+    sum += d;
     own[1] += static_cast<u64>(d) * d;
   });
-  if (most >= SumsState::FAR) own[0] = 1ull << SumsState::FAR_AT;
+  own[0] = most < SumsState::FAR ? sum : 1ull << SumsState::FAR_AT;
 }
 
 // Divides the logits that are left and smooths them; what is out becomes -inf. Whether some are not finite.
@@ -207,6 +200,9 @@ static __device__ __noinline__ Fate sample_by_sums(RowCall call) {
       }
     }
     team.reduce_by(largest, own);
+#ifdef NUCLEUS_RACECHECK
+    __syncthreads();  // the tool does not see that what a warp has told depends on what it had read
+#endif
     if (threadIdx.x == 0) advance_sums(own[0], own[1]);
     __syncthreads();
   }

@@ -9,14 +9,21 @@ namespace nucleus {
 __device__ __forceinline__ void bring_row(const DeviceTeam &team, const PartLoad &load, const SamplingBatch &batch, u32 index, const char *logits, u32 use) {
   Shared *sh = team.sh;
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");  // other warps wrote to this part
-  if (use) {  // a slice is read by its own block alone
-    __syncthreads();
-    if (threadIdx.x % 32 == 0) load.start(logits);
-  }
+  __syncthreads();  // a slice is read by its own block alone
+  if (threadIdx.x % 32 == 0) load.start(logits);
+  // Most often a row has the request of its own number: then that is read before the row is known.
+  const bool each = batch.flags & NUCLEUS_BATCH_REQUEST_EACH;
+  const u32 request = each ? index : batch.row[index].request;
+  DescriptionWord word;
+  word.read(batch, index, request);
   team.cluster_sync();
-  if (!use && threadIdx.x % 32 == 0) load.start(logits);
-  share_row(sh, batch, index, batch.row[index].request);
+  word.write(sh);
+  if (threadIdx.x == 0) sh->unusual = sh->found = sh->kept = 0;
   __syncthreads();
+  if (each && sh->row.request != request && !(sh->row.flags & NUCLEUS_ROW_PADDING)) {
+    share_description(sh, batch, index, sh->row.request);
+    __syncthreads();
+  }
   describe_slot(sh, batch);
   load.wait(use);
 }

@@ -45,6 +45,22 @@ __device__ __forceinline__ void each_of_four(const DeviceTeam &team, const Bound
   });
 }
 
+// The same, with fewer instructions where whole logits are cut off below, and nothing above.
+template <class F>
+__device__ __forceinline__ void each_kept(const DeviceTeam &team, const Bounds &bounds, F f) {
+  if (bounds.top != ~0ull) {
+    each_left(team, bounds, [&](u32 id, float x) { f(0, id, true, x); });
+    return;
+  }
+  const float low = bounds.low;
+  team.each_four([&](u32 i, float4 v) {
+    if (!(fmaxf(fmaxf(v.x, v.y), fmaxf(v.z, v.w)) >= low)) return;
+    const float x[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+    for (u32 e = 0; e < 4; ++e) f(e, team.first + i + e, x[e] >= low, x[e]);
+  });
+}
+
 // Counts the tokens of a row and finds its first place; returns a status. `strange`: of this block it is known that its part is not of numbers alone.
 inline __device__ __noinline__ u32 survey_slices(DeviceTeam team, bool strange, u64 &count, u64 &best) {
   const Survey own = team.survey();

@@ -42,7 +42,7 @@ __device__ __forceinline__ void range_of_typical(const DeviceTeam &team, const B
   UNROLL_NOT
   for (u32 i = threadIdx.x; i < BINS; i += THREADS) masses[i] = 0;
   __syncthreads();
-  each_of_four(team, bounds, [&](u32, u32, bool left, float x) {
+  each_kept(team, bounds, [&](u32, u32, bool left, float x) {
     const Exponent e(left ? x : -infinity(), typical.s);
     const u32 units = static_cast<u32>(e.weight(typical.max_n) >> shift), step = typical.order(e) >> (DISTANCE_BITS + 1);
     if (units) atomicAdd(&masses[BINS - 1 - (step < BINS ? step : BINS - 1)], units);
@@ -95,7 +95,7 @@ __device__ __forceinline__ u64 end_of_typical(const DeviceTeam &team, const Boun
   w.max_n = typical.max_n;
   u64 nearer = 0;
   team.begin_list();
-  each_of_four(team, bounds, [&](u32, u32 id, bool left, float x) {
+  each_kept(team, bounds, [&](u32, u32 id, bool left, float x) {
     const Exponent e(left ? x : -infinity(), typical.s);
     const u64 q = e.weight(typical.max_n);
     const u32 order = typical.order(e);
@@ -111,7 +111,7 @@ __device__ __forceinline__ u64 end_of_typical(const DeviceTeam &team, const Boun
 __device__ __forceinline__ void run_of_typical(const DeviceTeam &team, const Bounds &bounds, const Typical &typical, const TypicalEnd &end, u64 (&most)[2]) {
   float largest = -infinity(), least = infinity();
   u32 largest_id = 0, least_id = 0;
-  each_of_four(team, bounds, [&](u32, u32 id, bool left, float x) {
+  each_kept(team, bounds, [&](u32, u32 id, bool left, float x) {
     const u32 order = typical.order(Exponent(x, typical.s));
     bool joins = left && order < end.order;
     if (left && order == end.order) {
