@@ -156,6 +156,12 @@ int main(int argc, char **argv) {
     cases.back().name = name;
     cases.back().allowed = allowed;
   }
+  for (auto [name, of] : {std::pair{"T + draw, half", "T + draw"}, {"top_p, half", "top_p"}}) {
+    Case masked = *std::find_if(cases.begin(), cases.end(), [&](const Case &c) { return !std::strcmp(c.name, of); });
+    masked.name = name;
+    masked.allowed = VOCAB / 2;
+    cases.push_back(masked);
+  }
   const bool brief = argc > 1 && !std::strcmp(argv[1], "brief");  // without the exact path
   bool sweep = argc > 1 && !std::strcmp(argv[1], "clusters");
   // `bench launch ROWS`: every case once on that many rows, for a profiler (profile.py).
@@ -195,6 +201,7 @@ int main(int argc, char **argv) {
     std::printf("\n");
     for (Case &c : cases) {
       if (!std::strstr(c.name, wanted)) continue;
+      std::mt19937 random(rows);  // of its own, so that logits do not change with the cases
       // A mask a row.
       constexpr uint32_t MASK_WORDS = VOCAB / 32;
       std::vector<uint32_t> masks(c.allowed ? static_cast<size_t>(rows) * MASK_WORDS : 0, 0);

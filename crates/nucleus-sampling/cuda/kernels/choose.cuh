@@ -66,16 +66,20 @@ __device__ __forceinline__ void draw_from_parts(const Whole &whole, const Divisi
   part_of_row = __shfl_sync(~0u, part_of_row, from);
   const Part part(division, row_len, part_of_row);
   float *logits = shared_slice();
+  auto allowed = [&](u32 id) { return !r.mask || mask_allows(r, id); };
   UNROLL_8
-  for (u32 i = threadIdx.x; i < part.count; i += CHOOSE_THREADS) logits[i] = part.first + i < r.limit ? load_logit(r, part.first + i) : -infinity();
+  for (u32 i = threadIdx.x; i < part.count; i += CHOOSE_THREADS) {
+    const u32 id = part.first + i;
+    const float x = id < r.limit ? load_logit(r, id) : -infinity();
+    logits[i] = allowed(id) ? x : -infinity();
+  }
   __syncthreads();
   if (found.plan.edited) {
     const u32 edits = whole.edits[static_cast<u64>(index) * ROW_WARPS + part_of_row];
     const Changed *changed = whole.changed + static_cast<u64>(index) * ROW_EDITS + (edits >> 16);
-    for (u32 i = threadIdx.x; i < (edits & 0xFFFF); i += CHOOSE_THREADS) logits[changed[i].id - part.first] = changed[i].logit;
+    for (u32 i = threadIdx.x; i < (edits & 0xFFFF); i += CHOOSE_THREADS) logits[changed[i].id - part.first] = allowed(changed[i].id) ? changed[i].logit : -infinity();
     __syncthreads();
   }
-  auto logit = [&](u32 i) { return r.mask && !mask_allows(r, part.first + i) ? -infinity() : logits[i]; };
   // A thread's tokens: an odd number, for the banks of shared memory.
   const u32 each = (part.count + CHOOSE_THREADS - 1) / CHOOSE_THREADS | 1, begin = threadIdx.x * each, end = begin + each < part.count ? begin + each : part.count;
   const DoubleAddends addends(w);
@@ -83,8 +87,8 @@ __device__ __forceinline__ void draw_from_parts(const Whole &whole, const Divisi
   u64 mine = 0;
 #pragma unroll 2
   for (u32 i = begin; i < end; ++i) {
-    if (addends.serve) addends.add(logit(i), sum);
-    else mine += w.q(logit(i));
+    if (addends.serve) addends.add(logits[i], sum);
+    else mine += w.q(logits[i]);
   }
   mine += addends.taken(sum);
   const u64 through = DeviceWarp{}.inclusive(mine);
@@ -103,7 +107,7 @@ __device__ __forceinline__ void draw_from_parts(const Whole &whole, const Divisi
   UNROLL_NOT
   for (u32 base = first; base < last; base += 32) {
     const u32 i = base + lane;
-    const float x = i < last ? logit(i) : -infinity();
+    const float x = i < last ? logits[i] : -infinity();
     const u64 q = w.q(x), before = at + DeviceWarp{}.inclusive(q) - q;
     if (target >= before && target - before < q) done(part.first + i, x + 0.0f, total);
     at = DeviceWarp{}.last(before + q);

@@ -18,7 +18,7 @@ namespace nucleus {
 struct DoubleAddends {
   using Sum = double;  // of 128 tokens at most
   static constexpr i32 NOTHING = 62;  // below the largest exponent: tokens that weigh nothing are raised to a logit that does
-  static constexpr i32 LOWEST = 100;  // exponents need not be raised unless they are further below
+  static constexpr i32 LOWEST = 160;  // exponents need not be raised unless they are further below: a float holds 2^(44 - 160)
   float s, least, shift;
   double zero;  // of the sums: 2^52; 2^53 where y is doubled
   bool serve;   // false: the scale or the largest exponent is out of the range in which this is exact
@@ -32,6 +32,11 @@ struct DoubleAddends {
     least = __fdividef(static_cast<float>(w.max_n - NOTHING), s);  // an exponent more or less does not matter
     serve = w.max_n < FAR && w.max_n > -FAR && s > 1e-30f;
     zero = odd ? 9007199254740992.0 : 4503599627370496.0;
+  }
+  // A logit that weighs nothing where the largest is at least this; most often it need not be raised either. -inf if there is none such.
+  __device__ __forceinline__ static float nothing_beside(float x, float s) {
+    const float far = x - __fdividef(static_cast<float>(NOTHING + 2), s);
+    return far > -infinity() ? far : -infinity();
   }
   // Whether tokens from this logit on need not be raised.
   __device__ __forceinline__ bool reach(float lowest) const { return lowest * s >= (shift - ROUNDING) * -1.0f + static_cast<float>(WEIGHT_BITS - LOWEST); }
@@ -54,6 +59,7 @@ struct DoubleAddends {
   bool serve;
 
   __device__ __forceinline__ explicit DoubleAddends(const Weighing &w) : words(w), serve(words.serve) {}
+  __device__ __forceinline__ static float nothing_beside(float, float) { return -infinity(); }
   __device__ __forceinline__ bool reach(float) const { return false; }
   __device__ __forceinline__ Sum none() const { return Sum{0, 0, 0}; }
   __device__ __forceinline__ u64 taken(Sum sum) const { return Addends::sum(sum.high, sum.low, sum.count); }

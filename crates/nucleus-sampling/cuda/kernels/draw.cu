@@ -17,9 +17,9 @@ __device__ __forceinline__ void begin() {
   let_next_launch_begin();
 }
 
-template <u32 DTYPE, bool AGAIN>
+template <u32 DTYPE, Form FORM>
 __global__ void __launch_bounds__(DRAW_THREADS, 1) draw_rows(const __grid_constant__ SamplingBatch batch, const __grid_constant__ DrawShape shape, bool pending) {
-  using D = Drawer<DTYPE>;
+  using D = Drawer<DTYPE, FORM == Form::MASKED>;
   u32 block;
   asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(block));
   const u32 cluster = blockIdx.x / shape.blocks, clusters = gridDim.x / shape.blocks;
@@ -27,7 +27,7 @@ __global__ void __launch_bounds__(DRAW_THREADS, 1) draw_rows(const __grid_consta
   DrawState *const state = draw_state();
   const u32 warp = threadIdx.x / 32;
   if (threadIdx.x >= BRING_FROM) {
-    const Bringer<DTYPE, AGAIN> bringer{batch, shape, turns, state, block, warp - BRING_FROM / 32};
+    const Bringer<DTYPE, FORM> bringer{batch, shape, turns, state, block, warp - BRING_FROM / 32};
     if (bringer.team < shape.teams) bringer.prepare();
     begin();
     if (bringer.team < shape.teams && threadIdx.x % 32 == 0) bringer.take_turns();
@@ -43,12 +43,12 @@ __global__ void __launch_bounds__(DRAW_THREADS, 1) draw_rows(const __grid_consta
   }
   const u32 team = warp / shape.members, member = warp % shape.members;
   const u32 slice = block * shape.room < batch.row_len ? block * shape.room : batch.row_len, end = slice + shape.room < batch.row_len ? slice + shape.room : batch.row_len;
-  typename D::Word *const rings = reinterpret_cast<typename D::Word *>(shared_memory + sizeof(DrawState) + shape.message_bytes());
+  typename D::Word *const rings = reinterpret_cast<typename D::Word *>(shared_memory + shape.rings_at());
   D drawer{batch, shape, turns, state, block, team, member, slice, end, rings + team * shape.ring, Meeting(state, shape, team, block * shape.members + member),
            kept(shape.slots), kept(shape.stage), kept(shape.stages), kept(shape.last)};
   if (drawer.meeting.first_warp) drawer.meeting.prepare();
   begin();
-  if constexpr (AGAIN) AgainDrawer<DTYPE>{drawer, kept(shape.again)}.take_turns();
+  if constexpr (FORM == Form::AGAIN) AgainDrawer<DTYPE>{drawer, kept(shape.again)}.take_turns();
   else drawer.take_turns();
 }
 
@@ -61,6 +61,8 @@ struct Way {
   bool again = false;
   u32 slots = SLOTS_MOST;
 };
+
+static bool has_masks(const SamplingBatch &batch) { return batch.masks && batch.mask_words; }
 
 // False: rows are too long, or nothing need come again. `follow`: rows follow one another in a team.
 static bool share(const SamplingBatch &batch, Way way, bool follow, DrawShape &shape, size_t &bytes) {
@@ -75,17 +77,32 @@ static bool share(const SamplingBatch &batch, Way way, bool follow, DrawShape &s
   for (shape.sums = 1; shape.sums < shape.stages;) shape.sums *= 2;
   const u32 rest = shape.room - (shape.stages - 1) * shape.stage;
   shape.last = ((rest + warps - 1) / warps + step - 1) / step * step;
-  const size_t before = sizeof(DrawState) + shape.message_bytes(), space = (BYTES_MAX - before) / size / teams;
-  const u32 least = (shape.stages - 1) * shape.stage + shape.last * warps, most = static_cast<u32>(space / shape.stage);
-  const u32 room = most < slots ? most : slots;
-  shape.slots = again ? room : !follow || most < shape.stages ? shape.stages : room;
-  shape.again = again && room < shape.stages ? shape.stages - room : 0;
-  shape.ring = shape.slots == shape.stages ? least : shape.slots * shape.stage;
-  bytes = before + static_cast<size_t>(shape.ring) * teams * size;
+  const u32 least = (shape.stages - 1) * shape.stage + shape.last * warps;
+  shape.mask_bytes = has_masks(batch) && !again ? (shape.room / 8 + 127) / 128 * 128 : 0;
+  // 16 bytes at a time, of which the last may lie behind a mask's words.
+  shape.copied = (reinterpret_cast<uintptr_t>(batch.masks) | batch.mask_stride * 4) % 16 == 0;
+  shape.masks_at = static_cast<u32>(sizeof(DrawState) + shape.message_bytes());
+  const size_t space = (BYTES_MAX - shape.masks_at) / teams;
+  auto ring_of = [&](u32 count) { return count == shape.stages ? least : count * shape.stage; };
+  auto masks_of = [&](u32 count) {
+    u32 masks = 1;
+    while (2 * masks * shape.stages <= count) masks *= 2;
+    return masks;
+  };
+  auto fits = [&](u32 count) { return static_cast<size_t>(ring_of(count)) * size + masks_of(count) * shape.mask_bytes <= space; };
+  shape.slots = again ? 0 : shape.stages;
+  while ((again || follow) && shape.slots < slots && fits(shape.slots + 1)) shape.slots += 1;
+  shape.masks = masks_of(shape.slots);
+  // A mask's place is free when a stage is asked for that takes the place of one of the row that the last mask there was for.
+  if (shape.mask_bytes && shape.slots >= (shape.masks + 1) * shape.stages) shape.slots = (shape.masks + 1) * shape.stages - 1;
+  shape.again = again && shape.slots < shape.stages ? shape.stages - shape.slots : 0;
+  shape.ring = ring_of(shape.slots);
+  const size_t held = (static_cast<size_t>(shape.ring) * size + shape.masks * shape.mask_bytes) * teams;
+  bytes = shape.masks_at + held;
   constexpr u32 BYTES_AHEAD = 32768, BYTES_FEW = 98304;
-  shape.ahead = bytes - before <= BYTES_FEW ? shape.stages : BYTES_AHEAD / (shape.stage * size * teams);
-  shape.ahead = shape.ahead ? shape.ahead : 1;
-  return shape.stages <= STAGES_MOST && shape.warps() * shape.sums <= RUNS && (again ? room && shape.again : least <= space);
+  const u32 ahead = BYTES_AHEAD / (shape.stage * size * teams);
+  shape.ahead = held <= BYTES_FEW || ahead > shape.stages ? shape.stages : ahead ? ahead : 1;
+  return shape.stages <= STAGES_MOST && shape.warps() * shape.sums <= RUNS && (again ? shape.slots && shape.again : fits(shape.stages));
 }
 
 // The first that lets every row be resident is the fastest then.
@@ -137,7 +154,7 @@ static cudaError_t choose(const SamplingBatch &batch, const Kernels &kernel, Cho
   Chosen other;
   // Masks are put on stages again, each time that they come.
   constexpr u32 ROUNDS_OF_AGAIN = 3;
-  if (holds && !many && !batch.masks && chosen.rounds(batch.rows) >= ROUNDS_OF_AGAIN && choose_way(batch, kernel, Way{LEAST_BLOCKS, 1, true}, other, error) && other.rounds(batch.rows) == 1) {
+  if (holds && !many && !has_masks(batch) && chosen.rounds(batch.rows) >= ROUNDS_OF_AGAIN && choose_way(batch, kernel, Way{LEAST_BLOCKS, 1, true}, other, error) && other.rounds(batch.rows) == 1) {
     chosen = other;
     return error;
   }
@@ -148,7 +165,7 @@ static cudaError_t choose(const SamplingBatch &batch, const Kernels &kernel, Cho
 
 template <u32 DTYPE>
 static cudaError_t launch(const SamplingBatch &batch, bool pending, cudaStream_t stream, Division &division) {
-  const Kernels kernels{draw_rows<DTYPE, false>, draw_rows<DTYPE, true>};
+  const Kernels kernels{has_masks(batch) ? draw_rows<DTYPE, Form::MASKED> : draw_rows<DTYPE, Form::PLAIN>, draw_rows<DTYPE, Form::AGAIN>};
   cudaError_t error = cudaSuccess;
   for (Kernel kernel : kernels.of) {
     if (error == cudaSuccess) error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES_MAX);

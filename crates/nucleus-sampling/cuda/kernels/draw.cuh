@@ -12,8 +12,13 @@
 
 namespace nucleus::draw {
 
-// The warp that brings a team's stages. AGAIN: see draw_again.cuh.
-template <u32 DTYPE, bool AGAIN>
+// Where a team's mask lies in shared memory.
+__device__ __forceinline__ unsigned char *mask_memory(const DrawShape &shape, u32 team, u32 place) {
+  return reinterpret_cast<unsigned char *>(shared_memory) + shape.masks_at + (team * shape.masks + place) * shape.mask_bytes;
+}
+
+// The warp that brings a team's stages, and its masks.
+template <u32 DTYPE, Form FORM>
 struct Bringer {
   static constexpr u32 SIZE = PartOf<DTYPE>::SIZE;
 
@@ -29,22 +34,49 @@ struct Bringer {
     if (lane < shape.slots) {
       init_barrier(&state->arrived[team][lane], 1);
       init_barrier(&state->weighed[team][lane], shape.members);
+      init_barrier(&state->masked[team][lane], 1);
     }
+  }
+  // A row's mask, if it has one; else the barrier is told that nothing comes.
+  __device__ __forceinline__ void bring_mask(i32 mask, RingSlot at) const {
+    const u32 words = batch.mask_words < (batch.row_len + 31) / 32 ? batch.mask_words : (batch.row_len + 31) / 32, end = (words + 3) / 4 * 16;
+    const u32 whole = shape.room / 8, from = block * whole, left = from < end ? end - from : 0;
+    const u32 bytes = mask < 0 || !shape.copied ? 0 : left < whole ? left : whole;
+    u64 *masked = &state->masked[team][at.slot];
+    arrive_expecting(masked, bytes);
+    start_copy(mask_memory(shape, team, at.slot), reinterpret_cast<const char *>(batch.masks + static_cast<u64>(mask) * batch.mask_stride) + from, bytes, masked);
   }
   // By one lane. Of rows that are not aligned nothing is copied.
   __device__ __forceinline__ void take_turns() const {
     const u32 slice = block * shape.room, end = slice + shape.room < batch.row_len ? slice + shape.room : batch.row_len;
     const bool aligned = (reinterpret_cast<uintptr_t>(batch.logits) | batch.row_stride * SIZE) % 16 == 0;
-    const u32 slot_bytes = shape.stage * SIZE, ring = shared_address(shared_memory) + sizeof(DrawState) + static_cast<u32>(shape.message_bytes()) + team * shape.ring * SIZE;
-    RingSlot at;
+    const u32 slot_bytes = shape.stage * SIZE, ring = shared_address(shared_memory) + shape.rings_at() + team * shape.ring * SIZE;
+    constexpr bool MASKED = FORM == Form::MASKED;
+    // The stage before which a row's mask is asked for: the one behind which others of its mask's place have been looked at.
+    const u32 masked_at = MASKED ? shape.slots - shape.masks * shape.stages : ~0u;
+    RingSlot at, masks;
+    // Of the first row it is learnt before its logits are asked for, behind which it would come.
+    u32 first_mask = ~0u, first_flags = 0;
+    if (MASKED && team < turns.rows) {
+      const SamplingRow *const row = batch.row + turns.index(team);
+      asm volatile("ld.global.u32 %0, [%1];" : "=r"(first_mask) : "l"(&row->mask));
+      asm volatile("ld.global.u32 %0, [%1];" : "=r"(first_flags) : "l"(&row->flags));
+    }
 #pragma unroll 1
     for (u32 turn = team; turn < turns.rows; turn += shape.teams) {
       const char *from = static_cast<const char *>(batch.logits) + (turns.index(turn) * batch.row_stride + slice) * SIZE;
+      const bool first_turn = turn == team;
+      const u32 planned_at = first_turn ? shape.ahead : masked_at;
+      auto bring_first_mask = [&] { bring_mask(first_flags & NUCLEUS_ROW_PADDING ? -1 : static_cast<i32>(first_mask), masks); };
       auto bring = [&](u32 stage, u32 first, const char *from) {
         const u32 ids = first < end ? (end - first < shape.stage ? end - first : shape.stage) : 0, bytes = aligned ? ids * SIZE / 16 * 16 : 0;
         u64 *arrived = &state->arrived[team][at.slot];
         wait_for_copy(&state->weighed[team][at.slot], at.parity ^ 1);
-        if (turn == team && stage == shape.ahead) receive(&state->planned[turn], 0);
+        if (stage == planned_at) {
+          if (MASKED && first_turn) bring_first_mask();
+          receive(&state->planned[turn], 0);
+          if (MASKED && !first_turn) bring_mask(state->plans[turn].mask, masks);
+        }
         arrive_expecting(arrived, bytes);
         start_copy_to(ring + at.slot * slot_bytes, from, bytes, arrived);
         at.advance(shape.slots);
@@ -52,7 +84,9 @@ struct Bringer {
       const char *next = from;
 #pragma unroll 1
       for (u32 first = slice, stage = 0; stage < shape.stages; ++stage, first += shape.stage, next += slot_bytes) bring(stage, first, next);
-      if constexpr (!AGAIN) continue;
+      if (MASKED && planned_at == shape.stages) bring_first_mask();
+      masks.advance(shape.masks);
+      if constexpr (FORM != Form::AGAIN) continue;
       receive(&state->planned[turn], 0);
 #pragma unroll 1
       for (u32 left = shape.again * (state->plans[turn].sweeps() - 1), stage = 0; left; --left, stage = stage + 1 < shape.stages ? stage + 1 : 0)
@@ -61,8 +95,8 @@ struct Bringer {
   }
 };
 
-// A warp with its chunks of every row of its team.
-template <u32 DTYPE>
+// A warp with its chunks of every row of its team. MASKS: rows may have masks.
+template <u32 DTYPE, bool MASKS>
 struct Drawer {
   using P = PartOf<DTYPE>;
   using Word = typename P::Word;
@@ -172,8 +206,8 @@ struct Drawer {
       each_of_rest(stage, at, f);
     }
   }
-  __device__ __forceinline__ SeenPart look(u32 all, u32 known) const {
-    return P::look_in([&](auto f) { sweep_coming(f); }, all, false, known);
+  __device__ __forceinline__ SeenPart look(u32 all) const {
+    return P::look_in([&](auto f) { sweep_coming(f); }, all, false);
   }
 
   // The weights of the chunks, of stage i by lane i. `sweep_all` calls begin(stage before), then add(vector) for this lane's tokens, then end() for each stage,
@@ -244,7 +278,7 @@ struct Drawer {
     u64 runs = 0, raw = 0;
     u32 there = 0, largest = 0, raw_largest = 0;
   };
-  // Changes chunks: brings what the copy engine could not, and takes out what a mask forbids; true: it wrote.
+  // Brings what the copy engine could not; true: it wrote.
   __device__ __forceinline__ bool settle(u32 turn, u32 limit) const {
     bool wrote = false;
     each_stage([&](u32 stage, RingSlot at) {
@@ -254,21 +288,106 @@ struct Drawer {
     });
     return wrote;
   }
-  // How many tokens are left, or UNCOUNTED. Words are asked for two stages ahead.
-  __device__ __forceinline__ u32 forbid(const u32 *mask) const {
-    static_assert(CHUNK + 32 <= P::MASK_GROUP);
-    auto word_of = [&](u32 stage) { return P(batch, first_of(stage), count_of(stage)).mask_word(mask, batch.mask_words, 0); };
-    typename P::Allowed allowed;
-    u32 next = word_of(0), second = stages > 1 ? word_of(1) : 0;
-    each_stage([&](u32 stage, RingSlot at) {
-      const u32 word = next;
-      next = second;
-      if (stage + 2 < stages) second = word_of(stage + 2);
-      await(at);
-      P(batch, first_of(stage), count_of(stage)).forbid(memory_of(stage, at), 0, word, allowed);
-    });
-    __syncwarp();
-    return allowed.count();
+  // The slice's part of a row's mask, of which at least this warp's is there.
+  __device__ __forceinline__ const unsigned char *mask_of(u32 turn, const RowPlan &plan) const {
+    static_assert(TEAMS_MOST == 2);
+    const u32 row = turn >> (shape.teams - 1), place = row & (shape.masks - 1);
+    wait_for_copy(&state->masked[team][place], (row & shape.masks) != 0);
+    unsigned char *const mask = mask_memory(shape, team, place);
+    if (!shape.copied) {
+      const u32 *const from = batch.masks + static_cast<u64>(plan.mask) * batch.mask_stride;
+#pragma unroll 1
+      for (u32 stage = 0; stage < stages; ++stage) {
+        const u32 first = first_of(stage), word = first / 32 + threadIdx.x % 32;
+        if (word < batch.mask_words && word * 32 < first + chunk_of(stage) && word * 32 < end) reinterpret_cast<u32 *>(mask)[word - slice / 32] = from[word];
+      }
+      __syncwarp();
+    }
+    return mask;
+  }
+  // Puts out what a mask forbids, while it looks at the rest.
+  __device__ __forceinline__ SeenPart look_allowed(const unsigned char *mask, u32 all, float s) const {
+    constexpr u32 VECTORS = CHUNK / STEP, SHARE = CHUNK / 32;  // SHARE: ids whose bits a lane counts
+    const u32 lane = threadIdx.x % 32, shift = P::mask_shift();
+    const unsigned char *const bits = mask + lane * WIDTH / 8;
+    Word *const memory = ring + lane * WIDTH;
+    u32 out = P::OUT_WORD;
+    if (full) {
+      const u32 own = member * CHUNK;
+      await(start);
+      float x[WIDTH], most = -infinity();
+      P::widen(P::template keep<P::FIRST_BIT>(P::vector(memory, start.slot * stage_ids + own), bits[own / 8] * shift, out), x);
+#pragma unroll
+      for (u32 e = 0; e < WIDTH; ++e) most = fmaxf(most, x[e]);
+      const u32 key = __reduce_max_sync(~0u, key_of(most));
+      if (key < INFINITE) out = P::word_below(DoubleAddends::nothing_beside(value_of(key), s));
+    }
+    static_assert(SHARE == 16);
+    auto sweep = [&](auto f) { sweep_coming(f); };
+#pragma unroll 1
+    while (true) {
+      typename P::Peaks peaks;
+      u32 allowed = 0;
+      auto take = [&](uint4 v, u32 byte, Word *at) {
+        peaks.see_low(v);
+        v = P::template keep<P::FIRST_BIT>(v, byte * shift, out);
+        peaks.see_high(v);
+        *reinterpret_cast<uint4 *>(at) = v;
+      };
+      RingSlot at = start;
+      u32 stage = 0;
+#pragma unroll 1
+      for (; stage + 2 <= full; stage += 2, at.advance(slots)) {
+        const RingSlot first = at;
+        at.advance(slots);
+        await(first);
+        await(at);
+        const u32 own = stage * stage_ids + member * CHUNK;
+        Word *const to[2] = {memory + first.slot * stage_ids + member * CHUNK, memory + at.slot * stage_ids + member * CHUNK};
+        uint4 v[2 * VECTORS];
+        u32 bytes[2 * VECTORS];
+#pragma unroll
+        for (u32 j = 0; j < 2 * VECTORS; ++j) {
+          v[j] = P::vector(to[j / VECTORS], j % VECTORS * STEP);
+          bytes[j] = bits[(own + j / VECTORS * stage_ids) / 8 + j % VECTORS * (STEP / 8)];
+        }
+        const u32 one = reinterpret_cast<const uint16_t *>(mask + own / 8)[lane], other = reinterpret_cast<const uint16_t *>(mask + (own + stage_ids) / 8)[lane];
+        allowed += __popc(one << 16 | other);
+#pragma unroll
+        for (u32 j = 0; j < 2 * VECTORS; ++j) take(v[j], bytes[j], to[j / VECTORS] + j % VECTORS * STEP);
+      }
+#pragma unroll 1
+      for (; stage < stages; ++stage, at.advance(slots)) {
+        const u32 count = count_of(stage), own = member * chunk_of(stage), counted = lane * SHARE;
+        const unsigned char *const from = bits + (stage * stage_ids + own) / 8;
+        Word *const to = memory + at.slot * stage_ids + own;
+        await(at);
+        if (counted < count) {
+          const u32 half = reinterpret_cast<const uint16_t *>(mask + (stage * stage_ids + own) / 8)[lane];
+          allowed += __popc(count - counted < SHARE ? half & ~(~0u << (count - counted)) : half);
+        }
+        uint4 v[VECTORS];
+        u32 bytes[VECTORS];
+#pragma unroll
+        for (u32 j = 0; j < VECTORS; ++j) {
+          const u32 i = j * STEP + lane * WIDTH < count ? j * STEP : 0;
+          v[j] = P::vector(to, i);
+          bytes[j] = from[i / 8];
+        }
+#pragma unroll
+        for (u32 j = 0; j < VECTORS; ++j)
+          if (j * STEP + lane * WIDTH < count) take(v[j], bytes[j], to + j * STEP);
+      }
+      __syncwarp();
+      const u32 least = SIZE == 4 ? out : out & 0xFFFFu;
+      const SeenPart seen = P::seen_allowed(peaks, allowed, least);
+      if (seen.key) return seen;
+      const u32 low = __reduce_max_sync(~0u, peaks.lowest());
+      if (low < P::OUT) return P::seen_by(peaks.high, low > least ? low : least, sweep, all, false, seen.count);
+      // Logits at -inf, or a forbidden one that is not a number: what is left is looked at as any other row.
+      if (out == P::OUT_WORD) return P::look_in(sweep, all, false);
+      out = P::OUT_WORD;
+    }
   }
   // From the row's logits to what is told of it.
   __device__ __forceinline__ Told weigh_row(u32 turn) {
@@ -279,12 +398,11 @@ struct Drawer {
       leave_all();
       return told;
     }
-    const u32 *mask = plan.flags & RowPlan::MASKED ? batch.masks + static_cast<u64>(plan.mask) * batch.mask_stride : nullptr;
+    const bool mask = plan.flags & RowPlan::MASKED;
     const bool raw = plan.flags & RowPlan::RAW, same = plan.s == scale(1.0f) && !mask;
     const bool aligned = (reinterpret_cast<uintptr_t>(batch.logits) | batch.row_stride * SIZE) % 16 == 0;
-    bool wrote = mask != nullptr;
-    end_at(end < plan.limit ? end : plan.limit);
-    const u32 all = full * CHUNK + rest;
+    bool wrote = mask;
+    const u32 there = end < plan.limit ? end : plan.limit, masked = mask && batch.mask_words * 32 < there ? batch.mask_words * 32 : there;
     if (!aligned || (end - slice) % WIDTH || end > plan.limit) wrote |= settle(turn, plan.limit);
     SeenPart seen;
     Weighing w;
@@ -292,13 +410,13 @@ struct Drawer {
 #pragma unroll 1
     for (u32 pass = raw && !same ? 0 : 1; pass < 2; ++pass) {
       const bool last = pass == 1;
-      const u32 known = last && mask ? forbid(mask) : UNCOUNTED;
+      end_at(last ? masked : there);
+      const u32 all = full * CHUNK + rest;
       if (!last || mask || !raw || same) {
-        seen = look(all, known);
-        told.largest = meeting.meet(seen.key);
+        seen = MASKS && last && mask ? look_allowed(mask_of(turn, plan), all, plan.s) : look(all);
+        told.largest = meeting.meet(seen.key, wrote);
       }
       if (!last) told.raw_largest = told.largest;
-      if (last && wrote) asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
       __syncwarp();
       const float s = last ? plan.s : scale(1.0f);
       u64 runs = 0;

@@ -9,8 +9,8 @@
 namespace nucleus::draw {
 
 template <u32 DTYPE>
-struct AgainDrawer : Drawer<DTYPE> {
-  using D = Drawer<DTYPE>;
+struct AgainDrawer : Drawer<DTYPE, false> {
+  using D = Drawer<DTYPE, false>;
   using typename D::P;
   using typename D::Word;
   using typename D::Told;
@@ -44,8 +44,13 @@ struct AgainDrawer : Drawer<DTYPE> {
       part.settle(D::logits_of(c.turn), D::memory_of(stage, at), c.limit);
     }
     if (c.mask && (fresh || c.all)) {
-      typename P::Allowed allowed;
-      P(batch, D::first_of(stage), D::count_of(stage)).forbid(D::memory_of(stage, at), 0, word, allowed);
+      const u32 own = threadIdx.x % 32 * WIDTH, count = D::count_of(stage);
+      Word *const memory = D::memory_of(stage, at) + own;
+#pragma unroll 1
+      for (u32 i = 0; i < count; i += P::STEP) {
+        const u32 bits = P::lane_bits(word, i);
+        if (i + own < count) *reinterpret_cast<uint4 *>(memory + i) = P::template keep<0>(P::vector(memory, i), bits, P::OUT_WORD);
+      }
     }
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");  // before what comes into this place after it
     __syncwarp();
@@ -180,7 +185,7 @@ struct AgainDrawer : Drawer<DTYPE> {
       if (!last || !twice || mask) {
         c.all = twice;
         seen = look(c, all);
-        told.largest = meeting.meet(seen.key);
+        told.largest = meeting.meet(seen.key, false);
         turn_over();
         c.all = false;
       }

@@ -17,6 +17,9 @@ constexpr u32 BRING_FROM = THREADS + 32 * FINISH_WARPS;  // the first thread of 
 constexpr u32 DRAW_THREADS = BRING_FROM + 32 * TEAMS_MOST;
 constexpr u32 TURNS_MOST = 80;     // rows of a cluster
 
+// What a kernel is for: rows without masks; rows with them; rows whose slices a ring does not hold (draw_again.cuh).
+enum class Form { PLAIN, MASKED, AGAIN };
+
 // How rows are shared out.
 struct DrawShape {
   u32 blocks, teams;  // of a cluster, of a block
@@ -26,6 +29,10 @@ struct DrawShape {
   u32 sums;           // a power of two: places for the weights of a warp's chunks
   u32 last;           // ids of a warp in a slice's last stage
   u32 slots, ring;    // of a team's ring; tokens of the ring
+  u32 masks;          // a power of two: rows of a team whose masks a block may hold at a time, if it holds any
+  u32 mask_bytes;     // of a mask for a slice; 0: there are none
+  u32 masks_at;       // where the teams' masks lie in shared memory, before their rings
+  u32 copied;         // whether the copy engine brings masks
   u32 again;          // stages that the ring does not hold beside the others: each sweep but a row's first brings so many of them again (draw_again.cuh)
   u32 ahead;          // stages of a team's first row that are asked for before its plan is there, for which reads would else wait behind them
 
@@ -39,6 +46,7 @@ struct DrawShape {
   __host__ __device__ u32 there_at() const { return raw_at() + warps(); }
   __host__ __device__ u32 largest_at() const { return raw_at() + 2 * warps(); }
   __host__ __device__ size_t message_bytes() const { return ((largest_at() + 1) * sizeof(u64) + 127) / 128 * 128; }
+  __host__ __device__ u32 rings_at() const { return masks_at + teams * masks * mask_bytes; }
   __host__ __device__ u32 told_bytes() const { return (warps() * (stages + 2) + 1) * static_cast<u32>(sizeof(u64)); }
 };
 
@@ -91,6 +99,7 @@ struct alignas(128) DrawState {
   u64 told[TEAMS_MOST * BUFFERS];       // mbarriers: all warps have told their largest logits
   u64 arrived[TEAMS_MOST][SLOTS_MOST];  // mbarriers: the stage is there
   u64 weighed[TEAMS_MOST][SLOTS_MOST];  // mbarriers: the team needs it no more
+  u64 masked[TEAMS_MOST][SLOTS_MOST];   // mbarriers: the mask of one of the team's rows is there, if it has one
   u64 summed;                           // mbarrier: what is told of a row that this block finishes is there
   u64 freed[MAX_BLOCKS];                // mbarriers: that block has read what was told
   u64 planned[TURNS_MOST];              // mbarriers: the plan is there
@@ -145,8 +154,8 @@ struct Meeting {
     __syncwarp();  // racecheck takes a warp's initialisations for those of another lane
     if (lane < BUFFERS) arrive_expecting(&state->told[buffer + lane], bytes);
   }
-  // Tells a warp's largest logit; returns the row's, when all have told theirs.
-  __device__ __forceinline__ u32 meet(u32 key) {
+  // Tells a warp's largest logit; returns the row's, when all have told theirs. `wrote`: what is copied later follows what the warp wrote to shared memory.
+  __device__ __forceinline__ u32 meet(u32 key, bool wrote) {
     const u32 own = met % BUFFERS, parity = met / BUFFERS & 1;
     u64 *told = &state->told[buffer + own];
     if (to)
@@ -154,6 +163,7 @@ struct Meeting {
                    "r"(barrier + own * static_cast<u32>(sizeof(u64)))
                    : "memory");
     met += 1;
+    if (wrote) asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
     receive(told, parity);
     if (first_warp && threadIdx.x % 32 == 0) arrive_expecting(told, bytes);
     static_assert(ROW_WARPS == 4 * 32);

@@ -108,17 +108,29 @@ struct PartOf {
     const i32 upper = static_cast<i32>(words) >> 16, lower = static_cast<int16_t>(words & 0xFFFFu);
     return SIZE == 4 ? static_cast<i32>(words) : upper > lower ? upper : lower;
   }
+  // Largest words of this lane, as signed and as unsigned numbers.
+  struct Peaks {
+    u32 high = SIZE == 4 ? 0x80000000u : 0x80008000u, low = 0;
+
+    __device__ __forceinline__ void see(uint4 v) {
+      see_high(v);
+      see_low(v);
+    }
+    __device__ __forceinline__ void see_high(uint4 v) { high = most_signed(most_signed(high, v.x, v.y), v.z, v.w); }
+    __device__ __forceinline__ void see_low(uint4 v) { low = most_unsigned(most_unsigned(low, v.x, v.y), v.z, v.w); }
+    __device__ __forceinline__ u32 lowest() const { return SIZE == 4 ? low : low >> 16 > (low & 0xFFFFu) ? low >> 16 : low & 0xFFFFu; }
+  };
   // `sweep` calls what it is given for every vector of this lane, of `all` tokens. `halves`: the largest logits of halves of the lanes are asked for.
   // `known`: how many are there, or UNCOUNTED.
   template <class S>
   __device__ __forceinline__ static SeenPart look_in(S sweep, u32 all, bool halves, u32 known = UNCOUNTED) {
-    u32 high = SIZE == 4 ? 0x80000000u : 0x80008000u, low = 0;
-    sweep([&](uint4 v) {
-      high = most_signed(most_signed(high, v.x, v.y), v.z, v.w);
-      low = most_unsigned(most_unsigned(low, v.x, v.y), v.z, v.w);
-    });
-    if (SIZE == 2) low = low >> 16 > (low & 0xFFFFu) ? low >> 16 : low & 0xFFFFu;
-    low = __reduce_max_sync(~0u, low);
+    Peaks peaks;
+    sweep([&](uint4 v) { peaks.see(v); });
+    return seen_by(peaks.high, __reduce_max_sync(~0u, peaks.lowest()), sweep, all, halves, known);
+  }
+  // The same where the largest words are known: this lane's signed one or two, the warp's unsigned one.
+  template <class S>
+  __device__ __forceinline__ static SeenPart seen_by(u32 high, u32 low, S sweep, u32 all, bool halves, u32 known) {
     i32 most = signed_of(high);
     const i32 of_lane = most;
     if (halves) {
@@ -128,17 +140,17 @@ struct PartOf {
         most = other > most ? other : most;
       }
     } else most = __reduce_max_sync(~0u, most);
-    SeenPart seen{0, 0, all, low & 1u << (8 * SIZE - 1) ? widened(low) : 0.0f, of_lane};
+    SeenPart seen{0, 0, known == UNCOUNTED ? all : known, low & 1u << (8 * SIZE - 1) ? widened(low) : 0.0f, of_lane};
     if (low > OUT || __any_sync(~0u, most > static_cast<i32>(TOO_LARGE))) {
       seen.key = seen.of_half = UNUSUAL;
       return seen;
     }
     if (low == OUT || all == 0) {
       seen.lowest = -infinity();
-      seen.count = known != UNCOUNTED ? known : __reduce_add_sync(~0u, there(sweep));
+      if (known == UNCOUNTED) seen.count = __reduce_add_sync(~0u, there(sweep));
     }
     seen.of_half = most >= 0 ? key_of(widened(static_cast<u32>(most)) + 0.0f) : 0;
-    if (seen.count && __any_sync(~0u, most < 0)) {  // all are negative
+    if (__any_sync(~0u, most < 0) && seen.count) {  // all are negative
       u32 least = ~0u;
       sweep([&](uint4 v) { least = least_unsigned(least_unsigned(least, v.x, v.y), v.z, v.w); });
       if (SIZE == 2) least = least >> 16 < (least & 0xFFFFu) ? least >> 16 : least & 0xFFFFu;
@@ -245,69 +257,120 @@ struct PartOf {
     return listed;
   }
 
-  // A vector of which the tokens whose bits are not set are out; the first is bit 8 for 32-bit logits, bit 0 for others.
-  __device__ __forceinline__ static uint4 keep(uint4 v, u32 bits) {
+  static constexpr u32 OUT_WORD = SIZE == 4 ? OUT : OUT * 0x10001u;
+  // A word of logits that are not above x.
+  __device__ __forceinline__ static u32 word_below(float x) {
+    if (DTYPE == NUCLEUS_F32) return bits_of(x);
+    u32 half;
+    if (DTYPE == NUCLEUS_BF16) half = (bits_of(x) + (x < 0 ? 0xFFFFu : 0)) >> 16;
+    else asm("{\n.reg .b16 h;\ncvt.rm.f16.f32 h, %1;\ncvt.u32.u16 %0, h;\n}" : "=r"(half) : "f"(x));
+    return half * 0x10001u;
+  }
+  // By what a byte of a mask is multiplied, so that bits of a lane's vector begin at FIRST_BIT: it has all of them, or for every other lane the upper four.
+  static constexpr u32 FIRST_BIT = SIZE == 4 ? 8 : 0;
+  __device__ __forceinline__ static u32 mask_shift() { return SIZE == 2 ? 1 : threadIdx.x % 2 ? 16 : 256; }
+  // A vector in which logits whose bits are not set are those of `out`; the first is bit FIRST, for 16-bit logits 0 of a word with nothing else.
+  template <u32 FIRST>
+  __device__ __forceinline__ static uint4 keep(uint4 v, u32 bits, u32 out) {
     u32 w[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
     for (u32 i = 0; i < 4; ++i) {
       if (SIZE == 4) {
-        w[i] = bits & 1u << (8 + i) ? w[i] : OUT;
+        // By branches, so that each becomes the condition of a move, which another pipe than the one of maxima and selections makes.
+        if (!(bits & 1u << (FIRST + i))) asm volatile("mov.b32 %0, %1;" : "+r"(w[i]) : "r"(out));
       } else {
         // Two bits to the signs of bytes, each of which fills a logit.
         u32 kept;
         asm("prmt.b32 %0, %1, 0, 0xBB99;" : "=r"(kept) : "r"(bits * ((1u << (15 - 2 * i)) + (1u << (30 - 2 * i)))));
-        w[i] = (w[i] & kept) | (OUT * 0x10001u & ~kept);
+        w[i] = (w[i] & kept) | (out & ~kept);
       }
     }
     return make_uint4(w[0], w[1], w[2], w[3]);
   }
-  static constexpr u32 MASK_GROUP = 32 * 32;  // tokens for which each lane has a word of a mask, from one that is the first of a word
-  // What a mask has allowed.
-  struct Allowed {
-    u32 words = 0, low = 0;  // tokens of this lane's words; the largest unsigned logit before
-    // Of the warp; UNCOUNTED if not every one may be there.
-    __device__ __forceinline__ u32 count() const {
-      const u32 largest = SIZE == 2 && low << 16 > low ? low << 16 : low;
-      return __any_sync(~0u, largest >= OUT << (SIZE == 2 ? 16 : 0)) ? UNCOUNTED : __reduce_add_sync(~0u, words);
-    }
-  };
-  // This lane's word of a mask of so many words for a group, on its way; missing ones forbid. `at`: of the group, counted from the word of the part's first token.
+  static constexpr u32 MASK_GROUP = 32 * 32;  // tokens for which each lane has a word of a mask
+  // This lane's word of a group, on its way; missing ones forbid. `at`: the group's first token, counted from the word that has the part's first one.
   __device__ __forceinline__ u32 mask_word(const u32 *mask, u32 words, u32 at) const {
     const u32 own = first / 32 + at / 32 + threadIdx.x % 32;
     u32 word = 0;
-    if (own < words && own * 32 < first + count) asm volatile("ld.global.u32 %0, [%1];" : "=r"(word) : "l"(mask + own));
+    if (own < words && own * 32 < first + held) asm volatile("ld.global.u32 %0, [%1];" : "=r"(word) : "l"(mask + own));
     return word;
   }
-  // Puts a group's tokens at -inf that the lanes' words forbid.
-  __device__ __forceinline__ void forbid(Word *part, u32 at, u32 word, Allowed &allowed) const {
-    const u32 lane = threadIdx.x % 32, skipped = first % 32, end = skipped + count;
-    const u32 byte = 0x4440u + lane * WIDTH / 8 % 4, shift = SIZE == 2 ? 1 : lane % 2 ? 16 : 256;
-#pragma unroll SIZE
-    for (u32 v = 0; v < MASK_GROUP / STEP && at + v * STEP < end; ++v) {
-      const u32 bits = __byte_perm(__shfl_sync(~0u, word, v * (STEP / 32) + lane * WIDTH / 32), 0, byte), i = at + v * STEP + lane * WIDTH - skipped;
-      if (i >= count) continue;
-      const uint4 own = vector(part, i);
-      allowed.low = most_unsigned(most_unsigned(allowed.low, own.x, own.y), own.z, own.w);
-      *reinterpret_cast<uint4 *>(part + i) = keep(own, bits * shift);
-    }
-    const u32 from = at + lane * 32;
-    if (from < skipped) word &= ~0u << skipped;
-    if (from + 32 > end) word &= from < end ? ~(~0u << (end - from)) : 0;
-    allowed.words += __popc(word);
+  // Bits of this lane's vector, the first one lowest, where each lane has a word of a mask. `i`: the lanes' first token, counted from the first word's.
+  __device__ __forceinline__ static u32 lane_bits(u32 word, u32 i) {
+    const u32 of = i + threadIdx.x % 32 * WIDTH, own = __shfl_sync(~0u, word, of / 32);
+    return SIZE == 4 ? own >> of % 32 : __byte_perm(own, 0, 0x4440u + of / 8 % 4);
   }
-  // The same of the whole part, by a mask of so many words.
-  __device__ __forceinline__ u32 forbid(Word *part, const u32 *mask, u32 words) const {
-    const u32 end = first % 32 + count;
-    Allowed allowed;
-    u32 next = mask_word(mask, words, 0);
+  // What is seen where some logits are not negative and all are numbers, of which the mask allows so many, and others became `out`; else its key is 0.
+  __device__ __forceinline__ static SeenPart seen_allowed(const Peaks &peaks, u32 allowed, u32 out) {
+    const i32 of_lane = signed_of(peaks.high), most = __reduce_max_sync(~0u, of_lane);
+    const u32 lowest = __reduce_max_sync(~0u, peaks.lowest()), low = lowest > out ? lowest : out;
+    SeenPart seen{0, 0, __reduce_add_sync(~0u, allowed), low & 1u << (8 * SIZE - 1) ? widened(low) : 0.0f, of_lane};
+    if (most >= 0 && most <= static_cast<i32>(TOO_LARGE) && lowest < OUT) seen.key = seen.of_half = key_of(widened(static_cast<u32>(most)) + 0.0f);
+    return seen;
+  }
+  // Puts out what a mask of so many words forbids, while it looks at the rest. `next`, `second`: this lane's words of the first two groups.
+  __device__ __forceinline__ SeenPart look_allowed(Word *part, const u32 *mask, u32 words, u32 next, u32 second, bool halves) const {
+    constexpr u32 AT_ONCE = MASK_GROUP / 2 / STEP;  // vectors
+    const u32 lane = threadIdx.x % 32, skipped = first % 32;
+    Peaks peaks;
+    u32 allowed = 0;
     UNROLL_NOT
-    for (u32 at = 0; at < end; at += MASK_GROUP) {
-      const u32 word = next;
-      if (at + MASK_GROUP < end) next = mask_word(mask, words, at + MASK_GROUP);
-      forbid(part, at, word, allowed);
+    for (u32 at = 0; at < count; at += MASK_GROUP) {
+      const u32 own = next, end = count - at < MASK_GROUP ? count - at : MASK_GROUP;
+      next = second;
+      if (at + 2 * MASK_GROUP < skipped + count) second = mask_word(mask, words, at + 2 * MASK_GROUP);
+      // From the group's first token on.
+      u32 word = __funnelshift_r(own, __shfl_sync(~0u, lane ? own : next, lane + 1), skipped);
+      Word *const memory = part + at + lane * WIDTH;
+      auto take = [&](uint4 v, u32 bits, u32 i, bool there) {
+        peaks.see_low(v);
+        v = keep<0>(v, bits, OUT_WORD);
+        peaks.see_high(v);
+        if (there) *reinterpret_cast<uint4 *>(memory + i) = v;
+      };
+      if (end == MASK_GROUP) {
+        allowed += __popc(word);
+#pragma unroll
+        for (u32 first = 0; first < MASK_GROUP; first += AT_ONCE * STEP) {
+          uint4 v[AT_ONCE];
+          u32 bits[AT_ONCE];
+#pragma unroll
+          for (u32 j = 0; j < AT_ONCE; ++j) {
+            v[j] = vector(memory, first + j * STEP);
+            bits[j] = lane_bits(word, first + j * STEP);
+          }
+#pragma unroll
+          for (u32 j = 0; j < AT_ONCE; ++j) take(v[j], bits[j], first + j * STEP, true);
+        }
+        continue;
+      }
+      const u32 before = lane * 32;
+      word &= end >= before + 32 ? ~0u : end > before ? ~(~0u << (end - before)) : 0;
+      allowed += __popc(word);
+      constexpr u32 PAIR = SIZE == 4 ? 2 : 1;
+      UNROLL_NOT
+      for (u32 i = 0; i < end; i += PAIR * STEP) {
+        uint4 v[PAIR];
+        u32 bits[PAIR];
+#pragma unroll
+        for (u32 j = 0; j < PAIR; ++j) {
+          bits[j] = lane_bits(word, i + j * STEP);
+          v[j] = make_uint4(0, 0, 0, 0);
+          if (i + j * STEP + lane * WIDTH < end) v[j] = vector(memory, i + j * STEP);
+        }
+#pragma unroll
+        for (u32 j = 0; j < PAIR; ++j) take(v[j], bits[j], i + j * STEP, i + j * STEP + lane * WIDTH < end);
+      }
     }
     __syncwarp();
-    return allowed.count();
+    auto sweep = [&](auto f) { each(part, f); };
+    if (!halves) {
+      const SeenPart seen = seen_allowed(peaks, allowed, OUT);
+      if (seen.key) return seen;
+    }
+    // Logits at -inf, or a forbidden one that is not a number: what is left is looked at as any other part.
+    if (__any_sync(~0u, peaks.lowest() >= OUT)) return look_in(sweep, count, halves);
+    return seen_by(peaks.high, OUT, sweep, count, halves, __reduce_add_sync(~0u, allowed));
   }
 };
 

@@ -123,7 +123,7 @@ __device__ __forceinline__ RowPlan plan_row(const SamplingBatch &batch, const Di
   to.s = scale(plan.temperature);
   to.arg = arg;
   to.flags = (flags & NUCLEUS_ROW_PROCESSED ? 0 : RowPlan::RAW) | (mask >= 0 ? RowPlan::MASKED : 0) | (skipped ? RowPlan::SKIPPED : 0);
-  to.mask = mask;
+  to.mask = served ? mask : -1;
   return to;
 }
 

@@ -129,8 +129,8 @@ struct RowTurn {
   __device__ __forceinline__ bool raw_first() const { return plan.served() && plan.changes() && (plan.flags & RowPlan::RAW); }
 };
 
-// One row after another, by every warp of a cluster for itself.
-template <u32 DTYPE>
+// One row after another, by every warp of a cluster for itself. MASKS: masks have words.
+template <u32 DTYPE, bool MASKS>
 struct Weigher {
   using P = PartOf<DTYPE>;
   using Word = typename P::Word;
@@ -149,7 +149,7 @@ struct Weigher {
   }
   __device__ __forceinline__ bool allows(const RowPlan &plan, u32 id) const {
     if (!(plan.flags & RowPlan::MASKED)) return true;
-    const u32 *mask = batch.masks + static_cast<u64>(plan.mask) * batch.mask_stride;
+    const u32 *mask = mask_of(plan.mask);
     return id / 32 < batch.mask_words && (mask[id / 32] >> (id % 32) & 1);
   }
 
@@ -160,13 +160,25 @@ struct Weigher {
     return sum_of_lanes(part.mass(memory, w, lowest));
   }
 
+  // A row's mask, of which each lane has words for the part's first tokens: they are asked for a turn ahead, since reads wait for the rows that were asked for before.
+  struct MaskWords {
+    u32 next = 0, second = 0;
+  };
+  __device__ __forceinline__ const u32 *mask_of(i32 mask) const { return batch.masks + static_cast<u64>(mask) * batch.mask_stride; }
+  __device__ __forceinline__ MaskWords ask_mask(i32 mask) const {
+    MaskWords words;
+    if (!MASKS || mask < 0) return words;
+    words.next = part.mask_word(mask_of(mask), batch.mask_words, 0);
+    words.second = part.mask_word(mask_of(mask), batch.mask_words, P::MASK_GROUP);
+    return words;
+  }
+
   // Before the row's largest logit is known.
-  __device__ __forceinline__ void look(u32 index, Word *memory, RowTurn &row) {
+  __device__ __forceinline__ void look(u32 index, Word *memory, const MaskWords &words, RowTurn &row) {
     const RowPlan &plan = row.plan;
     row.wrote = part.settle(logits_of(index), memory, plan.limit) || plan.changes();
     row.raw = 0;
     row.raw_largest = 0;
-    u32 allowed = UNCOUNTED;
     if (plan.changes()) {
       if (row.raw_first()) {
         const SeenPart before = part.look(memory, false);
@@ -177,9 +189,11 @@ struct Weigher {
       }
       row.edits.each([&](const Changed &c) { memory[c.id - part.first] = static_cast<Word>(APART ? P::OUT : bits_of(c.logit)); });
       __syncwarp();
-      if (plan.flags & RowPlan::MASKED) allowed = part.forbid(memory, batch.masks + static_cast<u64>(plan.mask) * batch.mask_stride, batch.mask_words);
     }
-    row.seen = part.look(memory, plan.kind != SlicePlan::ALL && exchange.groups == 2, allowed);
+    const bool halves = plan.kind != SlicePlan::ALL && exchange.groups == 2;
+    const bool masked = plan.flags & RowPlan::MASKED;
+    if (!MASKS && masked) part.count = 0;
+    row.seen = MASKS && masked ? part.look_allowed(memory, mask_of(plan.mask), batch.mask_words, words.next, words.second, halves) : part.look(memory, halves);
     if (APART && plan.edited) {
       u32 key = 0, count = 0;
       row.edits.each([&](const Changed &c) {
@@ -270,7 +284,7 @@ struct Weigher {
 };
 
 // `plans`: no launch before has learnt what the rows ask for, since none has edits.
-template <u32 DTYPE>
+template <u32 DTYPE, bool MASKS>
 __device__ __forceinline__ void weigh_rows_of(const SamplingBatch &batch, const Whole &whole, const Division &division, bool plans, bool pending) {
   using P = PartOf<DTYPE>;
   u32 block, blocks;
@@ -280,7 +294,7 @@ __device__ __forceinline__ void weigh_rows_of(const SamplingBatch &batch, const 
   const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, own = block * WARPS + warp;
   WeighState *state = weigh_state();
   const Part place(division, batch.row_len, own);
-  Weigher<DTYPE> weigher{batch, whole, division, P(batch, place.first, place.count), own, Exchange(state, block, blocks, division.groups())};
+  Weigher<DTYPE, MASKS> weigher{batch, whole, division, P(batch, place.first, place.count), own, Exchange(state, block, blocks, division.groups())};
   typename P::Word *const slices = reinterpret_cast<typename P::Word *>(shared_memory + sizeof(WeighState)) + (place.first - Part(division, batch.row_len, block * WARPS).first);
   auto memory = [&](u32 slice) { return slices + slice * division.room; };
   auto arrival = [&](u32 slice) { return &state->arrived[slice * WARPS + warp]; };
@@ -320,8 +334,8 @@ __device__ __forceinline__ void weigh_rows_of(const SamplingBatch &batch, const 
     asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
   }
   const u32 lag = division.looks_ahead();
-  // A row's plan and, of its edits, this warp's: a word a lane, asked for one turn before the row is looked at.
-  constexpr u32 WORDS = sizeof(RowPlan) / 4;
+  // A row's plan and, of its edits, this warp's: a word a lane, asked for one turn before the row is looked at; with masks two, and the mask then one.
+  constexpr u32 WORDS = sizeof(RowPlan) / 4, MASK_AT = offsetof(RowPlan, mask) / 4;
   auto ask = [&](u32 index) {
     const u32 *from = reinterpret_cast<const u32 *>(whole.plans + index) + lane;
     if (lane >= WORDS) from = whole.edits + static_cast<u64>(index) * ROW_WARPS + own;
@@ -334,8 +348,13 @@ __device__ __forceinline__ void weigh_rows_of(const SamplingBatch &batch, const 
     return plan.edited ? __shfl_sync(~0u, word, WORDS) : 0;
   };
   RowTurn ahead, current;
-  u32 slice = 0, parity = 0, weighed = 0, asked = 0;
+  u32 slice = 0, parity = 0, weighed = 0, asked = 0, second = 0;
+  typename Weigher<DTYPE, MASKS>::MaskWords words;
   if (!plans) asked = ask(cluster);
+  if (MASKS) {
+    second = ask(rows > 1 ? cluster + clusters : cluster);
+    words = weigher.ask_mask(plans ? first.mask : __shfl_sync(~0u, static_cast<i32>(asked), MASK_AT));
+  }
 #pragma unroll 1
   for (u32 turn = 0; turn < rows + lag; ++turn) {
     const u32 index = cluster + turn * clusters;
@@ -345,7 +364,10 @@ __device__ __forceinline__ void weigh_rows_of(const SamplingBatch &batch, const 
       if (turn == 0 && plans) ahead.plan = first;
       else edits = told(asked, ahead.plan);
       ahead.edits.read(whole, index, edits);
-      asked = ask(turn + 1 < rows ? index + clusters : index);
+      asked = second;
+      const u32 later = MASKS ? 2 : 1, next = ask(turn + later < rows ? index + later * clusters : index);
+      if (MASKS) second = next;
+      else asked = next;
     }
     // The next row is looked at before this one is weighed, unless the warps meet twice over it.
     const bool weighs_first = lag && turn < rows && ahead.raw_first();
@@ -354,7 +376,8 @@ __device__ __forceinline__ void weigh_rows_of(const SamplingBatch &batch, const 
       if ((step == 0) != weighs_first) {
         if (turn >= rows) continue;
         wait_for_copy(arrival(slice), parity);
-        if (ahead.plan.served()) weigher.look(index, memory(slice), ahead);
+        if (ahead.plan.served()) weigher.look(index, memory(slice), words, ahead);
+        if (MASKS && turn + 1 < rows) words = weigher.ask_mask(__shfl_sync(~0u, static_cast<i32>(asked), MASK_AT));
         parity ^= slice + 1 == division.slices;
         slice = slice + 1 == division.slices ? 0 : slice + 1;
         if (!lag) current = ahead;

@@ -15,10 +15,10 @@ __global__ void __launch_bounds__(THREADS, 2) prepare_rows(const __grid_constant
   prepare_row(batch, whole, division, blockIdx.x, pending);
 }
 
-template <u32 DTYPE>
+template <u32 DTYPE, bool MASKS>
 __global__ void __launch_bounds__(THREADS, 1) weigh_rows(const __grid_constant__ SamplingBatch batch, const __grid_constant__ Whole whole,
                                                          const __grid_constant__ Division division, bool plans, bool pending) {
-  weigh_rows_of<DTYPE>(batch, whole, division, plans, pending);
+  weigh_rows_of<DTYPE, MASKS>(batch, whole, division, plans, pending);
 }
 
 // Rows up to which the launch of clusters begins while these blocks end. Where many do, a cluster takes what places are free first, so that fewer fit beside each
@@ -61,8 +61,9 @@ static cudaError_t launch_a_block_each(u32 rows, u32 threads, size_t bytes, bool
 }
 
 using WeighKernel = void (*)(SamplingBatch, Whole, Division, bool, bool);
+template <bool MASKS>
 static WeighKernel weigh_kernel(u32 dtype) {
-  return dtype == NUCLEUS_F32 ? weigh_rows<NUCLEUS_F32> : dtype == NUCLEUS_BF16 ? weigh_rows<NUCLEUS_BF16> : weigh_rows<NUCLEUS_F16>;
+  return dtype == NUCLEUS_F32 ? weigh_rows<NUCLEUS_F32, MASKS> : dtype == NUCLEUS_BF16 ? weigh_rows<NUCLEUS_BF16, MASKS> : weigh_rows<NUCLEUS_F16, MASKS>;
 }
 
 // The blocks of a cluster, their slices, and as many clusters as are resident at a time; `room` 0: rows are too long.
@@ -96,7 +97,7 @@ cudaError_t launch_whole(const SamplingBatch &batch, char *space, bool pending, 
     error = launch_draw(batch, pending, stream, division);
     if (error != cudaSuccess || division.room) return error;
   }
-  const WeighKernel kernel = weigh_kernel(batch.dtype);
+  const WeighKernel kernel = batch.masks && batch.mask_words ? weigh_kernel<true>(batch.dtype) : weigh_kernel<false>(batch.dtype);
   error = allow_shared_memory(kernel);
   Shape shape;
   u32 slices = 0;

@@ -21,11 +21,21 @@ struct DrawnRows {
   DrawnRows(uint32_t type, uint32_t count, uint32_t vocab_size, uint32_t beyond)
       : dtype(type), rows(count), vocab(vocab_size), row_len(vocab_size + beyond), random(count * 31 + vocab_size + type) {
     fill_logits();
-    masks.resize(2 * mask_words());
-    for (uint32_t &word : masks) word = random() & random();
+    fill_masks();
     for (uint32_t r = 0; r < rows; ++r) describe(r);
   }
-  uint32_t mask_words() const { return (vocab + 31) / 32; }
+  // Rows that end with what is no token have masks that are too short.
+  uint32_t mask_words() const {
+    const uint32_t words = (vocab + 31) / 32, missing = 8;
+    return row_len > vocab && words > 2 * missing ? words - missing : words;
+  }
+  // A quarter of the ids, all but a quarter, some close together, and none of them.
+  static constexpr uint32_t MASKS = 4;
+  void fill_masks() {
+    for (uint32_t kind = 0; kind < MASKS; ++kind)
+      for (uint32_t i = 0; i < mask_words(); ++i)
+        masks.push_back(kind == 0 ? random() & random() : kind == 1 ? random() | random() : kind == 2 && i / 16 % 37 == 5 ? random() : 0);
+  }
   float uniform() { return static_cast<float>(random() >> 8) / 16777216.0f; }
   size_t size() const { return dtype == NUCLEUS_F32 ? 4 : 2; }
   void put(size_t at, float x) {
@@ -54,7 +64,7 @@ struct DrawnRows {
         put(row_at + i, x);
       }
       for (uint32_t i = 0; i < 20 && kind < 3; ++i) put(row_at + random() % vocab, 8 + 8 * uniform());
-      if (kind == 7 && r % 3 == 0) put(row_at + random() % vocab, r % 2 ? NAN : INFINITY);
+      if (kind == 7 && r % 3 == 0) put(row_at + random() % vocab, r % 2 == 0 ? INFINITY : r % 4 == 1 ? NAN : -NAN);
     }
   }
   void describe(uint32_t r) {
@@ -68,7 +78,7 @@ struct DrawnRows {
     SamplingRow w = {};
     w.request = rows - 1 - r;
     w.position = random() % 1000;
-    w.mask = random() % 5 ? -1 : static_cast<int32_t>(random() % 2);
+    w.mask = random() % 2 ? -1 : static_cast<int32_t>(random() % MASKS);
     w.flags = (random() % 3 ? NUCLEUS_ROW_PROCESSED : 0) | (random() % 3 ? 0 : NUCLEUS_ROW_UNIFORM) | (random() % 16 ? 0 : NUCLEUS_ROW_PADDING);
     w.uniform = random() % 3 == 0 ? 0 : random() % 2 ? ~0ull : static_cast<uint64_t>(random()) << 32 | random();
     row.push_back(w);
