@@ -121,14 +121,13 @@ struct PartOf {
     __device__ __forceinline__ u32 lowest() const { return SIZE == 4 ? low : low >> 16 > (low & 0xFFFFu) ? low >> 16 : low & 0xFFFFu; }
   };
   // `sweep` calls what it is given for every vector of this lane, of `all` tokens. `halves`: the largest logits of halves of the lanes are asked for.
-  // `known`: how many are there, or UNCOUNTED.
   template <class S>
-  __device__ __forceinline__ static SeenPart look_in(S sweep, u32 all, bool halves, u32 known = UNCOUNTED) {
+  __device__ __forceinline__ static SeenPart look_in(S sweep, u32 all, bool halves) {
     Peaks peaks;
     sweep([&](uint4 v) { peaks.see(v); });
-    return seen_by(peaks.high, __reduce_max_sync(~0u, peaks.lowest()), sweep, all, halves, known);
+    return seen_by(peaks.high, __reduce_max_sync(~0u, peaks.lowest()), sweep, all, halves, UNCOUNTED);
   }
-  // The same where the largest words are known: this lane's signed one or two, the warp's unsigned one.
+  // The same where the largest words are known: this lane's signed one or two, the warp's unsigned one. `known`: how many tokens are there, or UNCOUNTED.
   template <class S>
   __device__ __forceinline__ static SeenPart seen_by(u32 high, u32 low, S sweep, u32 all, bool halves, u32 known) {
     i32 most = signed_of(high);
@@ -169,8 +168,8 @@ struct PartOf {
     }
     return seen;
   }
-  __device__ __forceinline__ SeenPart look(const Word *part, bool halves, u32 known = UNCOUNTED) const {
-    return look_in([&](auto f) { each(part, f); }, count, halves, known);
+  __device__ __forceinline__ SeenPart look(const Word *part, bool halves) const {
+    return look_in([&](auto f) { each(part, f); }, count, halves);
   }
   // Tokens that are there, of this lane.
   template <class S>
