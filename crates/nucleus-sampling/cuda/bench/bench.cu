@@ -157,7 +157,8 @@ int main(int argc, char **argv) {
     cases.back().allowed = allowed;
   }
   for (auto [name, of] : {std::pair{"T + draw, half", "T + draw"}, {"top_p, half", "top_p"}}) {
-    Case masked = *std::find_if(cases.begin(), cases.end(), [&](const Case &c) { return !std::strcmp(c.name, of); });
+    const char *const unmasked = of;
+    Case masked = *std::find_if(cases.begin(), cases.end(), [&](const Case &c) { return !std::strcmp(c.name, unmasked); });
     masked.name = name;
     masked.allowed = VOCAB / 2;
     cases.push_back(masked);

@@ -23,7 +23,7 @@ HEAD = ["chain", "rows", "kernel", "blocks of threads", "KiB shared", "registers
 
 def short_name(name):
     """A kernel without its arguments and namespaces; the first number of its template is the logits' type."""
-    name = re.sub(r"\((?:unsigned int|int|bool)\)", "", name).replace("(anonymous namespace)::", "").removeprefix("void ")
+    name = re.sub(r"\([\w: ]+\)(?=\d|true|false)", "", name).replace("(anonymous namespace)::", "").removeprefix("void ")
     name = re.sub(r"\(.*", "", name)
     base, _, arguments = name.partition("<")
     arguments = [argument.strip().rstrip("u") for argument in arguments.rstrip(">").split(",") if argument]
