@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Render llama.cpp's collection of chat templates as transformers does.
 
-    chat_templates.py MODELS      MODELS is the folder that crates/nucleus-engine/tests/tokenizer/fetch_llama_cpp_models.sh fills
+    chat_templates.py MODELS      MODELS is the folder that crates/nucleus-engine/tests/llama_cpp_files/fetch.sh fills
 
 Writes crates/nucleus-engine/testdata/chat_templates.json: conversations, and for each template and conversation the prompt, or
 null where transformers refuses it. What depends on the clock stands there as `⟦format⟧`.

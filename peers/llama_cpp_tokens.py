@@ -4,7 +4,7 @@
 Writes crates/nucleus-engine/testdata/llama_cpp_tokens.json: for each text its ids with special tokens in it as plain text
 (`ids`) and as themselves (`ids_special`), on the vocabulary of the bundled model.
 
-With --vocabularies DIR, a folder that crates/nucleus-engine/tests/tokenizer/fetch_llama_cpp_models.sh has filled, writes
+With --vocabularies DIR, a folder that crates/nucleus-engine/tests/llama_cpp_files/fetch.sh has filled, writes
 llama_cpp_vocabularies.json instead: the same for the WordPiece and the Unigram vocabulary there, with the ids of whole texts
 (`ids_whole`: with special tokens as themselves, and what the model wants around a text).
 """

@@ -11,6 +11,10 @@ use nucleus_engine::gguf::ModelFile;
 use nucleus_engine::tokenizer::Tokenizer;
 use serde_json::{Value, json};
 
+use llama_cpp_files::{NOT_RUN, models};
+
+mod llama_cpp_files;
+
 fn tokenizer() -> &'static Tokenizer {
     static TOKENIZER: OnceLock<Tokenizer> = OnceLock::new();
     TOKENIZER.get_or_init(|| {
@@ -52,7 +56,17 @@ fn may_end(constraint: &Constraint) -> bool {
 }
 
 /// The bytes that a sequence of random choices among what is allowed writes; nothing if it did not end within `limit` tokens.
-fn walk(mut constraint: Constraint, seed: u64, limit: usize) -> Option<Vec<u8>> {
+fn walk(constraint: Constraint, seed: u64, limit: usize) -> Option<Vec<u8>> {
+    walk_with(tokenizer(), constraint, seed, limit)
+}
+
+/// The same with another vocabulary than the bundled one.
+fn walk_with(
+    tokenizer: &Tokenizer,
+    mut constraint: Constraint,
+    seed: u64,
+    limit: usize,
+) -> Option<Vec<u8>> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     let mut text = Vec::new();
     for _ in 0..limit {
@@ -64,20 +78,20 @@ fn walk(mut constraint: Constraint, seed: u64, limit: usize) -> Option<Vec<u8>> 
         let ends = allowed
             .iter()
             .copied()
-            .find(|id| tokenizer().is_end_of_generation(*id));
+            .find(|id| tokenizer.is_end_of_generation(*id));
         if let Some(end) = ends.filter(|_| state.is_multiple_of(3)) {
-            assert!(tokenizer().is_end_of_generation(end));
+            assert!(tokenizer.is_end_of_generation(end));
             return Some(text);
         }
         let words: Vec<u32> = allowed
             .into_iter()
-            .filter(|id| !tokenizer().is_end_of_generation(*id))
+            .filter(|id| !tokenizer.is_end_of_generation(*id))
             .collect();
         let Some(&token) = words.get((state >> 20) as usize % words.len().max(1)) else {
             return Some(text);
         };
-        assert!(!tokenizer().is_special(token), "{token}");
-        text.extend_from_slice(tokenizer().token_bytes(token));
+        assert!(!tokenizer.is_special(token), "{token}");
+        text.extend_from_slice(tokenizer.token_bytes(token));
         if constraint.advance(token).expect("it is allowed") == Progress::Ended {
             return Some(text);
         }
@@ -295,6 +309,36 @@ fn r5_2_every_way_is_a_sentence_of_the_gbnf_grammar() {
             _ => panic!("{text}"),
         }
     }
+}
+
+/// R5.2: llama.cpp's own grammars, with a vocabulary of 128,256.
+#[test]
+fn r5_2_the_grammars_of_llama_cpp_are_read() {
+    let Some(folder) = models() else {
+        println!("{NOT_RUN}");
+        return;
+    };
+    let file = ModelFile::open(folder.join("ggml-vocab-llama-bpe.gguf")).expect("a vocabulary");
+    let tokenizer = Tokenizer::from_gguf(file.metadata()).expect("it is sound");
+    let formats = Formats::new(&tokenizer, tokenizer.vocab_size()).expect("it has an end");
+    let mut names = Vec::new();
+    let files = folder.join("grammars").read_dir().expect("a folder");
+    for path in files.map(|file| file.expect("a file").path()) {
+        if path.extension().is_none_or(|kind| kind != "gbnf") {
+            continue;
+        }
+        let name = path.file_stem().expect("a name").display().to_string();
+        let grammar = std::fs::read_to_string(&path).expect("a text");
+        let constraint = formats.compile(Format::grammar(grammar));
+        let constraint = constraint.unwrap_or_else(|error| panic!("{name}: {error}"));
+        let texts = (1..=5).filter_map(|seed| walk_with(&tokenizer, constraint.clone(), seed, 100));
+        for text in texts.filter(|_| name.starts_with("json")) {
+            serde_json::from_slice::<Value>(&text)
+                .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&text)));
+        }
+        names.push(name);
+    }
+    assert!(names.len() >= 8, "{names:?}");
 }
 
 /// R5.2: the end of the text is allowed where the text may end, and nowhere else.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use nucleus_engine::chat_template::{ChatTemplate, Message};
 
-use super::llama_cpp::{NOT_RUN, models};
+use super::llama_cpp_files::{NOT_RUN, models};
 use super::*;
 
 /// Templates that go through the tools, of which there are none: an error in Python, and nothing here.

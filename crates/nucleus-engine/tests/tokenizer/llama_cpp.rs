@@ -1,15 +1,13 @@
-//! llama.cpp's vocabularies and test vectors, fetched once into the target directory (that needs Python's pip and a network). Where they
-//! cannot be had, the tests here say that they did not run, or fail if `NUCLEUS_LLAMA_CPP_VECTORS` is `required`.
+//! llama.cpp's vocabularies and test vectors.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::OnceLock;
+use std::path::Path;
 
 use nucleus_engine::detokenizer::Detokenizer;
 use tokenizers::Decoder;
 use tokenizers::decoders::wordpiece::WordPiece;
 
+use super::llama_cpp_files::{NOT_RUN, models};
 use super::*;
 
 /// Vocabularies with vectors that pass.
@@ -39,34 +37,6 @@ const REFUSED: [(&str, &str); 2] = [
     ("aquila", "no key \"tokenizer.ggml.pre\""),
     ("gpt-neox", "no key \"tokenizer.ggml.pre\""),
 ];
-
-/// What is said where they cannot be fetched.
-pub(crate) const NOT_RUN: &str = "not run: llama.cpp's vocabularies cannot be fetched";
-
-/// The folder of the vocabularies; `None` where they cannot be fetched.
-pub(crate) fn models() -> Option<&'static Path> {
-    static MODELS: OnceLock<Option<PathBuf>> = OnceLock::new();
-    let fetch = || {
-        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("llama.cpp-models");
-        let script = concat!(
-            env!("CARGO_MANIFEST_DIR"),
-            "/tests/tokenizer/fetch_llama_cpp_models.sh"
-        );
-        let status = Command::new(script).arg(&folder).status();
-        let fetched = status.is_ok_and(|status| status.success());
-        let required =
-            std::env::var_os("NUCLEUS_LLAMA_CPP_VECTORS").is_some_and(|value| value == "required");
-        assert!(
-            fetched || !required,
-            "llama.cpp's vocabularies are required and cannot be fetched"
-        );
-        if !fetched {
-            return None;
-        }
-        Some(folder)
-    };
-    MODELS.get_or_init(fetch).as_deref()
-}
 
 fn load(folder: &Path, name: &str) -> Result<Tokenizer, TokenizerError> {
     let file = ModelFile::open(folder.join(format!("ggml-vocab-{name}.gguf"))).unwrap();

@@ -3,6 +3,8 @@
 mod chat_templates;
 mod json;
 mod llama_cpp;
+#[path = "../llama_cpp_files/mod.rs"]
+mod llama_cpp_files;
 mod unigram;
 mod wordpiece;
 
