@@ -165,7 +165,7 @@ impl Model<'_> {
 #[cfg(feature = "cuda")]
 fn first_cuda() -> Option<Device> {
     let first = nucleus_sampling::cuda::device_info(0).ok()?;
-    first.check().ok().map(|()| Device::Cuda(0))
+    first.check_models().ok().map(|()| Device::Cuda(0))
 }
 
 #[cfg(not(feature = "cuda"))]

@@ -19,6 +19,7 @@ fn build() -> Result<(), String> {
     let sources = kernels().map_err(|error| format!("cuda/kernels cannot be read: {error}"))?;
     nvcc::compile(&nvcc::Library {
         name: "nucleus_engine_kernels",
+        portable: &[],
         sources: &sources,
         flags: &["--threads=0", "-Icuda/include"],
     })?;

@@ -17,6 +17,8 @@ fn main() {
 }
 
 fn build() -> Result<(), String> {
+    let source = |unit: &str| PathBuf::from(format!("cuda/kernels/{unit}.cu"));
+    let portable = ["portable", "top", "config_fields", "device"].map(source);
     let units = [
         "sampling",
         "relay",
@@ -24,14 +26,13 @@ fn build() -> Result<(), String> {
         "whole",
         "draw",
         "few",
-        "top",
         "top_processed",
-        "config_fields",
-        "device",
-    ];
+    ]
+    .map(source);
     let compiler = nvcc::compile(&nvcc::Library {
         name: "nucleus_sampling_kernels",
-        sources: &units.map(|unit| PathBuf::from(format!("cuda/kernels/{unit}.cu"))),
+        portable: &portable,
+        sources: &units,
         // Half the machine's threads of compilation would not be used by one translation unit.
         flags: &["--fmad=false", "-split-compile=0"],
     })?;

@@ -149,9 +149,9 @@ mod cuda {
         fn of((major, minor): (u32, u32), archs: impl Iterator<Item = u32> + Clone) -> Self {
             let device = 10 * major + minor;
             let is_own = |arch: u32| arch / 10 == major && arch <= device;
-            match archs.clone().max() {
+            match archs.clone().min() {
                 _ if archs.clone().any(is_own) => Self::Machine,
-                Some(newest) if newest <= device => Self::Intermediate,
+                Some(oldest) if oldest <= device => Self::Intermediate,
                 _ => Self::None,
             }
         }
@@ -188,7 +188,7 @@ mod cuda {
                     "total_bytes": looked.memory.total_bytes,
                     "free_bytes": looked.memory.free_bytes,
                     "code": looked.code().name(),
-                    "kernels": looked.info.check().err().map_or("run".to_owned(), |error| error.to_string()),
+                    "kernels": looked.info.check_models().err().map_or("run".to_owned(), |error| error.to_string()),
                     "sampler": looked.sampler.as_ref().err().map_or("as the CPU's", String::as_str),
                 }),
                 Err(error) => json!({ "device": device, "error": error.to_string() }),
@@ -206,13 +206,17 @@ mod cuda {
                 Code::Intermediate => "intermediate code, which the driver compiles",
                 Code::None => "no code for it",
             };
-            let sampler = match (looked.info.check(), &looked.sampler) {
+            let sampler = match (looked.info.check_sampler(), &looked.sampler) {
                 (Err(error), _) => format!("neither models nor the sampler run on it: {error}"),
                 (Ok(()), Ok(())) => "the sampler draws what the CPU's does".to_owned(),
                 (Ok(()), Err(error)) => format!("the sampler does not work: {error}"),
             };
+            let models = match (looked.info.check_sampler(), looked.info.check_models()) {
+                (Ok(()), Err(error)) => format!("; models do not run on it: {error}"),
+                _ => String::new(),
+            };
             format!(
-                "{}, compute capability {}, {:.1} GiB, {:.1} free; {code}; {sampler}",
+                "{}, compute capability {}, {:.1} GiB, {:.1} free; {code}; {sampler}{models}",
                 looked.info.name,
                 looked.capability(),
                 gib(looked.memory.total_bytes),
@@ -284,11 +288,12 @@ mod cuda {
 
         #[test]
         fn code_runs_on_its_own_and_on_later_devices() {
-            let code = |device| Code::of(device, [90, 100].into_iter());
+            let code = |device| Code::of(device, [86, 90, 100].into_iter());
             assert_eq!(code((9, 0)), Code::Machine);
             assert_eq!(code((10, 3)), Code::Machine);
+            assert_eq!(code((8, 9)), Code::Machine);
             assert_eq!(code((12, 0)), Code::Intermediate);
-            assert_eq!(code((8, 9)), Code::None);
+            assert_eq!(code((8, 0)), Code::None);
         }
     }
 }

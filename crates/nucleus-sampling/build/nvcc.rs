@@ -1,25 +1,30 @@
 //! Compiling CUDA kernels from a build script: nucleus-sampling's, and nucleus-engine's, which has this file by its path.
 //!
 //! * `NUCLEUS_NVCC`: the compiler. Otherwise `$CUDA_HOME/bin/nvcc`, `$CUDA_PATH/bin/nvcc`, then nvcc of `PATH`.
-//! * `NUCLEUS_CUDA_ARCHS`: compute capabilities, such as `90` or `90,100`. Machine code is made for each, and PTX for the largest, which
-//!   later devices compile when they load it. Default: see [`ARCHS`].
+//! * `NUCLEUS_CUDA_ARCHS`: compute capabilities, such as `90` or `80,90`. Machine code is made for each, and PTX for the least and the largest, which
+//!   other devices compile when they load it. Kernels that need clusters are compiled for those that have them alone; for 9.0 if none has. Default: see
+//!   [`ARCHS`].
 
 use std::env;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Hopper and the Blackwell of data centres: other devices have not the shared memory.
-const ARCHS: &str = "90,100";
-/// The kernels need clusters and the bulk copy engine.
-const OLDEST: u32 = 90;
+/// A100, RTX 30 and 40, Hopper, and the Blackwell of data centres and of consumers.
+const ARCHS: &str = "80,86,89,90,100,120";
+/// The oldest that any kernel runs on.
+const OLDEST: u32 = 80;
 const HOPPER: u32 = 90;
+/// Consumer Blackwell, which has clusters, but not the shared memory.
+const SMALL: std::ops::Range<u32> = 120..130;
 
 /// A static library of kernels.
 pub(crate) struct Library<'a> {
     /// Its name, without `lib` and `.a`.
     pub(crate) name: &'a str,
-    /// The sources, which lie in `cuda`.
+    /// The sources of what runs on every device, which lie in `cuda`.
+    pub(crate) portable: &'a [PathBuf],
+    /// The same of kernels that need clusters, the bulk copy engine and 227 KiB of shared memory.
     pub(crate) sources: &'a [PathBuf],
     /// Flags beside those that all kernels have.
     pub(crate) flags: &'a [&'a str],
@@ -44,25 +49,32 @@ pub(crate) fn compile(library: &Library<'_>) -> Result<PathBuf, String> {
     let nvcc = find_nvcc()?;
     let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);
     let archs = env::var("NUCLEUS_CUDA_ARCHS").unwrap_or_else(|_| ARCHS.to_owned());
+    let numbers = numbers(&archs)?;
+    let mut objects = Vec::new();
+    for (sources, targets) in [
+        (library.portable, targets(&numbers, true)),
+        (library.sources, targets(&with_clusters(&numbers), false)),
+    ] {
+        if sources.is_empty() {
+            continue;
+        }
+        let mut command = Command::new(&nvcc);
+        command
+            .args(["-O3", "-std=c++20", "-c", "-Xcompiler=-fPIC"])
+            .args(library.flags)
+            .args(targets)
+            .arg("-odir")
+            .arg(&out)
+            .args(sources);
+        run(command)?;
+        objects.extend(sources.iter().filter_map(|source| object_of(source, &out)));
+    }
     let mut command = Command::new(&nvcc);
     command
-        .args(["-O3", "-std=c++20", "-lib", "-Xcompiler=-fPIC"])
-        .args(library.flags)
-        .args(targets(&archs)?)
-        .arg("-o")
+        .args(["-lib", "-o"])
         .arg(out.join(format!("lib{}.a", library.name)))
-        .args(library.sources);
-    let output = command
-        .output()
-        .map_err(|error| format!("{} cannot be run: {error}", nvcc.display()))?;
-    if !output.status.success() {
-        return Err(format!(
-            "{} failed:\\n{}",
-            nvcc.display(),
-            String::from_utf8_lossy(&output.stderr).replace('\n', "\\n")
-        ));
-    }
-    let numbers = numbers(&archs)?;
+        .args(objects);
+    run(command)?;
     let numbers: Vec<String> = numbers.iter().map(u32::to_string).collect();
     println!(
         "cargo::rustc-env=NUCLEUS_CUDA_ARCHS_BUILT={}",
@@ -71,6 +83,27 @@ pub(crate) fn compile(library: &Library<'_>) -> Result<PathBuf, String> {
     println!("cargo::rustc-link-search=native={}", out.display());
     println!("cargo::rustc-link-lib=static={}", library.name);
     Ok(nvcc)
+}
+
+/// Where nvcc writes what it makes of a source.
+fn object_of(source: &Path, out: &Path) -> Option<PathBuf> {
+    let name = Path::new(source.file_name()?);
+    Some(out.join(name.with_extension("o")))
+}
+
+/// Runs nvcc; its messages are the error.
+fn run(mut command: Command) -> Result<(), String> {
+    let nvcc = command.get_program().to_string_lossy().into_owned();
+    let output = command
+        .output()
+        .map_err(|error| format!("{nvcc} cannot be run: {error}"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(format!(
+        "{nvcc} failed:\\n{}",
+        String::from_utf8_lossy(&output.stderr).replace('\n', "\\n")
+    ))
 }
 
 fn find_nvcc() -> Result<PathBuf, String> {
@@ -121,10 +154,20 @@ fn numbers(archs: &str) -> Result<Vec<u32>, String> {
     Ok(numbers)
 }
 
-/// nvcc's flags for a list of compute capabilities. Machine code for Hopper is that of `90a`, which has Hopper's own instructions.
-fn targets(archs: &str) -> Result<Vec<String>, String> {
-    let numbers = numbers(archs)?;
-    let last = numbers.iter().max().expect("such a list is not empty");
+/// Those of a list that have clusters, and the shared memory that the kernels with clusters take; 9.0 if none has.
+fn with_clusters(numbers: &[u32]) -> Vec<u32> {
+    let has = |number: &u32| *number >= HOPPER && !SMALL.contains(number);
+    let numbers: Vec<u32> = numbers.iter().copied().filter(has).collect();
+    if numbers.is_empty() {
+        vec![HOPPER]
+    } else {
+        numbers
+    }
+}
+
+/// nvcc's flags for compute capabilities, with PTX of the largest, and with `least` of the least. Machine code for Hopper is that of `90a`, which has
+/// Hopper's own instructions.
+fn targets(numbers: &[u32], least: bool) -> Vec<String> {
     let mut flags: Vec<String> = numbers
         .iter()
         .map(|number| {
@@ -132,8 +175,15 @@ fn targets(archs: &str) -> Result<Vec<String>, String> {
             format!("-gencode=arch=compute_{number}{own},code=sm_{number}{own}")
         })
         .collect();
-    flags.push(format!("-gencode=arch=compute_{last},code=compute_{last}"));
-    Ok(flags)
+    let (first, last) = (numbers.iter().min(), numbers.iter().max());
+    let mut of_ptx: Vec<&u32> = last.into_iter().collect();
+    of_ptx.extend(first.filter(|first| least && Some(*first) != last));
+    flags.extend(
+        of_ptx
+            .iter()
+            .map(|number| format!("-gencode=arch=compute_{number},code=compute_{number}")),
+    );
+    flags
 }
 
 /// Where `libcudart_static.a` lies: beside the compiler, in the layouts of the toolkit and of the Python wheels.

@@ -28,13 +28,19 @@ const VOCAB: usize = 151_936;
 
 /// Every way the kernel can work.
 fn ways() -> impl Iterator<Item = CudaOptions> {
-    [0, 1, 2, 4, 8].into_iter().flat_map(|cluster| {
-        [false, true].map(|exact_path| CudaOptions {
-            device: 0,
-            cluster,
-            exact_path,
+    let portable = (0, true);
+    let clusters = [0, 1, 2, 4, 8].map(|cluster| (cluster, false));
+    clusters
+        .into_iter()
+        .chain([portable])
+        .flat_map(|(cluster, portable)| {
+            [false, true].map(|exact_path| CudaOptions {
+                device: 0,
+                cluster,
+                exact_path,
+                portable,
+            })
         })
-    })
 }
 
 /// The device's sampler where a host's is expected: what it does not tell, the host's does.

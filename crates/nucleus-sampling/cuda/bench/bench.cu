@@ -169,14 +169,17 @@ int main(int argc, char **argv) {
   // `bench case NAME`: cases whose name contains NAME.
   // `bench exact ROWS NAME`: the exact path alone, of cases whose name contains NAME; 0 rows: every batch size.
   const bool exact_alone = argc > 3 && !std::strcmp(argv[1], "exact");
-  const char *wanted = argc > 2 && !std::strcmp(argv[1], "case") ? argv[2] : exact_alone ? argv[3] : "";
+  // `bench portable NAME`: the same cases as on devices without clusters.
+  const bool portable = argc > 2 && !std::strcmp(argv[1], "portable");
+  const uint32_t always = portable ? NUCLEUS_BATCH_PORTABLE : 0;
+  const char *wanted = portable || (argc > 2 && !std::strcmp(argv[1], "case")) ? argv[2] : exact_alone ? argv[3] : "";
   const uint32_t launch = argc > 2 && !std::strcmp(argv[1], "launch") ? std::atoi(argv[2]) : 0;
   std::mt19937 random(1);
   for (uint32_t rows : {1u, 8u, 32u, 64u, 128u, 256u, 512u}) {
     if (launch && rows != launch) continue;
     if (exact_alone && std::atoi(argv[2]) && rows != static_cast<uint32_t>(std::atoi(argv[2]))) continue;
     size_t bytes = static_cast<size_t>(rows) * VOCAB * 4;
-    uint32_t copies = rows <= 64 && !exact_alone ? static_cast<uint32_t>(4ull * prop.l2CacheSize / bytes + 2) : 1;
+    uint32_t copies = rows <= 64 && !exact_alone && !portable ? static_cast<uint32_t>(4ull * prop.l2CacheSize / bytes + 2) : 1;
     std::vector<float> one(static_cast<size_t>(rows) * VOCAB);
     std::vector<float> base(1 << 20);
     std::normal_distribution<float> normal(0, 2);
@@ -272,7 +275,7 @@ int main(int argc, char **argv) {
         b.logits = dtype ? static_cast<const void *>(bf16.data) : c.flat ? flat.data : logits.data + copy * one.size();
         b.dtype = dtype;
         b.cluster = cluster;
-        b.flags = flags | NUCLEUS_BATCH_REQUEST_EACH | what_is_known(c);
+        b.flags = always | flags | NUCLEUS_BATCH_REQUEST_EACH | what_is_known(c);
         int code = launch_advanced_sample_batch(&b, workspace.data, workspace.count, s);
         if (code) { std::printf("launch %d\n", code); std::exit(1); }
       };
@@ -295,8 +298,8 @@ int main(int argc, char **argv) {
       double warm = median_us(10, [&](uint32_t, cudaStream_t s) { run(0, 0, 0, s); });
       double half = c.flat ? 0 : median_us(10, [&](uint32_t, cudaStream_t s) { run(0, 0, NUCLEUS_BF16, s); });
       std::printf("  %-20s fp32 %8.2f (%.2f x floor)  bf16 %8.2f", c.name, warm, warm / floor_us, half);
-      if (copies > 1 && !c.flat) std::printf("  cold %8.2f", median_us(copies, [&](uint32_t i, cudaStream_t s) { run(i % copies, 0, 0, s); }));
-      if (!brief) std::printf("  exact %8.2f", median_us(10, [&](uint32_t, cudaStream_t s) { run(0, 0, 0, s, NUCLEUS_BATCH_EXACT); }));
+      if (copies > 1 && !c.flat && !portable) std::printf("  cold %8.2f", median_us(copies, [&](uint32_t i, cudaStream_t s) { run(i % copies, 0, 0, s); }));
+      if (!brief && !(portable && rows > 1)) std::printf("  exact %8.2f", median_us(10, [&](uint32_t, cudaStream_t s) { run(0, 0, 0, s, NUCLEUS_BATCH_EXACT); }));
       if (sweep)
         for (uint32_t cluster : {4u, 8u}) std::printf("  c%u %.2f", cluster, median_us(10, [&](uint32_t, cudaStream_t s) { run(0, cluster, 0, s); }));
       std::printf("  token %u\n", out.host()[0].token_id);

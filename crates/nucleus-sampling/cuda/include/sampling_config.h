@@ -191,6 +191,9 @@ NUCLEUS_ASSERT(sizeof(SamplingBatch) == 120);
 /* No row that is not bounded has the draw, top_p, min_p, top_k or argmax next to its edits and temperatures: rows of other programs go to a launch of clusters at
  * once, since those that weigh whole rows would leave them to it. Said of others it only costs time. */
 #define NUCLEUS_BATCH_NONE_WHOLE 4096u
+/* Rows are sampled, and likeliest tokens told, as on devices without clusters or with less than 227 KiB of shared memory a block, for tests; never changes a
+ * result. Of the flags above, those for tests are heeded beside it. */
+#define NUCLEUS_BATCH_PORTABLE 8192u
 
 /* Results of a launch. A CUDA error is NUCLEUS_LAUNCH_CUDA + its code. */
 #define NUCLEUS_LAUNCH_OK 0
@@ -214,7 +217,7 @@ NUCLEUS_ASSERT(sizeof(SamplingLogprob) == 8);
 /* The `count` likeliest tokens of every row as it came, before masks and edits, with the log-probabilities of its softmax: top[row * count + i], most likely
  * first, ids ascending where they are equal. Fewer tokens: NUCLEUS_NO_TOKEN and -inf; a row with NaN, +inf or nothing finite: NUCLEUS_NO_TOKEN and NaN.
  * Nothing is read or written for rows with NUCLEUS_ROW_PADDING or NUCLEUS_ROW_NO_TOP.
- * Of the batch, struct_size, dtype, rows, row_len, row_stride, logits, row (request and flags) and configs (vocab_size) are read. Needs no workspace;
+ * Of the batch, struct_size, dtype, rows, row_len, row_stride, logits, row (request and flags), configs (vocab_size) and flags are read. Needs no workspace;
  * asynchronous and capturable as launch_advanced_sample_batch. */
 int launch_top_logprobs(const SamplingBatch *batch, uint32_t count, SamplingLogprob *top, void *stream);
 

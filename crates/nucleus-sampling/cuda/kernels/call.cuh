@@ -88,9 +88,9 @@ __device__ __forceinline__ void share_row(Shared *sh, const SamplingBatch &batch
   if (threadIdx.x == 0) sh->unusual = sh->found = sh->kept = 0;
 }
 // Completes the description of a row whose history is a slot's, after a barrier.
-__device__ __forceinline__ void describe_slot(Shared *sh, const SamplingBatch &batch) {
-  if ((sh->row.flags & (NUCLEUS_ROW_SLOT | NUCLEUS_ROW_PADDING)) != NUCLEUS_ROW_SLOT) return;
-  if (threadIdx.x == 0) read_slot(batch.slots[sh->row.slot], sh->config, sh->row);
+__device__ __forceinline__ void describe_slot(Description *d, const SamplingBatch &batch) {
+  if ((d->row.flags & (NUCLEUS_ROW_SLOT | NUCLEUS_ROW_PADDING)) != NUCLEUS_ROW_SLOT) return;
+  if (threadIdx.x == 0) read_slot(batch.slots[d->row.slot], d->config, d->row);
   __syncthreads();
 }
 
@@ -143,10 +143,11 @@ __device__ __forceinline__ void fail(const RowCall &call, const DeviceTeam &team
   if (team.rank() == 0) *call.out() = result(failed, call.raw, r);
 }
 
-// The edits of a row that is not held in slices, behind the list's scratch; those that shared memory has no room for, in the workspace. False: nor has that.
-__device__ __forceinline__ bool unsliced_edits(const DeviceTeam &team, const Request &r, u32 index, const Workspace &workspace, EditTable &table) {
+// The edits of a row that is not held in slices, in `room` for SHARED_EDITS and one; those that it has no room for, in the workspace. False: nor has that.
+template <class Team>
+__device__ __forceinline__ bool unsliced_edits(const Team &team, const Request &r, u32 index, const Workspace &workspace, Edit *room, EditTable &table) {
   const u64 bound = edited_bound(r);
-  table = EditTable{reinterpret_cast<Edit *>(reinterpret_cast<char *>(team.slice) + LIST_CAPACITY * sizeof(u64)), 16};
+  table = EditTable{room, 16};
   while (table.capacity < SHARED_EDITS && table.capacity < bound + bound / 2 + 1) table.capacity *= 2;
   if (bound > SHARED_EDITS_USED) {
     if (bound > workspace.most) return false;
@@ -159,5 +160,8 @@ __device__ __forceinline__ bool unsliced_edits(const DeviceTeam &team, const Req
   }
   return true;
 }
+
+// Where a team over a row in device memory has that room: behind the list's scratch.
+__device__ __forceinline__ Edit *behind_scratch(const DeviceTeam &team) { return reinterpret_cast<Edit *>(reinterpret_cast<char *>(team.slice) + LIST_CAPACITY * sizeof(u64)); }
 
 }  // namespace nucleus

@@ -23,7 +23,8 @@ struct HostWarp {
 
 struct HostTeam {
   using Warp = HostWarp;
-  static constexpr bool SLICES = false;
+  static constexpr bool SLICES = false, READS = false;
+  static constexpr u32 LISTED_MOST = LIST_CAPACITY;
   mutable std::vector<u64> bins = std::vector<u64>(BINS), places, room;
   mutable u64 told_value = 0;
 

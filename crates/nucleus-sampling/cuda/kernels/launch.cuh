@@ -80,6 +80,19 @@ struct Shape {
   }
 };
 
+// Whether rows are sampled without clusters: the device has none, or less shared memory than their kernels take, or this build has no code of them for it;
+// or the batch asks for it.
+cudaError_t without_clusters(const SamplingBatch &batch, bool &without);
+
+// Every row gets its token, by a block each that takes nothing that compute capability 8.0 has not.
+cudaError_t launch_portable(const SamplingBatch &batch, const Workspace &workspace, cudaStream_t stream);
+
+// The same of launch_tops.
+cudaError_t launch_portable_tops(const SamplingBatch &batch, const Workspace &workspace, const TopCall &call, cudaStream_t stream);
+
+// Writes what describes a row.
+cudaError_t launch_description(SamplingRow *to, const SamplingRow &row, cudaStream_t stream);
+
 // Bounded requests get their token; the status of every other row is PENDING afterwards. `last`: no launch follows, so that every other row gets its token, too.
 // Where rows are few, and not short: clusters of blocks.
 constexpr u32 SPREAD_TO = 66, SPREAD_FROM_LEN = 8192;

@@ -146,6 +146,16 @@ struct Outcome {
   bool drawn_here = false;  // by a slice: this block holds the outcome, all others hold none
 };
 
+// Whether `code` looks tokens up in the edit table.
+HD bool edits_by_id(u32 code) { return code == NUCLEUS_OP_DRY || code == NUCLEUS_OP_NO_REPEAT_NGRAM || code == NUCLEUS_OP_PENALTIES; }
+
+// Whether a program's first edits by id are made before its first sweep, so that the row begins as they leave it.
+template <class Team>
+HD bool merges_edits(const Team &team) {
+  if constexpr (Team::READS) return team.merges();
+  else return Team::SLICES;
+}
+
 template <class Team>
 struct RowMachine {
   const Team &team;
@@ -171,13 +181,24 @@ struct RowMachine {
 
   // The logit of a token in the uppermost layer; false if it is out.
   HD_SLOW bool eval(u32 id, float &x) const {
-    x = load_logit(r, id);
     const Edit *edit = nullptr;
+    if constexpr (Team::READS) {
+      if (!raw && team.merges()) {
+        x = Team::merged(r, table, id);
+        return climb(id, x, edit);
+      }
+    }
+    x = load_logit(r, id);
     if (!raw) {
       edit = table.find(id);
       if ((edit && (edit->flags & BANNED)) || !admitted(r, id)) return false;
       if (edit && (edit->flags & BIASED)) x = x + edit->bias;
     }
+    return climb(id, x, edit);
+  }
+
+  // From the lowest layer, whose logit is given, to the uppermost.
+  HD bool climb(u32 id, float &x, const Edit *edit) const {
     UNROLL_NOT
     for (u32 i = 0;; ++i) {
       x = x + 0.0f;
@@ -199,11 +220,44 @@ struct RowMachine {
   // Calls f(id, x) for every token that is left in device memory, each on one thread of the team. Slices: sweeps.cuh.
   template <class F>
   HD void sweep(F f) const {
-    UNROLL_NOT
-    for (u32 id = team.rank(); id < r.limit; id += team.size()) {
+    if constexpr (Team::READS) {
+      sweep_by_four(f);
+    } else {
+      UNROLL_NOT
+      for (u32 id = team.rank(); id < r.limit; id += team.size()) {
+        float x;
+        if (eval(id, x)) f(id, x);
+      }
+    }
+  }
+  // The same by a team that reads four logits at a time, those of tokens with edits apart.
+  template <class F>
+  HD void sweep_by_four(F f) const {
+    const u64 top = layers[0].top, bottom = layers[0].bottom;
+    const float low = bottom ? logit_at(bottom) : -infinity();
+    const bool single = depth == 0;
+    team.each_four(r, raw, [&](u32 id, float a, float b, float c, float d) {
+      if (fmaxf(fmaxf(a, b), fmaxf(c, d)) < low) return;
+      UNROLL_NOT
+      for (u32 e = 0; e < 4; ++e, ++id) {
+        float x = a + 0.0f;
+        a = b;
+        b = c;
+        c = d;
+        if (x == -infinity()) continue;
+        if (single) {
+          const u64 place = place_of(x, id);
+          if (place > top || place < bottom) continue;
+        } else if (!climb(id, x, nullptr)) {
+          continue;
+        }
+        f(id, x);
+      }
+    });
+    team.each_apart(r, raw, [&](u32 id, const Edit *) {
       float x;
       if (eval(id, x)) f(id, x);
-    }
+    });
   }
 
   // The logits of a slice have changed, and what was out is -inf. Begins a new order.
@@ -254,7 +308,7 @@ struct RowMachine {
 
   HD bool edit(u32 code) {
     if constexpr (Team::SLICES) return true;  // made before the first sweep
-    else return add_layer(code);
+    else return (merges_edits(team) && edits_by_id(code)) || add_layer(code);
   }
 
   HD_SLOW bool add_layer(u32 code) {
@@ -383,6 +437,10 @@ struct RowMachine {
 
   // The place, descending, at which the sum of weights or the count suffices; the lowest place if it never does.
   HD_SLOW u64 select_place(Until until, bool by_mass) const {
+    if constexpr (Team::READS) {
+      const u64 place = team.place_by_steps(*this, until, by_mass);
+      if (place) return place;
+    }
     if constexpr (Team::SLICES) return place_in_slices(team, layers[0], w, logit_at(best), until, by_mass);
     else return select(64, 0, until, Keys{Keys::PLACE, by_mass, false, 1, 0, 0, 0}).key;
   }
@@ -676,13 +734,17 @@ struct RowMachine {
   }
 
   HD void draw_by_id(const SamplingOp &op, u64 target, Outcome &out) const {
-    const Weighing &weighing = w;
-    Selected drawn = select_by(19, 0, Until::above(target), [&](u32 id, float x, u64 &key, u64 &weight) {
-      key = (NUCLEUS_MAX_VOCAB - 1) - id;
-      weight = weighing.q(x);
-      return true;
-    });
-    out.token = (NUCLEUS_MAX_VOCAB - 1) - static_cast<u32>(drawn.key);
+    if constexpr (Team::READS) {
+      out.token = team.draw(*this, target);
+    } else {
+      const Weighing &weighing = w;
+      Selected drawn = select_by(19, 0, Until::above(target), [&](u32 id, float x, u64 &key, u64 &weight) {
+        key = (NUCLEUS_MAX_VOCAB - 1) - id;
+        weight = weighing.q(x);
+        return true;
+      });
+      out.token = (NUCLEUS_MAX_VOCAB - 1) - static_cast<u32>(drawn.key);
+    }
     conclude(op, logit_of(out.token), out);
   }
 

@@ -94,9 +94,6 @@ HD_SLOW Outcome run_list(const Warp &warp, const Request &r, const EditTable &ta
   return run_operations(list, call.first);
 }
 
-// Whether `code` looks tokens up in the edit table.
-HD bool edits_by_id(u32 code) { return code == NUCLEUS_OP_DRY || code == NUCLEUS_OP_NO_REPEAT_NGRAM || code == NUCLEUS_OP_PENALTIES; }
-
 // Whether slices do not serve an operation. tfs over more tokens than a list holds is given the machine by reference: that would keep it in memory, which
 // takes every other program a tenth longer.
 template <class Team>
@@ -125,21 +122,21 @@ HD u64 zipf_count_of(const Team &team, const RowMachine<Team> &machine) {
   return team.told();
 }
 
-// The exact path. `unlisted` keeps everything on whole-row stages. Every thread of the team calls it; over slices, the first warp of every block. False: slices hold NaN or +inf, or do not serve the
-// program, and nothing was decided.
+// The exact path. `unlisted` keeps everything on whole-row stages. Every thread of the team calls it; over slices, the first warp of every block. False: slices, or a row
+// whose edits are merged, hold NaN or +inf, or do not serve the program, and nothing was decided.
 template <class Team>
 HD bool sample_exactly(const Team &team, const Request &r, const EditTable &table, const RawSums &raw, bool unlisted, SampledToken *out) {
   RowMachine<Team> machine(team, r, table);
   const SamplingProgram &program = *r.program;
   u32 last = program.len - 1;
   bool running = machine.start(false);
-  if (!running && Team::SLICES) return false;
+  if (!running && merges_edits(team)) return false;
   UNROLL_NOT
   for (u32 i = 0; running; ++i) {
-    bool may_list = !(Team::SLICES && edits_by_id(program.ops[i].code));
+    bool may_list = !(merges_edits(team) && edits_by_id(program.ops[i].code));
     if (machine.count && may_list && !unlisted) {
       u64 total = 0;
-      const bool all = machine.count <= (Team::SLICES && program.ops[i].code != NUCLEUS_OP_TFS ? LIST_WORTH : LIST_CAPACITY);
+      const bool all = machine.count <= (Team::SLICES && program.ops[i].code != NUCLEUS_OP_TFS ? LIST_WORTH : Team::LISTED_MOST);
       const u32 count = all ? gather(team, machine, 0, ~0ull) : machine.list_beginning(program.ops[i], total);
       if (count && !team.leader()) return true;
       if (count) {

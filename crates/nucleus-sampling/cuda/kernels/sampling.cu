@@ -1,6 +1,8 @@
 // The launches, one after another; clusters for the rows that are left.
 #include <cuda_runtime.h>
 
+#include <atomic>
+
 #include "by_cluster.cuh"
 #include "launch.cuh"
 
@@ -83,6 +85,12 @@ struct Launcher {
   Workspace edit_tables() const { return Workspace{reinterpret_cast<Edit *>(workspace), layout.capacity, batch.max_edited}; }
 
   cudaError_t all() {
+    bool without = false;
+    cudaError_t error = without_clusters(batch, without);
+    if (error != cudaSuccess) return error;
+    return without ? launch_portable(batch, edit_tables(), stream) : by_clusters();
+  }
+  cudaError_t by_clusters() {
     cudaError_t error = cudaFuncSetAttribute(sample_rows, cudaFuncAttributeMaxDynamicSharedMemorySize, 232448);
     if (error == cudaSuccess) error = cudaFuncSetAttribute(sample_rows, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
     if (error != cudaSuccess) return error;
@@ -106,14 +114,42 @@ struct Launcher {
   }
 };
 
+// What the current device has: asked once, since its answers do not change.
+cudaError_t without_clusters(const SamplingBatch &batch, bool &without) {
+  enum Answer : unsigned char { UNKNOWN, CLUSTERS, NONE };
+  constexpr int DEVICES = 64;
+  constexpr int SHARED_BYTES_OF_BLOCK = 232448;
+  static std::atomic<unsigned char> answers[DEVICES];
+  without = batch.flags & NUCLEUS_BATCH_PORTABLE;
+  if (without) return cudaSuccess;
+  int device = 0, major = 0, shared = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error != cudaSuccess) return error;
+  unsigned char answer = device < DEVICES ? answers[device].load(std::memory_order_relaxed) : static_cast<unsigned char>(UNKNOWN);
+  if (answer == UNKNOWN) {
+    error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+    if (error == cudaSuccess) error = cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    if (error != cudaSuccess) return error;
+    answer = NONE;
+    if (major >= 9 && shared >= SHARED_BYTES_OF_BLOCK) {
+      cudaFuncAttributes code;
+      error = cudaFuncGetAttributes(&code, sample_rows);
+      if (error == cudaSuccess) answer = CLUSTERS;
+      else if (error != cudaErrorNoKernelImageForDevice && error != cudaErrorInvalidDeviceFunction) return error;
+      cudaGetLastError();
+    }
+    if (device < DEVICES) answers[device].store(answer, std::memory_order_relaxed);
+  }
+  without = answer == NONE;
+  return cudaSuccess;
+}
+
 inline bool valid(const SamplingBatch *b) {
   if (!b || b->struct_size != sizeof(SamplingBatch) || b->dtype > NUCLEUS_BF16 || b->rows > NUCLEUS_MAX_ROWS) return false;
   bool cluster = b->cluster <= MAX_BLOCKS && (b->cluster & (b->cluster - 1)) == 0;
   bool pointers = b->logits && b->row && b->configs && b->programs && b->out;
   return cluster && pointers && b->row_len >= 1;
 }
-
-__global__ void describe_row(SamplingRow *to, SamplingRow row) { *to = row; }
 
 }  // namespace nucleus
 
@@ -139,7 +175,9 @@ extern "C" int launch_top_processed(const SamplingBatch *batch, uint32_t count, 
   const Layout layout(batch->rows, batch->max_edited);
   if (!workspace || workspace_bytes < layout.bytes) return NUCLEUS_LAUNCH_WORKSPACE;
   const Launcher launcher{*batch, layout, static_cast<char *>(workspace), static_cast<cudaStream_t>(stream)};
-  const cudaError_t error = launch_tops(*batch, launcher.edit_tables(), TopCall{top, count}, launcher.stream);
+  bool without = false;
+  cudaError_t error = without_clusters(*batch, without);
+  if (error == cudaSuccess) error = (without ? launch_portable_tops : launch_tops)(*batch, launcher.edit_tables(), TopCall{top, count}, launcher.stream);
   return error == cudaSuccess ? NUCLEUS_LAUNCH_OK : NUCLEUS_LAUNCH_CUDA + static_cast<int>(error);
 }
 
@@ -167,9 +205,7 @@ extern "C" int launch_advanced_sample(const void *logits, uint32_t vocab_size, c
   batch.out = sample->out;
   batch.max_edited = sample->history_length > SHARED_EDITS_USED ? sample->history_length : 0;
   if (!valid(&batch)) return NUCLEUS_LAUNCH_INVALID;
-  cudaGetLastError();  // that of an earlier call, which its caller was told
-  describe_row<<<1, 1, 0, static_cast<cudaStream_t>(stream)>>>(sample->row, row);
-  cudaError_t error = cudaGetLastError();
+  cudaError_t error = launch_description(sample->row, row, static_cast<cudaStream_t>(stream));
   if (error != cudaSuccess) return NUCLEUS_LAUNCH_CUDA + static_cast<int>(error);
   return launch_advanced_sample_batch(&batch, workspace, workspace_bytes, stream);
 }

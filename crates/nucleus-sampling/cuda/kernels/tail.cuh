@@ -50,9 +50,9 @@ struct TailFree {
   HD void each_part(F f, D done) const {
     u64 top = ~0ull;
     UNROLL_NOT
-    for (u64 rank = 0;; rank += LIST_CAPACITY - 2) {
-      const bool last = machine.count - rank <= LIST_CAPACITY;
-      const u64 bottom = last ? 0 : machine.kth_place(rank + LIST_CAPACITY);
+    for (u64 rank = 0;; rank += Team::LISTED_MOST - 2) {
+      const bool last = machine.count - rank <= Team::LISTED_MOST;
+      const u64 bottom = last ? 0 : machine.kth_place(rank + Team::LISTED_MOST);
       const u32 count = gather(team, machine, bottom, top);
       team.by_warp([&](const auto &warp) {
         const u64 value = team.leader() ? f(warp, Part{team.list(), count, rank}) : 0;
@@ -60,7 +60,7 @@ struct TailFree {
       });
       if (done(team.told()) || last) return;
       team.by_warp([&](const auto &warp) {
-        if (warp.lane() == 0) team.tell(team.leader() ? team.list()[LIST_CAPACITY - 2] : 0);
+        if (warp.lane() == 0) team.tell(team.leader() ? team.list()[Team::LISTED_MOST - 2] : 0);
       });
       top = team.told();
     }

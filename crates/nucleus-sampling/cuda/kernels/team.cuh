@@ -159,8 +159,17 @@ __device__ __forceinline__ void sort_places(u64 *places, u32 count) {
     }
 }
 
+// Adds in shared memory: two additions of 32 bits are the hardware's own; one of 64 bits would be a loop.
+__device__ __forceinline__ void add_by_halves(u64 *to, u64 value) {
+  u32 *halves = reinterpret_cast<u32 *>(to), low = static_cast<u32>(value);
+  u32 carry = low ? atomicAdd(halves, low) > ~low : 0, high = static_cast<u32>(value >> 32) + carry;
+  if (high) atomicAdd(halves + 1, high);
+}
+
 struct DeviceTeam {
   using Warp = DeviceWarp;
+  static constexpr bool READS = false;
+  static constexpr u32 LISTED_MOST = LIST_CAPACITY;
   Shared *sh;
   float *slice;      // this block's logits, as many as `held`; 16-byte aligned, -inf up to a multiple of 4
   u32 blocks, block;
@@ -170,8 +179,13 @@ struct DeviceTeam {
   bool whole = false;  // the blocks hold all of the row
 
   __device__ __forceinline__ DeviceTeam() : sh(shared_state()), slice(shared_slice()) {
+#if __CUDA_ARCH__ >= 900
     asm("mov.u32 %0, %%cluster_nctaid.x;" : "=r"(blocks));
     asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(block));
+#else
+    blocks = 1;
+    block = 0;
+#endif
   }
   // This block's part of a row of `row_len` logits; none if `room` is 0: then the row is too long to be held.
   __device__ __forceinline__ void take_slice(u32 row_len, u32 room) {
@@ -440,11 +454,7 @@ struct DeviceTeam {
     __syncthreads();
   }
   __device__ __forceinline__ void add_bin(u32 bin, u64 weight) const {
-    if (!weight) return;
-    // Two 32-bit additions are the hardware's own; one of 64 bits would be a loop.
-    u32 *halves = reinterpret_cast<u32 *>(&sh->bins[bin]), low = static_cast<u32>(weight);
-    u32 carry = low ? atomicAdd(halves, low) > ~low : 0, high = static_cast<u32>(weight >> 32) + carry;
-    if (high) atomicAdd(halves + 1, high);
+    if (weight) add_by_halves(&sh->bins[bin], weight);
   }
   // What all blocks have in the bins of this thread, once a barrier of the cluster has passed. Each block adds up its share of them; places in descending order: this
   // block's begin at block * share. get(block's state, bin); use(k, bin, sum over blocks).

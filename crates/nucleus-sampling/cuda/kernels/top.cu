@@ -3,6 +3,7 @@
 #include <cuda_runtime.h>
 
 #include "call.cuh"
+#include "launch.cuh"
 
 namespace nucleus {
 
@@ -79,11 +80,13 @@ __device__ __forceinline__ u32 largest_of(const void *row, u32 limit, Share shar
 
 // The blocks of a row.
 struct RowBlocks : DeviceTeam {
+  static constexpr bool ALONE = false;
   __device__ __forceinline__ Share share() const { return Share{rank(), size()}; }
   __device__ __forceinline__ TopShared *of_leader(TopShared *sh) const { return in_block(sh, 0); }
 };
 // A block that has a row alone.
 struct OneBlock : RowBlocks {
+  static constexpr bool ALONE = true;
   __device__ __forceinline__ OneBlock() {
     blocks = 1;
     block = 0;
@@ -122,7 +125,7 @@ __device__ __forceinline__ void weigh_and_list(const Blocks &team, TopShared &sh
 }
 
 template <u32 DTYPE, class Blocks>
-__global__ void __launch_bounds__(THREADS, 2) top_rows(const __grid_constant__ SamplingBatch batch, u32 count, SamplingLogprob *top) {
+__device__ __forceinline__ void tell_top_of_row(const SamplingBatch &batch, u32 count, SamplingLogprob *top) {
   __shared__ TopShared sh;
   const Blocks team;
   const u32 index = team.share_of(blockIdx.x);
@@ -170,6 +173,15 @@ __global__ void __launch_bounds__(THREADS, 2) top_rows(const __grid_constant__ S
   to[threadIdx.x] = SamplingLogprob{id_at(place), raw_logprob_of(raw, logit_at(place))};
 }
 
+template <u32 DTYPE, class Blocks>
+__global__ void __launch_bounds__(THREADS, 2) top_rows(const __grid_constant__ SamplingBatch batch, u32 count, SamplingLogprob *top) {
+#if __CUDA_ARCH__ >= 900
+  tell_top_of_row<DTYPE, Blocks>(batch, count, top);
+#else
+  if constexpr (Blocks::ALONE) tell_top_of_row<DTYPE, Blocks>(batch, count, top);
+#endif
+}
+
 // Blocks of a row: as many as are resident for all rows on the devices this is tuned for, and have logits for all their threads.
 static u32 blocks_of(const SamplingBatch &batch) {
   constexpr u32 EIGHTS = 30, FOURS = 62, TWOS = 132;
@@ -181,7 +193,10 @@ static u32 blocks_of(const SamplingBatch &batch) {
 
 template <u32 DTYPE>
 static cudaError_t launch_top(const SamplingBatch &batch, u32 count, SamplingLogprob *top, cudaStream_t stream) {
-  const u32 blocks = blocks_of(batch);
+  bool without = false;
+  const cudaError_t error = without_clusters(batch, without);
+  if (error != cudaSuccess) return error;
+  const u32 blocks = without ? 1 : blocks_of(batch);
   cudaLaunchAttribute attribute;
   attribute.id = cudaLaunchAttributeClusterDimension;
   attribute.val.clusterDim.x = blocks;

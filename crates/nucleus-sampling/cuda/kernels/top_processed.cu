@@ -17,7 +17,7 @@ __device__ __noinline__ void tell_from_row(RowCall call, Workspace workspace, To
   const PlainTeam team{call.team()};
   const Request r = call.request();
   EditTable table{nullptr, 0};
-  if (unsliced_edits(team, r, call.index, workspace, table)) tell_top(team, r, table, top);
+  if (unsliced_edits(team, r, call.index, workspace, behind_scratch(team), table)) tell_top(team, r, table, top);
   else top.tell_nothing(team);
 }
 

@@ -78,18 +78,18 @@ HD bool tell_top_of_row(const Team &team, RowMachine<Team> &machine, const Sampl
   return true;
 }
 
-// Every thread of the team calls it. False: slices hold NaN or +inf, or do not serve the program, and nothing was told.
+// Every thread of the team calls it. False: slices, or a row whose edits are merged, hold NaN or +inf, or do not serve the program, and nothing was told.
 template <class Team>
 HD bool tell_top(const Team &team, const Request &r, const EditTable &table, const TopCall &call) {
   RowMachine<Team> machine(team, r, table);
   const SamplingProgram &program = *r.program;
   const u32 last = program.len - 1;
   bool running = machine.start(false);
-  if (!running && Team::SLICES) return false;
+  if (!running && merges_edits(team)) return false;
   UNROLL_NOT
   for (u32 i = 0; running; ++i) {
-    const bool may_list = !(Team::SLICES && edits_by_id(program.ops[i].code));
-    if (machine.count && machine.count <= LIST_CAPACITY && may_list) {
+    const bool may_list = !(merges_edits(team) && edits_by_id(program.ops[i].code));
+    if (machine.count && machine.count <= Team::LISTED_MOST && may_list) {
       const u32 count = gather(team, machine, 0, ~0ull);
       team.by_warp([&](const auto &warp) {
         if (!team.leader()) return;

@@ -10,7 +10,7 @@ static __device__ __noinline__ void sample_unsliced(RowCall call, Workspace work
   PlainTeam team{call.team()};
   Request r = call.request();
   EditTable table{nullptr, 0};
-  if (!unsliced_edits(team, r, call.index, workspace, table)) {
+  if (!unsliced_edits(team, r, call.index, workspace, behind_scratch(team), table)) {
     fail(call, team, r, NUCLEUS_WORKSPACE);
     return;
   }

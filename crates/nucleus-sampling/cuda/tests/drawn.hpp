@@ -92,7 +92,7 @@ inline void check_drawn(const DrawnRows &d, uint32_t &results, uint32_t &failure
   DeviceBatch batch(d, 0, nullptr);
   const std::vector<SampledToken> expected = batch.sample(8, NUCLEUS_BATCH_EXACT | NUCLEUS_BATCH_UNLISTED);
   const uint32_t drawn = NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_NO_EDITS | NUCLEUS_BATCH_ALL_DRAWN, many = NUCLEUS_BATCH_MANY_ROWS | NUCLEUS_BATCH_ALL_DRAWN;
-  struct { uint32_t cluster, flags; } ways[] = {{0, drawn}, {0, drawn | NUCLEUS_BATCH_REQUEST_EACH}, {0, many}, {2, many}, {4, many}, {8, many}, {1, many}};
+  struct { uint32_t cluster, flags; } ways[] = {{0, drawn}, {0, drawn | NUCLEUS_BATCH_REQUEST_EACH}, {0, many}, {2, many}, {4, many}, {8, many}, {1, many}, {0, NUCLEUS_BATCH_PORTABLE}};
   for (auto way : ways) {
     const std::vector<SampledToken> got = batch.sample(way.cluster, way.flags);
     for (uint32_t r = 0; r < d.rows; ++r) {

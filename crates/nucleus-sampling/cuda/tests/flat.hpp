@@ -92,7 +92,7 @@ struct FlatRows {
 inline void check_flat(const FlatRows &f, cudaStream_t stream, uint32_t &results, uint32_t &failures) {
   DeviceBatch batch(f, 4096, stream);
   const std::vector<SampledToken> expected = batch.sample(8, NUCLEUS_BATCH_EXACT | NUCLEUS_BATCH_UNLISTED);
-  struct { uint32_t cluster, flags; } ways[] = {{0, NUCLEUS_BATCH_NONE_BOUNDED}, {0, NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_REQUEST_EACH}, {0, 0}, {0, NUCLEUS_BATCH_MANY_ROWS}, {2, NUCLEUS_BATCH_MANY_ROWS}, {8, NUCLEUS_BATCH_MANY_ROWS}, {4, 0}, {0, NUCLEUS_BATCH_ALL_BOUNDED}, {0, NUCLEUS_BATCH_ALL_BOUNDED | NUCLEUS_BATCH_NO_EDITS | NUCLEUS_BATCH_DRAW_AFTER_MIN_P}};
+  struct { uint32_t cluster, flags; } ways[] = {{0, NUCLEUS_BATCH_NONE_BOUNDED}, {0, NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_REQUEST_EACH}, {0, 0}, {0, NUCLEUS_BATCH_MANY_ROWS}, {2, NUCLEUS_BATCH_MANY_ROWS}, {8, NUCLEUS_BATCH_MANY_ROWS}, {4, 0}, {0, NUCLEUS_BATCH_ALL_BOUNDED}, {0, NUCLEUS_BATCH_ALL_BOUNDED | NUCLEUS_BATCH_NO_EDITS | NUCLEUS_BATCH_DRAW_AFTER_MIN_P}, {0, NUCLEUS_BATCH_PORTABLE}};
   for (auto way : ways) {
     const std::vector<SampledToken> got = batch.sample(way.cluster, way.flags);
     for (uint32_t r = 0; r < f.rows; ++r) {

@@ -4,8 +4,9 @@
 // Usage: gpu_test CORPUS [BATCHES [PART [ROUNDS [STREAMS]]]]
 //   BATCHES: `111`, those of vocabularies up to that; `32000-32000/2`, two of those between, spread over all
 //   PART: `all`; `flat`, `drawn`, or `drawn` with a type, a vocabulary and rows such as `drawn,0,3001,20`, which take no batch of the corpus; for tools that are
-//     slow, and to be repeated, `processed` with a cluster such as `processed,2`, `top`, `single`, `late` or `crowds`, also with a number of rows such as `late,72`,
-//     or a cluster and flags such as `0,8`, copies of each batch, and how many rows of them: `0,52,3`, `0,4,1,1`
+//     slow, and to be repeated, `processed` with a cluster and flags such as `processed,2,0`, `top`, `single`, `late` or `crowds`, also with a number of rows such as
+//     `late,72`, `top` with flags, too (`top,20,8192`), `portable`, or a cluster and flags such as `0,8`, copies of each batch, and how many rows of them: `0,52,3`,
+//     `0,4,1,1`
 //   ROUNDS: how often a part is gone through
 //   STREAMS: so many threads at once, each with a stream of its own: they share `all` out (8 unless told), and each goes through the whole of another part (1)
 #include <cuda_fp16.h>
@@ -98,8 +99,9 @@ struct Loaded {
   }
 
   // The likeliest tokens, against a sort of the row and a softmax in binary64.
-  void check_top(uint32_t number) {
+  void check_top(uint32_t number, uint32_t flags = 0) {
     constexpr uint32_t COUNT = 20;
+    batch.flags = flags;
     DeviceArray<SamplingLogprob> top(static_cast<size_t>(rows) * COUNT);
     CHECK(cudaMemsetAsync(top.data, 0xA5, top.count * sizeof(SamplingLogprob), stream));
     batch.logits = logits.data;
@@ -147,6 +149,7 @@ struct Loaded {
     of_top.logits = logits.data;
     of_top.row_stride = b.stride;
     of_top.cluster = way.cluster;
+    of_top.flags = way.flags;
     if (launch_top_processed(&of_top, CORPUS_TOP, top.data, workspace.data, workspace.count, stream)) { std::printf("launch of processed top\n"); std::exit(1); }
     CHECK(cudaStreamSynchronize(stream));
     const std::vector<SamplingLogprob> got = top.host();
@@ -270,6 +273,15 @@ static void check_late(const CorpusBatch &b, uint32_t number, cudaStream_t strea
   }
 }
 
+// The ways of devices without clusters.
+static void check_portable(Loaded &loaded, uint32_t number) {
+  for (uint32_t flags : {0u, NUCLEUS_BATCH_EXACT, NUCLEUS_BATCH_EXACT | NUCLEUS_BATCH_UNLISTED, NUCLEUS_BATCH_SOME_FEW, NUCLEUS_BATCH_ALL_DRAWN})
+    loaded.check(number, Way{0, NUCLEUS_BATCH_PORTABLE | flags});
+  loaded.check_top(number, NUCLEUS_BATCH_PORTABLE);
+  loaded.check_processed_top(number, Way{0, NUCLEUS_BATCH_PORTABLE});
+  loaded.check_late(number, Way{0, NUCLEUS_BATCH_PORTABLE});
+}
+
 static void check_all_ways(const CorpusBatch &b, uint32_t number, cudaStream_t stream) {
   Loaded loaded(b, stream);
   for (uint32_t cluster : {0u, 1u, 2u, 4u, 8u})
@@ -288,6 +300,7 @@ static void check_all_ways(const CorpusBatch &b, uint32_t number, cudaStream_t s
   }
   check_late(b, number, stream);
   check_crowds(b, number, stream);
+  check_portable(loaded, number);
 }
 
 // One part of what there is to check of a batch.
@@ -297,15 +310,17 @@ static void check_part(const CorpusBatch &b, uint32_t number, cudaStream_t strea
   if (!std::strcmp(part, "late") || std::sscanf(part, "late,%u", &of_rows) == 1) return check_late(b, number, stream, of_rows);
   Way way{0, 0};
   uint32_t copies = 1, most_rows = ~0u;
-  const bool top = !std::strncmp(part, "top", 3), single = !std::strncmp(part, "single", 6), processed = !std::strncmp(part, "processed", 9);
-  if (processed) std::sscanf(part, "processed,%u", &way.cluster);
-  else if (top || single) std::sscanf(part, top ? "top,%u" : "single,%u", &most_rows);
-  else if (std::sscanf(part, "%u,%u,%u,%u", &way.cluster, &way.flags, &copies, &most_rows) < 2) {
+  const bool top = !std::strncmp(part, "top", 3), portable = !std::strcmp(part, "portable"), single = !std::strncmp(part, "single", 6), processed = !std::strncmp(part, "processed", 9);
+  if (processed) std::sscanf(part, "processed,%u,%u", &way.cluster, &way.flags);
+  else if (top) std::sscanf(part, "top,%u,%u", &most_rows, &way.flags);
+  else if (single) std::sscanf(part, "single,%u", &most_rows);
+  else if (!portable && std::sscanf(part, "%u,%u,%u,%u", &way.cluster, &way.flags, &copies, &most_rows) < 2) {
     std::fprintf(stderr, "%s is no part\n", part);
     std::exit(2);
   }
   Loaded loaded(b, stream, copies, most_rows);
-  if (top) loaded.check_top(number);
+  if (top) loaded.check_top(number, way.flags);
+  else if (portable) check_portable(loaded, number);
   else if (single) loaded.check_single(number);
   else if (processed) loaded.check_processed_top(number, way);
   else loaded.check(number, way);

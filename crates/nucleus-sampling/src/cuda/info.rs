@@ -49,36 +49,67 @@ pub struct DeviceInfo {
     pub total_bytes: u64,
 }
 
-/// The least compute capability that the kernels run on: the first with clusters and asynchronous copies of whole pieces.
-const LEAST_CAPABILITY: (u32, u32) = (9, 0);
-/// Bytes of shared memory that the kernels' blocks take at most: 227 KiB.
-const SHARED_BYTES: u32 = 227 << 10;
+/// What kernels take of a device.
+struct Needs {
+    /// Whose they are.
+    kernels: &'static str,
+    /// The least compute capability.
+    capability: (u32, u32),
+    /// Bytes of shared memory that a block takes at most.
+    shared_bytes: u32,
+}
+
+/// Reductions over a warp, and what every block of that capability or a later one may have.
+const SAMPLER: Needs = Needs {
+    kernels: "the sampler's kernels",
+    capability: (8, 0),
+    shared_bytes: 99 << 10,
+};
+/// Clusters and the bulk copy engine.
+const MODELS: Needs = Needs {
+    kernels: "the models' kernels",
+    capability: (9, 0),
+    shared_bytes: 227 << 10,
+};
 
 impl DeviceInfo {
-    /// Whether the kernels, the sampler's and a model's, can run on the device, of which this build may or may not have code.
+    /// Whether the sampler can run on the device, of which this build may or may not have code. On one without clusters, or with less than 227 KiB of shared
+    /// memory a block, it is slower.
+    ///
+    /// # Errors
+    /// [`CudaError::Unfit`] for one with a compute capability below 8.0, or with less than 99 KiB of shared memory a block.
+    pub fn check_sampler(&self) -> Result<(), CudaError> {
+        self.check(&SAMPLER)
+    }
+
+    /// The same of a model's kernels.
     ///
     /// # Errors
     /// [`CudaError::Unfit`] for one with a compute capability below 9.0, or with less than 227 KiB of shared memory a block, such as GeForce and
     /// workstation GPUs of compute capability 12.0.
-    pub fn check(&self) -> Result<(), CudaError> {
+    pub fn check_models(&self) -> Result<(), CudaError> {
+        self.check(&MODELS)
+    }
+
+    fn check(&self, needs: &Needs) -> Result<(), CudaError> {
         let unfit = |what| {
             Err(CudaError::Unfit {
                 device: self.name.clone(),
                 what,
             })
         };
-        let (major, minor) = self.compute_capability;
-        if self.compute_capability < LEAST_CAPABILITY {
-            let (least, sub) = LEAST_CAPABILITY;
+        let (kernels, (major, minor)) = (needs.kernels, self.compute_capability);
+        if self.compute_capability < needs.capability {
+            let (least, sub) = needs.capability;
             return unfit(format!(
-                "compute capability {major}.{minor}; the kernels need {least}.{sub} or later"
+                "compute capability {major}.{minor}; {kernels} need {least}.{sub} or later"
             ));
         }
-        if self.shared_bytes < SHARED_BYTES {
+        if self.shared_bytes < needs.shared_bytes {
             return unfit(format!(
-                "{} KiB of shared memory a block (compute capability {major}.{minor}); the kernels need {} KiB",
+                "{} KiB of shared memory a block (compute capability {major}.{minor}); {kernels} need {} KiB",
                 self.shared_bytes >> 10,
-                SHARED_BYTES >> 10
+                needs.shared_bytes >> 10
             ));
         }
         Ok(())
@@ -118,8 +149,8 @@ pub fn runtime_version() -> Result<CudaVersion, CudaError> {
     Ok(CudaVersion::of(version))
 }
 
-/// The compute capabilities that this build has machine code for, as nvcc writes them: 90 is 9.0. Newer devices compile the
-/// highest one's intermediate code.
+/// The compute capabilities that this build has machine code for, as nvcc writes them: 90 is 9.0. Others from the lowest one on compile intermediate
+/// code, that of the lowest or the highest.
 pub fn compiled_archs() -> impl Iterator<Item = u32> {
     env!("NUCLEUS_CUDA_ARCHS_BUILT")
         .split(',')
@@ -183,26 +214,47 @@ mod tests {
     }
 
     #[test]
-    fn a_device_that_the_kernels_do_not_run_on_is_named() {
-        let check = |name: &str, compute_capability, shared_bytes| {
-            let info = DeviceInfo {
-                name: name.to_owned(),
-                compute_capability,
-                multiprocessors: 100,
-                shared_bytes,
-                total_bytes: 1 << 34,
-            };
-            info.check().map_err(|error| error.to_string())
+    fn a_device_that_kernels_do_not_run_on_is_named() {
+        let info = |name: &str, compute_capability, shared_bytes| DeviceInfo {
+            name: name.to_owned(),
+            compute_capability,
+            multiprocessors: 100,
+            shared_bytes,
+            total_bytes: 1 << 34,
         };
-        assert_eq!(check("NVIDIA H200", (9, 0), 232_448), Ok(()));
-        assert_eq!(check("NVIDIA B200", (10, 0), 232_448), Ok(()));
+        let text = |checked: Result<(), CudaError>| checked.map_err(|error| error.to_string());
+        for whole in [
+            info("NVIDIA H200", (9, 0), 232_448),
+            info("NVIDIA B200", (10, 0), 232_448),
+        ] {
+            assert_eq!(whole.check_sampler(), Ok(()));
+            assert_eq!(whole.check_models(), Ok(()));
+        }
+        let consumer = info("NVIDIA GeForce RTX 5090", (12, 0), 101_376);
+        assert_eq!(consumer.check_sampler(), Ok(()));
         assert_eq!(
-            check("NVIDIA GeForce RTX 5090", (12, 0), 101_376),
-            Err("NVIDIA GeForce RTX 5090 has 99 KiB of shared memory a block (compute capability 12.0); the kernels need 227 KiB".to_owned())
+            text(consumer.check_models()),
+            Err("NVIDIA GeForce RTX 5090 has 99 KiB of shared memory a block (compute capability 12.0); the models' kernels need 227 KiB".to_owned())
+        );
+        let ampere = info("NVIDIA A100", (8, 0), 166_912);
+        assert_eq!(ampere.check_sampler(), Ok(()));
+        assert_eq!(
+            text(ampere.check_models()),
+            Err(
+                "NVIDIA A100 has compute capability 8.0; the models' kernels need 9.0 or later"
+                    .to_owned()
+            )
         );
         assert_eq!(
-            check("NVIDIA A100", (8, 0), 166_912),
-            Err("NVIDIA A100 has compute capability 8.0; the kernels need 9.0 or later".to_owned())
+            text(info("Tesla T4", (7, 5), 65_536).check_sampler()),
+            Err(
+                "Tesla T4 has compute capability 7.5; the sampler's kernels need 8.0 or later"
+                    .to_owned()
+            )
+        );
+        assert_eq!(
+            text(info("a small one", (8, 6), 65_536).check_sampler()),
+            Err("a small one has 64 KiB of shared memory a block (compute capability 8.6); the sampler's kernels need 99 KiB".to_owned())
         );
     }
 

@@ -13,9 +13,9 @@ use super::device::{Buffer, SharedStream, Stream, read_from};
 use super::error::CudaError;
 use super::info::device_info;
 use super::layout::{
-    BATCH_EXACT, BATCH_REQUEST_EACH, BATCH_UNLISTED, DeviceToken, MAX_TOP, STATUS_ENDED,
-    STATUS_FULL, STATUS_STOPPED, STATUS_WORKSPACE, SamplingBatch, SamplingLogprob, SamplingRow,
-    bytes_of, row_flags,
+    BATCH_EXACT, BATCH_PORTABLE, BATCH_REQUEST_EACH, BATCH_UNLISTED, DeviceToken, MAX_TOP,
+    STATUS_ENDED, STATUS_FULL, STATUS_STOPPED, STATUS_WORKSPACE, SamplingBatch, SamplingLogprob,
+    SamplingRow, bytes_of, row_flags,
 };
 use super::logits::{DeviceLogits, DeviceTokens, Dtype};
 use super::pack::{Packed, Work};
@@ -40,6 +40,20 @@ pub struct CudaOptions {
     pub cluster: u32,
     /// Send every row down the path without bounded candidates or lists.
     pub exact_path: bool,
+    /// Work as on devices without clusters, or with less than 227 KiB of shared memory a block: by one block a row.
+    pub portable: bool,
+}
+
+impl CudaOptions {
+    /// The launch's bits.
+    const fn flags(self) -> u32 {
+        let exact = if self.exact_path {
+            BATCH_EXACT | BATCH_UNLISTED
+        } else {
+            0
+        };
+        exact | if self.portable { BATCH_PORTABLE } else { 0 }
+    }
 }
 
 /// The sampler on a CUDA device: one launch for all rows of a batch, the same tokens as on the host, bit for bit.
@@ -94,7 +108,7 @@ impl CudaSampler {
                 range: "0, 1, 2, 4 or 8".to_owned(),
             });
         }
-        device_info(options.device)?.check()?;
+        device_info(options.device)?.check_sampler()?;
         Ok(Self {
             options,
             packed: Packed::default(),
@@ -531,13 +545,12 @@ impl CudaSampler {
                 cluster: self.options.cluster,
                 out: self.out.address().wrapping_add(first).cast(),
                 max_edited: packed.max_edited,
-                flags: if self.options.exact_path {
-                    BATCH_EXACT | BATCH_UNLISTED
-                } else if first == 0 {
-                    BATCH_REQUEST_EACH | packed.known_flags()
-                } else {
-                    packed.known_flags()
-                },
+                flags: self.options.flags()
+                    | match self.options.exact_path {
+                        true => 0,
+                        false if first == 0 => BATCH_REQUEST_EACH | packed.known_flags(),
+                        false => packed.known_flags(),
+                    },
                 slots: self.slots.states.address(),
                 slot_tokens: self.slots.tokens.address(),
             };

@@ -84,7 +84,7 @@ pub(super) fn plan(
     options: &LoadOptions<'_>,
 ) -> Result<DevicePlan, EngineError> {
     let info = device_info(device)?;
-    info.check()?;
+    info.check_models()?;
     let device = (&info, device_memory(device)?);
     let options = CudaOptions::new(options);
     Ok(DevicePlan::new(weights, checked, &options, device)?)

@@ -1,0 +1,286 @@
+// A row by one block that reads it from device memory: what its largest logits, a bound or its weights decide in two or three sweeps; else the exact path.
+#pragma once
+
+#include "candidates.cuh"
+#include "portable.cuh"
+
+namespace nucleus::portable {
+
+constexpr u32 MASS_GROUPS = 256;  // of the threads' largest logits, that bound the list of a cut by mass
+
+enum class Fate : u32 { DECIDED, STRANGE, MANY };  // STRANGE: not of numbers alone; MANY: more tokens count than a list holds
+
+__device__ __forceinline__ PortableShared *sh() { return portable_state(); }
+
+__device__ __forceinline__ void fail(u32 status, SampledToken *out) {
+  Outcome failed;
+  failed.status = status;
+  if (threadIdx.x == 0) *out = result(failed, sh()->raw, sh()->request);
+}
+
+// Builds the table of edits; where they are merged, with the logits after them. False: more tokens are edited than there is room for.
+__device__ __noinline__ bool note_edits(const Workspace &workspace, u32 index) {
+  const Request &r = sh()->request;
+  EditTable table{nullptr, 0};
+  if (!unsliced_edits(BlockTeam{}, r, index, workspace, sh()->edits, table)) return false;
+  if (threadIdx.x == 0) sh()->table = table;
+  UNROLL_NOT
+  for (u32 i = threadIdx.x; sh()->marked && i < table.capacity; i += THREADS) {
+    Edit &edit = table.slots[i];
+    if (edit.id >= r.limit) continue;
+    BlockTeam::mark(edit.id);
+    if (!sh()->merges) continue;
+    bool unusual = false;
+    const float x = admitted(r, edit.id) ? edited(r, load_logit(r, edit.id), edit, unusual) : -infinity();
+    edit.bias = unusual ? float_of(0x7FC00000u) : x;
+  }
+  __syncthreads();
+  return true;
+}
+
+// Learns what a row asks for, and what happens to its tokens; false: more of them are edited than there is room for.
+__device__ __noinline__ bool prepare(const SamplingBatch &batch, const Workspace &workspace, u32 index, SlicePlan &plan) {
+  DescriptionWord word;
+  word.read(batch, index, batch.row[index].request);
+  word.write(sh());
+  __syncthreads();
+  describe_slot(sh(), batch);
+  plan = plan_of(*sh());
+  if (threadIdx.x == 0) {
+    const Request r = request_of(batch, index, sh()->row, sh()->config, sh()->program);
+    sh()->request = r;
+    sh()->raw = RawSums{};
+    sh()->merges = plan.sliced;
+    sh()->marked = edited_bound(r) > 0;
+    sh()->apart = sh()->row.flags & NUCLEUS_ROW_ALLOWED;
+  }
+  __syncthreads();
+  for (u32 i = threadIdx.x; i < mark_words(sh()->request.limit); i += THREADS) portable_marks()[i] = 0;
+  return note_edits(workspace, index);
+}
+
+// From here on edits are layers, each checked for itself.
+__device__ __forceinline__ void unmerge(const Workspace &workspace, u32 index) {
+  __syncthreads();
+  if (threadIdx.x == 0) sh()->merges = false;
+  __syncthreads();
+  note_edits(workspace, index);
+}
+
+// The key of this thread's largest logit; 0: there is none. UNUSUAL: one is NaN or +inf. Edits are merged.
+__device__ __noinline__ u32 largest_of_thread(bool raw) {
+  const BlockTeam team;
+  const Request &r = sh()->request;
+  float most = -infinity();
+  team.each_four_at_once(r, raw, [&](u32, float a, float b, float c, float d) { most = max_nan(most, max_nan(max_nan(a, b), max_nan(c, d))); }, [] {});
+  team.each_merged(r, raw, [&](u32, float x) { most = max_nan(most, x); });
+  return !(most < infinity()) ? UNUSUAL : most > -infinity() ? key_of(most + 0.0f) : 0;
+}
+
+// Lists the tokens from a logit on; more may be counted than there is room for.
+__device__ __noinline__ u32 list_from(float least) {
+  const BlockTeam team;
+  const Request &r = sh()->request;
+  auto look = [&](u32 id, float x) {
+    if (x >= least) team.append(place_of(x + 0.0f, id));
+  };
+  team.begin_list();
+  team.each_four_at_once(
+      r, false,
+      [&](u32 id, float a, float b, float c, float d) {
+        if (!(fmaxf(fmaxf(a, b), fmaxf(c, d)) >= least)) return;
+        UNROLL_NOT
+        for (u32 e = 0; e < 4; ++e, a = b, b = c, c = d) look(id + e, a);
+      },
+      [] {});
+  team.each_merged(r, false, look);
+  return team.end_list();
+}
+
+// The weight of the tokens from `least` on, the warps' parts of it in `masses`, and in `kept` how many they are; those from `list_from` on are listed.
+__device__ __noinline__ u64 weigh_row(bool raw, float s, i32 max_n, float least, float list_from) {
+  const BlockTeam team;
+  const Request &r = sh()->request;
+  const u32 span = 4 * FourReader(r, raw).span();
+  if (threadIdx.x == 0) sh()->kept = 0;
+  team.clear_masses();
+  team.begin_list();
+  Weighing w;
+  w.s = s;
+  w.max_n = max_n;
+  const Addends addends(w);
+  u32 high = 0, low = 0, added = 0, count = 0;
+  u64 mass = 0;
+  auto look = [&](u32 id, float x) {
+    if (x >= list_from) team.append(place_of(x + 0.0f, id));
+  };
+  team.each_four_at_once(
+      r, raw,
+      [&](u32 id, float a, float b, float c, float d) {
+        const float x[4] = {a, b, c, d};
+#pragma unroll
+        for (u32 e = 0; e < 4; ++e) {
+          const bool in = x[e] >= least;
+          count += in;
+          if (addends.serve) addends.add(in ? x[e] : -infinity(), high, low);
+          else if (in) mass += w.q(x[e]);
+        }
+        added += 4;
+        if (!(fmaxf(fmaxf(a, b), fmaxf(c, d)) >= list_from)) return;
+        UNROLL_NOT
+        for (u32 e = 0; e < 4; ++e, a = b, b = c, c = d) look(id + e, a);
+      },
+      [&] {
+        if (addends.serve) mass += Addends::sum(high, low, added);
+        high = low = added = 0;
+      });
+  team.each_merged(r, raw, [&](u32 id, float x) {
+    if (!(x >= least)) return;
+    count += 1;
+    add_by_halves(&sh()->masses[id / span], w.q(x + 0.0f));
+    look(id, x);
+  });
+  count = __reduce_add_sync(~0u, count);
+  if (threadIdx.x % 32 == 0) atomicAdd(&sh()->kept, count);
+  return team.sum_masses(mass);
+}
+
+// What log-probabilities of the row as it came need.
+__device__ __noinline__ void find_raw_sums() {
+  const u32 largest = BlockTeam{}.local_max(largest_of_thread(true));
+  RawSums raw;
+  raw.wanted = true;
+  Weighing w;
+  if (largest && largest != UNUSUAL && begin_weighing(value_of(largest), 1.0f, w)) {
+    w.sums.total = weigh_row(true, w.s, w.max_n, LOWEST, infinity());
+    raw = raw_sums_of(value_of(largest), w);
+  }
+  if (threadIdx.x == 0) sh()->raw = raw;
+  __syncthreads();
+}
+
+// Four logits after all edits.
+__device__ __forceinline__ void edited_four(const FourReader &row, u32 i, float (&x)[4]) {
+  const u32 allowed = row.allowed(i), take = row.unmarked(i, allowed);
+  const bool apart = sh()->apart;
+  const float4 v = row.widened(row.dtype == NUCLEUS_F32, row.ask(i), take);
+  x[0] = v.x;
+  x[1] = v.y;
+  x[2] = v.z;
+  x[3] = v.w;
+#pragma unroll
+  for (u32 e = 0; e < 4; ++e)
+    if ((apart || (allowed & ~take) >> e & 1) && 4 * i + e < row.limit) x[e] = BlockTeam::merged(sh()->request, sh()->table, 4 * i + e);
+}
+
+// Draws from the tokens from `least` on after weigh_row.
+__device__ __noinline__ void draw_token(float s, i32 max_n, float least, u64 total, SampledToken *out) {
+  const Request &r = sh()->request;
+  const FourReader row(r, false);
+  BlockTeam{}.find_token(
+      mulhi64(uniform_of(r), total),
+      [&](u32 i, u64 (&q)[4]) {
+        float x[4];
+        edited_four(row, i, x);
+#pragma unroll
+        for (u32 e = 0; e < 4; ++e) q[e] = x[e] >= least ? Exponent(x[e] + 0.0f, s).weight(max_n) : 0;
+      },
+      [&](u32 id, u64 weight) {
+        Outcome outcome;
+        outcome.token = id;
+        outcome.kept = sh()->kept;
+        outcome.logprob = processed_logprob(weight, total);
+        *out = result(outcome, sh()->raw, r);
+      });
+}
+
+// The choice from the list, the beginning of a row of weight `total`, or all that counts. MANY: the cut lies beyond it.
+__device__ __noinline__ Fate choose_from_list(SlicePlan plan, u32 count, u64 total, SampledToken *out) {
+  BlockTeam::sort_list(count);
+  __syncthreads();
+  if (threadIdx.x < 32) {
+    const Request &r = sh()->request;
+    const EditTable none{nullptr, 0};
+    Outcome outcome;
+    if (plan.greedy) outcome = first_of_order(count ? sh()->list[0] : 0);
+    else if (!run_chain(r, plan, sh()->list, sh()->scratch, count, outcome, total))
+      outcome = run_list(DeviceWarp{}, r, none, ListCall{sh()->list, sh()->scratch, count, plan.op, plan.temperature, total});
+    const bool beyond = outcome.status == NUCLEUS_OK && outcome.token == NUCLEUS_NO_TOKEN;
+    if (threadIdx.x == 0) {
+      if (!beyond) *out = result(outcome, sh()->raw, r);
+      sh()->fate = static_cast<u32>(beyond ? Fate::MANY : Fate::DECIDED);
+    }
+  }
+  __syncthreads();
+  return static_cast<Fate>(sh()->fate);
+}
+
+// Decides a row by its first tokens, by all above a bound or by all of it.
+__device__ __noinline__ Fate sample_first(SlicePlan plan, SampledToken *out) {
+  const u32 own = largest_of_thread(false), largest = BlockTeam{}.local_max(own);
+  if (largest == UNUSUAL) return Fate::STRANGE;
+  const bool all = plan.kind == SlicePlan::ALL, above = plan.kind == SlicePlan::ABOVE, by_mass = plan.kind == SlicePlan::MASS;
+  Weighing w;
+  const bool weighs = largest && begin_weighing(value_of(largest), plan.temperature, w);
+  if (all) {
+    if (weighs) draw_token(w.s, w.max_n, LOWEST, weigh_row(false, w.s, w.max_n, LOWEST, infinity()), out);
+    else fail(largest ? NUCLEUS_OVERFLOW : NUCLEUS_EMPTY, out);
+    return Fate::DECIDED;
+  }
+  if (by_mass && !weighs) return Fate::MANY;
+  const u32 k = by_mass && plan.k < MASS_GROUPS ? MASS_GROUPS : plan.k, bound = k == 1 ? largest : kth_of_threads(own, k);
+  const float reached = bound ? value_of(bound) : LOWEST;
+  const float threshold = above && largest ? fmaxf(fmaf(plan.temperature, sh()->program.ops[plan.op].arg, value_of(largest)), LOWEST) : reached;
+  u64 total = 0;
+  if (by_mass) total = weigh_row(false, w.s, w.max_n, LOWEST, reached);
+  else list_from(fminf(threshold, reached));
+  const u32 count = sh()->listed;
+  if (count <= PORTABLE_LISTED) return choose_from_list(plan, count, total, out);
+  if (!above || !weighs || plan.op + 2 != sh()->program.len || sh()->program.ops[plan.op + 1].code != NUCLEUS_OP_DRAW) return Fate::MANY;
+  total = weigh_row(false, w.s, w.max_n, threshold, infinity());
+  if (sh()->kept < plan.k) return Fate::MANY;
+  draw_token(w.s, w.max_n, threshold, total, out);
+  return Fate::DECIDED;
+}
+
+// The exact path; false: the row's edits are merged, and it is not of numbers alone.
+__device__ __noinline__ bool sample_whole(bool unlisted, SampledToken *out) {
+  return sample_exactly(BlockTeam{}, sh()->request, sh()->table, sh()->raw, unlisted, out);
+}
+
+__device__ __forceinline__ void sample_row(const SamplingBatch &batch, const Workspace &workspace, u32 index) {
+  if (batch.row[index].flags & NUCLEUS_ROW_PADDING) return;
+  SampledToken *const out = batch.out + index;
+  SlicePlan plan;
+  if (!prepare(batch, workspace, index, plan)) {
+    fail(NUCLEUS_WORKSPACE, out);
+    return;
+  }
+  if (!(sh()->row.flags & NUCLEUS_ROW_PROCESSED)) find_raw_sums();
+  const bool bounded = plan.sliced && plan.kind != SlicePlan::EXACT && !(batch.flags & NUCLEUS_BATCH_EXACT), unlisted = batch.flags & NUCLEUS_BATCH_UNLISTED;
+  const Fate fate = bounded ? sample_first(plan, out) : Fate::MANY;
+  if (fate == Fate::DECIDED) return;
+  if (fate == Fate::STRANGE) unmerge(workspace, index);
+  __syncthreads();
+  if (sample_whole(unlisted, out)) return;
+  unmerge(workspace, index);
+  sample_whole(unlisted, out);
+}
+
+__device__ __noinline__ bool tell_from_row(TopCall top) { return tell_top(BlockTeam{}, sh()->request, sh()->table, top); }
+
+// The likeliest tokens of what a row is drawn from.
+__device__ __forceinline__ void tell_top_of(const SamplingBatch &batch, const Workspace &workspace, const TopCall &call, u32 index) {
+  if ((batch.row[index].flags & (NUCLEUS_ROW_TOP | NUCLEUS_ROW_PADDING)) != NUCLEUS_ROW_TOP) return;
+  const TopCall own{call.top + static_cast<u64>(index) * call.count, call.count};
+  SlicePlan plan;
+  if (!prepare(batch, workspace, index, plan)) {
+    own.tell_nothing(BlockTeam{});
+    return;
+  }
+  if (tell_from_row(own)) return;
+  unmerge(workspace, index);
+  tell_from_row(own);
+}
+
+}  // namespace nucleus::portable
