@@ -46,6 +46,8 @@ for part in 1,1 2,1 4,1 8,1 8,1025 2,2 4,0; do # clusters, and their exact path
   start 3000-6000/4 "$part"
 done
 for part in top single processed,0 processed,1 processed,4 late; do start 1-111 "$part"; done
+start 1-111 portable # without clusters
+start 3000-6000/4 portable
 start 32000-32000/6 top
 start 111-111/6 crowds
 wait
