@@ -64,8 +64,14 @@ __device__ __forceinline__ Beginning truncate(const SamplingProgram &program, co
     const SamplingOp op = program.ops[i];
     bool passes[2];
     if (op.code == NUCLEUS_OP_TOP_P) {  // a token passes while what precedes it does not suffice
-      passes[0] = !reaches(through[0] - q[0], total, op.threshold) || lane == 0;
-      passes[1] = !reaches(through[0], total, op.threshold);
+      if constexpr (BY_SHUFFLES) {
+        const u64 least = least_reaching(total, op.threshold);
+        passes[0] = through[0] - q[0] < least || lane == 0;
+        passes[1] = through[0] < least;
+      } else {
+        passes[0] = !reaches(through[0] - q[0], total, op.threshold) || lane == 0;
+        passes[1] = !reaches(through[0], total, op.threshold);
+      }
     } else if (op.code == NUCLEUS_OP_MIN_P) {
       const float threshold = fmaf(plan.temperature, op.arg, largest);
       passes[0] = x[0] >= threshold || lane == 0;

@@ -203,6 +203,11 @@ HD u64 chance_q32(float p) { return static_cast<u64>(static_cast<double>(p) * 42
 HD bool reaches(u64 part, u64 total, u64 threshold) {
   return (static_cast<u128>(part) << 32) >= static_cast<u128>(threshold) * total;
 }
+// The least part that reaches it.
+HD u64 least_reaching(u64 total, u64 threshold) {
+  const u64 low = threshold * static_cast<u32>(total), high = threshold * (total >> 32);
+  return high + ((low + 0xFFFFFFFFu) >> 32);
+}
 HD bool exceeds(u64 part, u64 total, u64 threshold) {
   return (static_cast<u128>(part) << 32) > static_cast<u128>(threshold) * total;
 }

@@ -27,15 +27,19 @@ static __device__ __noinline__ void sample_undecided(const SamplingBatch &batch,
 template <u32 DTYPE, u32 BLOCKS>
 __global__ void __launch_bounds__(BLOCK_THREADS, 1) sample_spread(const __grid_constant__ SamplingBatch batch, const __grid_constant__ Workspace workspace, bool last) {
   const DeviceTeam team;
-  RowState *const sh = row_state();
+  asm volatile("" ::"r"(static_cast<u32>(last)));  // the line that it is in comes now
+  RowState *const sh = kept_row_state();
   const u32 index = blockIdx.x / BLOCKS;
   bool decided = Block<DTYPE, BLOCKS>(batch, team, sh).collect();
   if (sh->row.flags & NUCLEUS_ROW_PADDING) return;
   if (decided && team.block == 0) {
+    __syncthreads();  // the helping threads have written what is needed now
+    const FinishPlan known(sh);
     wait_for_copy(&sh->arrived, 0);
-    decided = was_all_sent(sh);
-    if (last) tell_others(team, sh, decided);
-    if (decided) finish_row(sh, batch, index);
+    const u32 count = *static_cast<const volatile u32 *>(&sh->listed);
+    if (count <= LISTED) return finish_row(sh, batch, index, known, count, last);
+    if (last) keep_others(team, sh);
+    decided = false;
   } else if (decided && last) {
     decided = is_decided(team, sh);
   }

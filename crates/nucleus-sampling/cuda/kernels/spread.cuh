@@ -25,15 +25,22 @@ constexpr u32 SAMPLES = 32;          // of them, of which one is the bound
 constexpr u32 STRANGE = 1u << 16;    // tokens for a warp that has seen what is no number, or had no room
 static_assert(STRANGE > LISTED);
 // Named barriers: spread_chain.cuh's; the helping threads together; the row is described; tokens are marked; the plan is known; the samples are counted; the row is
-// described, for the warp that plans.
-constexpr u32 CHAIN_TOTAL = 1, CHAIN_LOGPROBS = 2, TOGETHER = 3, DESCRIBED = 4, MARKED = 5, PLANNED = 6, COUNTED = 7, PLANNABLE = 8;
+// described, for the warp that plans; the bound is known; the list is sorted; and its order by id is known.
+constexpr u32 CHAIN_TOTAL = 1, CHAIN_LOGPROBS = 2, TOGETHER = 3, DESCRIBED = 4, MARKED = 5, PLANNED = 6, COUNTED = 7, PLANNABLE = 8,
+              BOUND_KNOWN = 9, SORTED = 10, ORDERED = 11;
+
+// In a place that was taken for a token, and turned out to be for none: behind all tokens, and like no other.
+__device__ __forceinline__ u64 no_token(u32 to) { return to + 1; }
+__device__ __forceinline__ bool is_token(u64 place) { return place >> 32; }
 
 // What the short way to choose works on.
 struct ChainRoom {
-  u32 by_id[ORDERED_MOST];  // of the sorted list: how many have a smaller id
-  u32 order_by_id[ORDERED_MOST];
+  alignas(16) u64 sorted[ORDERED_MOST];         // the list, descending; 0 behind it
+  alignas(8) u32 sources[ORDERED_MOST];         // where each of these is in the list as it came
+  u64 weights[ORDERED_MOST];                    // of the list as it came, where the largest logit can be scaled
+  u32 by_id[ORDERED_MOST];                      // the same: how many have a smaller id
+  u32 order_by_id[ORDERED_MOST];                // places in `sorted`
   alignas(16) u64 weights_by_id[ORDERED_MOST];  // of those that are kept; 0 at first
-  alignas(16) u64 weights[ORDERED_MOST];        // of the sorted list, where the largest logit can be scaled
   u64 total;
   float logprobs[ORDERED_MOST / 2];
   u32 kept;
@@ -50,8 +57,9 @@ struct Changed {
 // A row's description, what it asks for, and what a block has found.
 struct RowState : Description {
   SlicePlan plan;
-  float scale;   // of the plan's temperature
-  u64 uniform;   // that draws
+  float scale;        // of the plan's temperature
+  SampledToken *out;  // where the result goes
+  u64 uniform;        // that draws
   bool bounded;  // it is decided here, as far as the description tells
   bool common;   // its program is one of the commonest (chain.cuh)
   u32 window;    // tokens at the end of the history that may be edited
@@ -62,13 +70,13 @@ struct RowState : Description {
   u64 told, arrived;  // mbarriers: the groups' largest logits are there; at the leading block, everything that was sent is
   u64 masked;         // mbarrier: the block's part of the mask is there
 #ifdef NUCLEUS_RACECHECK
-  u64 met[9][2];  // in place of barriers that have a number: by the number, and whether not all helping threads meet there
+  u64 met[12][2];  // in place of barriers that have a number: by the number, and whether not all helping threads meet there
 #endif
   u32 maxima[BLOCK_WARPS];
   alignas(16) u32 reach[SAMPLES];
   alignas(16) u32 groups[GROUPS_MOST];   // keys
-  u32 listed;                       // at the leading block: tokens of all blocks that reach the bound
-  alignas(16) u64 places[LISTED];   // and these
+  u32 listed;                       // at the leading block: places of its list that all blocks have taken
+  alignas(16) u64 places[LISTED];   // the tokens that reach the bound; in places that were taken for none, what no token has (is_token)
   ChainRoom chain;
   alignas(16) u32 recent[EDITS_MOST];  // the window of the history, to the right
   u32 notes[EDITS_MOST];               // what its places do to their tokens
@@ -85,6 +93,12 @@ struct RowState : Description {
   };
 };
 __device__ __forceinline__ RowState *row_state() { return reinterpret_cast<RowState *>(shared_memory); }
+// The same, whose address stays in a register: else it is made anew, from a special register that takes long to read, wherever it is used.
+__device__ __forceinline__ RowState *kept_row_state() {
+  u32 address = shared_address(shared_memory);
+  asm volatile("" : "+r"(address));
+  return static_cast<RowState *>(__cvta_shared_to_generic(address));
+}
 
 // How a row is dealt out: vector j of a reading thread holds the ids from at(j) on; as many ids as a block's threads load at once go to each block in turn.
 template <u32 DTYPE, u32 BLOCKS>
@@ -127,10 +141,15 @@ __device__ __forceinline__ void send_place(u32 to, u64 place, u32 barrier) {
 __device__ __forceinline__ void announce(u32 barrier, u32 bytes) {
   asm volatile("mbarrier.arrive.expect_tx.relaxed.cluster.shared::cluster.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
-// Adds to a word of another block, and tells what it was.
+// Adds to a word of another block by a warp's first lane, and tells this what it was, once it asks. The other lanes' addresses are others, so that the compiler does
+// not add up over lanes first.
 __device__ __forceinline__ u32 add_in(u32 to, u32 value) {
-  u32 old;
-  asm volatile("atom.relaxed.cluster.shared::cluster.add.u32 %0, [%1], %2;" : "=r"(old) : "r"(to), "r"(value) : "memory");
+  const u32 lane = threadIdx.x % 32;
+  u32 old = 0;
+  asm volatile("{\n.reg .pred first;\nsetp.eq.u32 first, %3, 0;\n@first atom.relaxed.cluster.shared::cluster.add.u32 %0, [%1], %2;\n}"
+               : "+r"(old)
+               : "r"(to + 4 * lane), "r"(value), "r"(lane)
+               : "memory");
   return old;
 }
 // Named barriers of so many threads.

@@ -5,7 +5,8 @@
 
 namespace nucleus::spread {
 
-constexpr u32 CHAIN_WARPS = 1 + CHAIN_MOST / 32;      // one chooses, the others compute log-probabilities meanwhile
+constexpr u32 CHAIN_WARPS = 1 + CHAIN_MOST / 32;           // one chooses, the others weigh, and compute log-probabilities meanwhile
+constexpr u32 SORTERS = BLOCK_THREADS - CHAIN_WARPS * 32;  // threads that sort
 
 #ifdef NUCLEUS_RACECHECK
 __device__ __forceinline__ void chain_sync(u32 barrier) { meet_at(meeting(barrier, CHAIN_WARPS * 32)); }
@@ -24,58 +25,91 @@ static __device__ __noinline__ void write_and_commit(const SamplingBatch &batch,
   outcome.logprob = logprob;
   batch.out[index] = result(outcome, RawSums{}, request_of(batch, index, sh->row, sh->config, sh->program));
 }
-// Writes the choice of a place, 0: there is none, by one thread.
-__device__ __forceinline__ void write_choice(const RowState *sh, const SamplingBatch &batch, u32 index, u64 place, u32 kept, float logprob) {
+// Writes the choice of a place, 0: there is none, by one thread. `flags`: of the row.
+__device__ __forceinline__ void write_choice(SampledToken *out, u32 flags, const SamplingBatch &batch, u32 index, u64 place, u32 kept, float logprob) {
   constexpr u32 COMMITS = NUCLEUS_ROW_SLOT | NUCLEUS_ROW_COMMIT;
-  if (place && (sh->row.flags & COMMITS) == COMMITS) return write_and_commit(batch, index, id_at(place), kept, logprob);
-  batch.out[index] = place ? SampledToken{id_at(place), logprob, kept, NUCLEUS_OK, 0} : SampledToken{NUCLEUS_NO_TOKEN, float_of(0x7FC00000u), 0, NUCLEUS_EMPTY, 0};
+  if (place && (flags & COMMITS) == COMMITS) return write_and_commit(batch, index, id_at(place), kept, logprob);
+  *out = place ? SampledToken{id_at(place), logprob, kept, NUCLEUS_OK, 0} : SampledToken{NUCLEUS_NO_TOKEN, float_of(0x7FC00000u), 0, NUCLEUS_EMPTY, 0};
 }
 
-// The choice from a list that is sorted, and ordered by id, by the first CHAIN_WARPS warps; false: too long a list.
-__device__ __forceinline__ bool run_chain(RowState *sh, const SamplingBatch &batch, u32 index, u32 count) {
+// What the chain needs of the plan, read before the list is sorted.
+struct ChainPlan {
+  SlicePlan plan;  // behind an operation that takes the first `most` tokens
+  u32 most;
+  float scale;
+
+  __device__ __forceinline__ explicit ChainPlan(const RowState *sh) : plan(sh->plan), most(~0u), scale(sh->scale) {
+    if (plan.kind != SlicePlan::FIRST) return;
+    most = plan.k;
+    plan.op += 1;
+  }
+};
+
+// The weights of a list, by the warps that compute log-probabilities, two places a thread.
+__device__ __forceinline__ void weigh_list(RowState *sh, float s) {
+  static_assert(ORDERED_MOST == 2 * CHAIN_MOST);
+  const u32 own = threadIdx.x - 32;
+  u32 most = 0;  // the largest key; those behind the list are 0
+#pragma unroll
+  for (u32 i = 0; i < ORDERED_MOST; i += 32) most = max(most, static_cast<u32>(sh->places[i + threadIdx.x % 32] >> 32));
+  const i32 n = Exponent(value_of(__reduce_max_sync(~0u, most)), s).n;
+#pragma unroll
+  for (u32 i = 0; i < ORDERED_MOST; i += CHAIN_MOST) sh->chain.weights[i + own] = Exponent(logit_at(sh->places[i + own]), s).weight(n);
+}
+
+// The choice from a list that others sort, by the first CHAIN_WARPS warps; false: too long a list.
+__device__ __forceinline__ bool run_chain(RowState *sh, const SamplingBatch &batch, u32 index, const ChainPlan &known, u32 count) {
   const SamplingProgram &program = sh->program;
-  const SlicePlan &plan = sh->plan;
   ChainRoom &room = sh->chain;
-  const u32 lane = threadIdx.x % 32;
-  u32 kept = count;
-  if (plan.kind == SlicePlan::FIRST && plan.k < kept) kept = plan.k;
-  const float largest = logit_at(sh->places[0]), s = sh->scale;
-  if (!kept || kept > CHAIN_MOST || !(fabsf(largest * s) < SCALED_LIMIT)) return false;
+  if (threadIdx.x >= 32) weigh_list(sh, known.scale);
+  SampledToken *const out = sh->out;
+  const u32 flags = sh->row.flags;
+  const u64 uniform = sh->uniform;
+  meet<SORTED, BLOCK_THREADS>();
+  // Lane i has the tokens 2 i and 2 i + 1 of the order.
+  const u32 lane = threadIdx.x % 32, at = 2 * lane;
+  const ulonglong2 pair = *reinterpret_cast<const ulonglong2 *>(&room.sorted[at]);
+  const uint2 source = *reinterpret_cast<const uint2 *>(&room.sources[at]);
+  const u32 tokens = __popc(__ballot_sync(~0u, is_token(pair.x))) + __popc(__ballot_sync(~0u, is_token(pair.y)));
+  const u32 most = known.most < count ? known.most : count, kept = most < tokens || most > CHAIN_MOST ? most : tokens;
+  const float largest = logit_at(room.sorted[0]);
+  const bool common = kept && kept <= CHAIN_MOST && fabsf(largest * known.scale) < SCALED_LIMIT;
   if (threadIdx.x >= 32) {
+    if (!common) return false;
     chain_sync(CHAIN_TOTAL);
-    const u32 at = threadIdx.x - 32;
-    if (at < room.kept) room.logprobs[at] = processed_logprob(room.weights[at], room.total);
+    const u32 own = threadIdx.x - 32;
+    if (own < room.kept) room.logprobs[own] = processed_logprob(room.weights[room.sources[own]], room.total);
     chain_arrive(CHAIN_LOGPROBS);
     return true;
   }
-  // Lane i has the tokens 2 i and 2 i + 1 of the order.
-  const u32 at = 2 * lane;
-  const ulonglong2 pair = *reinterpret_cast<const ulonglong2 *>(&sh->places[at]), weights = *reinterpret_cast<const ulonglong2 *>(&room.weights[at]);
-  const uint2 order = *reinterpret_cast<const uint2 *>(&room.by_id[at]);
+  if (!common) {
+    meet<ORDERED, SORTERS + 32>();
+    return false;
+  }
+  u64 q[2] = {0, 0};
+  if (at < kept) q[0] = room.weights[source.x];
+  if (at + 1 < kept) q[1] = room.weights[source.y];
   const float x[2] = {logit_at(pair.x), logit_at(pair.y)};
-  const u64 q[2] = {at < kept ? weights.x : 0, at + 1 < kept ? weights.y : 0};
-  SlicePlan rest = plan;
-  if (plan.kind == SlicePlan::FIRST) rest.op += 1;
-  const Beginning left = truncate<true>(program, rest, largest, x, q, kept);
+  const Beginning left = truncate<true>(program, known.plan, largest, x, q, kept);
   if (lane == 0) {
     room.total = left.total;
     room.kept = left.kept;
   }
   __syncwarp();  // lanes arrive together
   chain_arrive(CHAIN_TOTAL);
-  if (at < left.kept) {
-    room.weights_by_id[order.x] = q[0];
-    room.order_by_id[order.x] = at;
-  }
-  if (at + 1 < left.kept) {
-    room.weights_by_id[order.y] = q[1];
-    room.order_by_id[order.y] = at + 1;
+  meet<ORDERED, SORTERS + 32>();
+#pragma unroll
+  for (u32 i = 0; i < 2; ++i) {
+    if (at + i >= left.kept) continue;
+    const u32 order = room.by_id[i ? source.y : source.x];
+    room.weights_by_id[order] = q[i];
+    room.order_by_id[order] = at + i;
   }
   __syncwarp();
-  const u32 found = find_drawn<true>(room.weights_by_id, mulhi64(sh->uniform, left.total)), drawn = found < ORDERED_MOST ? room.order_by_id[found] : 0;
-  const u64 place = sh->places[drawn];
+  const u32 found = find_drawn<true>(room.weights_by_id, mulhi64(uniform, left.total)), drawn = found < ORDERED_MOST ? room.order_by_id[found] : 0;
+  const u64 place = room.sorted[drawn];
   chain_sync(CHAIN_LOGPROBS);
-  if (found < ORDERED_MOST) write_choice(sh, batch, index, place, left.kept, room.logprobs[drawn]);
+  if (found < ORDERED_MOST) write_choice(out, flags, batch, index, place, left.kept, room.logprobs[drawn]);
   return true;
 }
 

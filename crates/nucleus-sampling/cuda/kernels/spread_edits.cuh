@@ -18,18 +18,19 @@ static_assert(EDITS_MOST < 1 << NOTE_PASSAGE);
 
 // By threads of which this is `local` of `locals`. `r`: the request, its window in shared memory. Barriers precede and follow.
 __device__ __forceinline__ void note_window(RowState *sh, const Request &r, u32 passage_limit, u32 local, u32 locals) {
-  const SlicePlan &plan = sh->plan;
   const Occurrences occurrences(r);
   const Passages passages(r, passage_limit);
-  const u32 len = sh->row.history.len, skipped = len - passages.size;
+  const u32 len = sh->row.history.len, skipped = len - passages.size, last = sh->recent[EDITS_MOST - 1];
   const u64 others = static_cast<u64>(sh->config.no_repeat_ngram_size) - 1;
+  // In registers, since the notes might change what lies in shared memory, as far as the compiler knows.
+  const bool ngrams = sh->plan.ngrams, repeats = sh->plan.passages && passages.some();
+  const u32 seen = sh->plan.occurrences ? SEEN : 0, counted = sh->plan.occurrences ? OCCURRENCE : 0;
   UNROLL_NOT
   for (u32 i = EDITS_MOST - sh->window + local; i < EDITS_MOST; i += locals) {
     const u32 place = len - (EDITS_MOST - i);
-    u32 note = 0;
-    if (plan.occurrences) note = (place >= occurrences.seen ? SEEN : 0) | (place >= occurrences.counted ? OCCURRENCE : 0);
-    if (plan.passages && place > skipped && passages.some() && passages.repeats(place - skipped)) note |= passages.length(place - skipped) << NOTE_PASSAGE;
-    if (plan.ngrams && place >= others && completes_ngram(r, place, static_cast<u32>(others))) note |= NGRAM;
+    u32 note = (place >= occurrences.seen ? seen : 0) | (place >= occurrences.counted ? counted : 0);
+    if (repeats && place > skipped && sh->recent[i - 1] == last) note |= passages.length(place - skipped) << NOTE_PASSAGE;
+    if (ngrams && place >= others && completes_ngram(r, place, static_cast<u32>(others))) note |= NGRAM;
     sh->notes[i] = note;
   }
 }
@@ -62,13 +63,25 @@ __device__ __forceinline__ float edit_token(const RowState *sh, const Request &r
   const u32 lane = threadIdx.x % 32, id = token.id, biases = sh->row.bias.len, first = EDITS_MOST - sh->window;
   u32 flags = 0, occurrences = 0, longest = 0, position = Changed::REACHES;
   float bias = 0.0f;
-#pragma unroll 2
-  for (u32 i = first / 4 * 4 + 4 * lane; i < EDITS_MOST; i += 128) {
-    const uint4 four = *reinterpret_cast<const uint4 *>(&sh->recent[i]);
-    if (four.x != id && four.y != id && four.z != id && four.w != id) continue;
+  constexpr u32 ROUND = 128, ROUNDS = 4;  // places that a warp looks at by a read of each lane, and such reads at a time
+  static_assert(EDITS_MOST % (ROUND * ROUNDS) == 0);
+  UNROLL_NOT
+  for (u32 from = first / (ROUND * ROUNDS) * (ROUND * ROUNDS) + 4 * lane; from < EDITS_MOST; from += ROUND * ROUNDS) {
+    uint4 four[ROUNDS];
+#pragma unroll
+    for (u32 i = 0; i < ROUNDS; ++i) four[i] = *reinterpret_cast<const uint4 *>(&sh->recent[from + ROUND * i]);
+    bool some = false;
+#pragma unroll
+    for (u32 i = 0; i < ROUNDS; ++i) some |= (four[i].x == id) | (four[i].y == id) | (four[i].z == id) | (four[i].w == id);
+    if (!some) continue;
+    u32 places = 0;  // four bits of each read
+#pragma unroll
+    for (u32 i = 0; i < ROUNDS; ++i)
+      places |= ((four[i].x == id ? 1u : 0) | (four[i].y == id ? 2u : 0) | (four[i].z == id ? 4u : 0) | (four[i].w == id ? 8u : 0)) << 4 * i;
     UNROLL_NOT
-    for (u32 e = i; e < i + 4; ++e) {
-      if (sh->recent[e] != id || e < first) continue;
+    for (; places; places &= places - 1) {
+      const u32 bit = __ffs(places) - 1, e = from + bit / 4 * ROUND + bit % 4;
+      if (e < first) continue;
       const u32 note = sh->notes[e];
       flags |= note & (OCCURRENCE - 1);
       occurrences += note & OCCURRENCE;

@@ -201,36 +201,62 @@ struct Reader {
     return strange;
   }
 
-  // The largest of this thread's logits, as far as its vector may not be edited: a key, not quite reached by those of 32 bits.
+  // The largest of this thread's logits: a key, not quite reached by those of 32 bits, with the number of its vector among the thread's in the last bits.
+  struct Top {
+    u32 key = 0, vector = 0;
+  };
+  __device__ __forceinline__ Top top_of(u32 pieces) const {
+    Top most;
+    UNROLL_NOT
+    for (u32 pair = 0; 2 * pair < pieces; ++pair) {
+      const u32 top = sh->tops[pair][threadIdx.x], key = top & ~D::VECTOR_BITS;
+      if (key > most.key) most = Top{key, pair * D::PAIR + (top & D::VECTOR_BITS)};
+    }
+    return most;
+  }
+  // Whether tokens of its vector may be edited.
+  __device__ __forceinline__ bool is_marked(u32 vector) const {
+    const u32 first = vector * D::STRIDE + threadIdx.x * WIDTH;
+    return sh->marks[first / 32] >> first % 32 & ((1u << WIDTH) - 1);
+  }
+  // The largest of those pairs of pieces whose largest logit is in a vector that may not be edited.
   __device__ __forceinline__ u32 unedited(u32 pieces) const {
     u32 most = 0;
     UNROLL_NOT
     for (u32 pair = 0; 2 * pair < pieces; ++pair) {
       const u32 top = sh->tops[pair][threadIdx.x], key = top & ~D::VECTOR_BITS;
-      const u32 first = (pair * D::PAIR + (top & D::VECTOR_BITS)) * D::STRIDE + threadIdx.x * WIDTH;
       // No token of the vector, for simplicity.
-      if (key > most && !(sh->marks[first / 32] >> first % 32 & ((1u << WIDTH) - 1))) most = key;
+      if (key > most && !is_marked(pair * D::PAIR + (top & D::VECTOR_BITS))) most = key;
     }
     return most;
   }
 
-  // Tells every block the largest logits of this block's groups of threads.
-  __device__ __forceinline__ void tell_groups(u32 key) const {
+  // The largest key of this thread's group.
+  __device__ __forceinline__ static u32 group_largest(u32 key) {
 #pragma unroll
     for (u32 step = D::LANES / 2; step; step /= 2) {
       const u32 other = __shfl_xor_sync(~0u, key, step);
       key = other > key ? other : key;
     }
+    return key;
+  }
+  // Tells every block the largest logits of this block's groups of threads.
+  __device__ __forceinline__ void tell_groups(u32 key) const {
     const u32 place = (block * READER_WARPS + warp) * D::IN_WARP + lane / D::LANES, to = lane % D::LANES;
     if (to < BLOCKS) send_word(address_in(shared_address(&sh->groups[place]), to), key, address_in(shared_address(&sh->told), to));
   }
 
+  // Two instructions, where the compiler would select.
+  __device__ __forceinline__ static void count_if_reached(u32 &count, u32 key, u32 least) {
+    asm("{\n.reg .pred p;\nsetp.ge.u32 p, %1, %2;\n@p add.u32 %0, %0, 1;\n}" : "+r"(count) : "r"(key), "r"(least));
+  }
   // A key that the row's first tokens reach; 0: any. By the reading threads, once all groups are known. A barrier within.
   __device__ __forceinline__ u32 bound() const {
     constexpr u32 APART = D::GROUPS / SAMPLES, OWN = SAMPLES / READER_WARPS, KEYS = D::GROUPS / 32;
     static_assert(OWN == 2);
     const SlicePlan &plan = sh->plan;
     const u32 k = plan.k;
+    const SlicePlan::Kind kind = plan.kind;
     u32 keys[KEYS];
 #pragma unroll
     for (u32 i = 0; i < KEYS / 2; ++i) {
@@ -239,7 +265,7 @@ struct Reader {
       keys[2 * i + 1] = pair.y;
     }
     u32 most = 0;
-    if (k == 1 || plan.kind == SlicePlan::ABOVE) {
+    if (k == 1 || kind == SlicePlan::ABOVE) {
 #pragma unroll
       for (u32 i = 0; i < KEYS; ++i) most = keys[i] > most ? keys[i] : most;
       most = __reduce_max_sync(~0u, most);
@@ -248,13 +274,13 @@ struct Reader {
     if (k > 1) {
       // How many groups reach each of some of them: the largest that enough reach is the bound.
       const u32 one = sh->groups[warp * OWN * APART], other = sh->groups[(warp * OWN + 1) * APART];
-      u32 reach = 0;
+      u32 reach_one[2] = {0, 0}, reach_other[2] = {0, 0};
 #pragma unroll
       for (u32 i = 0; i < KEYS; ++i) {
-        if (keys[i] >= one) reach += 1;
-        if (keys[i] >= other) reach += 1u << 16;
+        count_if_reached(reach_one[i % 2], keys[i], one);
+        count_if_reached(reach_other[i % 2], keys[i], other);
       }
-      reach = __reduce_add_sync(~0u, reach);
+      const u32 reach = __reduce_add_sync(~0u, (reach_one[0] + reach_one[1]) | (reach_other[0] + reach_other[1]) << 16);
       if (lane == 0) *reinterpret_cast<uint2 *>(&sh->reach[warp * OWN]) = make_uint2(reach & 0xFFFFu, reach >> 16);
       meet<COUNTED, READERS>();
       const u32 sample = sh->groups[lane * APART];
@@ -272,7 +298,7 @@ struct Reader {
         found = filled < k ? 0 : lowest;
       }
     }
-    if (plan.kind != SlicePlan::ABOVE || !found || !most) return found;
+    if (kind != SlicePlan::ABOVE || !found || !most) return found;
     return key_or_none(fminf(value_of(found), fmaf(plan.temperature, sh->program.ops[plan.op].arg, value_of(most))));
   }
 };

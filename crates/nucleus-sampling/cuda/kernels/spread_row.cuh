@@ -3,7 +3,7 @@
 
 #include "spread_chain.cuh"
 #include "spread_edits.cuh"
-#include "spread_read.cuh"
+#include "spread_send.cuh"
 
 namespace nucleus::spread {
 
@@ -11,14 +11,13 @@ namespace nucleus::spread {
 __device__ __forceinline__ void fetch(const void *line) { asm volatile("prefetch.global.L2 [%0];" ::"l"(line) : "memory"); }
 
 template <u32 DTYPE, u32 BLOCKS>
-struct Block : Reader<DTYPE, BLOCKS> {
-  using Base = Reader<DTYPE, BLOCKS>;
+struct Block : Sender<DTYPE, BLOCKS> {
+  using Base = Sender<DTYPE, BLOCKS>;
   using typename Base::D;
   using typename Base::Half;
-  using typename Base::Vector;
-  using Base::aligned, Base::allowed_of, Base::batch, Base::block, Base::bound, Base::bring_mask, Base::end_of, Base::index, Base::is_ragged, Base::lane, Base::limit, Base::load, Base::logit,
-      Base::logits, Base::masked, Base::read, Base::reads, Base::sh, Base::shift_of, Base::tell_groups, Base::unedited, Base::warp;
-  static constexpr u32 WIDTH = D::WIDTH, VECTORS = D::VECTORS, SIZE = Base::SIZE, NONE = Base::NONE;
+  using Base::add_changed, Base::aligned, Base::batch, Base::block, Base::bound, Base::bring_mask, Base::group_largest, Base::index, Base::lane, Base::limit, Base::list_hits;
+  using Base::load, Base::logit, Base::logits, Base::masked, Base::read, Base::reads, Base::send, Base::send_hits, Base::send_own_hits, Base::sh, Base::tell_groups, Base::top_of;
+  using Base::unedited, Base::warp;
   static constexpr u32 DESCRIBES = BLOCK_WARPS - 1;                  // the helping warp that does
   static constexpr u32 MARKERS = HELPERS - 32;                       // threads of the others
   static constexpr u32 EACH = (EDITS_MOST + MARKERS - 1) / MARKERS;  // tokens of the history such a thread reads
@@ -40,12 +39,14 @@ struct Block : Reader<DTYPE, BLOCKS> {
       auto init = [](u32 barrier, u32 threads) { init_barrier(meeting(barrier, threads), threads); };
       init(CHAIN_TOTAL, CHAIN_WARPS * 32), init(CHAIN_LOGPROBS, CHAIN_WARPS * 32), init(COUNTED, READERS), init(PLANNED, READERS + 32);
       init(DESCRIBED, BLOCK_THREADS - 32), init(MARKED, BLOCK_THREADS - 32), init(TOGETHER, HELPERS), init(TOGETHER, MARKERS), init(PLANNABLE, HELPERS);
+      init(BOUND_KNOWN, BLOCK_THREADS), init(SORTED, BLOCK_THREADS), init(ORDERED, SORTERS + 32);
 #endif
       sh->listed = sh->hit = sh->changed = sh->bans = sh->undecided = 0;
+      sh->out = batch.out + index;
       publish_barriers();
       arrive_expecting(&sh->told, D::GROUPS * 4);
     }
-    if (threadIdx.x < ORDERED_MOST) sh->places[threadIdx.x] = sh->chain.weights_by_id[threadIdx.x] = 0;
+    if (threadIdx.x < ORDERED_MOST) sh->places[threadIdx.x] = sh->chain.sorted[threadIdx.x] = sh->chain.weights_by_id[threadIdx.x] = 0;
     if (threadIdx.x < ORDERED_MOST) asm volatile("fence.acq_rel.cluster;" ::: "memory");
     asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
     UNROLL_NOT
@@ -102,10 +103,11 @@ struct Block : Reader<DTYPE, BLOCKS> {
     const u32 local = D::local(id);
     atomicOr(&sh->marks[local / 32], 1u << local % 32);
   }
-  __device__ __forceinline__ bool is_marked(u32 local) const { return sh->marks[local / 32] >> local % 32 & 1; }
 
-  // Brings the ids that may be edited to shared memory and marks them, by the helping threads but those of a warp. The logit that the thread's bias may raise.
-  __device__ __forceinline__ float mark_editable() const {
+  // The first bias that a marking thread looks at: the last threads begin, which have fewer tokens of the history.
+  __device__ __forceinline__ u32 first_bias() const { return MARKERS - 1 - helper; }
+  // Brings the ids that may be edited to shared memory and marks them, by the helping threads but those of a warp.
+  __device__ __forceinline__ void mark_editable() const {
     const u32 len = sh->row.history.len, biases = sh->row.bias.len < EDITS_MOST ? sh->row.bias.len : EDITS_MOST, end = limit();
     const u32 *const recent = (sh->row.flags & NUCLEUS_ROW_SLOT ? batch.slot_tokens : batch.arena) + sh->row.history.offset + len - 1;
     const u32 *const bias = batch.arena + sh->row.bias.offset;
@@ -116,100 +118,30 @@ struct Block : Reader<DTYPE, BLOCKS> {
       ids[i] = NO_ID;
       if (back < len && back < EDITS_MOST) ids[i] = load_now(recent - back);
     }
-    if (helper < biases) id = load_now(bias + 2 * helper), value = load_now(bias + 2 * helper + 1);
+    const u32 biased = first_bias();
+    if (biased < biases) id = load_now(bias + 2 * biased), value = load_now(bias + 2 * biased + 1);
     const u32 window = window_asked();
     if (helper == 0) sh->window = window;
     u32 *const own = sh->recent + (EDITS_MOST - 1 - helper);
 #pragma unroll
-    for (u32 i = 0; i < EACH; ++i)
-      if (i * MARKERS + helper < window) *(own - i * MARKERS) = ids[i];
+    for (u32 i = 0; i < EACH; ++i) {
+      if (i * MARKERS + helper >= window) continue;
+      *(own - i * MARKERS) = ids[i];
+      mark(ids[i], end);
+    }
     UNROLL_NOT
-    for (u32 back = 0; back + helper < window; back += MARKERS) mark(*(own - back), end);
-    float early = -infinity();
-    if (id != NO_ID && float_of(value) > 0.0f && is_own(id, end)) early = logit(id);
-    UNROLL_NOT
-    for (u32 i = helper; i < biases; i += MARKERS) {
+    for (u32 i = biased; i < biases; i += MARKERS) {
       if (i >= MARKERS) id = bias[2 * i], value = bias[2 * i + 1];
       sh->ids[i] = id;
       sh->rises[i] = float_of(value);
       mark(id, end);
     }
-    return early;
   }
-
-  // Lists the pairs of pieces whose largest logit reaches the threshold, with their vectors if the row has no more pieces than registers. A barrier must follow.
-  __device__ __forceinline__ void list_hits(const Half &even, const Half &odd, u32 pieces, u32 threshold) const {
-    UNROLL_NOT
-    for (u32 pair = 0; 2 * pair < pieces; ++pair) {
-      const u32 top = sh->tops[pair][threadIdx.x];
-      const bool reaches = top && (top | D::VECTOR_BITS) >= threshold;
-      if (!__any_sync(~0u, reaches)) continue;
-      const u32 to = reserve(&sh->hit, reaches);
-      if (!reaches) continue;
-      if (to < HITS_MOST) sh->hits[to] = static_cast<uint16_t>(pair * READERS + threadIdx.x);
-      if (pieces > 2 || to >= HELD_MOST) continue;
-#pragma unroll
-      for (u32 j = 0; j < VECTORS; ++j) {
-        sh->held[to][j] = even.v[j];
-        if (pieces > 1) sh->held[to][VECTORS + j] = odd.v[j];
-      }
-    }
-  }
-
-  // Sends tokens that lanes have to the leading block; how many there was room for. By a warp.
-  __device__ __forceinline__ u32 send(bool has, u64 place) const {
-    const u32 lanes = __ballot_sync(~0u, has), count = __popc(lanes);
-    if (!lanes) return 0;
-    u32 base = 0;
-    if (lane == 0) base = add_in(address_in(shared_address(&sh->listed), 0), count);
-    base = __shfl_sync(~0u, base, 0);
-    const u32 to = base + __popc(lanes & ((1u << lane) - 1));
-    if (has && to < LISTED) send_place(address_in(shared_address(&sh->places[to]), 0), place, address_in(shared_address(&sh->arrived), 0));
-    return base >= LISTED ? 0 : LISTED - base < count ? LISTED - base : count;
-  }
-
-  // A token whose edits decide.
-  __device__ __forceinline__ void add_changed(u32 id, float x, u32 riser) const { sh->changes[atomicAdd(&sh->changed, 1)] = Changed{id, x, riser}; }
-
-  // Sends the unedited tokens of the hits that reach the threshold, and lists the others; how many were sent.
-  __device__ __forceinline__ u32 send_hits(u32 pieces, float least) const {
-    constexpr u32 LANES = D::PAIR <= 8 ? 8 : 16;  // for a hit, each with a vector
-    static_assert(D::PAIR <= LANES);
-    const bool ragged = is_ragged();
-    const u32 hits = sh->hit, j = lane % LANES, end = limit();
-    u32 sent = 0;
-    UNROLL_NOT
-    for (u32 from = warp * (32 / LANES); from < hits; from += BLOCK_THREADS / LANES) {
-      const u32 at = from + lane / LANES;
-      u32 reaching = 0, first = 0, local = 0;
-      uint4 v = make_uint4(NONE, NONE, NONE, NONE);
-      if (at < hits && j < D::PAIR) {
-        const u32 hit = sh->hits[at], thread = hit % READERS, vector = hit / READERS * D::PAIR + j;
-        first = D::at(block, vector, thread);
-        local = vector * D::STRIDE + thread * WIDTH;
-        if (pieces <= 2 && at < HELD_MOST) {
-          if (vector < pieces * VECTORS) v = sh->held[at][j];
-        } else {
-          if (first + WIDTH <= batch.row_len) v = *reinterpret_cast<const uint4 *>(logits + static_cast<u64>(first) * SIZE);
-          if (ragged && first + WIDTH > end) v = end_of(first);
-        }
-      }
-      const Vector x(v);
-#pragma unroll
-      for (u32 i = 0; i < WIDTH; ++i) reaching |= x.x[i] >= least ? 1u << i : 0;
-      if (reaching && masked()) reaching &= *allowed_of(sh, local) * shift_of(local) >> Base::FIRST_BIT;
-      UNROLL_NOT
-      for (; __any_sync(~0u, reaching); reaching &= reaching - 1) {
-        const u32 bit = __ffs(reaching) - 1;
-        float own = 0;
-#pragma unroll
-        for (u32 i = 0; i < WIDTH; ++i) own = i == bit ? x.x[i] : own;
-        const bool marked = reaching && is_marked(local + bit);
-        if (marked) add_changed(first + bit, own + 0.0f, Changed::REACHES);
-        sent += send(reaching && !marked, place_of(own + 0.0f, first + bit));
-      }
-    }
-    return sent;
+  // The logit that the first bias of a marking thread raises, on its way; -inf: none.
+  __device__ __forceinline__ float first_raised() const {
+    const u32 biased = first_bias();
+    if (biased < sh->row.bias.len && biased < EDITS_MOST && sh->rises[biased] > 0.0f && is_own(sh->ids[biased], limit())) return logit(sh->ids[biased]);
+    return -infinity();
   }
 
   // Whether a mask allows a token of the block.
@@ -217,8 +149,8 @@ struct Block : Reader<DTYPE, BLOCKS> {
   // Lists the tokens that only edits may raise to the threshold, by the marking threads. `early`: the logit of the thread's first bias, if that raises it.
   __device__ __forceinline__ void list_risers(float threshold, float least, float early) const {
     const Risers risers(sh);
-    if (risers.lowers && early > -infinity() && early < least && early + sh->rises[helper] >= threshold && is_allowed(sh->ids[helper]))
-      add_changed(sh->ids[helper], early + 0.0f, helper);
+    if (risers.lowers && early > -infinity() && early < least && early + sh->rises[first_bias()] >= threshold && is_allowed(sh->ids[first_bias()]))
+      add_changed(sh->ids[first_bias()], early + 0.0f, first_bias());
     if (!risers.lowers || risers.biases > MARKERS) list_other_risers(batch, threshold, least, early);
   }
   // Those of many biases, or of edits that raise.
@@ -228,11 +160,11 @@ struct Block : Reader<DTYPE, BLOCKS> {
     const Risers risers(own.sh);
     const u32 end = own.limit();
     UNROLL_NOT
-    for (u32 position = own.helper; position < risers.count(); position += MARKERS) {
+    for (u32 position = own.first_bias(); position < risers.count(); position += MARKERS) {
       const u32 id = risers.id(position);
       const float rise = risers.rise(position);
       if (!(rise > 0.0f) || !own.is_own(id, end)) continue;
-      if (position == own.helper && early > -infinity() && risers.lowers) continue;
+      if (position == own.first_bias() && early > -infinity() && risers.lowers) continue;
       const float x = own.logit(id);
       if (x > -infinity() && x < least && x + rise >= threshold && own.is_allowed(id)) own.add_changed(id, x + 0.0f, position);
     }
@@ -298,6 +230,9 @@ struct Block : Reader<DTYPE, BLOCKS> {
     return passage_limit;
   }
 
+  // The least logit that a key's tokens have, and that one which exists has.
+  __device__ __forceinline__ static float least_of(u32 threshold) { return fmaxf(value_or_none(threshold), value_of(key_of(-infinity()) + 1)); }
+
   // From the description to what is sent; false: the row is not decided here, and nothing is sent.
   __device__ __forceinline__ bool collect() {
     prepare();
@@ -325,27 +260,35 @@ struct Block : Reader<DTYPE, BLOCKS> {
     if (sh->row.flags & NUCLEUS_ROW_PADDING) return false;
     bool strange = false;
     float early = -infinity();
+    typename Base::Top own;
+    u32 of_group = 0;  // unless it turns out that its largest token may be edited
     if (warp == DESCRIBES) {
       describe();
       tell_plan();
     } else {
-      if (!reads()) early = mark_editable();
-      else if (aligned()) strange = read(even, odd, pieces);
-      meet<MARKED, BLOCK_THREADS - 32>();
+      if (!reads()) mark_editable();
+      else if (aligned()) strange = read(even, odd, pieces), own = top_of(pieces), of_group = group_largest(own.key);
     }
-    u32 passage_limit = ~0u;
-    if (sh->row.eos.len || sh->row.bad_words.len || sh->row.breakers.len) {
+    const bool held = pieces <= 2, lists = sh->row.eos.len | sh->row.bad_words.len | sh->row.breakers.len;
+    if (warp != DESCRIBES) meet<MARKED, BLOCK_THREADS - 32>();
+    if (helper < MARKERS) early = first_raised();
+    u32 passage_limit = ~0u, sent = 0;
+    if (lists) {
       if (warp != DESCRIBES) await_plan();
       passage_limit = look_up_lists(batch);
       if (warp == DESCRIBES) tell_plan();
     }
     if (reads()) {
-      tell_groups(aligned() ? unedited(pieces) : 0);
+      if (__any_sync(~0u, own.key && Base::is_marked(own.vector))) of_group = group_largest(unedited(pieces));
+      tell_groups(of_group);
       wait_for_copy(&sh->told, 0);
       await_plan();
+      const bool bounded = sh->bounded;
       const u32 threshold = bound();
       if (threadIdx.x == 0) sh->threshold = threshold;
-      if (sh->bounded) list_hits(even, odd, pieces, threshold);
+      pass<BOUND_KNOWN, BLOCK_THREADS>();
+      if (bounded && held) sent = send_own_hits(even, odd, pieces, own.key, threshold, least_of(threshold));
+      else if (bounded) list_hits(pieces, threshold);
     } else {
       if (warp != DESCRIBES) {
         await_plan();
@@ -356,27 +299,25 @@ struct Block : Reader<DTYPE, BLOCKS> {
         sh->scale = scale(sh->plan.temperature);
         sh->uniform = uniform_of(sh->row, sh->config);
       }
+      meet<BOUND_KNOWN, BLOCK_THREADS>();
     }
-    __syncthreads();
     if (!sh->bounded) return false;
-    const float threshold = value_or_none(sh->threshold), least = fmaxf(threshold, value_of(key_of(-infinity()) + 1));
-    u32 sent = 0;
-    if (sh->hit <= HITS_MOST) {
-      sent = send_hits(pieces, least);
-      if (sh->plan.edits) {
-        if (helper < MARKERS) list_risers(threshold, least, early);
-        __syncthreads();
-        sent += send_changed(threshold, strange);
-      }
-    } else {
-      strange = true;
+    if (!held) {
+      __syncthreads();
+      if (sh->hit <= HITS_MOST) sent = send_hits(least_of(sh->threshold));
+      else strange = true;
+    }
+    if (sh->plan.edits) {
+      if (helper < MARKERS) list_risers(value_or_none(sh->threshold), least_of(sh->threshold), early);
+      __syncthreads();
+      sent += send_changed(value_or_none(sh->threshold), strange);
     }
     strange = __any_sync(~0u, strange);
+    if (strange) {
+      add_in(address_in(shared_address(&sh->listed), 0), STRANGE);
+      asm volatile("fence.acq_rel.cluster;" ::: "memory");  // no place waits for this addition, as those that are sent do
+    }
     if (lane == 0) {
-      if (strange) {
-        add_in(address_in(shared_address(&sh->listed), 0), STRANGE);
-        asm volatile("fence.acq_rel.cluster;" ::: "memory");  // no place waits for this addition, as those that are sent do
-      }
       announce(address_in(shared_address(&sh->arrived), 0), 8 * sent);
     }
     return true;
