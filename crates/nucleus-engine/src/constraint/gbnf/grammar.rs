@@ -160,6 +160,11 @@ impl Grammar {
         }
     }
 
+    /// Whether the node is the empty text, written as such.
+    pub(super) fn is_empty(&self, id: NodeId) -> bool {
+        matches!(&self.nodes[id], Node::Sequence(nodes) if nodes.is_empty())
+    }
+
     fn mentions(&self, id: NodeId, rule: RuleId) -> bool {
         match &self.nodes[id] {
             Node::Class(_) => false,

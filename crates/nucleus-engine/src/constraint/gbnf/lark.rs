@@ -85,21 +85,12 @@ impl Writer<'_> {
             return self.regex(id);
         }
         let grammar = self.grammar;
-        let left = |nodes: &[NodeId]| -> Vec<NodeId> {
-            let is_empty = |id: NodeId| matches!(&grammar.nodes[id], Node::Sequence(nodes) if nodes.is_empty());
-            nodes
-                .iter()
-                .copied()
-                .filter(|&node| !is_empty(node))
-                .collect()
-        };
         match &grammar.nodes[id] {
             Node::Class(class) => self.class(class),
             Node::Sequence(nodes) => nodes.iter().for_each(|&node| self.not_empty(node)),
             Node::Choice(nodes) => {
-                self.group("(?:", left(nodes), "|", |writer, node| {
-                    writer.not_empty(node);
-                });
+                let left = nodes.iter().filter(|&&node| !grammar.is_empty(node));
+                self.group("(?:", left, "|", |writer, &node| writer.not_empty(node));
             }
             Node::Repeat { node, max, .. } => {
                 self.group("(?:", [*node], "", Self::not_empty);

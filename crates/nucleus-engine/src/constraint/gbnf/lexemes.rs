@@ -199,11 +199,11 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// Whether the empty text can be [taken out](super::lark) of an optional node without recursion: of all but sequences of several optional nodes, and the
-    /// empty one, of which nothing would be left.
+    /// Whether the empty text can be [taken out](super::lark) of an optional node without recursion: of all but sequences of several optional
+    /// nodes, and the empty one, of which nothing would be left.
     fn leaves_out(&self, id: NodeId) -> bool {
         let all = |nodes: &[NodeId]| {
-            let rest = |&&node: &&NodeId| !self.is_empty(node);
+            let rest = |&&node: &&NodeId| !self.grammar.is_empty(node);
             let left_out = |&node: &NodeId| !self.facts.nullable[node] || self.leaves_out(node);
             nodes.iter().any(|node| rest(&node)) && nodes.iter().filter(rest).all(left_out)
         };
@@ -214,9 +214,5 @@ impl<'a> Planner<'a> {
             Node::Repeat { node, .. } => all(&[*node]),
             Node::Rule(rule) => all(&[self.grammar.rules[*rule].body]),
         }
-    }
-
-    fn is_empty(&self, id: NodeId) -> bool {
-        matches!(&self.grammar.nodes[id], Node::Sequence(nodes) if nodes.is_empty())
     }
 }

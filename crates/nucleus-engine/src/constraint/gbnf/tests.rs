@@ -1,5 +1,7 @@
 use std::collections::HashMap;
 
+use proptest::prelude::*;
+
 use super::grammar::{Grammar, Node};
 use super::*;
 use crate::constraint::ConstraintError;
@@ -378,4 +380,18 @@ fn r5_2_an_unsound_grammar_says_where() {
 fn space_may_be_where_the_language_has_it() {
     let spread = "# a\r\nroot ::=\n  \"a\" | # b\n  (\n \"b\" # c\n  \"c\" ) {1, 2} \r\n\n x::=[d]";
     assert_eq!(lexemes(spread), ["/(?:a|(?:bc){1,2})/"]);
+}
+
+proptest! {
+    /// Whatever is written, it is read or refused.
+    #[test]
+    fn any_text_is_a_grammar_or_an_error(
+        begin in prop_oneof![Just("root ::= "), Just("root ::= x\nx ::= "), Just("")],
+        text in r#"([a-cx"()|*+?. ]|[\[\]^\\{},0-9:=#<!é\n-]|\\\\[nxuU][0-9a-f]{2}|root|::=){0,40}"#,
+    ) {
+        let text = format!("{begin}{text}");
+        if let Ok(lark) = to_lark(&text) {
+            prop_assert!(lark.starts_with("start: r"), "{lark}");
+        }
+    }
 }
