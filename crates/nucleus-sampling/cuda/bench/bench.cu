@@ -163,7 +163,7 @@ int main(int argc, char **argv) {
     masked.allowed = VOCAB / 2;
     cases.push_back(masked);
   }
-  const bool brief = argc > 1 && !std::strcmp(argv[1], "brief");  // without the exact path
+  const bool brief = argc > 1 && !std::strcmp(argv[argc - 1], "brief");  // without the exact path
   bool sweep = argc > 1 && !std::strcmp(argv[1], "clusters");
   // `bench launch ROWS`: every case once on that many rows, for a profiler (profile.py).
   // `bench case NAME`: cases whose name contains NAME.

@@ -25,6 +25,16 @@ __device__ __forceinline__ bool is_bounded(const SlicePlan &plan, u64 ids, u32 f
 __device__ __forceinline__ u32 key_or_none(float x) { return x > -infinity() ? key_of(x + 0.0f) : 0; }
 __device__ __forceinline__ float value_or_none(u32 key) { return key ? value_of(key) : -infinity(); }
 
+// Whether a bounded row whose first tokens are too many for a list is left with its largest logit (MANY_ABOVE): min_p alone keeps them.
+__device__ __forceinline__ bool keeps_many_above(const SlicePlan &plan, const SamplingProgram &program) {
+  return plan.kind == SlicePlan::ABOVE && !plan.edits && then_draws(plan, program);
+}
+// Leaves it so, by one thread. `largest`: a key; 0: it is not known.
+__device__ __forceinline__ void leave_many_above(SampledToken *out, u32 largest) {
+  out->logprob = value_or_none(largest);
+  out->status = MANY_ABOVE;
+}
+
 // The largest logits of some places: one, or two of 16 bits at a time, for widening changes neither order nor NaN.
 template <u32 DTYPE>
 struct Peak {

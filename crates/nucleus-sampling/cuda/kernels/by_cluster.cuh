@@ -147,30 +147,69 @@ struct Rows {
   __device__ __forceinline__ u32 index(u64 set) const { return first + (__ffsll(static_cast<long long>(set)) - 1) * step; }
 };
 
-// Draws in rows of which choose.cuh found that they keep many tokens; returns those that are not decided, as bits.
-static __device__ __noinline__ u64 draw_by_cluster(const SamplingBatch &batch, const Whole &whole, const Division &division, Rows rows) {
+// What is known of a row that min_p cuts first, after Shared's description of it; a barrier must follow.
+__device__ __forceinline__ void plan_above(const SamplingBatch &batch, u32 index) {
+  const Shared *sh = shared_state();
+  CutRoom<THREADS> *room = CutRoom<THREADS>::here();
+  const SlicePlan plan = plan_of(*sh);
+  if (threadIdx.x) return;
+  room->plan.edited = 0;
+  room->plan.temperature = plan.temperature;
+  room->plan.arg = sh->program.ops[plan.op].arg;
+  room->many = ManyKept{0, 0, plan.k, reinterpret_cast<const volatile float &>(batch.out[index].logprob), RawSums{}};
+}
+
+// Draws in a row that keeps many tokens, by a group of blocks; whether it is decided. `word`: of its description.
+__device__ __forceinline__ bool draw_by_group(const SamplingBatch &batch, const Whole &whole, const Division &division, u32 index, const DescriptionWord &word, bool above) {
   Shared *sh = shared_state();
   CutRoom<THREADS> *room = CutRoom<THREADS>::here();
+  word.write(sh);
+  if (threadIdx.x == 0 && !above) {
+    room->plan = whole.plans[index];
+    room->many = whole.many[index];
+  }
+  __syncthreads();
+  // Nobody writes the status of a row of padding, so it may read as anything.
+  if (sh->row.flags & NUCLEUS_ROW_PADDING) return true;
+  describe_slot(sh, batch);
+  if (above) {
+    plan_above(batch, index);
+    __syncthreads();
+  }
+  return draw_of_many<THREADS>(index, whole, division);
+}
+
+// The same in rows, of which each is taken by as many of the cluster's blocks as there are for it; `above`: those of which only the largest logit is known.
+// Returns those that are not decided, as bits.
+static __device__ __noinline__ u64 draw_by_cluster(const SamplingBatch &batch, const Whole &whole, const Division &division, Rows rows, u64 above) {
+  CutRoom<THREADS> *room = CutRoom<THREADS>::here();
   DeviceTeam team;
-  u64 left = 0;
+  if (threadIdx.x == 0) room->left[0] = room->left[1] = 0;
 #pragma unroll 1
-  for (u64 bits = rows.bits; bits; bits &= bits - 1) {
-    const u32 index = rows.index(bits);
-    team.cluster_sync();  // no block reads the last row's results any more
+  for (u64 bits = rows.bits; bits;) {
+    const u32 left = __popcll(bits);
+    u32 groups = 1;
+    while (groups < left && groups < team.blocks) groups *= 2;
+    const u32 blocks = team.blocks / groups, own = team.block / blocks;
+    u64 bit = 0;
+#pragma unroll 1
+    for (u32 group = 0; group < groups; ++group, bits &= bits - 1) bit = group == own ? bits & (0 - bits) : bit;
     DescriptionWord word;
-    word.read(batch, index, batch.row[index].request);
-    word.write(sh);
-    if (threadIdx.x == 0) {
-      room->plan = whole.plans[index];
-      room->many = whole.many[index];
+    if (bit) word.read(batch, rows.index(bit), batch.row[rows.index(bit)].request);
+    if (threadIdx.x == 0) room->group.gather(team.block, blocks);
+    team.cluster_sync();  // no block reads the last rows' results any more
+    const bool decided = !bit || draw_by_group(batch, whole, division, rows.index(bit), word, above & bit);
+    if (!decided && room->group.leader() && threadIdx.x < team.blocks) {
+      const u32 upper = bit >> 32 != 0;
+      atomicOr(team.in_block(&room->left[upper], threadIdx.x), static_cast<u32>(upper ? bit >> 32 : bit));  // of 32 bits: other blocks' memory has no more
     }
     __syncthreads();
-    // Nobody writes the status of a row of padding, so it may read as anything.
-    if (sh->row.flags & NUCLEUS_ROW_PADDING) continue;
-    describe_slot(sh, batch);
-    if (!draw_of_many<THREADS>(index, whole, division)) left |= bits & (0 - bits);
+    if (threadIdx.x == 0) room->group.part();
   }
-  return left;
+  team.cluster_sync();
+  const u64 undecided = static_cast<u64>(room->left[1]) << 32 | room->left[0];
+  __syncthreads();
+  return undecided;
 }
 
 // Every row of `rows`. `exact`: by the exact path alone; `unlisted`: and by its stages over whole rows to the end.

@@ -302,6 +302,7 @@ __device__ __noinline__ bool draw_here(const Whole &whole, const Division &divis
   if (threadIdx.x == 0) {
     room->plan = whole.plans[index];
     room->many = whole.many[index];
+    room->group.gather(0, 1);
   }
   __syncthreads();
   return draw_of_many<CHOOSE_THREADS>(index, whole, division);

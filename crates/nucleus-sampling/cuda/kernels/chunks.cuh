@@ -1,6 +1,8 @@
 // A row in device memory by chunks of 256 ids, eight to a lane of a warp; and a sample of it, which tells about where a cut lies.
 #pragma once
 
+#include "block_group.cuh"
+#include "chain.cuh"
 #include "whole.cuh"
 
 namespace nucleus {
@@ -118,7 +120,7 @@ __device__ __forceinline__ void edits_of(const ChunkedRow &row, u32 chunk, u32 &
   end = (to >> 16) + (to & 0xFFFF);
 }
 
-// A sample's tokens by steps of their logits, from the lowest up; each of N threads of a block has as many steps. The blocks of a cluster take it together,
+// A sample's tokens by steps of their logits, from the lowest up; each of N threads of a block has as many steps. The blocks of a group take it together,
 // and all come to the same numbers.
 template <u32 N>
 struct Sample {
@@ -142,9 +144,8 @@ struct Sample {
 
   // Counts in the room of Shared's list, for every lane of a warp apart, so that atomic additions do not meet in a bank.
   template <Reading R>
-  __device__ __forceinline__ void take(const ChunkedRow &row) {
+  __device__ __forceinline__ void take(const ChunkedRow &row, BlockGroup &group) {
     constexpr u32 FRACTION = 14, AHEAD = 4, WORDS = SAMPLE_STEPS / 2;
-    const DeviceTeam team;
     static_assert(WORDS * 32 * sizeof(u32) == LIST_CAPACITY * sizeof(u64));
     u64 *list = shared_state()->list;
     u32 *cells = reinterpret_cast<u32 *>(list);
@@ -156,9 +157,9 @@ struct Sample {
     const u32 stride = taken ? (pieces << FRACTION) / (taken / PIECE) : 0;
     share = taken ? static_cast<float>(row.limit) / static_cast<float>(4 * taken) : 1.0f;
     auto id_of = [&](u32 i) { return (i / PIECE * stride >> FRACTION) * (4 * PIECE) + i % PIECE * 4; };
-    const u32 end = team.share_of(taken * (team.block + 1));
+    const u32 end = group.share_of(taken * (group.block + 1));
 #pragma unroll 1
-    for (u32 base = team.share_of(taken * team.block) + threadIdx.x; base < end; base += AHEAD * N) {
+    for (u32 base = group.share_of(taken * group.block) + threadIdx.x; base < end; base += AHEAD * N) {
       float4 v[AHEAD];
 #pragma unroll
       for (u32 k = 0; k < AHEAD; ++k) v[k] = row.four<R>(id_of(base + k * N < end ? base + k * N : base));
@@ -181,11 +182,16 @@ struct Sample {
       for (u32 i = 0; i < 32; ++i) sum += cells[threadIdx.x * 32 + (lane + i) % 32];
       counts[threadIdx.x] = sum;
     }
-    if (team.blocks > 1) {
-      team.cluster_sync();
-      if (threadIdx.x < WORDS)
-        for (u32 other = 1; other < team.blocks; ++other) sum += team.in_block(counts, (team.block + other) & (team.blocks - 1))[threadIdx.x];
-      team.cluster_sync();
+    if (group.blocks > 1) {
+      group.sync();
+      if (threadIdx.x < WORDS) {
+        u32 of_other[MAX_BLOCKS];  // asked for at once
+#pragma unroll
+        for (u32 other = 1; other < MAX_BLOCKS; ++other) of_other[other] = other < group.blocks ? group.in_block(counts, (group.block + other) & (group.blocks - 1))[threadIdx.x] : 0;
+#pragma unroll
+        for (u32 other = 1; other < MAX_BLOCKS; ++other) sum += of_other[other];
+      }
+      group.sync();
       if (threadIdx.x < WORDS) counts[threadIdx.x] = sum;
     }
     __syncthreads();
@@ -201,11 +207,11 @@ struct Sample {
     u64 sum = 0;
 #pragma unroll 1
     for (u32 i = 0; i < EACH; ++i) sum += static_cast<u64>(count(step(i))) << MASS_BITS | weight(step(i), exponent);
-    const u64 through = DeviceWarp{}.inclusive(sum);
+    const u64 through = prefix_sum(sum);
     if (threadIdx.x % 32 == 31) sh->part[warp][0] = through;
     __syncthreads();
     u64 below = through - sum, all = 0;
-#pragma unroll 1
+#pragma unroll 8
     for (u32 i = 0; i < N / 32; ++i) {
       if (i < warp) below += sh->part[i][0];
       all += sh->part[i][0];

@@ -1,4 +1,4 @@
-// top_p and min_p that keep more tokens than a list holds, then the draw, by the blocks of a cluster.
+// top_p and min_p that keep more tokens than a list holds, then the draw, by the blocks of a group.
 //
 // A sample of the row tells between which two logits the cut of top_p lies, most likely. One sweep over the row sums the weights above both by chunks of ids,
 // and lists the tokens between them, whose weights are then summed by steps of the logit, and those of one step in order. The sample is only a guess: where
@@ -12,54 +12,104 @@ namespace nucleus {
 constexpr float BRACKET = 0.43f * LIST_CAPACITY;  // tokens to each side of the guess
 constexpr u32 SWEEPS_MOST = 6;
 
-// Sums the weights of tokens from `high` up by chunks, counts them, and lists those from `low` up to it; every block of the cluster some chunks.
+// Sums the weights of tokens from `high` up by chunks, counts them, and lists those from `low` up to it; every block of the group some chunks.
 template <u32 N, Reading R>
 __device__ __noinline__ void sweep_chunks() {
-  const DeviceTeam team;
-  Shared *sh = team.sh;
+  Shared *sh = shared_state();
   CutRoom<N> *room = CutRoom<N>::here();
-  const ChunkedRow &row = room->row;
+  const BlockGroup &group = room->group;
+  const ChunkedRow row = room->row;
   const DoubleAddends addends(room->w);
   const float low = room->low, high = room->high;
-  const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, step = team.blocks * (N / 32), full = row.limit / CHUNK, chunks = chunks_of(row.limit);
-  PartedSum *const sums = team.in_block(room, 0)->chunks;
+  const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, step = group.blocks * (N / 32), full = row.limit / CHUNK;
+  PartedSum *const sums = group.in_block(room, 0)->chunks;
   const bool changes = row.edited || row.mask;
-  u32 kept = 0, chunk = team.block * (N / 32) + warp;
-  ChunkLane next;
-  if (chunk < full) next.read<R>(row, chunk);
-#pragma unroll 1
-  for (; chunk < chunks; chunk += step) {
-    ChunkLane own = next;
-    if (chunk + step < full) next.read<R>(row, chunk + step);
-    if (chunk == full) own.read_end<R>(row, chunk);
+  u32 kept = 0, chunk = group.block * (N / 32) + warp;
+  auto take = [&](ChunkLane &own) {
     if (changes) {
       const u32 edits = row.edited ? room->edits[chunk] : 0;
       own.settle(row, chunk, room->staged[warp], edits >> 16, edits & 0xFFFF);
     }
-    DoubleAddends::Sum of_lane = addends.none();
-    u32 between = 0;
+    DoubleAddends::Sum of_lane[2] = {addends.none(), addends.none()};
+    u32 above = 0, reach = 0;
 #pragma unroll
     for (u32 e = 0; e < 8; ++e) {
       const float x = own.at(e);
-      const bool above = x >= high;
-      kept += above;
-      between |= !above && x >= low ? 1u << e : 0;
-      addends.add(above ? x : -infinity(), of_lane);
+      if (x >= high) above |= 1u << e;
+      if (x >= low) reach |= 1u << e;
+      addends.add(x >= high ? x : -infinity(), of_lane[e % 2]);
     }
-    if (between) {
-      u32 to = atomicAdd(&sh->listed, __popc(between));
+    kept += __popc(above);
+    reach &= ~above;
+    if (reach) {
+      u32 to = atomicAdd(&sh->listed, __popc(reach));
 #pragma unroll 1
-      for (; between; between &= between - 1, ++to) {
-        const u32 e = __ffs(between) - 1;
+      for (; reach; reach &= reach - 1, ++to) {
+        const u32 e = __ffs(reach) - 1;
         if (to < LIST_CAPACITY) sh->list[to] = place_of(own.at(e) + 0.0f, chunk * CHUNK + ChunkLane::offset(e));
       }
     }
     __syncwarp();
-    const u64 sum = DeviceWarp{}.sum_of_48_bits(addends.taken(of_lane));
+    const u64 sum = DeviceWarp{}.sum_of_48_bits(addends.taken(of_lane[0]) + addends.taken(of_lane[1]));
     if (lane == 0) sums[chunk].put(sum);
+  };
+  ChunkLane next;
+  if (chunk < full) next.read<R>(row, chunk);
+#pragma unroll 1
+  for (; chunk < full; chunk += step) {
+    ChunkLane own = next;
+    if (chunk + step < full) next.read<R>(row, chunk + step);
+    take(own);
+  }
+  if (chunk == full && chunk < chunks_of(row.limit)) {
+    ChunkLane own;
+    own.read_end<R>(row, chunk);
+    take(own);
   }
   const u32 of_warp = __reduce_add_sync(~0u, kept);
   if (lane == 0) atomicAdd(&sh->kept, of_warp);
+}
+
+// The row's largest logit, of a row that is not edited; -inf: there is none. Every thread of the group gets it.
+template <u32 N, Reading R>
+__device__ __noinline__ float find_largest() {
+  Shared *sh = shared_state();
+  CutRoom<N> *room = CutRoom<N>::here();
+  BlockGroup &group = room->group;
+  const ChunkedRow &row = room->row;
+  const u32 t = threadIdx.x, lane = t % 32, warp = t / 32, full = row.limit / CHUNK, chunks = chunks_of(row.limit), step = group.blocks * (N / 32);
+  if (t == 0) sh->found = 0;
+  __syncthreads();
+  float most = -infinity();
+#pragma unroll 2
+  for (u32 chunk = group.block * (N / 32) + warp; chunk < chunks; chunk += step) {
+    ChunkLane own;
+    if (chunk < full) own.read<R>(row, chunk);
+    else own.read_end<R>(row, chunk);
+#pragma unroll
+    for (u32 half = 0; half < 2; ++half) {
+      const float4 v = row.masked(own.v[half], chunk * CHUNK + half * STEP + lane * 4);
+      most = fmaxf(fmaxf(most, v.x), fmaxf(v.y, fmaxf(v.z, v.w)));
+    }
+  }
+  const u32 key = __reduce_max_sync(~0u, most > -infinity() ? key_of(most + 0.0f) : 0);
+  if (lane == 0) atomicMax(&sh->found, key);
+  __syncthreads();
+  if (t < group.blocks) group.in_block(sh, t)->maxima[group.block] = sh->found;
+  group.sync();
+  u32 largest = 0;
+  UNROLL_NOT
+  for (u32 other = 0; other < group.blocks; ++other) largest = sh->maxima[other] > largest ? sh->maxima[other] : largest;
+  return largest ? value_of(largest) : -infinity();
+}
+template <u32 N>
+__device__ __forceinline__ float find_largest(Reading reading) {
+  switch (reading) {
+    case F32: return find_largest<N, F32>();
+    case F16: return find_largest<N, F16>();
+    case BF16: return find_largest<N, BF16>();
+    default: return find_largest<N, ANY>();
+  }
 }
 
 // By how it is read.
@@ -73,96 +123,87 @@ __device__ __forceinline__ void sweep_row(Reading reading) {
   }
 }
 
-// Brings what the blocks have listed and counted to the leader; returns how many are listed. Two barriers of the cluster, if there is one.
+// Brings what the blocks have listed and counted to the leader; returns how many are listed. Two barriers of the group.
 template <u32 N>
-__device__ __forceinline__ u32 bring_together(const DeviceTeam &team) {
-  Shared *sh = team.sh;
+__device__ __forceinline__ u32 bring_together(BlockGroup &group) {
+  Shared *sh = shared_state();
   __syncthreads();
-  if (team.blocks == 1) return sh->listed;
+  if (group.blocks == 1) return sh->listed;
   const u32 t = threadIdx.x;
-  if (t < team.blocks) {
-    team.in_block(sh, t)->sent[team.block] = sh->listed;
-    team.in_block(sh, t)->groups[team.block] = sh->kept;
+  if (t < group.blocks) {
+    group.in_block(sh, t)->sent[group.block] = sh->listed;
+    group.in_block(sh, t)->groups[group.block] = sh->kept;
   }
-  team.cluster_sync();
+  group.sync();
   u32 before = 0, all = 0, kept = 0;
   UNROLL_NOT
-  for (u32 other = 0; other < team.blocks; ++other) {
-    before += other < team.block ? sh->sent[other] : 0;
+  for (u32 other = 0; other < group.blocks; ++other) {
+    before += other < group.block ? sh->sent[other] : 0;
     all += sh->sent[other];
     kept += sh->groups[other];
   }
-  if (team.block && all <= LIST_CAPACITY) {
-    u64 *to = team.in_block(sh, 0)->list + before;
+  if (group.block && all <= LIST_CAPACITY) {
+    u64 *to = group.in_block(sh, 0)->list + before;
     UNROLL_NOT
-    for (u32 i = t; i < sh->sent[team.block]; i += N) to[i] = sh->list[i];
+    for (u32 i = t; i < sh->sent[group.block]; i += N) to[i] = sh->list[i];
   }
   if (t == 0) sh->kept = kept;
-  team.cluster_sync();
+  group.sync();
   return all;
 }
 
-// Draws from the chunks, over the places from Shared's `told` up, `kept` of them.
+// Draws from the chunks, over the places from Shared's `told` up, `kept` of them. A thread has one token of the chunk in which the draw falls.
 template <u32 N>
 __device__ __noinline__ void draw_from_chunks(u32 index) {
+  static_assert(N >= CHUNK);
   Shared *sh = shared_state();
   CutRoom<N> *room = CutRoom<N>::here();
   const ChunkedRow &row = room->row;
-  const Weighing &w = room->w;
-  const u64 lowest = sh->told;
-  const u32 chunks = chunks_of(row.limit), each = (chunks + N - 1) / N, first = threadIdx.x * each;
+  const DoubleAddends addends(room->w);
+  const u64 lowest = sh->told, uniform = room->uniform;
+  const u32 t = threadIdx.x, chunks = chunks_of(row.limit), each = (chunks + N - 1) / N, begin = t * each;
   u64 own = 0, total;
   UNROLL_NOT
-  for (u32 i = first; i < first + each && i < chunks; ++i) own += room->chunks[i].sum();
+  for (u32 i = begin; i < begin + each && i < chunks; ++i) own += room->chunks[i].sum();
   u64 before = prefix_in_block<N>(own, total, 0);
-  const u64 target = mulhi64(uniform_of(sh->row, sh->config), total);
+  const u64 target = mulhi64(uniform, total);
   if (target >= before && target - before < own) {
-    u32 i = first;
+    u32 i = begin;
     UNROLL_NOT
     for (; target - before >= room->chunks[i].sum(); ++i) before += room->chunks[i].sum();
     sh->found_bin = i;
     sh->found_base = before;
   }
   __syncthreads();
-  if (threadIdx.x >= 32) return;
-  const u32 chunk = sh->found_bin;
-  u64 at = sh->found_base;
-  ChunkLane lane;
-  u32 begin_edits, end_edits;
-  edits_of(row, chunk, begin_edits, end_edits);
-  lane.read_end<ANY>(row, chunk);
-  lane.settle(row, chunk, room->staged[0], begin_edits, end_edits);
-#pragma unroll 1
-  for (u32 half = 0; half < 2; ++half) {
-    const float4 v = lane.v[0];
-    lane.v[0] = lane.v[1];
-    const float x[4] = {v.x, v.y, v.z, v.w};
-    const u32 id = chunk * CHUNK + half * STEP + threadIdx.x * 4;
-    u64 q[4], mine = 0;
-#pragma unroll
-    for (u32 e = 0; e < 4; ++e) {
-      q[e] = place_of(x[e] + 0.0f, id + e) >= lowest ? w.q(x[e]) : 0;
-      mine += q[e];
+  const u32 chunk = sh->found_bin, first = chunk * CHUNK, id = first + t;
+  const bool has = t < CHUNK && id < row.limit;
+  float x = has ? row.single(id) : -infinity();
+  if (has && row.mask && !(id / 32 < row.mask_words && row.mask[id / 32] >> (id % 32) & 1)) x = -infinity();
+  if (row.edited) {
+    float *const staged = room->staged[0];
+    u32 from, to;
+    edits_of(row, chunk, from, to);
+    if (t < CHUNK) staged[t] = x;
+    __syncthreads();
+    UNROLL_NOT
+    for (u32 i = from + t; i < to; i += N) {
+      const Changed c = row.changed[i];
+      const bool allowed = !row.mask || (c.id / 32 < row.mask_words && row.mask[c.id / 32] >> (c.id % 32) & 1);
+      if (c.id - first < CHUNK) staged[c.id - first] = allowed ? c.logit : -infinity();
     }
-    const u64 through = DeviceWarp{}.inclusive(mine);
-    u64 begin = at + through - mine;
-    if (target >= begin && target - begin < mine) {
-      u32 e = 0;
-#pragma unroll
-      for (u32 i = 0; i < 3; ++i)
-        if (e == i && target - begin >= q[i]) {
-          begin += q[i];
-          e = i + 1;
-        }
-      Outcome outcome;
-      outcome.token = id + e;
-      outcome.kept = sh->kept;
-      outcome.logprob = processed_logprob(e == 0 ? q[0] : e == 1 ? q[1] : e == 2 ? q[2] : q[3], total);
-      const RowCall call{index, 0, RawSums{}};
-      *call.out() = result(outcome, room->many.raw, call.request());
-    }
-    at += DeviceWarp{}.last(through);
+    __syncthreads();
+    if (has) x = staged[t];
   }
+  const u64 q = has && place_of(x + 0.0f, id) >= lowest ? weight_of(addends, x) : 0;
+  u64 of_chunk;
+  before = sh->found_base + prefix_in_block<N>(q, of_chunk, 1);
+  if (!(target >= before && target - before < q)) return;
+  Outcome outcome;
+  outcome.token = id;
+  outcome.kept = sh->kept;
+  outcome.logprob = processed_logprob(q, total);
+  const RowCall call{index, 0, RawSums{}};
+  *call.out() = result(outcome, room->many.raw, call.request());
 }
 
 // By the leader, of a row that is swept: what it has come to. With FOUND, Shared's `told` and `kept` are the lowest place and how many there are.
@@ -176,12 +217,12 @@ __device__ __forceinline__ Verdict verdict_of(u32 listed) {
   return verdict == FOUND && sh->kept < room->many.least ? GIVEN_UP : verdict;
 }
 
-// Where the cut falls. Every thread of the cluster gets the verdict.
+// Where the cut falls. Every thread of the group gets the verdict.
 template <u32 N>
 __device__ __noinline__ Verdict find_cut(Reading reading) {
-  const DeviceTeam team;
-  Shared *sh = team.sh;
+  Shared *sh = shared_state();
   CutRoom<N> *room = CutRoom<N>::here();
+  BlockGroup &group = room->group;
   const ChunkedRow &row = room->row;
   const ManyKept &many = room->many;
   const u32 t = threadIdx.x, chunks = chunks_of(row.limit);
@@ -191,10 +232,10 @@ __device__ __noinline__ Verdict find_cut(Reading reading) {
   Sample<N> sample(room->counts, &room->rank, many.largest, room->w.s);
   if (by_mass) {
     switch (reading) {
-      case F32: sample.template take<F32>(row); break;
-      case F16: sample.template take<F16>(row); break;
-      case BF16: sample.template take<BF16>(row); break;
-      default: sample.template take<ANY>(row);
+      case F32: sample.template take<F32>(row, group); break;
+      case F16: sample.template take<F16>(row, group); break;
+      case BF16: sample.template take<BF16>(row, group); break;
+      default: sample.template take<ANY>(row, group);
     }
     half = BRACKET / sample.share;
     const float rest = static_cast<float>(many.total) * (static_cast<float>(ONE_Q32 - many.threshold) * (1.0f / 4294967296.0f)) / sample.share;
@@ -221,13 +262,12 @@ __device__ __noinline__ Verdict find_cut(Reading reading) {
       __syncthreads();
     }
     sweep_row<N>(reading);
-    const u32 listed = bring_together<N>(team);
-    if (team.leader()) {
+    const u32 listed = bring_together<N>(group);
+    if (group.leader()) {
       verdict = verdict_of<N>(listed);
-      if (t < team.blocks) team.in_block(room, t)->verdict = verdict;
+      if (t < group.blocks) group.in_block(room, t)->verdict = verdict;
     }
-    if (team.blocks > 1) team.cluster_sync();
-    else __syncthreads();
+    group.sync();
     verdict = static_cast<Verdict>(room->verdict);
     if (verdict == HIGHER) rank += 2 * half;
     else if (verdict == LOWER) rank -= 2 * half;
@@ -238,27 +278,26 @@ __device__ __noinline__ Verdict find_cut(Reading reading) {
   return verdict;
 }
 
-// Decides a row that keeps many tokens, after Shared's description of it and what the room says of it: plan, many. Every thread of the cluster, after a barrier
-// of it, gets whether it did.
+// Decides a row that keeps many tokens, after Shared's description of it and what the room says of it: the group, its plan, and what it keeps. Every thread of
+// the group, after a barrier of it, gets whether it did.
 template <u32 N>
 __device__ __forceinline__ bool draw_of_many(u32 index, const Whole &whole, const Division &division) {
   Shared *sh = shared_state();
   CutRoom<N> *room = CutRoom<N>::here();
   const Request r = RowCall{index, 0, RawSums{}}.request();
-  if (threadIdx.x == 0) {
-    room->row = row_of(r, sh->batch.row_len, index, room->plan, whole, division);
-    room->verdict = begin_weighing(room->many.largest, room->plan.temperature, room->w) && DoubleAddends(room->w).serve && !(room->plan.edited && chunks_of(r.limit) > 2 * STEP_TOKENS);
+  if (threadIdx.x == 0) room->row = row_of(r, sh->batch.row_len, index, room->plan, whole, division);
+  __syncthreads();
+  if (room->many.largest == -infinity()) {
+    const float largest = find_largest<N>(reading_of(r));
+    if (threadIdx.x == 0) room->many.largest = largest;
   }
+  if (threadIdx.x == 32) room->uniform = uniform_of(sh->row, sh->config);
+  if (threadIdx.x == 0)
+    room->verdict = begin_weighing(room->many.largest, room->plan.temperature, room->w) && DoubleAddends(room->w).serve && !(room->plan.edited && chunks_of(r.limit) > 2 * STEP_TOKENS);
   __syncthreads();
   if (!room->verdict || find_cut<N>(reading_of(r)) != FOUND) return false;
-  if (DeviceTeam{}.leader()) draw_from_chunks<N>(index);
+  if (room->group.leader()) draw_from_chunks<N>(index);
   return true;
-}
-
-// Whether top_p or min_p, at the plan's operation, is followed by the draw.
-__device__ __forceinline__ bool then_draws(const SlicePlan &plan, const SamplingProgram &program) {
-  const bool cuts = plan.kind == SlicePlan::MASS || plan.kind == SlicePlan::ABOVE;
-  return cuts && plan.op + 2 == program.len && program.ops[plan.op + 1].code == NUCLEUS_OP_DRAW;
 }
 
 }  // namespace nucleus

@@ -34,12 +34,15 @@ struct CutRoom {
   };
   u32 counts[SAMPLE_STEPS / 2];
   // What the functions that are not inlined need, so that nothing is handed over in local memory.
+  BlockGroup group;
   ChunkedRow row;
   RowPlan plan;
   ManyKept many;
+  u64 uniform;
   Weighing w;
   float rank, low, high;
   u32 verdict;
+  u32 left[2];  // of the rows of a cluster, those that are not decided, as bits
   PartedSum chunks[1];  // as many as the row has: what they weigh, as far as they are kept
 
   __device__ __forceinline__ static CutRoom *here() { return reinterpret_cast<CutRoom *>(shared_slice()); }
@@ -52,17 +55,24 @@ __host__ constexpr size_t cut_room_bytes(u32 row_len) { return sizeof(CutRoom<N>
 template <u32 N>
 __device__ __forceinline__ u64 prefix_in_block(u64 own, u64 &total, u32 slot) {
   Shared *sh = shared_state();
-  const u64 through = DeviceWarp{}.inclusive(own);
+  const u64 through = prefix_sum(own);
   if (threadIdx.x % 32 == 31) sh->part[threadIdx.x / 32][slot] = through;
   __syncthreads();
   u64 before = through - own;
   total = 0;
-#pragma unroll 4
+#pragma unroll 8
   for (u32 i = 0; i < N / 32; ++i) {
     before += i < threadIdx.x / 32 ? sh->part[i][slot] : 0;
     total += sh->part[i][slot];
   }
   return before;
+}
+
+// The weight of one token; `addends` serve.
+__device__ __forceinline__ u64 weight_of(const DoubleAddends &addends, float x) {
+  DoubleAddends::Sum sum = addends.none();
+  addends.add(x, sum);
+  return addends.taken(sum);
 }
 
 enum Verdict : u32 { FOUND, HIGHER, LOWER, CROWDED, GIVEN_UP };
@@ -73,7 +83,7 @@ template <u32 N>
 __device__ __noinline__ Verdict cut_list(u32 count) {
   Shared *sh = shared_state();
   CutRoom<N> *room = CutRoom<N>::here();
-  const Weighing &w = room->w;
+  const DoubleAddends addends(room->w);
   const Until until = Until::reaches(room->many.total, room->many.threshold);
   const u32 t = threadIdx.x, warp = t / 32, lane = t % 32, chunks = chunks_of(room->row.limit);
   u64 *list = sh->list;
@@ -83,7 +93,7 @@ __device__ __noinline__ Verdict cut_list(u32 count) {
   UNROLL_NOT
   for (u32 i = t; i < LIST_STEPS; i += N) room->masses[i].put(0);
   u32 most = 0, least = ~0u;
-  UNROLL_NOT
+#pragma unroll 4
   for (u32 i = t; i < count; i += N) {
     const u32 key = static_cast<u32>(list[i] >> 32);
     most = key > most ? key : most;
@@ -99,16 +109,16 @@ __device__ __noinline__ Verdict cut_list(u32 count) {
   prefix_in_block<N>(own, above, 0);
   if (until(above)) return HIGHER;
   if (!count) return LOWER;
-#pragma unroll 4
+#pragma unroll 8
   for (u32 i = 0; i < N / 32; ++i) {
     most = static_cast<u32>(sh->part[i][1]) > most ? static_cast<u32>(sh->part[i][1]) : most;
     least = static_cast<u32>(sh->part[i][2]) < least ? static_cast<u32>(sh->part[i][2]) : least;
   }
   const float first = value_of(most), range = first - value_of(least), rate = range > 0 ? static_cast<float>(LIST_STEPS - 1) / range : 0.0f;
   auto step_of = [&](u64 place) { return static_cast<u32>(fminf((first - logit_at(place)) * rate, static_cast<float>(LIST_STEPS - 1))); };
-  UNROLL_NOT
+#pragma unroll 4
   for (u32 i = t; i < count; i += N) {
-    const u64 q = w.q(logit_at(list[i]));
+    const u64 q = weight_of(addends, logit_at(list[i]));
     room->masses[step_of(list[i])].add(q);
     exact += q;
   }
@@ -134,7 +144,7 @@ __device__ __noinline__ Verdict cut_list(u32 count) {
   __syncthreads();
   const u32 step = sh->found_bin;
   u32 earlier = 0;
-  UNROLL_NOT
+#pragma unroll 4
   for (u32 i = t; i < count; i += N) {
     const u32 at_step = step_of(list[i]);
     earlier += at_step < step;
@@ -153,7 +163,7 @@ __device__ __noinline__ Verdict cut_list(u32 count) {
     UNROLL_NOT
     for (u32 base = 0; base < tokens; base += 32) {
       const u64 place = base + lane < tokens ? room->step[base + lane] : 0;
-      const u64 prefix = DeviceWarp{}.inclusive(place ? w.q(logit_at(place)) : 0);
+      const u64 prefix = DeviceWarp{}.inclusive(place ? weight_of(addends, logit_at(place)) : 0);
       const u32 last = DeviceWarp{}.first(place && until(mass + prefix));
       if (last == lane) {
         sh->told = place;
@@ -165,9 +175,9 @@ __device__ __noinline__ Verdict cut_list(u32 count) {
   }
   __syncthreads();
   const u64 lowest = sh->told;
-  UNROLL_NOT
+#pragma unroll 4
   for (u32 i = t; i < count; i += N)
-    if (list[i] >= lowest) room->chunks[id_at(list[i]) / CHUNK].add(w.q(logit_at(list[i])));
+    if (list[i] >= lowest) room->chunks[id_at(list[i]) / CHUNK].add(weight_of(addends, logit_at(list[i])));
   __syncthreads();
   return FOUND;
 }

@@ -58,4 +58,10 @@ __device__ __forceinline__ SlicePlan plan_of(const Description &d) {
   return plan_of(op, len, d.row.bias.len || d.row.bad_words.len || d.row.eos.len, d.config.min_keep);
 }
 
+// Whether top_p or min_p, at the plan's operation, is followed by the draw.
+__device__ __forceinline__ bool then_draws(const SlicePlan &plan, const SamplingProgram &program) {
+  const bool cuts = plan.kind == SlicePlan::MASS || plan.kind == SlicePlan::ABOVE;
+  return cuts && plan.op + 2 == program.len && program.ops[plan.op + 1].code == NUCLEUS_OP_DRAW;
+}
+
 }  // namespace nucleus

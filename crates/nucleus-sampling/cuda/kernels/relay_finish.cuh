@@ -195,7 +195,9 @@ __device__ __forceinline__ void finish_rows(const SamplingBatch &batch, bool las
       forget_collected(row, local, TEAM_THREADS);
       if (local == 0 && !(row->row.flags & NUCLEUS_ROW_PADDING)) {
         batch.out[index].token_id = row->largest;
-        batch.out[index].status = what_is_left(row, last);
+        const u32 left = what_is_left(row, last);
+        if (left == MANY_ABOVE) leave_many_above(batch.out + index, row->largest);
+        else batch.out[index].status = left;
         sh->undecided += 1;
       }
     }

@@ -7,10 +7,10 @@
 
 namespace nucleus::relay {
 
-// Status of a row, once it is read, that only keeps more tokens than a list holds. With `last`, its largest logit's key stands for the token.
+// Status of a row, once it is read, that only keeps more tokens than a list holds. Where no launch follows, its largest logit's key stands for the token.
 __device__ __forceinline__ u32 what_is_left(const Row *row, bool last) {
-  const bool many = last && row->bounded && !row->strange && row->largest && row->plan.kind == SlicePlan::ABOVE && !row->plan.edits && then_draws(row->plan, row->program);
-  return many ? MANY_KEPT : PENDING;
+  const bool many = row->bounded && !row->strange && row->largest && keeps_many_above(row->plan, row->program);
+  return !many ? PENDING : last ? MANY_KEPT : MANY_ABOVE;
 }
 
 static_assert(SHARED_BYTES + cut_room_bytes<THREADS>(NUCLEUS_MAX_VOCAB) <= RELAY_BYTES);
@@ -26,6 +26,8 @@ static __device__ __noinline__ bool draw_above(u32 index, u32 largest) {
     room->plan.temperature = plan.temperature;
     room->plan.arg = sh->program.ops[plan.op].arg;
     room->many = ManyKept{0, 0, plan.k, value_of(largest), RawSums{}};
+    room->group.gather(0, 1);
+    room->uniform = uniform_of(sh->row, sh->config);
     room->row = ChunkedRow{static_cast<const char *>(r.logits), r.mask, r.mask_words, r.dtype, r.limit, sh->batch.row_len, 0, nullptr, nullptr, Division{}};
     room->verdict = begin_weighing(room->many.largest, plan.temperature, room->w) && DoubleAddends(room->w).serve;
   }

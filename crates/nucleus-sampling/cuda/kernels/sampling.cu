@@ -20,8 +20,8 @@ struct OwnRows {
     }
   }
   __device__ __forceinline__ bool none() const {
-    static_assert(MANY_KEPT < PENDING && PENDING == ~0u);
-    return !__any_sync(~0u, status[0] >= MANY_KEPT || status[1] >= MANY_KEPT);
+    static_assert(MANY_ABOVE < MANY_KEPT && MANY_KEPT < PENDING && PENDING == ~0u);
+    return !__any_sync(~0u, status[0] >= MANY_ABOVE || status[1] >= MANY_ABOVE);
   }
   __device__ __forceinline__ Rows with(u32 wanted) const {
     return Rows{first, step, static_cast<u64>(__ballot_sync(~0u, status[1] == wanted)) << 32 | __ballot_sync(~0u, status[0] == wanted)};
@@ -38,12 +38,21 @@ __global__ void __launch_bounds__(THREADS, 2) sample_rows(const __grid_constant_
   if (own.none()) return;  // most often, and at once: what has passed through the cache since the launch before has left no instructions there
   share_batch(team.sh, batch);
   Rows rows = own.with(PENDING);
-  const Rows many = own.with(MANY_KEPT);
-  if (many.bits) rows.bits |= draw_by_cluster(batch, whole, division, many);
+  Rows many = own.with(MANY_KEPT);
+  const u64 above = own.with(MANY_ABOVE).bits;
+  many.bits |= above;
+  if (many.bits) rows.bits |= draw_by_cluster(batch, whole, division, many, above);
   if (rows.bits) sample_by_cluster(batch, workspace, rows, slice_room, batch.flags & NUCLEUS_BATCH_EXACT, batch.flags & NUCLEUS_BATCH_UNLISTED);
 }
 
 constexpr u32 CLUSTER_ROWS = 64;  // a cluster takes no more
+
+// The fewest clusters of which none takes more rows than with so many.
+constexpr u32 share_evenly(u32 rows, u32 clusters) {
+  const u32 turns = (rows + clusters - 1) / clusters;
+  return (rows + turns - 1) / turns;
+}
+static_assert(share_evenly(32, 30) == 16 && share_evenly(8, 8) == 8 && share_evenly(64, 30) == 22);
 
 // The workspace, one part after another.
 struct Layout {
@@ -74,6 +83,8 @@ struct Launcher {
     // Few, too, where there should be nothing left to do.
     const bool few = batch.flags & NUCLEUS_BATCH_MANY_ROWS || (follows && batch.flags & (NUCLEUS_BATCH_ALL_COUNTED | NUCLEUS_BATCH_ALL_FEW));
     if (few || shape.clusters < least) shape.clusters = least;
+    // No more than share out the rows as evenly: they would share multiprocessors.
+    if (follows) shape.clusters = share_evenly(batch.rows, shape.clusters);
     cudaLaunchAttribute attributes[2];
     cudaLaunchConfig_t config = shape.config(attributes, stream);
     attributes[1] = begins_early();

@@ -23,6 +23,9 @@ static __device__ __noinline__ void sample_undecided(const SamplingBatch &batch,
   DeviceTeam{}.cluster_sync();  // no block leaves while another may still read its shared memory
 }
 
+// Rows from which what min_p keeps is faster drawn from device memory by groups of blocks than from slices.
+constexpr u32 SHARED_OUT_LEAST = 4;
+
 // `last`: no launch follows.
 template <u32 DTYPE, u32 BLOCKS>
 __global__ void __launch_bounds__(BLOCK_THREADS, 1) sample_spread(const __grid_constant__ SamplingBatch batch, const __grid_constant__ Workspace workspace, bool last) {
@@ -44,8 +47,13 @@ __global__ void __launch_bounds__(BLOCK_THREADS, 1) sample_spread(const __grid_c
     decided = is_decided(team, sh);
   }
   if (decided) return;
-  if (last) sample_undecided(batch, workspace, index);
-  else if (team.block == 0 && threadIdx.x == 0) batch.out[index].status = PENDING;
+  if (last) {
+    sample_undecided(batch, workspace, index);
+  } else if (team.block == 0 && threadIdx.x == 0) {
+    const u32 listed = *static_cast<const volatile u32 *>(&sh->listed);
+    if (batch.rows >= SHARED_OUT_LEAST && listed > LISTED && listed < STRANGE && keeps_many_above(sh->plan, sh->program)) leave_many_above(batch.out + index, 0);
+    else batch.out[index].status = PENDING;
+  }
 }
 
 // Of shared memory: what either way to a token needs.

@@ -32,7 +32,7 @@ __global__ void __launch_bounds__(CHOOSE_THREADS, 4) choose_rows(const __grid_co
   choose_row(batch, whole, division, blockIdx.x, leaves_many);
 }
 
-constexpr u32 SHARED_OUT_MOST = 64;  // rows up to which clusters of the next launch are faster than a block each at what keeps many tokens
+constexpr u32 SHARED_OUT_MOST = 128;  // rows up to which clusters of the next launch are faster than a block each at what keeps many tokens
 constexpr u32 FEWER_BLOCKS = 6, TURNS_SPARED = 3;  // of so many turns one less is worth blocks that have more to do
 constexpr u32 LEAST_BLOCKS = 2;  // what is sent within a cluster needs one
 constexpr size_t WHOLE_BYTES_MAX = 232448;  // of shared memory that a block may have
