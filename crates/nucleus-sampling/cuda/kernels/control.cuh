@@ -34,7 +34,7 @@ __device__ __forceinline__ void begin_tasks() {
 }
 __device__ __forceinline__ void end_tasks() {
   __syncthreads();
-  if (threadIdx.x == 0) asm volatile("mbarrier.inval.shared::cta.b64 [%0];" ::"r"(shared_address(tasked())) : "memory");
+  if (threadIdx.x == 0) end_barrier(tasked());
 }
 __device__ __forceinline__ void meet_before_task() { meet_at(tasked()); }
 __device__ __forceinline__ void meet_for_task() { meet_at(tasked()); }

@@ -10,6 +10,9 @@ __device__ __forceinline__ u32 shared_address(const void *p) { return static_cas
 __device__ __forceinline__ void init_barrier(u64 *mbarrier, u32 arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(mbarrier)), "r"(arrivals) : "memory");
 }
+// Makes its memory plain memory again, by one thread, when nobody uses the barrier any more and before anything else is stored there. Where that is left out, the device
+// puts the barrier's words back when a process has had to wait for another in the middle of a kernel.
+__device__ __forceinline__ void end_barrier(u64 *mbarrier) { asm volatile("mbarrier.inval.shared::cta.b64 [%0];" ::"r"(shared_address(mbarrier)) : "memory"); }
 // After this the copy engine, and other blocks after a barrier of the cluster, see the barriers that the thread initialised.
 __device__ __forceinline__ void publish_barriers() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
 

@@ -13,7 +13,7 @@ __device__ __forceinline__ u32 what_is_left(const Row *row, bool last) {
   return !many ? PENDING : last ? MANY_KEPT : MANY_ABOVE;
 }
 
-static_assert(SHARED_BYTES + cut_room_bytes<THREADS>(NUCLEUS_MAX_VOCAB) <= RELAY_BYTES);
+static_assert(SHARED_BYTES + cut_room_bytes<THREADS>(NUCLEUS_MAX_VOCAB) <= RING_BYTES && SHARED_BYTES + SPARE_BYTES <= RING_BYTES, "the barriers of the state keep their memory");
 
 // Draws from the tokens above min_p's threshold in a row without edits; false: it is not decided.
 static __device__ __noinline__ bool draw_above(u32 index, u32 largest) {

@@ -11,6 +11,7 @@ namespace nucleus::spread {
 // A row that few tokens do not decide, on the exact path, by all blocks of its cluster. The row's state is lost.
 static __device__ __noinline__ void sample_undecided(const SamplingBatch &batch, const Workspace &workspace, u32 index) {
   __syncthreads();
+  if (threadIdx.x == 0) end_barriers(row_state());
   if (threadIdx.x >= THREADS) return;
   Shared *const sh = shared_state();
   share_row(sh, batch, index, batch.row[index].request);

@@ -10,6 +10,19 @@ namespace nucleus::spread {
 // Brings a line nearer, and the way to it, whatever it holds by now.
 __device__ __forceinline__ void fetch(const void *line) { asm volatile("prefetch.global.L2 [%0];" ::"l"(line) : "memory"); }
 
+// Makes the state's barriers plain memory, by one thread, when everything that they count has come.
+__device__ __forceinline__ void end_barriers(RowState *sh) {
+  end_barrier(&sh->told);
+  end_barrier(&sh->arrived);
+  end_barrier(&sh->masked);
+#ifdef NUCLEUS_RACECHECK
+  auto end = [](u32 barrier, u32 threads) { end_barrier(meeting(barrier, threads)); };
+  end(CHAIN_TOTAL, CHAIN_WARPS * 32), end(CHAIN_LOGPROBS, CHAIN_WARPS * 32), end(COUNTED, READERS), end(PLANNED, READERS + 32);
+  end(DESCRIBED, BLOCK_THREADS - 32), end(MARKED, BLOCK_THREADS - 32), end(TOGETHER, HELPERS), end(TOGETHER, HELPERS - 32), end(PLANNABLE, HELPERS);
+  end(BOUND_KNOWN, BLOCK_THREADS), end(SORTED, BLOCK_THREADS), end(ORDERED, SORTERS + 32);
+#endif
+}
+
 template <u32 DTYPE, u32 BLOCKS>
 struct Block : Sender<DTYPE, BLOCKS> {
   using Base = Sender<DTYPE, BLOCKS>;
