@@ -294,7 +294,8 @@ class Cell:
         if "few" in needs:
             ids = torch.arange(200, device=DEVICE) * (vocab // 200)
             words = torch.zeros((vocab + 31) // 32, device=DEVICE, dtype=torch.int64).scatter_add_(0, ids // 32, 1 << ids % 32)
-            extra |= dict(mask=(words & 0xFFFFFFFF).to(torch.uint32), few=True)
+            # As CudaSampler decides of bounded rows.
+            extra |= dict(mask=(words & 0xFFFFFFFF).to(torch.uint32), few=self.logits.shape[0] > 66)
         return nucleus.Sampler(library, self.logits, ops, **extra, **values, **how)
 
 

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <functional>
 #include <random>
+#include <string>
 
 #include "../include/sampling_config.h"
 #include "../tests/device.hpp"
@@ -74,6 +75,9 @@ struct Case {
   bool raw = false;   // log-probabilities of the row as it came
   bool flat = false;  // logits of deviation 1 without peaks
   uint32_t allowed = 0;  // ids that a mask allows; 0: there is none
+  bool told_few = true;  // the caller says so of few
+
+  bool few() const { return told_few && allowed && allowed <= 4096; }
 };
 
 static SamplingProgram program(std::vector<SamplingOp> ops) {
@@ -89,7 +93,7 @@ static bool is_leading(uint32_t code) {
 
 // What a caller says of a batch of such rows.
 static uint32_t what_is_known(const Case &c) {
-  if (c.allowed && c.allowed <= 4096) return NUCLEUS_BATCH_ALL_FEW;
+  if (c.few()) return NUCLEUS_BATCH_ALL_FEW;
   const uint32_t unedited = c.edits ? 0 : NUCLEUS_BATCH_NO_EDITS;
   if (!c.bounded) {
     bool drawn = true;
@@ -163,7 +167,27 @@ int main(int argc, char **argv) {
     masked.allowed = VOCAB / 2;
     cases.push_back(masked);
   }
-  const bool brief = argc > 1 && !std::strcmp(argv[argc - 1], "brief");  // without the exact path
+  // `bench few [NAME]`: rows of which few ids are allowed, by the kernel for them and by those for masks, in pairs; of cases whose name contains NAME.
+  std::vector<std::string> names;
+  if (argc > 1 && !std::strcmp(argv[1], "few")) {
+    std::vector<Case> whole(cases.begin(), cases.begin() + 6);  // and some that no kernel is for
+    for (const Case &c : cases)
+      if (!std::strncmp(c.name, "sigma", 5) || !std::strncmp(c.name, "typical", 7) || !std::strncmp(c.name, "mirostat", 8)) whole.push_back(c);
+    cases.clear();
+    names.reserve(whole.size() * 6);
+    for (const Case &of : whole)
+      for (uint32_t allowed : {1u, 8u, 60u, 200u, 1000u, 4000u}) {
+        names.push_back(std::string(of.name) + ", " + std::to_string(allowed) + " ids");
+        for (bool told : {true, false}) {
+          Case c = of;
+          c.name = names.back().c_str();
+          c.allowed = allowed;
+          c.told_few = told;
+          cases.push_back(c);
+        }
+      }
+  }
+  const bool brief = argc > 1 && (!std::strcmp(argv[argc - 1], "brief") || !std::strcmp(argv[1], "few"));  // without the exact path
   bool sweep = argc > 1 && !std::strcmp(argv[1], "clusters");
   // `bench launch ROWS`: every case once on that many rows, for a profiler (profile.py).
   // `bench case NAME`: cases whose name contains NAME.
@@ -172,14 +196,14 @@ int main(int argc, char **argv) {
   // `bench portable NAME`: the same cases as on devices without clusters.
   const bool portable = argc > 2 && !std::strcmp(argv[1], "portable");
   const uint32_t always = portable ? NUCLEUS_BATCH_PORTABLE : 0;
-  const char *wanted = portable || (argc > 2 && !std::strcmp(argv[1], "case")) ? argv[2] : exact_alone ? argv[3] : "";
+  const char *wanted = portable || (argc > 2 && (!std::strcmp(argv[1], "case") || !std::strcmp(argv[1], "few"))) ? argv[2] : exact_alone ? argv[3] : "";
   const uint32_t launch = argc > 2 && !std::strcmp(argv[1], "launch") ? std::atoi(argv[2]) : 0;
-  std::mt19937 random(1);
   for (uint32_t rows : {1u, 8u, 32u, 64u, 128u, 256u, 512u}) {
     if (launch && rows != launch) continue;
     if (exact_alone && std::atoi(argv[2]) && rows != static_cast<uint32_t>(std::atoi(argv[2]))) continue;
     size_t bytes = static_cast<size_t>(rows) * VOCAB * 4;
     uint32_t copies = rows <= 64 && !exact_alone && !portable ? static_cast<uint32_t>(4ull * prop.l2CacheSize / bytes + 2) : 1;
+    std::mt19937 random(rows);  // the same rows whatever the cases are
     std::vector<float> one(static_cast<size_t>(rows) * VOCAB);
     std::vector<float> base(1 << 20);
     std::normal_distribution<float> normal(0, 2);
@@ -205,7 +229,7 @@ int main(int argc, char **argv) {
     std::printf("\n");
     for (Case &c : cases) {
       if (!std::strstr(c.name, wanted)) continue;
-      std::mt19937 random(rows);  // of its own, so that logits do not change with the cases
+      std::mt19937 random(rows);
       // A mask a row.
       constexpr uint32_t MASK_WORDS = VOCAB / 32;
       std::vector<uint32_t> masks(c.allowed ? static_cast<size_t>(rows) * MASK_WORDS : 0, 0);
@@ -244,7 +268,7 @@ int main(int argc, char **argv) {
         row[r].position = 7;
         row[r].mirostat_mu = 10 << 16;
         row[r].mask = c.allowed ? static_cast<int32_t>(r) : -1;
-        row[r].flags = (c.raw ? 0 : NUCLEUS_ROW_PROCESSED) | (c.allowed && c.allowed <= 4096 ? NUCLEUS_ROW_FEW : 0) | (launch ? NUCLEUS_ROW_TOP : 0);
+        row[r].flags = (c.raw ? 0 : NUCLEUS_ROW_PROCESSED) | (c.few() ? NUCLEUS_ROW_FEW : 0) | (launch ? NUCLEUS_ROW_TOP : 0);
         row[r].history = {arena.size(), 1024, 0};
         row[r].prompt_len = 24;
         for (int i = 0; i < 1024; ++i) arena.push_back(random() % VOCAB);

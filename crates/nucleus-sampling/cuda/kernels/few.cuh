@@ -19,7 +19,8 @@ struct FewShared : Description {
     u64 weights[FEW_IDS];
   };
   Edit edits[FEW_EDITS + 1];
-  u32 maxima[FEW_THREADS / 32];
+  u64 masses[FEW_THREADS / 32];
+  u32 maxima[FEW_THREADS / 32], counts[FEW_THREADS / 32];
   u32 found, strange;
 };
 __device__ __forceinline__ FewShared *few_state() { return reinterpret_cast<FewShared *>(shared_memory); }
@@ -32,39 +33,59 @@ struct AllowedTable : EditTable {
   __device__ __forceinline__ bool covers(u32 id) const { return id < r.limit && admitted(r, id); }
 };
 
-// Lists the ids that are allowed, in any order; more of them are counted than listed if they do not fit. Barriers precede and follow.
+// The sum over the warps before, and over all of them, of what the warps have left in shared memory before a barrier.
+__device__ __forceinline__ u32 before_warp(const u32 *of_warps, u32 &total) {
+  const u32 lane = threadIdx.x % 32, own = lane < FEW_THREADS / 32 ? of_warps[lane] : 0;
+  total = __reduce_add_sync(~0u, own);
+  return __reduce_add_sync(~0u, lane < threadIdx.x / 32 ? own : 0);
+}
+
+// Lists the ids that are allowed, ascending, and NO_ID for those of a list that are not; more of them are counted than listed if they do not fit. Barriers precede
+// and follow.
 __device__ __forceinline__ void list_allowed(FewShared *sh, const Request &r) {
   if (r.row->flags & NUCLEUS_ROW_ALLOWED) {
-    const u32 *ids = r.words(r.row->allowed);
+    const u32 *ids = r.words(r.row->allowed), count = r.row->allowed.len;
     UNROLL_NOT
-    for (u32 i = threadIdx.x; i < r.row->allowed.len; i += FEW_THREADS) {
-      const u32 id = ids[i];
-      if (id >= r.limit || (r.mask && !mask_allows(r, id))) continue;
-      const u32 at = atomicAdd(&sh->found, 1);
-      if (at < FEW_IDS) sh->ids[at] = id;
-    }
+    for (u32 i = threadIdx.x; i < count && i < FEW_IDS; i += FEW_THREADS) sh->ids[i] = ids[i] < r.limit && (!r.mask || mask_allows(r, ids[i])) ? ids[i] : NO_ID;
+    if (threadIdx.x == 0) sh->found = count;
     return;
   }
+  static_assert(MASK_WORDS_EACH * FEW_THREADS * sizeof(u32) <= sizeof(FewShared::places));
   const u32 whole = (r.limit + 31) / 32, words = r.mask_words < whole ? r.mask_words : whole;
+  u32 *offsets = reinterpret_cast<u32 *>(sh->places), *neighbours = offsets + threadIdx.x * MASK_WORDS_EACH, found = 0;
   UNROLL_NOT
   for (u32 base = 0; base < words; base += MASK_WORDS_EACH * FEW_THREADS) {
-    u32 bits[MASK_WORDS_EACH], count = 0;
+    if (base) __syncthreads();
+    // Words are read and listed by turns, so that ids side by side are many threads' work, and counted side by side, so that they are in order.
+    u32 bits[MASK_WORDS_EACH], counts[MASK_WORDS_EACH], count = 0, total;
 #pragma unroll
     for (u32 i = 0; i < MASK_WORDS_EACH; ++i) {
       const u32 word = base + i * FEW_THREADS + threadIdx.x;
       bits[i] = word < words ? __ldg(r.mask + word) : 0;
       if (word == whole - 1 && r.limit % 32) bits[i] &= (1u << r.limit % 32) - 1;
-      count += __popc(bits[i]);
+      offsets[i * FEW_THREADS + threadIdx.x] = __popc(bits[i]);
     }
-    const u32 through = static_cast<u32>(DeviceWarp{}.inclusive(count));
-    u32 at = 0;
-    if (threadIdx.x % 32 == 31 && through) at = atomicAdd(&sh->found, through);
-    at = __shfl_sync(~0u, at, 31) + through - count;
+    __syncthreads();
 #pragma unroll
-    for (u32 i = 0; i < MASK_WORDS_EACH; ++i)
-      for (u32 left = bits[i]; left; left &= left - 1, ++at)
-        if (at < FEW_IDS) sh->ids[at] = (base + i * FEW_THREADS + threadIdx.x) * 32 + __ffs(left) - 1;
+    for (u32 i = 0; i < MASK_WORDS_EACH; ++i) count += counts[i] = neighbours[i];
+    const u32 through = static_cast<u32>(DeviceWarp{}.inclusive(count));
+    if (threadIdx.x % 32 == 31) sh->counts[threadIdx.x / 32] = through;
+    __syncthreads();
+    u32 at = found + before_warp(sh->counts, total) + through - count;
+    found += total;
+#pragma unroll
+    for (u32 i = 0; i < MASK_WORDS_EACH; ++i) {
+      neighbours[i] = at;
+      at += counts[i];
+    }
+    __syncthreads();
+#pragma unroll
+    for (u32 i = 0; i < MASK_WORDS_EACH; ++i) {
+      at = bits[i] ? offsets[i * FEW_THREADS + threadIdx.x] : FEW_IDS;
+      for (u32 left = bits[i]; left && at < FEW_IDS; left &= left - 1, ++at) sh->ids[at] = (base + i * FEW_THREADS + threadIdx.x) * 32 + __ffs(left) - 1;
+    }
   }
+  if (threadIdx.x == 0) sh->found = found;
 }
 
 // The edits by id that come first. Barriers precede and follow.
@@ -130,11 +151,69 @@ struct Gathered {
     const float threshold = fmaf(plan.temperature, sh->program.ops[plan.op].arg, value_of(kth_of_threads(key, 1)));
     return key_of(fminf(threshold, value_of(reached)) + 0.0f);
   }
+
+  // The largest key, to every thread; the places are in shared memory afterwards, in the order of the list.
+  __device__ __forceinline__ u32 publish(FewShared *sh) const {
+    u64 most = 0;
+#pragma unroll
+    for (u32 i = 0; i < EACH; ++i) {
+      most = places[i] > most ? places[i] : most;
+      const u32 at = i * FEW_THREADS + threadIdx.x;
+      if (at < sh->found) sh->places[at] = places[i];
+    }
+    return SoloTeam<FEW_THREADS>{sh->maxima}.local_max(static_cast<u32>(most >> 32));
+  }
 };
 
-// Lists the allowed tokens that may count, sorted; returns how many. A barrier precedes.
-__device__ __forceinline__ u32 list_sorted(FewShared *sh, const Request &r, const SlicePlan &plan) {
-  const Gathered own(sh, r, plan.edits);
+// The draw from all allowed tokens, whose largest key this is; true for the one thread that gets the outcome.
+__device__ __forceinline__ bool draw_allowed(FewShared *sh, const Request &r, u32 largest, float temperature, Outcome &outcome) {
+  const u32 warp = threadIdx.x / 32;
+  Weighing w;
+  if (!largest || !begin_weighing(value_of(largest), temperature, w)) {
+    outcome.status = largest ? NUCLEUS_OVERFLOW : NUCLEUS_EMPTY;
+    return threadIdx.x == 0;
+  }
+  // A thread's tokens: an odd number side by side, for the banks of shared memory.
+  const u32 count = sh->found, each = (count + FEW_THREADS - 1) / FEW_THREADS | 1, begin = threadIdx.x * each, end = begin + each < count ? begin + each : count;
+  u64 mass = 0, total = 0;
+  u32 there = 0;
+  UNROLL_NOT
+  for (u32 i = begin; i < end; ++i) {
+    const u64 place = sh->places[i];
+    mass += place ? w.q(logit_at(place)) : 0;
+    there += place != 0;
+  }
+  const u64 through = DeviceWarp{}.inclusive(mass);
+  there = __reduce_add_sync(~0u, there);
+  if (threadIdx.x % 32 == 31) {
+    sh->masses[warp] = through;
+    sh->counts[warp] = there;
+  }
+  __syncthreads();
+  u64 at = through - mass;
+#pragma unroll
+  for (u32 i = 0; i < FEW_THREADS / 32; ++i) {
+    at += i < warp ? sh->masses[i] : 0;
+    total += sh->masses[i];
+  }
+  const u64 target = mulhi64(uniform_of(r), total);
+  before_warp(sh->counts, outcome.kept);
+  if (target < at || target - at >= mass) return false;
+  UNROLL_NOT
+  for (u32 i = begin; i < end; ++i) {
+    const u64 place = sh->places[i], q = place ? w.q(logit_at(place)) : 0;
+    if (target - at < q) {
+      outcome.token = id_at(place);
+      outcome.logprob = processed_logprob(q, total);
+      return true;
+    }
+    at += q;
+  }
+  return false;
+}
+
+// Lists the allowed tokens that may count, sorted; returns how many.
+__device__ __forceinline__ u32 list_sorted(FewShared *sh, const Gathered &own, const SlicePlan &plan) {
   const bool many = sh->found > FEW_SORTED && (plan.kind == SlicePlan::FIRST || plan.kind == SlicePlan::ABOVE);
   const u32 bound = many ? own.bound(sh, plan) : 0;
   __syncthreads();
@@ -174,25 +253,36 @@ __device__ __forceinline__ void sample_few(const SamplingBatch &batch, u32 index
   const Request r = request_of(batch, index, sh->row, sh->config, sh->program);
   const bool own = flags & NUCLEUS_ROW_FEW && !padding, bounded = r.mask || (flags & NUCLEUS_ROW_ALLOWED && r.row->allowed.len <= FEW_IDS);
   bool serves = own && bounded && plan.sliced && flags & NUCLEUS_ROW_PROCESSED;
+  const bool all = plan.kind == SlicePlan::ALL;
+  bool drawn = false;
   u32 count = 0;
+  Outcome outcome;
   if (serves) {
     list_allowed(sh, r);
     if (plan.edits) note_allowed_edits(sh, r, plan);
     __syncthreads();
     serves = sh->found <= FEW_IDS && !sh->strange;
     __syncthreads();
-    if (serves) count = list_sorted(sh, r, plan);
+    if (serves) {
+      const Gathered gathered(sh, r, plan.edits);
+      if (all) drawn = draw_allowed(sh, r, gathered.publish(sh), plan.temperature, outcome);
+      else count = list_sorted(sh, gathered, plan);
+    }
     __syncthreads();
     serves = serves && !sh->strange;
   }
   wait_for_launch_before();
-  if (padding || (follows && !own) || threadIdx.x >= 32) return;
+  if (padding || (follows && !own)) return;
   if (!serves) {
     if (threadIdx.x == 0) batch.out[index].status = PENDING;
     return;
   }
-  const Outcome outcome = choose_allowed(sh, r, plan, count);
-  if (threadIdx.x == 0) batch.out[index] = result(outcome, RawSums{}, r);
+  if (!all) {
+    if (threadIdx.x >= 32) return;
+    outcome = choose_allowed(sh, r, plan, count);
+    drawn = threadIdx.x == 0;
+  }
+  if (drawn) batch.out[index] = result(outcome, RawSums{}, r);
 }
 
 }  // namespace nucleus

@@ -116,8 +116,8 @@ impl<'a> Work<'a> {
     }
 
     /// Whether a mask or a list allows few ids and the request can do with these alone: edits by id come first, and the log-probability does
-    /// not ask for the whole row.
-    fn is_few(&self) -> bool {
+    /// not ask for the whole row. Of a launch with so many rows.
+    fn is_few(&self, rows: usize) -> bool {
         let tables = self.params.tables();
         let codes = tables.program.ops().iter().map(|op| op.code);
         let serves = self.logprobs == LogprobsMode::Processed
@@ -129,7 +129,8 @@ impl<'a> Work<'a> {
             let words = self.mask?.iter();
             Some(words.map(|word| word.count_ones() as usize).sum())
         };
-        serves && listed.or_else(masked).is_some_and(|ids| ids <= FEW_IDS)
+        let most = || most_gathered(rows, self.bounded_by().is_some());
+        serves && listed.or_else(masked).is_some_and(|ids| ids <= most())
     }
 
     /// Whether logits may be edited by id: by a bias, by lists of ids that are banned, or by what the history holds.
@@ -200,6 +201,19 @@ const EDITS_MOST: usize = 1536;
 /// The most ids that are gathered (`FEW_IDS` of `few.cuh`).
 const FEW_IDS: usize = 4096;
 
+/// The most allowed ids for which gathering them takes less time than reading the row under its mask, in a launch with so many rows
+/// (docs/kernel.md, "Few allowed ids"). A bounded row is read at the speed of the memory: it pays where rows are many.
+const fn most_gathered(rows: usize, bounded: bool) -> usize {
+    match (bounded, rows) {
+        (true, ..=40) => 0,
+        (true, ..=66) => 64,
+        (true, _) => FEW_IDS / 2,
+        (false, ..=16) => FEW_IDS / 8,
+        (false, ..=48) => FEW_IDS / 2,
+        (false, _) => FEW_IDS,
+    }
+}
+
 /// Masks have a multiple of so many words: the device copies them 16 bytes at a time.
 const MASK_UNIT: usize = 4;
 
@@ -257,9 +271,10 @@ impl Packed {
             .max()
             .unwrap_or(0)
             .next_multiple_of(MASK_UNIT);
+        let count = rows.clone().count();
         for (index, row) in rows.enumerate() {
             let mut packed = self.row(index as u32, &row);
-            let few = row.is_few();
+            let few = row.is_few(count);
             packed.flags |= if few { row_flags::FEW } else { 0 };
             self.rows.push(packed);
             self.configs.push(*row.params.config());
@@ -575,7 +590,7 @@ mod tests {
 
     #[test]
     fn ids_are_gathered_where_few_are_allowed_and_edits_by_id_come_first() {
-        let few = |params: &SamplingParams, mask: Option<&[u32]>| {
+        let few = |params: &SamplingParams, mask: Option<&[u32]>, rows: usize| {
             let compiled = params
                 .validate(&VocabInfo::new(300_000))
                 .expect("the parameters are valid");
@@ -583,19 +598,30 @@ mod tests {
             let mut row = Row::new(LogitsRow::F32(&[]), &compiled, &state);
             row.mask = mask;
             row.logprobs.mode = LogprobsMode::Processed;
-            Work::of_row(&row).is_few()
+            Work::of_row(&row).is_few(rows)
         };
         let plain = SamplingParams::default();
-        assert!(!few(&plain, None));
-        assert!(few(&plain, Some(&[u32::MAX; 128])));
-        assert!(!few(&plain, Some(&[u32::MAX; 129])));
+        assert!(!few(&plain, None, 1));
+        assert!(few(&plain, Some(&[u32::MAX; 16]), 1));
+        assert!(!few(&plain, Some(&[u32::MAX; 17]), 1));
+        assert!(few(&plain, Some(&[u32::MAX; 128]), 64));
+        assert!(!few(&plain, Some(&[u32::MAX; 129]), 64));
+        let bounded = SamplingParams {
+            top_k: Some(5),
+            ..SamplingParams::default()
+        };
+        assert!(!few(&bounded, Some(&[1]), 40));
+        assert!(few(&bounded, Some(&[u32::MAX; 2]), 66));
+        assert!(!few(&bounded, Some(&[u32::MAX; 3]), 66));
+        assert!(few(&bounded, Some(&[u32::MAX; 64]), 67));
+        assert!(!few(&bounded, Some(&[u32::MAX; 65]), 67));
         let late = SamplingParams {
             repetition_penalty: Some(1.2),
             top_k: Some(5),
             samplers: Some(vec!["top_k".to_owned(), "penalties".to_owned()]),
             ..SamplingParams::default()
         };
-        assert!(!few(&late, Some(&[1])));
+        assert!(!few(&late, Some(&[1]), 1));
     }
 
     #[test]
