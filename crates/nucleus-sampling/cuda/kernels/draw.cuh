@@ -75,7 +75,7 @@ struct Bringer {
         if (stage == planned_at) {
           if (MASKED && first_turn) bring_first_mask();
           receive(&state->planned[turn], 0);
-          if (MASKED && !first_turn) bring_mask(state->plans[turn].mask, masks);
+          if (MASKED && !first_turn) bring_mask(state->plans[turn].plan().served() ? state->plans[turn].mask : -1, masks);
         }
         arrive_expecting(arrived, bytes);
         start_copy_to(ring + at.slot * slot_bytes, from, bytes, arrived);
@@ -288,12 +288,16 @@ struct Drawer {
     });
     return wrote;
   }
-  // The slice's part of a row's mask, of which at least this warp's is there.
-  __device__ __forceinline__ const unsigned char *mask_of(u32 turn, const RowPlan &plan) const {
+  // The place of a row's mask, once everything is there that was asked for.
+  __device__ __forceinline__ u32 await_mask(u32 turn) const {
     static_assert(TEAMS_MOST == 2);
     const u32 row = turn >> (shape.teams - 1), place = row & (shape.masks - 1);
     wait_for_copy(&state->masked[team][place], (row & shape.masks) != 0);
-    unsigned char *const mask = mask_memory(shape, team, place);
+    return place;
+  }
+  // The slice's part of a row's mask, of which at least this warp's is there.
+  __device__ __forceinline__ const unsigned char *mask_of(u32 turn, const RowPlan &plan) const {
+    unsigned char *const mask = mask_memory(shape, team, await_mask(turn));
     if (!shape.copied) {
       const u32 *const from = batch.masks + static_cast<u64>(plan.mask) * batch.mask_stride;
 #pragma unroll 1
@@ -395,6 +399,7 @@ struct Drawer {
     const RowPlan plan = state->plans[turn].plan();
     Told told;
     if (!plan.served()) {
+      if constexpr (MASKS) await_mask(turn);  // before its place is free for another row's, and before the block ends
       leave_all();
       return told;
     }
