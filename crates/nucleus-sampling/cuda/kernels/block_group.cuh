@@ -28,7 +28,7 @@ struct BlockGroup {
   __device__ __forceinline__ void part() {
     if (blocks == 1) return;
 #pragma unroll
-    for (u32 i = 0; i < 2; ++i) asm volatile("mbarrier.inval.shared::cta.b64 [%0];" ::"r"(shared_address(&met[i])) : "memory");
+    for (u32 i = 0; i < 2; ++i) end_barrier(&met[i]);
   }
 
   __device__ __forceinline__ bool leader() const { return block == 0; }

@@ -42,6 +42,9 @@ __host__ __device__ inline u32 table_capacity(u32 max_edited) {
   return capacity;
 }
 
+// What a row has come to.
+enum class Fate : u32 { DECIDED, STRANGE, MANY };  // STRANGE: not of numbers alone, or an edit had no room; MANY: more tokens count than a list holds
+
 // Status of a row that is not decided yet; a later launch decides it.
 constexpr u32 PENDING = 0xFFFFFFFFu;
 // The same, and what it keeps is more than a list holds (cut.cuh): by what an earlier launch has found of the row, or by min_p, with the row's largest logit,

@@ -8,8 +8,6 @@ namespace nucleus::portable {
 
 constexpr u32 MASS_GROUPS = 256;  // of the threads' largest logits, that bound the list of a cut by mass
 
-enum class Fate : u32 { DECIDED, STRANGE, MANY };  // STRANGE: not of numbers alone; MANY: more tokens count than a list holds
-
 __device__ __forceinline__ PortableShared *sh() { return portable_state(); }
 
 __device__ __forceinline__ void fail(u32 status, SampledToken *out) {
@@ -40,9 +38,7 @@ __device__ __noinline__ bool note_edits(const Workspace &workspace, u32 index) {
 
 // Learns what a row asks for, and what happens to its tokens; false: more of them are edited than there is room for.
 __device__ __noinline__ bool prepare(const SamplingBatch &batch, const Workspace &workspace, u32 index, SlicePlan &plan) {
-  DescriptionWord word;
-  word.read(batch, index, batch.row[index].request);
-  word.write(sh());
+  share_description(sh(), batch, index, batch.row[index].request);
   __syncthreads();
   describe_slot(sh(), batch);
   plan = plan_of(*sh());
@@ -236,7 +232,7 @@ __device__ __noinline__ Fate sample_first(SlicePlan plan, SampledToken *out) {
   else list_from(fminf(threshold, reached));
   const u32 count = sh()->listed;
   if (count <= PORTABLE_LISTED) return choose_from_list(plan, count, total, out);
-  if (!above || !weighs || plan.op + 2 != sh()->program.len || sh()->program.ops[plan.op + 1].code != NUCLEUS_OP_DRAW) return Fate::MANY;
+  if (!above || !weighs || !then_draws(plan, sh()->program)) return Fate::MANY;
   total = weigh_row(false, w.s, w.max_n, threshold, infinity());
   if (sh()->kept < plan.k) return Fate::MANY;
   draw_token(w.s, w.max_n, threshold, total, out);

@@ -7,9 +7,6 @@
 
 namespace nucleus {
 
-// What a row has come to.
-enum class Fate : u32 { DECIDED, STRANGE, MANY };  // STRANGE: not of numbers alone, or an edit had no room; MANY: more tokens count than a list holds
-
 // Whether a program whose edits by id come first is one of these; by a warp.
 __device__ __forceinline__ bool cuts_by_sums(const SamplingProgram &program) {
   constexpr u32 KNOWN = 1u << NUCLEUS_OP_NONE | 1u << NUCLEUS_OP_DRY | 1u << NUCLEUS_OP_PENALTIES | 1u << NUCLEUS_OP_NO_REPEAT_NGRAM | 1u << NUCLEUS_OP_TEMPERATURE |
