@@ -18,14 +18,10 @@ use crate::support::{
 };
 
 fn with_timeouts(timeouts: Timeouts) -> RigOptions {
-    let config = ServerConfig {
+    RigOptions::configured(ServerConfig {
         timeouts,
         ..ServerConfig::default()
-    };
-    RigOptions {
-        config,
-        ..RigOptions::default()
-    }
+    })
 }
 
 fn endless() -> Value {
@@ -292,17 +288,10 @@ async fn p21_a_large_head_is_refused_in_json() {
             "{error:?}"
         );
     }
-    let config = ServerConfig {
-        limits: Limits {
-            head_bytes: 1 << 20,
-            ..Limits::default()
-        },
-        ..ServerConfig::default()
-    };
-    let roomy = RigOptions {
-        config,
-        ..RigOptions::default()
-    };
+    let roomy = RigOptions::limited(Limits {
+        head_bytes: 1 << 20,
+        ..Limits::default()
+    });
     let worker = Worker::start(roomy, text(" a fox")).await;
     let mut client = worker.connect().await;
     let path = "a".repeat(70_000);

@@ -155,14 +155,10 @@ async fn a_failure_is_counted() {
 
 #[tokio::test]
 async fn c13_metrics_need_the_key() {
-    let config = ServerConfig {
+    let options = RigOptions::configured(ServerConfig {
         api_key: ApiKey::new("secret"),
         ..ServerConfig::default()
-    };
-    let options = RigOptions {
-        config,
-        ..RigOptions::default()
-    };
+    });
     let rig = Rig::with(options, forever());
     assert_eq!(rig.get("/metrics").await.status, 401);
 }

@@ -392,14 +392,10 @@ async fn the_end_of_a_stream_is_described() {
 
 #[tokio::test]
 async fn with_a_key_the_description_is_open_and_says_so() {
-    let config = ServerConfig {
+    let options = RigOptions::configured(ServerConfig {
         api_key: ApiKey::new("secret"),
         ..ServerConfig::default()
-    };
-    let options = RigOptions {
-        config,
-        ..RigOptions::default()
-    };
+    });
     let rig = Rig::with(options, forever());
     let document = document(&rig).await;
     assert_eq!(document["security"][0], json!({"bearer": []}));

@@ -418,13 +418,7 @@ async fn c13_a_key_is_needed_everywhere_but_for_health() {
         api_key: ApiKey::new("secret"),
         ..ServerConfig::default()
     };
-    let rig = Rig::with(
-        RigOptions {
-            config,
-            ..RigOptions::default()
-        },
-        text(" a fox"),
-    );
+    let rig = Rig::with(RigOptions::configured(config), text(" a fox"));
     assert_eq!(rig.get("/health").await.status, 200);
     for (method, path) in [
         (Method::POST, "/execute"),

@@ -67,16 +67,20 @@ impl Default for RigOptions {
 }
 
 impl RigOptions {
-    /// The usual, within other bounds.
-    pub(crate) fn limited(limits: Limits) -> Self {
-        let config = ServerConfig {
-            limits,
-            ..ServerConfig::default()
-        };
+    /// The usual, configured otherwise.
+    pub(crate) fn configured(config: ServerConfig) -> Self {
         Self {
             config,
             ..Self::default()
         }
+    }
+
+    /// The usual, within other bounds.
+    pub(crate) fn limited(limits: Limits) -> Self {
+        Self::configured(ServerConfig {
+            limits,
+            ..ServerConfig::default()
+        })
     }
 }
 
