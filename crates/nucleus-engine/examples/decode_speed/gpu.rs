@@ -26,7 +26,7 @@ struct Batch<'a> {
     sampler: CudaSampler,
     params: CompiledParams,
     /// The blocks of each sequence.
-    blocks: Vec<Vec<BlockId>>,
+    blocks: &'a [Vec<BlockId>],
     position: usize,
     logits: Option<DeviceLogits>,
     queued: usize,
@@ -63,7 +63,7 @@ impl Batch<'_> {
             .collect();
         let chunks: Vec<Chunk<'_>> = tokens
             .iter()
-            .zip(&self.blocks)
+            .zip(self.blocks)
             .map(|(token, blocks)| Chunk {
                 tokens: std::slice::from_ref(token),
                 position: self.position,
@@ -224,9 +224,10 @@ pub(crate) fn measure(
         BLOCK_SIZE,
     );
     let fitting = model.kv_layout().blocks / each;
-    let batches = options.batches.iter().copied();
-    let sequences = batches
-        .clone()
+    let sequences = options
+        .batches
+        .iter()
+        .copied()
         .filter(|&batch| batch <= fitting)
         .max()
         .unwrap_or(0);
@@ -247,42 +248,53 @@ pub(crate) fn measure(
             model.copy_block(from, to);
         }
     }
+    let mut rows = Vec::new();
+    for sampling in &options.samplings {
+        let mut batch = batch(model, sampling, &tokens, &blocks, most_steps)?;
+        for &sequences in &options.batches {
+            let mut row = json!({ "context": context, "batch": sequences, "sampling": sampling });
+            if sequences > fitting {
+                row["skipped"] = json!(format!("the cache holds {fitting} such sequences"));
+            } else {
+                decode(&mut batch, context, sequences, options, &mut row)?;
+            }
+            row["prefill_tokens_per_s"] = json!(median(&mut prefills).round());
+            rows.push(row);
+        }
+    }
+    Ok(rows)
+}
+
+/// Sequences of these blocks whose tokens so far are `history`, and which are drawn from as `sampling` says.
+fn batch<'a>(
+    model: &'a mut dyn Model,
+    sampling: &str,
+    history: &[u32],
+    blocks: &'a [Vec<BlockId>],
+    most_steps: usize,
+) -> Result<Batch<'a>, Box<dyn Error>> {
     let Compute::Cuda(stream) = model.compute() else {
         return Err("the model is not on a device".into());
     };
     let mut sampler = CudaSampler::on_stream(CudaOptions::default(), stream)?;
-    let vocab = VocabInfo::new(spec.vocab_size as u32);
-    let greedy = SamplingParams {
-        temperature: Some(0.0),
-        ..SamplingParams::default()
-    };
-    let params = greedy.validate(&vocab)?;
-    sampler.reserve_slots(sequences.max(1) as u32, most_steps as u32 + 1)?;
-    for slot in 0..sequences as u32 {
-        sampler.restore_slot(slot, &SamplerState::new(&params, &[0]), SlotEnd::default())?;
+    let vocab = VocabInfo::new(model.spec().vocab_size as u32);
+    let params = serde_json::from_str::<SamplingParams>(sampling)?.validate(&vocab)?;
+    let capacity = history.len() + most_steps + 1;
+    sampler.reserve_slots(blocks.len() as u32, capacity as u32)?;
+    for slot in 0..blocks.len() as u32 {
+        let state = SamplerState::new(&params, history);
+        sampler.restore_slot(slot, &state, SlotEnd::default())?;
     }
-    let mut batch = Batch {
+    Ok(Batch {
         model,
         sampler,
         params,
         blocks,
-        position: context,
+        position: history.len(),
         logits: None,
         queued: 0,
         drawn: Vec::new(),
-    };
-    let mut rows = Vec::new();
-    for sequences in batches {
-        let mut row = json!({ "context": context, "batch": sequences });
-        if sequences > fitting {
-            row["skipped"] = json!(format!("the cache holds {fitting} such sequences"));
-        } else {
-            decode(&mut batch, context, sequences, options, &mut row)?;
-        }
-        row["prefill_tokens_per_s"] = json!(median(&mut prefills).round());
-        rows.push(row);
-    }
-    Ok(rows)
+    })
 }
 
 fn decode(

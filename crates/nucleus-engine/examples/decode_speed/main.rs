@@ -1,11 +1,12 @@
 //! Speed of a model's forward passes on this machine, as JSON: `decode_speed FILE|random:8B:Q4_K_M [--device cpu|cuda:0] [--threads N]
-//! [--batch 1,4,16] [--context 16,960] [--steps N] [--repeats N] [--step-tokens N]`.
+//! [--batch 1,4,16] [--context 16,960] [--steps N] [--repeats N] [--step-tokens N] [--sampling JSON]…`.
 //!
 //! As `peers/llama_cpp_speed.py` measures llama.cpp: so many sequences, each with a prompt of `--context` tokens, decode together, one
 //! token each a step, the likeliest. Timed: `--steps` forward passes and the choice of the tokens, and apart from them, once, the prompt of the
 //! first sequence, whose keys and values are copied for the others. Shown: the median of `--repeats` runs. On a GPU also where a step's
 //! time goes, by events between kernels that are queued one by one (their sum is more than a step, which is one graph), how long a forward pass
-//! and a draw take alone, and how long the host takes to queue a draw and a step.
+//! and a draw take alone, and how long the host takes to queue a draw and a step; and `--sampling` says what is asked of each token instead of the
+//! likeliest, as the fields of `SamplingParams`, once for each way that is to be measured.
 #![allow(clippy::result_large_err, reason = "an error ends the program")]
 
 use std::error::Error;
@@ -34,6 +35,8 @@ struct Options {
     contexts: Vec<usize>,
     steps: usize,
     repeats: usize,
+    /// Ways to draw tokens, as JSON; on a GPU alone.
+    samplings: Vec<String>,
 }
 
 impl Options {
@@ -48,12 +51,20 @@ impl Options {
             contexts: vec![16, 960],
             steps: 32,
             repeats: 3,
+            samplings: Vec::new(),
         };
         while let Some(flag) = args.next() {
             let value = args.next().ok_or(format!("{flag} needs a value"))?;
-            if flag == "--device" {
-                options.device = value.parse()?;
-                continue;
+            match flag.as_str() {
+                "--device" => {
+                    options.device = value.parse()?;
+                    continue;
+                }
+                "--sampling" => {
+                    options.samplings.push(value);
+                    continue;
+                }
+                _ => {}
             }
             let numbers: Vec<usize> = value.split(',').map(str::parse).collect::<Result<_, _>>()?;
             match flag.as_str() {
@@ -65,6 +76,11 @@ impl Options {
                 "--repeats" => options.repeats = numbers[0],
                 other => return Err(format!("no flag {other}").into()),
             }
+        }
+        if options.samplings.is_empty() {
+            options.samplings.push(r#"{"temperature": 0}"#.to_owned());
+        } else if options.device == Device::Cpu {
+            return Err("--sampling is for GPUs".into());
         }
         Ok(options)
     }
