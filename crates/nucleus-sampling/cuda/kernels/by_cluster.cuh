@@ -221,27 +221,34 @@ __device__ __forceinline__ void sample_by_cluster(const SamplingBatch &batch, co
   if (threadIdx.x % 32 == 0) load.prepare();
   team.prepare_meetings();
   u64 bits = rows.bits;
+  bool by_sums = false;  // the row before: then the block that has its token reads nothing that this row's sums change, and nobody need wait for it
 #pragma unroll 1
   for (u32 use = 0; bits; ++use, bits &= bits - 1) {
     const u32 index = rows.index(bits);
     const char *logits = static_cast<const char *>(batch.logits) + index * batch.row_stride * PartLoad::size_of(batch.dtype);
-    bring_row(team, load, batch, index, logits, use);
-    if (sh->row.flags & NUCLEUS_ROW_PADDING) continue;
+    bring_row(team, load, batch, index, logits, !by_sums);
     const SlicePlan plan = plan_of(*sh);
+    const bool raw = !(sh->row.flags & NUCLEUS_ROW_PROCESSED), by_few = !exact && plan.kind != SlicePlan::EXACT && plan.kind != SlicePlan::MASS;
+    const bool sums = !exact && cuts_by_sums(sh->program);
+    if (by_sums && (raw || by_few || !sums)) team.cluster_sync();
+    by_sums = false;
+    load.wait(use);
+    if (sh->row.flags & NUCLEUS_ROW_PADDING) continue;
     RowCall call{index, slice_room, RawSums{}};
     Fate fate = Fate::STRANGE;
     if (team.whole && plan.sliced) {
-      const bool raw = !(sh->row.flags & NUCLEUS_ROW_PROCESSED);
       change_slices(team, call.request(), plan, load, logits, [&] {
         if (raw) call.raw = raw_before_changes(team);
       });
       fate = Fate::MANY;
-      const bool by_few = !exact && plan.kind != SlicePlan::EXACT && plan.kind != SlicePlan::MASS;
       if (by_few) fate = sample_row(call, plan);
       if (fate == Fate::MANY) {
         if (raw && !call.raw.wanted) call.raw = raw_before_changes(team);
         if (by_few || raw) team.cluster_sync();  // what was published is read, where meetings tell theirs
-        if (!exact && cuts_by_sums(sh->program)) fate = sample_by_sums(call);
+        if (sums) {
+          fate = sample_by_sums(call);
+          by_sums = fate == Fate::DECIDED;
+        }
         if (fate == Fate::MANY && in_control(team, [&] { return sample_slices(call, unlisted); })) fate = Fate::DECIDED;
       }
     }

@@ -1,7 +1,8 @@
-// Rows held in slices whose every cut follows from sums: all warps of the cluster make the sweeps, one thread of each block the program. The sweeps are in one function,
-// and what lies between them in shared memory, since registers that functions save go to an L1 of 28 KiB.
+// Rows held in slices whose every cut follows from sums: all warps of the cluster make the sweeps, the first of each block adds up what all have found, and one thread
+// of that goes on in the program. The sweeps are in one function, and what lies between them in shared memory, since registers that functions save go to an L1 of 28 KiB.
 #pragma once
 
+#include "part.cuh"
 #include "sums_state.cuh"
 
 namespace nucleus {
@@ -10,10 +11,11 @@ namespace nucleus {
 struct Crossing {
   float low, high;
 
-  // By weights of 44 bits, or surprises in Q16; an octave to each side is more than rounding is off.
+  // By weights of 44 bits, or surprises in Q16; to each side more than rounding is off, of small weights an octave.
   __device__ __forceinline__ Crossing(i64 least, bool by_weight, float s, i32 max_n) {
+    constexpr i64 SMALL = 1 << 16;
     const float octaves = (by_weight ? __log2f(static_cast<float>(least)) - static_cast<float>(WEIGHT_BITS) : static_cast<float>(least) * (1.0f / 65536.0f)) + static_cast<float>(max_n);
-    const float off = 1.0f + fabsf(octaves) * (1.0f / 262144.0f);
+    const float off = (by_weight && least < SMALL ? 1.0f : 1.0f / 1024.0f) + fabsf(octaves) * (1.0f / 262144.0f);
     low = (octaves - off) / s;
     high = (octaves + off) / s;
   }
@@ -66,26 +68,41 @@ __device__ __forceinline__ void mass_and_count(const DeviceTeam &team, const Bou
   own[1] = kept;
 }
 
-// As Surprise::add, in words of 32 bits where these hold what a token that weighs something has.
-__device__ __forceinline__ void sum_surprise(const DeviceTeam &team, const Bounds &bounds, float s, i32 max_n, u64 (&own)[2]) {
-  each_kept(team, bounds, [&](u32, u32, bool left, float x) {
-    const Exponent e(left ? x : -infinity(), s);
-    const u64 q = e.weight(max_n);
-    const i32 y = static_cast<i32>(static_cast<u32>(e.n - max_n) * 65536u + static_cast<u32>(__float2int_rn(e.f * 65536.0f)));
-    own[0] += q;
-    own[1] += static_cast<u64>((static_cast<i64>(q) * y) >> 16);
-  });
+// The same with the moment of their surprise instead.
+__device__ __forceinline__ void sum_surprise(const DeviceTeam &team, const Bounds &bounds, const Weighing &w, u64 (&own)[2]) {
+  const DoubleMoments moments(w);
+  if (!moments.serve) {
+    Surprise sums;
+    each_left(team, bounds, [&](u32, float x) {
+      const Exponent e(x, w.s);
+      sums.add(e.weight(w.max_n), e.log2_q16(w.max_n));
+    });
+    own[0] = sums.total;
+    own[1] = static_cast<u64>(sums.moment);
+    return;
+  }
+  DoubleMoments::Sums sums[2] = {moments.none(), moments.none()};
+  each_kept(team, bounds, [&](u32 e, u32, bool left, float x) { moments.add(left ? x : -infinity(), sums[e % 2]); });
+#pragma unroll
+  for (u32 i = 0; i < 2; ++i) {
+    own[0] += moments.mass(sums[i]);
+    own[1] += static_cast<u64>(moments.moment(sums[i]));
+  }
 }
 
+// Distances are whole numbers in the last bits of floats, unless one is so large that the squares may not be added up in one word either.
 __device__ __forceinline__ void sum_distances(const DeviceTeam &team, const Bounds &bounds, float largest, u64 (&own)[2]) {
-  u32 sum = 0, most = 0;
+  static_assert(SumsState::FAR == 1u << 22, "what ROUNDING serves for");
+  u32 sum = 0;
+  float most = 0.0f;
   each_kept(team, bounds, [&](u32, u32, bool left, float x) {
-    const u32 d = left ? __float2uint_rn(fminf(largest - x, 32768.0f) * 65536.0f) : 0;  // distance_q16
-    most = d > most ? d : most;
+    const float distance = left ? largest - x : 0.0f;
+    const u32 d = bits_of(fmaf(distance, 65536.0f, ROUNDING)) - ROUNDING_BITS;  // distance_q16
+    most = fmaxf(most, distance);
     sum += d;
     own[1] += static_cast<u64>(d) * d;
   });
-  own[0] = most < SumsState::FAR ? sum : 1ull << SumsState::FAR_AT;
+  own[0] = most < static_cast<float>(SumsState::FAR >> 16) ? sum : 1ull << SumsState::FAR_AT;
 }
 
 // Divides the logits that are left and smooths them; what is out becomes -inf. Whether some are not finite.
@@ -106,11 +123,15 @@ __device__ __forceinline__ bool smooth_divided(const DeviceTeam &team, const Bou
   return strange;
 }
 
-// Tokens, what is strange, and the first place.
+// Tokens, what is strange, and the first logit.
 __device__ __forceinline__ void survey_all(const DeviceTeam &team, bool strange, u64 (&own)[2]) {
-  const Survey found = team.survey();
-  own[0] = found.count | static_cast<u64>(found.nan || found.infinite || strange) << SumsState::STRANGE_AT;
-  own[1] = found.best;
+  using P = PartOf<NUCLEUS_F32>;
+  const u32 from = threadIdx.x / 32 * team.span, count = from >= team.held ? 0 : team.held - from < team.span ? team.held - from : team.span;
+  const SeenPart seen = P::look_in([&](auto f) { team.each_four([&](u32, float4 v) { f(make_uint4(bits_of(v.x), bits_of(v.y), bits_of(v.z), bits_of(v.w))); }); }, count, false);
+  strange = __any_sync(~0u, strange || seen.key == UNUSUAL);
+  if (threadIdx.x % 32) return;
+  own[0] = seen.count | static_cast<u64>(strange) << SumsState::STRANGE_AT;
+  own[1] = static_cast<u64>(seen.key) << 32;
 }
 
 __device__ __forceinline__ void last_and_count(const DeviceTeam &team, const Bounds &bounds, u64 (&own)[2]) {
@@ -119,6 +140,68 @@ __device__ __forceinline__ void last_and_count(const DeviceTeam &team, const Bou
     own[0] += 1;
     own[1] = place > own[1] ? place : own[1];
   });
+}
+
+// Finds the token on which the draw falls, by the sums of weights that all warps told last: one thread of one block calls done(id, logit).
+template <class D>
+__device__ __forceinline__ void draw_left(const DeviceTeam &team, const Bounds &bounds, const Weighing &w, u64 target, D done) {
+  constexpr u32 EACH = MAX_BLOCKS * WARPS / 32;
+  const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, parts = team.blocks * WARPS;
+  const u64 *told = team.last_told();
+  u64 masses[EACH], own = 0;
+#pragma unroll
+  for (u32 k = 0; k < EACH; ++k) {
+    masses[k] = lane * EACH + k < parts ? told[lane * EACH + k] : 0;
+    own += masses[k];
+  }
+  u64 before = prefix_sum(own) - own;
+  u32 part = lane * EACH;
+#pragma unroll
+  for (u32 k = 0; k + 1 < EACH; ++k)
+    if (part == lane * EACH + k && target >= before && target - before >= masses[k]) {
+      before += masses[k];
+      part = lane * EACH + k + 1;
+    }
+  const u32 last = 31 - __clz(__ballot_sync(~0u, before <= target));  // of those at whose part the target has not been passed
+  before = __shfl_sync(~0u, before, last);
+  part = __shfl_sync(~0u, part, last);
+  if (part / WARPS != team.block) return;
+  u32 i = part % WARPS * team.span;
+  const u32 end = i + team.span < team.held ? i + team.span : team.held;
+#pragma unroll 1
+  for (i += threadIdx.x * 4;; i += THREADS * 4) {
+    u64 q[4] = {0, 0, 0, 0};
+    float x[4] = {};
+    if (i < end) {
+      const float4 v = *reinterpret_cast<const float4 *>(team.slice + i);
+      x[0] = v.x; x[1] = v.y; x[2] = v.z; x[3] = v.w;
+#pragma unroll
+      for (u32 e = 0; e < 4; ++e) q[e] = bounds.hold(team.first + i + e, x[e]) ? w.q(x[e]) : 0;
+    }
+    const u64 mine = (q[0] + q[1]) + (q[2] + q[3]), through = prefix_sum(mine);
+    if (lane == 31) team.sh->part[warp][0] = through;
+    __syncthreads();
+    u64 upto = before + through - mine, all = before;
+#pragma unroll
+    for (u32 other = 0; other < WARPS; ++other) {
+      const u64 of_warp = team.sh->part[other][0];
+      upto += other < warp ? of_warp : 0;
+      all += of_warp;
+    }
+    if (target >= upto && target - upto < mine) {
+      u32 e = 0;
+#pragma unroll
+      for (u32 k = 0; k < 3; ++k)
+        if (e == k && target - upto >= q[k]) {
+          upto += q[k];
+          e = k + 1;
+        }
+      done(team.first + i + e, (e < 2 ? (e == 0 ? x[0] : x[1]) : (e == 2 ? x[2] : x[3])) + 0.0f);
+    }
+    if (target < all) return;
+    before = all;
+    __syncthreads();
+  }
 }
 
 // By the thread that has the token.
@@ -166,7 +249,7 @@ static __device__ __noinline__ Fate sample_by_sums(RowCall call) {
         largest = SUM_AND_LARGEST;
         break;
       case SumsState::MASS: mass_and_count(team, bounds, w, own); break;
-      case SumsState::MOMENT: sum_surprise(team, bounds, w.s, w.max_n, own); break;
+      case SumsState::MOMENT: sum_surprise(team, bounds, w, own); break;
       case SumsState::DISTANCES: sum_distances(team, bounds, state.largest(), own); break;
       case SumsState::FAILING:
         own[0] = largest_failing(team, state.largest(), w.s, w.max_n, state.number, state.by_weight);
@@ -190,7 +273,7 @@ static __device__ __noinline__ Fate sample_by_sums(RowCall call) {
         break;
       case SumsState::DRAW: {
         const u64 target = mulhi64(uniform_of(shared_state()->row, shared_state()->config), state.total);
-        team.draw(team.last_told(), target, [&](u32 id, float x) { return bounds.hold(id, x) ? w.q(x) : 0; }, [&](u32 id, float x) { tell_drawn(call, id, x); });
+        draw_left(team, bounds, w, target, [&](u32 id, float x) { tell_drawn(call, id, x); });
         return Fate::DECIDED;
       }
       default: {
@@ -199,11 +282,14 @@ static __device__ __noinline__ Fate sample_by_sums(RowCall call) {
         return fate;
       }
     }
-    team.reduce_by(largest, own);
+    team.tell_by(largest, own);
 #ifdef NUCLEUS_RACECHECK
     __syncthreads();  // the tool does not see that what a warp has told depends on what it had read
 #endif
-    if (threadIdx.x == 0) advance_sums(own[0], own[1]);
+    if (threadIdx.x < 32) {
+      team.gather_by(largest, own);
+      if (threadIdx.x == 0) advance_sums(own[0], own[1]);
+    }
     __syncthreads();
   }
 }

@@ -50,6 +50,36 @@ struct DoubleAddends {
     sum = __dadd_rz(sum, static_cast<double>(float_of(bits_of(exp2_fraction(f)) + (bits_of(shifted) << 23))));
   }
 };
+
+// The same with the moment of the surprise, of 128 tokens at most: weight and surprise are exact as doubles, and their product is added in rounding downwards to a sum
+// whose last digit is 1, as Surprise::add rounds.
+struct DoubleMoments : DoubleAddends {
+  struct Sums {
+    double mass, moment;
+  };
+  static constexpr float Q16 = 192.0f;  // added to a number between -64 and 64, it leaves 16 binary places
+  float surprise;                       // added to an exponent: Q16 more than its distance from the largest
+
+  __device__ __forceinline__ explicit DoubleMoments(const Weighing &w) : DoubleAddends(w), surprise(Q16 - static_cast<float>(w.max_n)) {}
+  __device__ __forceinline__ Sums none() const { return Sums{0.0, 1.5 * zero}; }
+  __device__ __forceinline__ u64 mass(const Sums &sums) const { return taken(zero + sums.mass); }
+  __device__ __forceinline__ i64 moment(const Sums &sums) const { return __double_as_longlong(sums.moment) - __double_as_longlong(1.5 * zero); }
+  // A sum of this token alone, and Q16 more than its surprise. One far below the largest is raised to one that weighs nothing.
+  __device__ __forceinline__ Sum weigh(float x, float &above) const {
+    x = fmaxf(x, least);
+    const float shifted = x * s + shift, n = shifted - shift, f = fmaf(x, s, -n);
+    above = f + (n + surprise);
+    return __dadd_rz(zero, static_cast<double>(float_of(bits_of(exp2_fraction(f)) + (bits_of(shifted) << 23))));
+  }
+  __device__ __forceinline__ void add(float x, Sums &sums) const {
+    float above;
+    const double q = weigh(x, above) - zero;
+    sums.mass += q;
+    sums.moment = __fma_rd(q, static_cast<double>(above - Q16), sums.moment);
+  }
+  // The surprise in Q16.
+  __device__ __forceinline__ static i32 surprise_of(float above) { return static_cast<i32>(bits_of(above) - bits_of(Q16)); }
+};
 #else
 struct DoubleAddends {
   struct Sum {
@@ -68,6 +98,18 @@ struct DoubleAddends {
     words.add(x, sum.high, sum.low);
     sum.count += 1;
   }
+};
+
+struct DoubleMoments : DoubleAddends {
+  struct Sums {};
+
+  __device__ __forceinline__ explicit DoubleMoments(const Weighing &w) : DoubleAddends(w) { serve = false; }
+  __device__ __forceinline__ Sums none() const { return Sums{}; }
+  __device__ __forceinline__ u64 mass(const Sums &) const { return 0; }
+  __device__ __forceinline__ i64 moment(const Sums &) const { return 0; }
+  __device__ __forceinline__ Sum weigh(float, float &) const { return Sum{0, 0, 0}; }
+  __device__ __forceinline__ void add(float, Sums &) const {}
+  __device__ __forceinline__ static i32 surprise_of(float) { return 0; }
 };
 #endif
 

@@ -5,8 +5,8 @@
 
 namespace nucleus {
 
-// Brings the row and its description. Waits until no block of the cluster reads what the row before has left. `use` counts the rows before.
-__device__ __forceinline__ void bring_row(const DeviceTeam &team, const PartLoad &load, const SamplingBatch &batch, u32 index, const char *logits, u32 use) {
+// Asks for the row, and brings its description. `meets`: waits until no block of the cluster reads what the row before has left.
+__device__ __forceinline__ void bring_row(const DeviceTeam &team, const PartLoad &load, const SamplingBatch &batch, u32 index, const char *logits, bool meets) {
   Shared *sh = team.sh;
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");  // other warps wrote to this part
   __syncthreads();  // a slice is read by its own block alone
@@ -16,7 +16,7 @@ __device__ __forceinline__ void bring_row(const DeviceTeam &team, const PartLoad
   const u32 request = each ? index : batch.row[index].request;
   DescriptionWord word;
   word.read(batch, index, request);
-  team.cluster_sync();
+  if (meets) team.cluster_sync();
   word.write(sh);
   if (threadIdx.x == 0) sh->unusual = sh->found = sh->kept = 0;
   __syncthreads();
@@ -25,7 +25,6 @@ __device__ __forceinline__ void bring_row(const DeviceTeam &team, const PartLoad
     __syncthreads();
   }
   describe_slot(sh, batch);
-  load.wait(use);
 }
 
 // Masks the slices that have arrived, and edits their tokens by id. `unusual` tells of an edit that had no room, or made NaN or +inf. A row that is to be changed is

@@ -25,7 +25,7 @@ constexpr u32 SUM_AND_LARGEST = 2, LARGEST_OF_BOTH = 3, SUMS_OF_BOTH = 0;
 struct SumsState {
   // What the next sweep finds, in two words of every thread.
   enum Step : u32 {
-    SURVEY,     // tokens, and what is strange; the first place
+    SURVEY,     // tokens, and what is strange; the first logit
     SMOOTH,     // divides and smooths the logits, then the same
     MASS,       // weight, tokens
     MOMENT,     // weight, moment of the surprise
@@ -95,12 +95,14 @@ struct SumsState {
     least = 0;
     return enough;
   }
-  __device__ __forceinline__ void weigh(Step how) {
+  // Not inlined, nor is what else several steps end with: one thread fetches these instructions, once a sweep.
+  static __device__ __noinline__ void weigh(Step how) {
+    SumsState &state = *here();
     Weighing w;
-    if (!begin_weighing(largest(), temperature, w)) return give_up();
-    s = w.s;
-    max_n = w.max_n;
-    step = how;
+    if (!begin_weighing(state.largest(), state.temperature, w)) return state.give_up();
+    state.s = w.s;
+    state.max_n = w.max_n;
+    state.step = how;
   }
   __device__ __forceinline__ void find_failing(i64 from, bool of_weight) {
     number = from;
@@ -116,7 +118,8 @@ struct SumsState {
   }
 
   // Goes on to the next operation that needs a sweep.
-  __device__ __forceinline__ void go_on() {
+  static __device__ __noinline__ void go_on() { here()->find_next(); }
+  __device__ __forceinline__ void find_next() {
     const SamplingProgram &program = shared_state()->program;
     step = DONE;
     UNROLL_NOT

@@ -344,10 +344,10 @@ struct DeviceTeam {
   __device__ __forceinline__ static void send(u32 to, u64 word, u32 barrier) {
     asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.u64 [%0], %1, [%2];" ::"r"(to), "l"(word), "r"(barrier) : "memory");
   }
-  // Every warp tells all warps of the team its words and waits until all have; returns what all told, a row a word. What was told at one meeting may be read
-  // until the next but one, to which nobody comes before all have been at the next. No fence: it orders nothing but these words.
+  // Every warp tells all warps of the team its words; returns where those of all will be, a row a word, once they have been waited for. What was told at one meeting may be
+  // read until the next but one, to which nobody comes before all have been at the next. No fence: it orders nothing but these words.
   template <u32 N>
-  __device__ __forceinline__ u64 (*meet(const u64 (&words)[N]) const)[MAX_BLOCKS * WARPS] {
+  __device__ __forceinline__ u32 tell_all(const u64 (&words)[N]) const {
     static_assert(N <= MEETING_WORDS);
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, met = sh->met[warp], turn = met % 2;
     if (blocks == 1) {  // such a kernel may have been launched without clusters, where there is no store of this kind
@@ -355,7 +355,7 @@ struct DeviceTeam {
       __syncwarp();
       if (lane == 0) sh->met[warp] = met + 1;
       __syncthreads();
-      return sh->mail[turn];
+      return met;
     }
     if (lane < blocks) {
       const u32 barrier = address_in(&sh->told_all[turn], lane), to = address_in(&sh->mail[turn][0][block * WARPS + warp], lane);
@@ -366,8 +366,16 @@ struct DeviceTeam {
     __syncwarp();
     if (lane == 0) sh->met[warp] = met + 1;
     __syncwarp();
-    wait_for_copy(&sh->told_all[turn], met / 2 % 2);
-    return sh->mail[turn];
+    return met;
+  }
+  // Waits until all have come to this meeting; returns what they told.
+  __device__ __forceinline__ u64 (*await_all(u32 met) const)[MAX_BLOCKS * WARPS] {
+    if (blocks > 1) wait_for_copy(&sh->told_all[met % 2], met / 2 % 2);
+    return sh->mail[met % 2];
+  }
+  template <u32 N>
+  __device__ __forceinline__ u64 (*meet(const u64 (&words)[N]) const)[MAX_BLOCKS * WARPS] {
+    return await_all(tell_all(words));
   }
   // What the warps told at the last meeting as their first word.
   __device__ __forceinline__ const u64 *last_told() const { return sh->mail[(sh->met[threadIdx.x / 32] + 1) % 2][0]; }
@@ -391,12 +399,17 @@ struct DeviceTeam {
       v[k] = LARGEST >> k & 1 ? warp.most(all) : warp.sum(all);
     }
   }
-  // The same of two words, where it is not known before which are added up.
-  __device__ __forceinline__ void reduce_by(u32 largest, u64 (&v)[2]) const {
+  // The same of two words, where it is not known before which are added up: what a warp has found is told by every warp, and gathered by those that need what all have.
+  __device__ __forceinline__ void tell_by(u32 largest, const u64 (&v)[2]) const {
     const DeviceWarp warp;
+    u64 own[2];
 #pragma unroll
-    for (u32 k = 0; k < 2; ++k) v[k] = largest >> k & 1 ? warp.most(v[k]) : warp.sum(v[k]);
-    const auto told = meet(v);
+    for (u32 k = 0; k < 2; ++k) own[k] = largest >> k & 1 ? warp.most(v[k]) : warp.sum(v[k]);
+    tell_all(own);
+  }
+  __device__ __forceinline__ void gather_by(u32 largest, u64 (&v)[2]) const {
+    const DeviceWarp warp;
+    const auto told = await_all(sh->met[threadIdx.x / 32] - 1);
 #pragma unroll
     for (u32 k = 0; k < 2; ++k) {
       u64 all = 0;

@@ -16,11 +16,38 @@ struct Typical {
   float s;
   i32 max_n, mean;
 
+  __device__ __forceinline__ Weighing weighing() const {
+    Weighing w;
+    w.s = s;
+    w.max_n = max_n;
+    return w;
+  }
   // Twice the distance, and one more on the less likely side; of tokens so far below the largest that they weigh nothing, more than of any that does.
+  __device__ __forceinline__ u32 order_of(i32 surprise) const {
+    const i32 off = surprise - mean;
+    return static_cast<u32>(off > 0 ? off : -off) << 1 | (off > 0 ? 0 : 1);
+  }
   __device__ __forceinline__ u32 order(const Exponent &e) const {
     constexpr i32 LOWEST = -(1 << 14);
-    const i32 octaves = e.weighs && e.n - max_n > LOWEST ? e.n - max_n : LOWEST, off = octaves * 65536 + (e.weighs ? __float2int_rn(e.f * 65536.0f) : 0) - mean;
-    return static_cast<u32>(off > 0 ? off : -off) << 1 | (off > 0 ? 0 : 1);
+    const i32 octaves = e.weighs && e.n - max_n > LOWEST ? e.n - max_n : LOWEST;
+    return order_of(octaves * 65536 + (e.weighs ? __float2int_rn(e.f * 65536.0f) : 0));
+  }
+  // Calls f(id, whether it is left, logit, weight, order) for tokens of this thread's part, those that are left among them.
+  template <class F>
+  __device__ __forceinline__ void each(const DeviceTeam &team, const Bounds &bounds, F f) const {
+    const DoubleMoments moments(weighing());
+    if (!moments.serve) {
+      each_left(team, bounds, [&](u32 id, float x) {
+        const Exponent e(x, s);
+        f(id, true, x, e.weight(max_n), order(e));
+      });
+      return;
+    }
+    each_kept(team, bounds, [&](u32, u32 id, bool left, float x) {
+      float above;
+      const u64 q = moments.taken(moments.weigh(left ? x : -infinity(), above));
+      f(id, left, x, q, order_of(moments.surprise_of(above)));
+    });
   }
 };
 // Which way the run grows among tokens of one order: upwards on the likelier side.
@@ -42,9 +69,8 @@ __device__ __forceinline__ void range_of_typical(const DeviceTeam &team, const B
   UNROLL_NOT
   for (u32 i = threadIdx.x; i < BINS; i += THREADS) masses[i] = 0;
   __syncthreads();
-  each_kept(team, bounds, [&](u32, u32, bool left, float x) {
-    const Exponent e(left ? x : -infinity(), typical.s);
-    const u32 units = static_cast<u32>(e.weight(typical.max_n) >> shift), step = typical.order(e) >> (DISTANCE_BITS + 1);
+  typical.each(team, bounds, [&](u32, bool, float, u64 q, u32 order) {
+    const u32 units = static_cast<u32>(q >> shift), step = order >> (DISTANCE_BITS + 1);
     if (units) atomicAdd(&masses[BINS - 1 - (step < BINS ? step : BINS - 1)], units);
   });
   team.cluster_sync();
@@ -90,15 +116,10 @@ struct TypicalEnd {
 };
 // Its key; 0: a list does not hold the tokens among which it is.
 __device__ __forceinline__ u64 end_of_typical(const DeviceTeam &team, const Bounds &bounds, const Typical &typical, const OrderRange &range, const Until &until) {
-  Weighing w;
-  w.s = typical.s;
-  w.max_n = typical.max_n;
+  const Weighing w = typical.weighing();
   u64 nearer = 0;
   team.begin_list();
-  each_kept(team, bounds, [&](u32, u32 id, bool left, float x) {
-    const Exponent e(left ? x : -infinity(), typical.s);
-    const u64 q = e.weight(typical.max_n);
-    const u32 order = typical.order(e);
+  typical.each(team, bounds, [&](u32 id, bool, float x, u64 q, u32 order) {
     nearer += order < range.near ? q : 0;
     if (q && order >= range.near && order < range.far) team.append(TypicalEnd::key_of_token(order, range.near, x, id));
   });
@@ -111,8 +132,7 @@ __device__ __forceinline__ u64 end_of_typical(const DeviceTeam &team, const Boun
 __device__ __forceinline__ void run_of_typical(const DeviceTeam &team, const Bounds &bounds, const Typical &typical, const TypicalEnd &end, u64 (&most)[2]) {
   float largest = -infinity(), least = infinity();
   u32 largest_id = 0, least_id = 0;
-  each_kept(team, bounds, [&](u32, u32 id, bool left, float x) {
-    const u32 order = typical.order(Exponent(x, typical.s));
+  typical.each(team, bounds, [&](u32 id, bool left, float x, u64, u32 order) {
     bool joins = left && order < end.order;
     if (left && order == end.order) {
       const u64 place = place_of(x + 0.0f, id);
