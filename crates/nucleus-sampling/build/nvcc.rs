@@ -2,8 +2,8 @@
 //!
 //! * `NUCLEUS_NVCC`: the compiler. Otherwise `$CUDA_HOME/bin/nvcc`, `$CUDA_PATH/bin/nvcc`, then nvcc of `PATH`.
 //! * `NUCLEUS_CUDA_ARCHS`: compute capabilities, such as `90` or `80,90`. Machine code is made for each, and PTX for the least and the largest, which
-//!   other devices compile when they load it. Kernels that need clusters are compiled for those that have them alone; for 9.0 if none has. Default: see
-//!   [`ARCHS`].
+//!   other devices compile when they load it. Kernels that need clusters are compiled for those that have them alone; for 9.0 if none has. What runs on
+//!   every device is compiled for these, too: its code for devices with clusters is another. Default: see [`ARCHS`].
 
 use std::env;
 use std::ffi::OsStr;
@@ -51,9 +51,13 @@ pub(crate) fn compile(library: &Library<'_>) -> Result<PathBuf, String> {
     let archs = env::var("NUCLEUS_CUDA_ARCHS").unwrap_or_else(|_| ARCHS.to_owned());
     let numbers = numbers(&archs)?;
     let mut objects = Vec::new();
+    let with_clusters = with_clusters(&numbers);
     for (sources, targets) in [
-        (library.portable, targets(&numbers, true)),
-        (library.sources, targets(&with_clusters(&numbers), false)),
+        (library.portable, everywhere(&numbers, &with_clusters)),
+        (
+            library.sources,
+            targets(&with_clusters, &ends(&with_clusters)[1..]),
+        ),
     ] {
         if sources.is_empty() {
             continue;
@@ -165,25 +169,35 @@ fn with_clusters(numbers: &[u32]) -> Vec<u32> {
     }
 }
 
-/// nvcc's flags for compute capabilities, with PTX of the largest, and with `least` of the least. Machine code for Hopper is that of `90a`, which has
-/// Hopper's own instructions.
-fn targets(numbers: &[u32], least: bool) -> Vec<String> {
-    let mut flags: Vec<String> = numbers
+/// The least and the largest.
+fn ends(numbers: &[u32]) -> Vec<u32> {
+    let ends = [numbers.iter().min(), numbers.iter().max()];
+    ends.into_iter().flatten().copied().collect()
+}
+
+/// nvcc's flags for what runs on every device: wherever a kernel that needs clusters runs, from machine code or from PTX, the code that the device takes
+/// of these is as new.
+fn everywhere(numbers: &[u32], with_clusters: &[u32]) -> Vec<String> {
+    let mut all = [numbers, with_clusters].concat();
+    let mut of_ptx = [ends(numbers), ends(with_clusters)[1..].to_vec()].concat();
+    for list in [&mut all, &mut of_ptx] {
+        list.sort_unstable();
+        list.dedup();
+    }
+    targets(&all, &of_ptx)
+}
+
+/// nvcc's flags for machine code of some compute capabilities and PTX of others. Machine code for Hopper is that of `90a`, which has Hopper's own
+/// instructions.
+fn targets(numbers: &[u32], of_ptx: &[u32]) -> Vec<String> {
+    let machine_code = numbers.iter().map(|number| {
+        let own = if *number == HOPPER { "a" } else { "" };
+        format!("-gencode=arch=compute_{number}{own},code=sm_{number}{own}")
+    });
+    let ptx = of_ptx
         .iter()
-        .map(|number| {
-            let own = if *number == HOPPER { "a" } else { "" };
-            format!("-gencode=arch=compute_{number}{own},code=sm_{number}{own}")
-        })
-        .collect();
-    let (first, last) = (numbers.iter().min(), numbers.iter().max());
-    let mut of_ptx: Vec<&u32> = last.into_iter().collect();
-    of_ptx.extend(first.filter(|first| least && Some(*first) != last));
-    flags.extend(
-        of_ptx
-            .iter()
-            .map(|number| format!("-gencode=arch=compute_{number},code=compute_{number}")),
-    );
-    flags
+        .map(|number| format!("-gencode=arch=compute_{number},code=compute_{number}"));
+    machine_code.chain(ptx).collect()
 }
 
 /// Where `libcudart_static.a` lies: beside the compiler, in the layouts of the toolkit and of the Python wheels.
