@@ -28,11 +28,11 @@ const VOCAB: usize = 151_936;
 
 /// Every way the kernel can work.
 fn ways() -> impl Iterator<Item = CudaOptions> {
-    let portable = (0, true);
+    let portable = [0, 1, 8].map(|blocks| (blocks, true));
     let clusters = [0, 1, 2, 4, 8].map(|cluster| (cluster, false));
     clusters
         .into_iter()
-        .chain([portable])
+        .chain(portable)
         .flat_map(|(cluster, portable)| {
             [false, true].map(|exact_path| CudaOptions {
                 device: 0,

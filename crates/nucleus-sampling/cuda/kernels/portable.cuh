@@ -1,5 +1,5 @@
-// The team of a row on devices without clusters, or with less shared memory than those have: one block, which reads the row from device memory in every sweep.
-// It takes what compute capability 8.0 has, and at most 99 KiB of shared memory.
+// The team of a row, or of a part of one, on devices without clusters, or with less shared memory than those have: one block, which reads it from device memory in
+// every sweep. It takes what compute capability 8.0 has, and at most 99 KiB of shared memory.
 //
 // Four logits are read at a time. Tokens with edits are marked by a bit each, as a mask marks those that are forbidden, and left out there: they come from the
 // table of edits, which holds their logits where edits are merged.
@@ -35,7 +35,8 @@ struct PortableShared : Description {
   RawSums raw;
   u64 told;
   u32 listed, kept, fate;
-  bool merges, marked, apart;  // marked: there are edits; apart: there is a list of allowed ids, and no others are looked at
+  u32 first, end;  // the fours of the row that this block looks at, from a multiple of 32 on
+  bool merges, marked, few_edited, apart;  // marked: there are edits; few_edited: no more than the table has room for; apart: there is a list of allowed ids, and no others are looked at
 };
 constexpr u32 PORTABLE_SHARED_BYTES = (sizeof(PortableShared) + 15) / 16 * 16;
 // Words of marks for a row of so many ids.
@@ -44,21 +45,31 @@ static_assert(PORTABLE_SHARED_BYTES + mark_words(NUCLEUS_MAX_VOCAB) * sizeof(u32
 __device__ __forceinline__ PortableShared *portable_state() { return reinterpret_cast<PortableShared *>(shared_memory); }
 __device__ __forceinline__ u32 *portable_marks() { return reinterpret_cast<u32 *>(shared_memory + PORTABLE_SHARED_BYTES); }
 
-// A row in device memory, by fours.
+// Some fours of a row; none where `from` is not below `end`.
+struct FourRange {
+  u32 from, end;
+};
+
+// What the block looks at of a row in device memory, by fours.
 struct FourReader {
   const void *logits;
   const u32 *mask;   // null: none
   const u32 *marks;  // null: none
-  u32 mask_words, dtype, limit;
+  u32 mask_words, dtype, limit, first, end;
   bool aligned;
 
   __device__ __forceinline__ FourReader(const Request &r, bool raw)
-      : logits(r.logits), mask(raw ? nullptr : r.mask), marks(raw || !portable_state()->marked ? nullptr : portable_marks()), mask_words(r.mask_words), dtype(r.dtype), limit(r.limit) {
+      : logits(r.logits), mask(raw ? nullptr : r.mask), marks(raw || !portable_state()->marked ? nullptr : portable_marks()), mask_words(r.mask_words), dtype(r.dtype), limit(r.limit), first(portable_state()->first), end(portable_state()->end) {
     aligned = reinterpret_cast<uintptr_t>(logits) % (dtype == NUCLEUS_F32 ? 16 : 8) == 0;
   }
-  __device__ __forceinline__ u32 fours() const { return (limit + 3) / 4; }
-  // Fours of a warp's part of the row, a multiple of 32.
-  __device__ __forceinline__ u32 span() const { return ((fours() + WARPS - 1) / WARPS + 31) & ~31u; }
+  // Fours of a warp's part, a multiple of 32.
+  __device__ __forceinline__ u32 span() const { return ((end - first + WARPS - 1) / WARPS + 31) & ~31u; }
+  __device__ __forceinline__ FourRange of_warp(u32 warp) const {
+    const u32 from = first + warp * span();
+    return FourRange{from, from + span() < end ? from + span() : end};
+  }
+  // Whose part an id of the block lies in.
+  __device__ __forceinline__ u32 warp_of(u32 id) const { return (id / 4 - first) / span(); }
 
   __device__ __forceinline__ u32 single(u32 id) const {
     if (dtype == NUCLEUS_F32) return id < limit ? __ldg(static_cast<const u32 *>(logits) + id) : 0xFF800000u;
@@ -93,15 +104,15 @@ struct FourReader {
     }
     return v;
   }
-  // Calls f(first id, four logits) for a warp's fours from `first` on as long as all that it asks for at once are whole; returns where it ends. Lanes that f keeps
+  // Calls f(first id, four logits) for a warp's fours as long as all that it asks for at once are whole; returns where it ends. Lanes that f keeps
   // longer are waited for: without that they would go through the rest by themselves.
   template <bool WIDE, class F, class A>
-  __device__ __forceinline__ u32 each_whole(u32 first, u32 end, F f, A after) const {
-    end = aligned ? (end < limit / 4 ? end : limit / 4) : 0;
-    u32 calls = 0;
+  __device__ __forceinline__ u32 each_whole(FourRange own, F f, A after) const {
+    const u32 whole = aligned ? (own.end < limit / 4 ? own.end : limit / 4) : 0;
+    u32 from = own.from, calls = 0;
     UNROLL_NOT
-    for (; first + 32 * FOURS_AT_ONCE <= end; first += 32 * FOURS_AT_ONCE) {
-      const u32 i = first + threadIdx.x % 32;
+    for (; from + 32 * FOURS_AT_ONCE <= whole; from += 32 * FOURS_AT_ONCE) {
+      const u32 i = from + threadIdx.x % 32;
       uint4 bits[FOURS_AT_ONCE];
       u32 take[FOURS_AT_ONCE];
 #pragma unroll
@@ -117,7 +128,7 @@ struct FourReader {
       __syncwarp();
     }
     after();
-    return first;
+    return from;
   }
 };
 
@@ -148,7 +159,7 @@ struct BlockTeam {
   __device__ __forceinline__ void each_four(const Request &r, bool raw, F f) const {
     if (!raw && sh()->apart) return;
     const FourReader row(r, raw);
-    const u32 from = threadIdx.x / 32 * row.span(), end = from + row.span() < row.fours() ? from + row.span() : row.fours();
+    const auto [from, end] = row.of_warp(threadIdx.x / 32);
     uint4 next[2];
     u32 allowed[2];
 #pragma unroll
@@ -177,12 +188,12 @@ struct BlockTeam {
   __device__ __forceinline__ void each_four_at_once(const Request &r, bool raw, F f, A after) const {
     if (!raw && sh()->apart) return;
     const FourReader row(r, raw);
-    const u32 from = threadIdx.x / 32 * row.span(), end = from + row.span() < row.fours() ? from + row.span() : row.fours();
-    u32 first = row.dtype == NUCLEUS_F32 ? row.each_whole<true>(from, end, f, after) : row.each_whole<false>(from, end, f, after);
+    const FourRange own = row.of_warp(threadIdx.x / 32);
+    u32 from = row.dtype == NUCLEUS_F32 ? row.each_whole<true>(own, f, after) : row.each_whole<false>(own, f, after);
     UNROLL_NOT
-    for (u32 k = 0; first < end; first += 32, ++k) {
-      const u32 i = first + threadIdx.x % 32;
-      if (i < end) {
+    for (u32 k = 0; from < own.end; from += 32, ++k) {
+      const u32 i = from + threadIdx.x % 32;
+      if (i < own.end) {
         const float4 v = row.widened(row.dtype == NUCLEUS_F32, row.ask(i), row.unmarked(i, row.allowed(i)));
         f(4 * i, v.x, v.y, v.z, v.w);
       }
@@ -191,7 +202,9 @@ struct BlockTeam {
     }
     after();
   }
-  // Calls f(id, its edit or null) for the tokens that the fours leave out, one a thread.
+  // Whether the block looks at an id.
+  __device__ __forceinline__ static bool has(u32 id) { return id / 4 - sh()->first < sh()->end - sh()->first; }
+  // Calls f(id, its edit or null) for the block's tokens that the fours leave out, one a thread.
   template <class F>
   __device__ __forceinline__ void each_apart(const Request &r, bool raw, F f) const {
     if (raw || !(sh()->marked || sh()->apart)) return;
@@ -202,10 +215,10 @@ struct BlockTeam {
     UNROLL_NOT
     for (u32 i = threadIdx.x; i < count; i += THREADS) {
       u32 id = apart ? ids[i] : table.slots[i].id;
-      if (id >= limit) continue;
+      if (id >= limit || !has(id)) continue;
       UNROLL_NOT
       for (u32 turn = 0; turn < 2; ++turn, id ^= MARKED_IDS) {  // then the id that shares its mark
-        if (turn && (apart || id >= limit || table.find(id))) continue;
+        if (turn && (apart || id >= limit || !has(id) || table.find(id))) continue;
         f(id, apart || turn ? nullptr : table.slots + i);
       }
     }
@@ -307,17 +320,22 @@ struct BlockTeam {
   __device__ __forceinline__ static u64 *list() { return sh()->list; }
   __device__ __forceinline__ static u64 *scratch() { return sh()->scratch; }
 
-  // Finds the smallest id at which the inclusive sum of weights exceeds the target, from the sums of the warps' parts: one thread does, and calls done(id, weight).
+  // Lowers the target of a draw by what comes before the warp's part that it falls in, and tells whose that is.
+  __device__ __forceinline__ static u32 warp_of_target(u64 &target) {
+    u32 warp = 0;
+    UNROLL_NOT
+    for (; target >= sh()->masses[warp]; ++warp) target -= sh()->masses[warp];
+    return warp;
+  }
+  // Finds the smallest id of a warp's part at which the inclusive sum of weights exceeds the target: one thread does, and calls done(id, weight).
   // weights(i, q): the weights of four i.
   template <class F, class D>
-  __device__ __forceinline__ void find_token(u64 target, F weights, D done) const {
-    const FourReader row(sh()->request, false);
+  __device__ __forceinline__ void find_token(u32 warp_of_part, u64 target, F weights, D done) const {
+    const FourRange part = FourReader(sh()->request, false).of_warp(warp_of_part);
+    const u32 from = part.from, end = part.end;
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     u64 at = 0, q[4];
-    u32 part = 0, step = 0;
-    UNROLL_NOT
-    for (; target - at >= sh()->masses[part]; ++part) at += sh()->masses[part];
-    const u32 from = part * row.span(), end = from + row.span() < row.fours() ? from + row.span() : row.fours();
+    u32 step = 0;
     auto of_lane = [&](u32 of) {
       q[0] = q[1] = q[2] = q[3] = 0;
       if (from + of * 32 + lane < end) weights(from + of * 32 + lane, q);
@@ -357,17 +375,19 @@ struct BlockTeam {
   template <class Machine>
   __device__ __noinline__ u32 draw(const Machine &machine, u64 target) const {
     const Weighing &w = machine.w;
-    const u32 span = 4 * FourReader(machine.r, false).span(), from = threadIdx.x / 32 * span;
+    const FourReader row(machine.r, false);
+    const u32 span = row.span(), from = row.of_warp(threadIdx.x / 32).from;
     u64 own = 0;
     clear_masses();
     machine.sweep([&](u32 id, float x) {
       const u64 q = w.q(x);
-      if (id - from < span) own += q;
-      else add_by_halves(&sh()->masses[id / span], q);
+      if (id / 4 - from < span) own += q;
+      else add_by_halves(&sh()->masses[row.warp_of(id)], q);
     });
     sum_masses(own);
+    const u32 warp = warp_of_target(target);
     find_token(
-        target,
+        warp, target,
         [&](u32 i, u64 (&q)[4]) {
 #pragma unroll
           for (u32 e = 0; e < 4; ++e) {

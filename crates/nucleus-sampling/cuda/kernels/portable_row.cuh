@@ -16,7 +16,21 @@ __device__ __forceinline__ void fail(u32 status, SampledToken *out) {
   if (threadIdx.x == 0) *out = result(failed, sh()->raw, sh()->request);
 }
 
-// Builds the table of edits; where they are merged, with the logits after them. False: more tokens are edited than there is room for.
+// The part of a row that the block looks at: of so many parts of as many fours, but for the last.
+__device__ __forceinline__ u32 fours_of_part(u32 limit, u32 parts) { return (limit / 4 / (32 * parts) + 1) * 32; }
+__device__ __forceinline__ void take_part(u32 parts, u32 part) {
+  const u32 fours = (sh()->request.limit + 3) / 4, each = fours_of_part(sh()->request.limit, parts), first = part * each < fours ? part * each : fours;
+  const u32 end = first + each < fours ? first + each : fours;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    sh()->first = first;
+    sh()->end = end;
+  }
+  for (u32 i = first / 8 + threadIdx.x; i < (end + 7) / 8; i += THREADS) portable_marks()[i % (MARKED_IDS / 32)] = 0;
+  __syncthreads();
+}
+
+// Builds the table of edits, and marks the block's tokens; where edits are merged, with their logits after them. False: more tokens are edited than there is room for.
 __device__ __noinline__ bool note_edits(const Workspace &workspace, u32 index) {
   const Request &r = sh()->request;
   EditTable table{nullptr, 0};
@@ -25,7 +39,7 @@ __device__ __noinline__ bool note_edits(const Workspace &workspace, u32 index) {
   UNROLL_NOT
   for (u32 i = threadIdx.x; sh()->marked && i < table.capacity; i += THREADS) {
     Edit &edit = table.slots[i];
-    if (edit.id >= r.limit) continue;
+    if (edit.id >= r.limit || !BlockTeam::has(edit.id)) continue;
     BlockTeam::mark(edit.id);
     if (!sh()->merges) continue;
     bool unusual = false;
@@ -36,10 +50,23 @@ __device__ __noinline__ bool note_edits(const Workspace &workspace, u32 index) {
   return true;
 }
 
-// Learns what a row asks for, and what happens to its tokens; false: more of them are edited than there is room for.
-__device__ __noinline__ bool prepare(const SamplingBatch &batch, const Workspace &workspace, u32 index, SlicePlan &plan) {
-  share_description(sh(), batch, index, batch.row[index].request);
+// Learns what a row asks for; false: it is padding. Where most rows have the request of their own number, that is read before the row is known.
+__device__ __noinline__ bool describe(const SamplingBatch &batch, u32 index, SlicePlan &plan) {
+  const bool each = batch.flags & NUCLEUS_BATCH_REQUEST_EACH;
+  u32 request = index;
+  if (!each) {
+    if (batch.row[index].flags & NUCLEUS_ROW_PADDING) return false;
+    request = batch.row[index].request;
+  }
+  share_description(sh(), batch, index, request);
   __syncthreads();
+  if (sh()->row.flags & NUCLEUS_ROW_PADDING) return false;
+  if (each && sh()->row.request != request) {
+    request = sh()->row.request;
+    __syncthreads();
+    share_description(sh(), batch, index, request);
+    __syncthreads();
+  }
   describe_slot(sh(), batch);
   plan = plan_of(*sh());
   if (threadIdx.x == 0) {
@@ -47,12 +74,22 @@ __device__ __noinline__ bool prepare(const SamplingBatch &batch, const Workspace
     sh()->request = r;
     sh()->raw = RawSums{};
     sh()->merges = plan.sliced;
-    sh()->marked = edited_bound(r) > 0;
+    const u64 edited = plan.edits ? edited_bound(r) : 0;
+    sh()->marked = edited > 0;
+    sh()->few_edited = edited <= SHARED_EDITS_USED;
     sh()->apart = sh()->row.flags & NUCLEUS_ROW_ALLOWED;
   }
   __syncthreads();
-  for (u32 i = threadIdx.x; i < mark_words(sh()->request.limit); i += THREADS) portable_marks()[i] = 0;
-  return note_edits(workspace, index);
+  return true;
+}
+
+enum class Prepared : u32 { READY, CROWDED, PADDING };  // CROWDED: more tokens are edited than there is room for
+
+// The same, and what happens to its tokens.
+__device__ __forceinline__ Prepared prepare(const SamplingBatch &batch, const Workspace &workspace, u32 index, SlicePlan &plan) {
+  if (!describe(batch, index, plan)) return Prepared::PADDING;
+  take_part(1, 0);
+  return note_edits(workspace, index) ? Prepared::READY : Prepared::CROWDED;
 }
 
 // From here on edits are layers, each checked for itself.
@@ -97,7 +134,7 @@ __device__ __noinline__ u32 list_from(float least) {
 __device__ __noinline__ u64 weigh_row(bool raw, float s, i32 max_n, float least, float list_from) {
   const BlockTeam team;
   const Request &r = sh()->request;
-  const u32 span = 4 * FourReader(r, raw).span();
+  const FourReader row(r, raw);
   if (threadIdx.x == 0) sh()->kept = 0;
   team.clear_masses();
   team.begin_list();
@@ -131,10 +168,10 @@ __device__ __noinline__ u64 weigh_row(bool raw, float s, i32 max_n, float least,
         high = low = added = 0;
       });
   team.each_merged(r, raw, [&](u32 id, float x) {
+    look(id, x);
     if (!(x >= least)) return;
     count += 1;
-    add_by_halves(&sh()->masses[id / span], w.q(x + 0.0f));
-    look(id, x);
+    add_by_halves(&sh()->masses[row.warp_of(id)], w.q(x + 0.0f));
   });
   count = __reduce_add_sync(~0u, count);
   if (threadIdx.x % 32 == 0) atomicAdd(&sh()->kept, count);
@@ -169,12 +206,12 @@ __device__ __forceinline__ void edited_four(const FourReader &row, u32 i, float 
     if ((apart || (allowed & ~take) >> e & 1) && 4 * i + e < row.limit) x[e] = BlockTeam::merged(sh()->request, sh()->table, 4 * i + e);
 }
 
-// Draws from the tokens from `least` on after weigh_row.
-__device__ __noinline__ void draw_token(float s, i32 max_n, float least, u64 total, SampledToken *out) {
+// Draws from a warp's tokens from `least` on, of which so much weight is passed over.
+__device__ __noinline__ void draw_of_warp(u32 warp, u64 target, float s, i32 max_n, float least, u64 total, SampledToken *out) {
   const Request &r = sh()->request;
   const FourReader row(r, false);
   BlockTeam{}.find_token(
-      mulhi64(uniform_of(r), total),
+      warp, target,
       [&](u32 i, u64 (&q)[4]) {
         float x[4];
         edited_four(row, i, x);
@@ -188,6 +225,12 @@ __device__ __noinline__ void draw_token(float s, i32 max_n, float least, u64 tot
         outcome.logprob = processed_logprob(weight, total);
         *out = result(outcome, sh()->raw, r);
       });
+}
+// Draws from the tokens from `least` on after weigh_row.
+__device__ __forceinline__ void draw_token(const Weighing &w, float least, u64 total, SampledToken *out) {
+  u64 target = mulhi64(uniform_of(sh()->request), total);
+  const u32 warp = BlockTeam::warp_of_target(target);
+  draw_of_warp(warp, target, w.s, w.max_n, least, total, out);
 }
 
 // The choice from the list, the beginning of a row of weight `total`, or all that counts. MANY: the cut lies beyond it.
@@ -211,31 +254,49 @@ __device__ __noinline__ Fate choose_from_list(SlicePlan plan, u32 count, u64 tot
   return static_cast<Fate>(sh()->fate);
 }
 
+// From which logits on the tokens matter that decide a row.
+struct Search {
+  Weighing w;
+  bool weighs, empty;
+  float threshold;  // what is weighed begins here
+  float listed;     // what is listed
+
+  // `own`: the largest key of the thread's group of tokens; all of them bound the k-th.
+  __device__ __forceinline__ Search(const SlicePlan &plan, u32 own, u32 largest) {
+    empty = !largest;
+    weighs = !empty && begin_weighing(value_of(largest), plan.temperature, w);
+    threshold = listed = LOWEST;
+    if (plan.kind == SlicePlan::ALL) return;
+    const u32 k = plan.kind == SlicePlan::MASS && plan.k < MASS_GROUPS ? MASS_GROUPS : plan.k, bound = k == 1 ? largest : kth_of_threads(own, k);
+    if (bound) listed = value_of(bound);
+    if (plan.kind != SlicePlan::ABOVE) return;
+    threshold = empty ? listed : fmaxf(fmaf(plan.temperature, sh()->program.ops[plan.op].arg, value_of(largest)), LOWEST);
+    listed = fminf(threshold, listed);
+  }
+};
+
 // Decides a row by its first tokens, by all above a bound or by all of it.
 __device__ __noinline__ Fate sample_first(SlicePlan plan, SampledToken *out) {
   const u32 own = largest_of_thread(false), largest = BlockTeam{}.local_max(own);
   if (largest == UNUSUAL) return Fate::STRANGE;
-  const bool all = plan.kind == SlicePlan::ALL, above = plan.kind == SlicePlan::ABOVE, by_mass = plan.kind == SlicePlan::MASS;
-  Weighing w;
-  const bool weighs = largest && begin_weighing(value_of(largest), plan.temperature, w);
-  if (all) {
-    if (weighs) draw_token(w.s, w.max_n, LOWEST, weigh_row(false, w.s, w.max_n, LOWEST, infinity()), out);
-    else fail(largest ? NUCLEUS_OVERFLOW : NUCLEUS_EMPTY, out);
+  const bool by_mass = plan.kind == SlicePlan::MASS;
+  const Search search(plan, own, largest);
+  const Weighing &w = search.w;
+  if (plan.kind == SlicePlan::ALL) {
+    if (search.weighs) draw_token(w, LOWEST, weigh_row(false, w.s, w.max_n, LOWEST, infinity()), out);
+    else fail(search.empty ? NUCLEUS_EMPTY : NUCLEUS_OVERFLOW, out);
     return Fate::DECIDED;
   }
-  if (by_mass && !weighs) return Fate::MANY;
-  const u32 k = by_mass && plan.k < MASS_GROUPS ? MASS_GROUPS : plan.k, bound = k == 1 ? largest : kth_of_threads(own, k);
-  const float reached = bound ? value_of(bound) : LOWEST;
-  const float threshold = above && largest ? fmaxf(fmaf(plan.temperature, sh()->program.ops[plan.op].arg, value_of(largest)), LOWEST) : reached;
+  if (by_mass && !search.weighs) return Fate::MANY;
   u64 total = 0;
-  if (by_mass) total = weigh_row(false, w.s, w.max_n, LOWEST, reached);
-  else list_from(fminf(threshold, reached));
+  if (by_mass) total = weigh_row(false, w.s, w.max_n, LOWEST, search.listed);
+  else list_from(search.listed);
   const u32 count = sh()->listed;
   if (count <= PORTABLE_LISTED) return choose_from_list(plan, count, total, out);
-  if (!above || !weighs || !then_draws(plan, sh()->program)) return Fate::MANY;
-  total = weigh_row(false, w.s, w.max_n, threshold, infinity());
+  if (plan.kind != SlicePlan::ABOVE || !search.weighs || !then_draws(plan, sh()->program)) return Fate::MANY;
+  total = weigh_row(false, w.s, w.max_n, search.threshold, infinity());
   if (sh()->kept < plan.k) return Fate::MANY;
-  draw_token(w.s, w.max_n, threshold, total, out);
+  draw_token(w, search.threshold, total, out);
   return Fate::DECIDED;
 }
 
@@ -244,16 +305,15 @@ __device__ __noinline__ bool sample_whole(bool unlisted, SampledToken *out) {
   return sample_exactly(BlockTeam{}, sh()->request, sh()->table, sh()->raw, unlisted, out);
 }
 
-__device__ __forceinline__ void sample_row(const SamplingBatch &batch, const Workspace &workspace, u32 index) {
-  if (batch.row[index].flags & NUCLEUS_ROW_PADDING) return;
+// `exactly`: what decides a row by few sweeps was tried.
+__device__ __noinline__ void sample_row(const SamplingBatch &batch, const Workspace &workspace, u32 index, bool exactly) {
   SampledToken *const out = batch.out + index;
   SlicePlan plan;
-  if (!prepare(batch, workspace, index, plan)) {
-    fail(NUCLEUS_WORKSPACE, out);
-    return;
-  }
+  const Prepared prepared = prepare(batch, workspace, index, plan);
+  if (prepared == Prepared::CROWDED) fail(NUCLEUS_WORKSPACE, out);
+  if (prepared != Prepared::READY) return;
   if (!(sh()->row.flags & NUCLEUS_ROW_PROCESSED)) find_raw_sums();
-  const bool bounded = plan.sliced && plan.kind != SlicePlan::EXACT && !(batch.flags & NUCLEUS_BATCH_EXACT), unlisted = batch.flags & NUCLEUS_BATCH_UNLISTED;
+  const bool bounded = plan.sliced && plan.kind != SlicePlan::EXACT && !exactly, unlisted = batch.flags & NUCLEUS_BATCH_UNLISTED;
   const Fate fate = bounded ? sample_first(plan, out) : Fate::MANY;
   if (fate == Fate::DECIDED) return;
   if (fate == Fate::STRANGE) unmerge(workspace, index);
@@ -270,7 +330,7 @@ __device__ __forceinline__ void tell_top_of(const SamplingBatch &batch, const Wo
   if ((batch.row[index].flags & (NUCLEUS_ROW_TOP | NUCLEUS_ROW_PADDING)) != NUCLEUS_ROW_TOP) return;
   const TopCall own{call.top + static_cast<u64>(index) * call.count, call.count};
   SlicePlan plan;
-  if (!prepare(batch, workspace, index, plan)) {
+  if (prepare(batch, workspace, index, plan) != Prepared::READY) {
     own.tell_nothing(BlockTeam{});
     return;
   }

@@ -273,8 +273,10 @@ static void check_late(const CorpusBatch &b, uint32_t number, cudaStream_t strea
   }
 }
 
-// The ways of devices without clusters.
+// The ways of devices without clusters, with one block a row and with several.
 static void check_portable(Loaded &loaded, uint32_t number) {
+  for (uint32_t blocks : {1u, 2u, 8u})
+    for (uint32_t flags : {0u, NUCLEUS_BATCH_REQUEST_EACH}) loaded.check(number, Way{blocks, NUCLEUS_BATCH_PORTABLE | flags});
   for (uint32_t flags : {0u, NUCLEUS_BATCH_EXACT, NUCLEUS_BATCH_EXACT | NUCLEUS_BATCH_UNLISTED, NUCLEUS_BATCH_SOME_FEW, NUCLEUS_BATCH_ALL_DRAWN})
     loaded.check(number, Way{0, NUCLEUS_BATCH_PORTABLE | flags});
   loaded.check_top(number, NUCLEUS_BATCH_PORTABLE);

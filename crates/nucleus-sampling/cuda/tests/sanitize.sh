@@ -69,7 +69,7 @@ for tool in $tools; do
   for part in 1,1 2,1 4,0; do start "$tool" 111-111$batches "$part,$rows"; done            # clusters, and their exact path
   start "$tool" 32000-32000$spread top,1                                                   # likeliest tokens: a cluster of 8, and a block
   for part in top processed,1 processed,2; do start "$tool" 1-5/3 "$part"; done
-  for part in 0,8192 0,9217; do start "$tool" 111-111$batches "$part,$rows"; done          # without clusters
+  for part in 0,8192 4,8192 0,9217; do start "$tool" 111-111$batches "$part,$rows"; done   # without clusters: a block a row, four, and the exact path
   for part in top,20,8192 processed,0,8192; do start "$tool" 1-5/3 "$part"; done
   start "$tool" 6000-6000$batches "0,8,$rows" # rows that keep many tokens
   start "$tool" 1-5/3 "$single"               # the call for one row

@@ -40,7 +40,7 @@ pub struct CudaOptions {
     pub cluster: u32,
     /// Send every row down the path without bounded candidates or lists.
     pub exact_path: bool,
-    /// Work as on devices without clusters, or with less than 227 KiB of shared memory a block: by one block a row.
+    /// Work as on devices without clusters, or with less than 227 KiB of shared memory a block.
     pub portable: bool,
 }
 
