@@ -19,10 +19,10 @@ constexpr u32 PAIRS_MOST = 13;       // of pieces, of each reading thread
 constexpr u32 LOCAL_MOST = 270336;   // ids of a block
 constexpr u32 PAIR_MOST = 10;        // vectors of a pair of pieces
 constexpr u32 HELD_MOST = 128;       // hits of which the vectors are kept, where they are still in registers
-constexpr u32 HITS_MOST = 2048;      // pairs of pieces of a block's threads that reach the bound
+constexpr u32 HITS_MOST = LISTED;    // pairs of pieces of a block's threads that reach the bound; more of them have more tokens than a list
 constexpr u32 GROUPS_MOST = 256;     // of threads, each with its largest logit
 constexpr u32 SAMPLES = 32;          // of them, of which one is the bound
-constexpr u32 STRANGE = 1u << 16;    // tokens for a warp that has seen what is no number, or had no room
+constexpr u32 STRANGE = 1u << 20;    // tokens for a warp that has seen what is no number
 static_assert(STRANGE > LISTED);
 // Named barriers: spread_chain.cuh's; the helping threads together; the row is described; tokens are marked; the plan is known; the samples are counted; the row is
 // described, for the warp that plans; the bound is known; the list is sorted; and its order by id is known.

@@ -186,6 +186,7 @@ struct Block : Sender<DTYPE, BLOCKS> {
   // Sends what a warp has of the tokens whose edits decide; how many were sent. A barrier precedes.
   __device__ __forceinline__ u32 send_changed(float threshold, bool &strange) const {
     u32 sent = 0;
+    bool full;
     const u32 count = sh->changed;
     if (warp >= count) return 0;
     const Request r = request();
@@ -193,7 +194,7 @@ struct Block : Sender<DTYPE, BLOCKS> {
     for (u32 i = warp; i < count; i += BLOCK_WARPS) {
       const Changed token = sh->changes[i];
       const float x = edit_token(sh, r, token, strange);
-      sent += send(lane == 0 && x > -infinity() && x >= threshold, place_of(x, token.id));
+      sent += send(lane == 0 && x > -infinity() && x >= threshold, place_of(x, token.id), full);
     }
     return sent;
   }
@@ -315,24 +316,23 @@ struct Block : Sender<DTYPE, BLOCKS> {
       meet<BOUND_KNOWN, BLOCK_THREADS>();
     }
     if (!sh->bounded) return false;
+    u32 unsent = 0;
     if (!held) {
       __syncthreads();
       if (sh->hit <= HITS_MOST) sent = send_hits(least_of(sh->threshold));
-      else strange = true;
+      else if (warp == 0) unsent = LISTED + 1;
     }
     if (sh->plan.edits) {
       if (helper < MARKERS) list_risers(value_or_none(sh->threshold), least_of(sh->threshold), early);
       __syncthreads();
       sent += send_changed(value_or_none(sh->threshold), strange);
     }
-    strange = __any_sync(~0u, strange);
-    if (strange) {
-      add_in(address_in(shared_address(&sh->listed), 0), STRANGE);
+    if (__any_sync(~0u, strange)) unsent += STRANGE;
+    if (unsent) {
+      add_in(address_in(shared_address(&sh->listed), 0), unsent);
       asm volatile("fence.acq_rel.cluster;" ::: "memory");  // no place waits for this addition, as those that are sent do
     }
-    if (lane == 0) {
-      announce(address_in(shared_address(&sh->arrived), 0), 8 * sent);
-    }
+    if (lane == 0) announce(address_in(shared_address(&sh->arrived), 0), 8 * sent);
     return true;
   }
 };

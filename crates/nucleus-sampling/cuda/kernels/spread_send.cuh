@@ -37,11 +37,14 @@ struct Sender : Reader<DTYPE, BLOCKS> {
   __device__ __forceinline__ void send_to(u32 to, u64 place) const {
     if (to < LISTED) send_place(address_in(shared_address(&sh->places[to]), 0), place, address_in(shared_address(&sh->arrived), 0));
   }
-  // Sends tokens that lanes have to the leading block; how many there was room for. By a warp.
-  __device__ __forceinline__ u32 send(bool has, u64 place) const {
+  // Whether places from there on are behind the list's: then it does not decide the row, and no more need be sent.
+  __device__ __forceinline__ static bool is_full(u32 first) { return first >= LISTED; }
+  // Sends tokens that lanes have to the leading block; how many there was room for. By a warp. `full`: set where its list has no place.
+  __device__ __forceinline__ u32 send(bool has, u64 place, bool &full) const {
     const u32 lanes = __ballot_sync(~0u, has), count = __popc(lanes);
     if (!lanes) return 0;
     const u32 first = __shfl_sync(~0u, take_places(count), 0);
+    full = is_full(first);
     if (has) send_to(first + __popc(lanes & ((1u << lane) - 1)), place);
     return room_of(first, count);
   }
@@ -51,9 +54,10 @@ struct Sender : Reader<DTYPE, BLOCKS> {
 
   // Sends the unedited tokens of lanes' vectors that reach the threshold, and lists the others; how many were sent. `LANES` have a hit, vector i of lane j is number
   // i LANES + j of it. `first`, `local`: the lane's first token, by its id and among the block's. `taken`: to the first lane, the first of the places that were taken
-  // for the hits, a place each of `hits`; `hit`: which of these the lane's is.
+  // for the hits, a place each of `hits`; `hit`: which of these the lane's is. `full`: the list has no place any more, and not all are looked at; places of the lanes'
+  // hits are filled all the same.
   template <u32 LANES, u32 EACH>
-  __device__ __forceinline__ u32 send_reaching(const uint4 (&v)[EACH], u32 first, u32 local, float least, u32 taken, u32 hit, u32 hits) const {
+  __device__ __forceinline__ u32 send_reaching(const uint4 (&v)[EACH], u32 first, u32 local, float least, u32 taken, u32 hit, u32 hits, bool &full) const {
     constexpr u32 APART = LANES * D::STRIDE;
     float x[EACH * WIDTH];
     u32 sent = 0, reaching = 0;
@@ -72,6 +76,8 @@ struct Sender : Reader<DTYPE, BLOCKS> {
     const u32 lanes_of_hit = ((1u << LANES) - 1) << lane / LANES * LANES;
     bool open = hit < hits;  // its place
     taken = __shfl_sync(~0u, taken, 0);
+    full = is_full(taken);
+    if (full) return 0;
     UNROLL_NOT
     for (; __any_sync(~0u, reaching); reaching &= reaching - 1) {
       const u32 bit = __ffs(reaching) - 1, ids = EACH == 1 ? bit : bit / WIDTH * APART + bit % WIDTH, id = first + (EACH == 1 ? bit : bit / WIDTH * (APART * BLOCKS) + bit % WIDTH);
@@ -85,7 +91,8 @@ struct Sender : Reader<DTYPE, BLOCKS> {
       const bool takes = open && has && !(of_hit & ((1u << lane) - 1));
       if (takes) send_to(taken + hit, place);
       if (of_hit) open = false;
-      sent += send(has && !takes, place);
+      sent += send(has && !takes, place, full);
+      if (full) break;
     }
     if (open && lane % LANES == 0) send_to(taken + hit, no_token(taken + hit));
     return sent;
@@ -124,9 +131,10 @@ struct Sender : Reader<DTYPE, BLOCKS> {
       }
     }
     __syncwarp();
-    u32 sent = 0;
+    u32 sent = 0, hit = part;
+    bool full = false;
     UNROLL_NOT
-    for (u32 hit = part; hit - part < hits; hit += PARTS) {
+    for (; hit - part < hits && !full; hit += PARTS) {
       const u32 thread = hit < hits ? sh->hits[warp * 32 + hit] : 0, first = D::at(block, j, thread);
       uint4 v[EACH];
 #pragma unroll
@@ -142,9 +150,11 @@ struct Sender : Reader<DTYPE, BLOCKS> {
         asm volatile("" : "+l"(of));  // else its words are read before it is known whether they are needed
         v[i] = read_again(of, D::at(block, vector, thread));
       }
-      sent += send_reaching<LANES>(v, first, j * D::STRIDE + thread * WIDTH, least, taken, hit, hits);
+      sent += send_reaching<LANES>(v, first, j * D::STRIDE + thread * WIDTH, least, taken, hit, hits, full);
     }
-    return sent + room_of(__shfl_sync(~0u, taken, 0), hits);
+    const u32 first = __shfl_sync(~0u, taken, 0);
+    if (full && hit - part + lane < hits) send_to(first + (hit - part + lane), no_token(first + (hit - part + lane)));  // those that are not looked at
+    return sent + room_of(first, hits);
   }
   // Those of the hits that are listed, by all warps.
   __device__ __forceinline__ u32 send_hits(float least) const {
@@ -152,8 +162,9 @@ struct Sender : Reader<DTYPE, BLOCKS> {
     const bool ragged = is_ragged();
     const u32 hits = sh->hit, j = lane % LANES;
     u32 sent = 0;
+    bool full = false;
     UNROLL_NOT
-    for (u32 from = warp * PARTS; from < hits; from += BLOCK_WARPS * PARTS) {
+    for (u32 from = warp * PARTS; from < hits && !full; from += BLOCK_WARPS * PARTS) {
       const u32 at = from + lane / LANES, count = hits - from < PARTS ? hits - from : PARTS, taken = take_places(count);
       u32 first = 0, local = 0;
       uint4 v[1] = {make_uint4(NONE, NONE, NONE, NONE)};
@@ -163,7 +174,7 @@ struct Sender : Reader<DTYPE, BLOCKS> {
         local = vector * D::STRIDE + thread * WIDTH;
         v[0] = vector_at(first, ragged);
       }
-      sent += send_reaching<LANES>(v, first, local, least, taken, lane / LANES, count);
+      sent += send_reaching<LANES>(v, first, local, least, taken, lane / LANES, count, full);
       sent += room_of(__shfl_sync(~0u, taken, 0), count);
     }
     return sent;
