@@ -163,7 +163,7 @@ typedef struct {
 } SamplingBatch;
 NUCLEUS_ASSERT(sizeof(SamplingBatch) == 120);
 
-/* Every row takes the exact path without bounded candidates, for tests; never changes a result. */
+/* Every row takes the exact path, in the launch that takes what others leave, for tests; never changes a result. */
 #define NUCLEUS_BATCH_EXACT 1u
 /* Rows take the ways of large batches, for tests; never changes a result. */
 #define NUCLEUS_BATCH_MANY_ROWS 2u

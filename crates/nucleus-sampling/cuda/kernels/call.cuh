@@ -136,11 +136,6 @@ __device__ __forceinline__ Outcome first_of_order(u64 place) {
   return outcome;
 }
 
-// The first token of the order, by the thread that writes it.
-__device__ __forceinline__ void take_first(const RowCall &call, const Request &r, u64 place) {
-  *call.out() = result(first_of_order(place), call.raw, r);
-}
-
 __device__ __forceinline__ void fail(const RowCall &call, const DeviceTeam &team, const Request &r, u32 status) {
   Outcome failed;
   failed.status = status;

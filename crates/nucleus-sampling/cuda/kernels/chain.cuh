@@ -18,18 +18,7 @@ __device__ __forceinline__ bool is_common(u32 code, u32 len, u32 first, u32 min_
   return __all_sync(~0u, known) && min_keep <= 1 && !(flags & NUCLEUS_KEEP_TIES);
 }
 
-// Inclusive sums over a warp, or its first LANES, as DeviceWarp's, in more instructions and less time.
-template <u32 LANES = 32>
-__device__ __forceinline__ u64 prefix_sum(u64 v) {
-#pragma unroll
-  for (u32 step = 1; step < LANES; step <<= 1) {
-    const u64 before = __shfl_up_sync(~0u, v, step);
-    v += threadIdx.x % 32 >= step ? before : 0;
-  }
-  return v;
-}
-
-// The same over a whole warp, where the shuffle tells which lanes have one `step` before: no predicates are kept, which may be spilled.
+// As prefix_sum over a whole warp, where the shuffle tells which lanes have one `step` before: no predicates are kept, which may be spilled.
 __device__ __forceinline__ u64 prefix_sum_by_shuffles(u64 v) {
 #pragma unroll
   for (u32 step = 1; step < 32; step <<= 1)

@@ -134,11 +134,24 @@ __device__ __forceinline__ u64 SliceTeam::told() const {
   ask(SliceTask::TELL, [](SliceTask &) {});
   return told_by_leader(*this);
 }
+// What Shared holds as known of the row is taken once.
+__device__ __forceinline__ u64 take_known(u64 &known) {
+  const u64 value = known;
+  __syncwarp();
+  if (threadIdx.x == 0) known = 0;
+  __syncwarp();
+  return value;
+}
 __device__ __forceinline__ u32 survey_slices(const SliceTeam &team, bool strange, u64 &count, u64 &best) {
+  count = take_known(team.sh->known_count);
+  best = team.sh->known_best;
+  if (count) return NUCLEUS_OK;
   team.ask(SliceTask::SURVEY, [=](SliceTask &t) { t.flag = strange; });
   return survey_slices(static_cast<DeviceTeam>(team), strange, count, best);
 }
 __device__ __forceinline__ u64 mass_in_slices(const SliceTeam &team, u64 top, u64 bottom, float s, i32 max_n) {
+  const u64 known = take_known(team.sh->known_total);
+  if (known) return known;
   team.ask(SliceTask::MASS, top, bottom, s, max_n);
   return mass_in_slices(static_cast<DeviceTeam>(team), top, bottom, s, max_n);
 }

@@ -5,23 +5,30 @@
 
 namespace nucleus {
 
-// Asks for the row, and brings its description. `meets`: waits until no block of the cluster reads what the row before has left.
-__device__ __forceinline__ void bring_row(const DeviceTeam &team, const PartLoad &load, const SamplingBatch &batch, u32 index, const char *logits, bool meets) {
-  Shared *sh = team.sh;
+// Asks for a block's slice of a row, and for the word of its description that this thread has: by every thread, when the block does not read its slice any more.
+__device__ __forceinline__ DescriptionWord ask_for_row(const PartLoad &load, const SamplingBatch &batch, u32 index) {
+  const char *logits = static_cast<const char *>(batch.logits) + index * batch.row_stride * PartLoad::size_of(batch.dtype);
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");  // other warps wrote to this part
   __syncthreads();  // a slice is read by its own block alone
   if (threadIdx.x % 32 == 0) load.start(logits);
   // Most often a row has the request of its own number: then that is read before the row is known.
-  const bool each = batch.flags & NUCLEUS_BATCH_REQUEST_EACH;
-  const u32 request = each ? index : batch.row[index].request;
   DescriptionWord word;
-  word.read(batch, index, request);
-  if (meets) team.cluster_sync();
-  word.write(sh);
-  if (threadIdx.x == 0) sh->unusual = sh->found = sh->kept = 0;
+  word.read(batch, index, batch.flags & NUCLEUS_BATCH_REQUEST_EACH ? index : batch.row[index].request);
+  return word;
+}
+// Describes it in shared memory, once the block does not read the description of the row before any more.
+__device__ __forceinline__ void describe_row(Shared *sh, const SamplingBatch &batch, u32 index, const DescriptionWord &word) {
   __syncthreads();
-  if (each && sh->row.request != request && !(sh->row.flags & NUCLEUS_ROW_PADDING)) {
-    share_description(sh, batch, index, sh->row.request);
+  word.write(sh);
+  if (threadIdx.x == 0) {
+    sh->unusual = sh->found = sh->kept = 0;
+    sh->known_count = sh->known_total = sh->raw_total = 0;
+  }
+  __syncthreads();
+  const u32 request = sh->row.request;
+  if (batch.flags & NUCLEUS_BATCH_REQUEST_EACH && request != index && !(sh->row.flags & NUCLEUS_ROW_PADDING)) {
+    __syncthreads();
+    share_description(sh, batch, index, request);
     __syncthreads();
   }
   describe_slot(sh, batch);

@@ -58,6 +58,15 @@ __device__ __forceinline__ SlicePlan plan_of(const Description &d) {
   return plan_of(op, len, d.row.bias.len || d.row.bad_words.len || d.row.eos.len, d.config.min_keep);
 }
 
+static_assert(sizeof(SlicePlan) <= sizeof(Shared::plan));
+// That of a block's row, in shared memory.
+__device__ __forceinline__ const SlicePlan &shared_plan() { return *reinterpret_cast<const SlicePlan *>(shared_state()->plan); }
+// By the first warp; a barrier must follow.
+__device__ __forceinline__ void share_plan(Shared *sh) {
+  const SlicePlan plan = plan_of(*sh);
+  if (threadIdx.x == 0) *reinterpret_cast<SlicePlan *>(sh->plan) = plan;
+}
+
 // Whether top_p or min_p, at the plan's operation, is followed by the draw.
 __device__ __forceinline__ bool then_draws(const SlicePlan &plan, const SamplingProgram &program) {
   const bool cuts = plan.kind == SlicePlan::MASS || plan.kind == SlicePlan::ABOVE;

@@ -18,8 +18,7 @@ constexpr u32 STEP = 128;  // logits that a warp takes at once
 constexpr u32 MAX_STEPS = 64;
 constexpr u32 MEETING_WORDS = 2;  // that each warp tells when the warps of a team meet
 
-constexpr u32 CANDIDATES = BINS;  // that the leader takes from all blocks
-constexpr u32 LISTED = 1024;      // of them as a list
+constexpr u32 LISTED = 1024;  // tokens of a list that few decide
 constexpr u32 TOKENS_HELD = 2 * BINS;
 
 // What describes a row.
@@ -43,7 +42,6 @@ struct Shared : Description {
       union {
         u64 bins[BINS];           // histogram
         u32 tokens[TOKENS_HELD];  // the end of the history
-        u64 candidates[CANDIDATES];
       };
     };
     u64 list[LIST_CAPACITY];
@@ -62,7 +60,10 @@ struct Shared : Description {
     u32 maxima[MAX_BLOCKS * GROUPS];
     u64 task[MAX_BLOCKS * GROUPS / 2];  // that the block's warps have in common (control.cuh)
   };
-  u32 sent[MAX_BLOCKS];
+  union {
+    u32 sent[MAX_BLOCKS];
+    u32 plan[8];  // a SlicePlan
+  };
   SamplingBatch batch;
   u64 arrived[WARPS];  // mbarriers: the warp's part of the slice is there
   u64 told_all[2];     // mbarriers: all have told
@@ -71,6 +72,8 @@ struct Shared : Description {
   u32 deliveries;
   u64 found_base, told, raw_total;
   u32 found_bin, told_count, listed, found, kept, verdict, unusual;
+  float raw_largest;  // of the row as it came, whose weight at temperature 1 is raw_total
+  u64 known_best, known_count, known_total;  // what the exact path begins with: first place, tokens, weight; 0: it is not known
 };
 constexpr u32 SHARED_BYTES = (sizeof(Shared) + 127) / 128 * 128;
 // Logits a block holds of a row; 16-byte parts for every warp.
@@ -116,6 +119,17 @@ struct DeviceWarp {
   }
   __device__ void sync() const { __syncwarp(); }
 };
+
+// Inclusive sums over a warp, or its first LANES, as DeviceWarp's, in more instructions and less time.
+template <u32 LANES = 32>
+__device__ __forceinline__ u64 prefix_sum(u64 v) {
+#pragma unroll
+  for (u32 step = 1; step < LANES; step <<= 1) {
+    const u64 before = __shfl_up_sync(~0u, v, step);
+    v += threadIdx.x % 32 >= step ? before : 0;
+  }
+  return v;
+}
 
 __device__ inline float max_nan(float a, float b) {
   float m;
@@ -205,6 +219,8 @@ struct DeviceTeam {
   __device__ __forceinline__ bool unusual() const { return sh->unusual; }
   __device__ __forceinline__ void sync() const { __syncthreads(); }
   // Not the form that asks whole warps to come together: the compiler may have one lane take another way to it.
+  // Orders nothing: for barriers behind which nobody reads what others have stored.
+  __device__ __forceinline__ void cluster_arrive_alone() const { asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory"); }
   __device__ __forceinline__ void cluster_arrive() const { asm volatile("barrier.cluster.arrive.release;" ::: "memory"); }
   __device__ __forceinline__ void cluster_wait() const { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
   __device__ __forceinline__ void cluster_sync() const {
@@ -217,13 +233,6 @@ struct DeviceTeam {
     T *there;
     asm("mapa.u64 %0, %1, %2;" : "=l"(there) : "l"(object), "r"(other));
     return there;
-  }
-
-  // Tells every block a value of this warp.
-  template <class T>
-  __device__ __forceinline__ void publish(T *array, T value) const {
-    u32 lane = threadIdx.x % 32;
-    if (lane < blocks) *in_block(&array[block * WARPS + threadIdx.x / 32], lane) = value;
   }
 
   // Calls f(index, four logits) for this thread's part of the slice: a contiguous range a warp.
@@ -242,26 +251,49 @@ struct DeviceTeam {
       *reinterpret_cast<float4 *>(slice + i) = v;
     });
   }
+  // The same by CHUNK vectors at once, all of which are there before the first is looked at: f(base, vectors). Behind the end of the part stands the first vector again.
+  static constexpr u32 CHUNK = 5;
+  template <class F>
+  __device__ __forceinline__ void each_chunk(F f) const {
+    const u32 from = threadIdx.x / 32 * span, end = from + span < held ? from + span : held;
+#pragma unroll 1
+    for (u32 base = from + threadIdx.x % 32 * 4; base < end; base += CHUNK * STEP) {
+      float4 v[CHUNK];
+#pragma unroll
+      for (u32 k = 0; k < CHUNK; ++k) v[k] = *reinterpret_cast<const float4 *>(slice + (base + k * STEP < end ? base + k * STEP : base));
+      f(base, v);
+    }
+  }
   __device__ __forceinline__ Survey survey() const {
     Survey s;
-    float most = -infinity(), least = infinity();
+    float most = -infinity(), sum = 0;
     u32 at = 0;
-    each_four([&](u32 i, float4 v) {
-      float m = max_nan(max_nan(v.x, v.y), max_nan(v.z, v.w));
-      least = fminf(least, fminf(fminf(v.x, v.y), fminf(v.z, v.w)));
-      s.count += 4;
-      if (!(m <= most)) {
-        if (m == m) { most = m; at = i; } else s.nan = true;
+    each_chunk([&](u32 base, const float4 (&v)[CHUNK]) {
+#pragma unroll
+      for (u32 k = 0; k < CHUNK; ++k) {
+        const float m = fmaxf(fmaxf(v[k].x, v[k].y), fmaxf(v[k].z, v[k].w));
+        sum += (v[k].x + v[k].y) + (v[k].z + v[k].w);
+        at = m > most ? base + k * STEP : at;
+        most = fmaxf(most, m);
       }
     });
-    s.infinite = most == infinity();
-    if (least == -infinity()) {
+    const u32 begin = threadIdx.x / 32 * span + threadIdx.x % 32 * 4, end = threadIdx.x / 32 * span + span < held ? threadIdx.x / 32 * span + span : held;
+    s.count = begin < end ? (end - begin + STEP - 1) / STEP * 4 : 0;
+    if (!(fabsf(sum) < infinity())) {  // a token that is out, NaN or +inf; or the sum is beyond all floats
       s.count = 0;
-      each_four([&](u32, float4 v) { s.count += (v.x > -infinity()) + (v.y > -infinity()) + (v.z > -infinity()) + (v.w > -infinity()); });
+      each_four([&](u32, float4 v) {
+        const float x[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+        for (u32 e = 0; e < 4; ++e) {
+          s.count += x[e] > -infinity();
+          s.nan |= x[e] != x[e];
+        }
+      });
+      s.infinite = most == infinity();
     }
     if (most > -infinity()) {
-      u32 offset = slice[at] == most ? 0 : slice[at + 1] == most ? 1 : slice[at + 2] == most ? 2 : 3;
-      s.best = place_of(most + 0.0f, first + at + offset);
+      const float4 v = *reinterpret_cast<const float4 *>(slice + at);  // of the repeated vector the first stands
+      s.best = place_of(most + 0.0f, first + at + (v.x == most ? 0 : v.y == most ? 1 : v.z == most ? 2 : 3));
     }
     return s;
   }
@@ -284,39 +316,65 @@ struct DeviceTeam {
   // done(id, x) and gets true.
   template <class F, class D>
   __device__ __forceinline__ bool draw(const u64 *masses, u64 target, F weight, D done) const {
-    const u32 parts = blocks * WARPS, each = (parts + 31) / 32, lane = threadIdx.x % 32;
-    u64 lane_mass = 0;
-    UNROLL_NOT
-    for (u32 i = lane * each; i < (lane + 1) * each && i < parts; ++i) lane_mass += masses[i];
-    u64 prefix = DeviceWarp{}.inclusive(lane_mass);
-    u32 segment = __ffs(__ballot_sync(~0u, prefix > target)) - 1;
-    u64 at = __shfl_sync(~0u, prefix - lane_mass, segment);
-    UNROLL_NOT
-    for (segment *= each; target - at >= masses[segment]; ++segment) at += masses[segment];
+    return draw_by(masses, [=](u64) { return target; }, weight, done);
+  }
+  // The same; target_of(total): from the sum of all.
+  template <class T, class F, class D>
+  __device__ __forceinline__ bool draw_by(const u64 *masses, T target_of, F weight, D done) const {
+    constexpr u32 EACH = MAX_BLOCKS * WARPS / 32;
+    const u32 parts = blocks * WARPS, each = (parts + 31) / 32, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    u64 own[EACH], lane_mass = 0;
+#pragma unroll
+    for (u32 e = 0; e < EACH; ++e) {
+      own[e] = e < each && lane * each + e < parts ? masses[lane * each + e] : 0;
+      lane_mass += own[e];
+    }
+    const u64 prefix = prefix_sum(lane_mass), target = target_of(DeviceWarp{}.last(prefix));
+    u64 at = prefix - lane_mass;
+    u32 segment = lane * each;
+#pragma unroll
+    for (u32 e = 0; e + 1 < EACH; ++e)
+      if (segment == lane * each + e && target - at >= own[e]) {
+        at += own[e];
+        segment += 1;
+      }
+    const u32 owner = __ffs(__ballot_sync(~0u, prefix > target)) - 1;
+    segment = __shfl_sync(~0u, segment, owner);
+    at = __shfl_sync(~0u, at, owner);
     if (segment / WARPS != block) return false;
     segment %= WARPS;
-    const u32 warp = threadIdx.x / 32, from = segment * span, end = from + span < held ? from + span : held;
-    auto lane_weights = [&](u32 step, u64 (&q)[4]) {
-      u32 i = from + step * STEP + threadIdx.x % 32 * 4;
+    const u32 from = segment * span, end = from + span < held ? from + span : held;
+    u64 q[4];
+    auto weigh_step = [&](u32 step) {
+      const u32 i = from + step * STEP + lane * 4;
 #pragma unroll
       for (u32 e = 0; e < 4; ++e) q[e] = i + e < end ? weight(first + i + e, slice[i + e] + 0.0f) : 0;
-      return q[0] + q[1] + q[2] + q[3];
+      return prefix_sum((q[0] + q[1]) + (q[2] + q[3]));
     };
-    u64 q[4];
+    u64 through = 0;
     UNROLL_NOT
     for (u32 step = warp; from + step * STEP < end; step += WARPS) {
-      u64 sum = DeviceWarp{}.sum(lane_weights(step, q));
-      if (threadIdx.x % 32 == 0) sh->steps[step] = sum;
+      through = weigh_step(step);
+      if (lane == 31) sh->steps[step] = through;
     }
     __syncthreads();
-    u32 step = 0;
-    UNROLL_NOT
-    for (; target - at >= sh->steps[step]; ++step) at += sh->steps[step];
+    static_assert(MAX_STEPS == 64);
+    const u32 steps = (end - from + STEP - 1) / STEP;
+    u64 two[2];
+#pragma unroll
+    for (u32 e = 0; e < 2; ++e) two[e] = 2 * lane + e < steps ? sh->steps[2 * lane + e] : 0;
+    const u64 up_to = prefix_sum(two[0] + two[1]), wanted = target - at;
+    const u32 pair = __ffs(__ballot_sync(~0u, up_to > wanted)) - 1;
+    const u64 before = __shfl_sync(~0u, up_to - two[0] - two[1], pair), of_first = __shfl_sync(~0u, two[0], pair);
+    const bool second = wanted - before >= of_first;
+    const u32 step = 2 * pair + second;
+    at += before + (second ? of_first : 0);
     if (step % WARPS != warp) return false;
-    u64 own = lane_weights(step, q);
-    at += DeviceWarp{}.inclusive(own) - own;
-    if (target < at || target - at >= own) return false;
-    u32 i = from + step * STEP + threadIdx.x % 32 * 4, e = 0;
+    if (steps > WARPS) through = weigh_step(step);
+    const u64 of_lane = (q[0] + q[1]) + (q[2] + q[3]);
+    at += through - of_lane;
+    if (target < at || target - at >= of_lane) return false;
+    u32 i = from + step * STEP + lane * 4, e = 0;
     if (target - at >= q[0]) { at += q[0]; e = 1; }
     if (e == 1 && target - at >= q[1]) { at += q[1]; e = 2; }
     if (e == 2 && target - at >= q[2]) e = 3;

@@ -34,9 +34,11 @@ __global__ void __launch_bounds__(THREADS, 1) top_processed_rows(const __grid_co
 #pragma unroll 1
   for (u32 index = team.share_of(blockIdx.x); index < batch.rows; index += team.share_of(gridDim.x)) {
     if ((batch.row[index].flags & (NUCLEUS_ROW_TOP | NUCLEUS_ROW_PADDING)) != NUCLEUS_ROW_TOP) continue;
-    const char *logits = static_cast<const char *>(batch.logits) + index * batch.row_stride * PartLoad::size_of(batch.dtype);
-    bring_row(team, load, batch, index, logits, true);
+    const DescriptionWord word = ask_for_row(load, batch, index);
+    team.cluster_sync();  // no block reads what the row before has left any more
+    describe_row(sh, batch, index, word);
     load.wait(use++);
+    const char *logits = static_cast<const char *>(batch.logits) + index * batch.row_stride * PartLoad::size_of(batch.dtype);
     const RowCall row{index, slice_room, RawSums{}};
     const TopCall own{call.top + static_cast<u64>(index) * call.count, call.count};
     const SlicePlan plan = plan_of(*sh);

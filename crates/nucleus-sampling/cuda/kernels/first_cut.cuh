@@ -1,0 +1,379 @@
+// Rows held in slices that the first operation after edits and temperatures decides, or leaves few tokens of: sweeps by all warps, which meet twice. Nearly all tokens lie below a logit that
+// the k-th certainly reaches, the k-th largest of the warps' own largest logits; what reaches it goes to the leading block as a list. Where that does not tell, the row's program
+// is run from its beginning by the warp in control.
+#pragma once
+
+#include "by_sums.cuh"
+#include "few_chain.cuh"
+
+namespace nucleus {
+
+constexpr u32 HITS_MOST = 24;  // tokens that a warp may have in the list
+
+// What lies behind the warps' parts of the list, in the leading block.
+struct FirstList {
+  u64 places[LIST_WORTH];
+  union {
+    u64 scratch[LIST_WORTH];
+    struct {
+      u64 sorted[ORDERED_MOST], weights[ORDERED_MOST], weights_by_id[ORDERED_MOST];  // in the order, twice, and by id
+      u32 by_id[ORDERED_MOST], order[ORDERED_MOST];                                  // of a token of the order, how many have smaller ids; of one by id, its index in the order
+    };
+  };
+};
+constexpr u32 PARTS_LENGTH = HITS_MOST * MAX_BLOCKS * WARPS;
+static_assert(sizeof(FirstList) <= sizeof(Shared::list) - PARTS_LENGTH * sizeof(u64));
+__device__ __forceinline__ FirstList *first_list() { return reinterpret_cast<FirstList *>(shared_state()->list + PARTS_LENGTH); }
+
+// What every warp knows once all have looked at their parts.
+struct FirstLook {
+  u32 count;         // tokens
+  bool strange;      // not of numbers alone, or an edit has found no room
+  u64 best;          // the first place; 0: there is none
+  u32 own;           // the key of this warp's largest logit; 0: there is none
+  u32 keys[4];       // those of all warps, four a lane
+};
+
+// One meeting; `meanwhile` is called before the others have come.
+template <class F>
+__device__ __forceinline__ FirstLook look_for_first(const DeviceTeam &team, F meanwhile) {
+  constexpr u32 STRANGE_AT = 24;
+  static_assert(NUCLEUS_MAX_VOCAB < 1u << STRANGE_AT && MAX_BLOCKS * WARPS <= 1u << (31 - STRANGE_AT));
+  const Survey own = team.survey();
+  const u32 strange = __any_sync(~0u, own.nan || own.infinite || team.unusual()), count = __reduce_add_sync(~0u, static_cast<u32>(own.count));
+  const u64 first = DeviceWarp{}.most(own.best), words[2] = {count | strange << STRANGE_AT, first};
+  const u32 meeting = team.tell_all(words);
+  meanwhile();
+  const auto told = team.await_all(meeting);
+  FirstLook seen;
+  u32 sum = 0;
+  u64 best = 0;
+#pragma unroll
+  for (u32 k = 0; k < 4; ++k) {
+    const u32 i = k * 32 + threadIdx.x % 32;
+    const bool there = i < team.blocks * WARPS;
+    const u64 place = there ? told[1][i] : 0;
+    sum += there ? static_cast<u32>(told[0][i]) : 0;
+    best = place > best ? place : best;
+    seen.keys[k] = static_cast<u32>(place >> 32);
+  }
+  sum = __reduce_add_sync(~0u, sum);
+  seen.count = sum & ((1u << STRANGE_AT) - 1);
+  seen.strange = sum >> STRANGE_AT != 0;
+  seen.best = DeviceWarp{}.most(best);
+  seen.own = static_cast<u32>(first >> 32);
+  return seen;
+}
+
+// A key that the largest logits of k warps reach, of 16 bits, the largest such; 0: fewer have tokens.
+__device__ __forceinline__ u32 kth_of_firsts(const FirstLook &seen, u32 k) {
+  const u32 largest = static_cast<u32>(seen.best >> 32);
+  u32 least = ~0u;
+#pragma unroll
+  for (u32 i = 0; i < 4; ++i) least = seen.keys[i] < least ? seen.keys[i] : least;
+  least = __reduce_min_sync(~0u, least);
+  const u32 differ = largest ^ least, from = differ ? 31 - __clz(differ) : 0;  // bits above are common to all
+  u32 found = largest & ~((2u << from) - 1);
+#pragma unroll 1
+  for (u32 bit = 1u << from; bit >= 1u << 16; bit >>= 1) {
+    u32 reached = 0;
+#pragma unroll
+    for (u32 i = 0; i < 4; ++i) reached += __popc(__ballot_sync(~0u, seen.keys[i] >= (found | bit)));
+    if (reached >= k) found |= bit;
+  }
+  return found;
+}
+
+// Tokens of a warp that are in the list, and what they weigh.
+struct Hits {
+  u32 count = 0;  // all, even if there is no room for them
+  u64 mass = 0;   // of this lane's
+};
+
+// Lists the tokens of this warp from `lowest` up, more than -inf, in the leading block's memory, in a part of the list of the warp's own. Not even the leading block sees them before all have met.
+template <class F>
+__device__ __forceinline__ Hits send_hits(const DeviceTeam &team, float lowest, F weight) {
+  const u32 lane = threadIdx.x % 32, part = (team.block * WARPS + threadIdx.x / 32) * HITS_MOST, end_of_warp = (threadIdx.x / 32 + 1) * team.span;
+  const u32 end = end_of_warp < team.held ? end_of_warp : team.held;
+  u64 *const list = team.sh->list + part;
+  Hits hits;
+#pragma unroll 1
+  for (u32 base = end_of_warp - team.span + lane * 4; __any_sync(~0u, base < end); base += DeviceTeam::CHUNK * STEP) {
+    u32 left = 0;
+#pragma unroll
+    for (u32 k = 0; k < DeviceTeam::CHUNK; ++k) {
+      const u32 i = base + k * STEP;
+      if (i >= end) continue;
+      const float4 v = *reinterpret_cast<const float4 *>(team.slice + i);
+      left |= (v.x >= lowest ? 1u << (4 * k) : 0) | (v.y >= lowest ? 2u << (4 * k) : 0) | (v.z >= lowest ? 4u << (4 * k) : 0) | (v.w >= lowest ? 8u << (4 * k) : 0);
+    }
+#pragma unroll 1
+    for (u32 lanes = __ballot_sync(~0u, left); lanes; lanes = __ballot_sync(~0u, left)) {
+      const u32 at = hits.count + __popc(lanes & ((1u << lane) - 1));
+      hits.count += __popc(lanes);
+      if (!left) continue;
+      const u32 bit = __ffs(left) - 1, i = base + bit / 4 * STEP + bit % 4;
+      left &= left - 1;
+      const float x = team.slice[i] + 0.0f;
+      hits.mass += weight(x);
+      if (at >= HITS_MOST) continue;
+      const u64 place = place_of(x, team.first + i);
+      if (team.leader()) list[at] = place;
+      else DeviceTeam::send(DeviceTeam::address_in(list + at, 0), place, DeviceTeam::address_in(&team.sh->delivered, 0));
+    }
+  }
+  return hits;
+}
+
+// What all warps have listed.
+struct FirstHits {
+  u32 count;         // tokens
+  u32 elsewhere;     // of them those that blocks other than the leading one have sent
+  bool fit;          // all are in the list
+  u64 mass, of_row;  // what they weigh, and what all tokens do, where it is asked
+  u32 parts[4];      // of four warps, 4 * lane and on: the tokens before theirs and how many they have
+};
+constexpr u32 COUNT_AT = 56, PART_BITS = 8;  // of a word; weights of HITS_MOST tokens are below
+static_assert(HITS_MOST + 1 < 1u << PART_BITS && PART_BITS <= 64 - COUNT_AT);
+
+// One meeting. `mass_of_lane`: what the lane's tokens weigh, those in the list and others; `by_mass`: it is asked.
+__device__ __forceinline__ FirstHits all_hits(const DeviceTeam &team, const Hits &own, u64 mass_of_lane, bool by_mass) {
+  const u32 lane = threadIdx.x % 32, most = HITS_MOST + 1;
+  const u64 mass = by_mass && own.count <= HITS_MOST ? DeviceWarp{}.sum(own.mass) : 0;
+  const u64 words[2] = {mass | static_cast<u64>(own.count < most ? own.count : most) << COUNT_AT, by_mass ? DeviceWarp{}.sum(mass_of_lane) : 0};
+  const auto told = team.meet(words);
+  FirstHits hits{0, 0, true, 0, 0, {0, 0, 0, 0}};
+  bool crowded = false;
+#pragma unroll
+  for (u32 e = 0; e < 4; ++e) {
+    const u32 i = 4 * lane + e;
+    if (i >= team.blocks * WARPS) continue;
+    const u64 word = told[0][i];
+    const u32 told_count = static_cast<u32>(word >> COUNT_AT);
+    crowded |= told_count > HITS_MOST;
+    hits.parts[e] = told_count < HITS_MOST ? told_count : HITS_MOST;
+    hits.count += hits.parts[e];
+    hits.mass += word & ((1ull << COUNT_AT) - 1);
+    hits.of_row += told[1][i];
+  }
+  const u32 of_lane = hits.count;
+  u32 before = of_lane;
+#pragma unroll
+  for (u32 step = 1; step < 32; step <<= 1) {
+    const u32 lower = __shfl_up_sync(~0u, before, step);
+    before += lane >= step ? lower : 0;
+  }
+  hits.count = __shfl_sync(~0u, before, 31);
+  hits.elsewhere = hits.count - __shfl_sync(~0u, before, WARPS / 4 - 1);
+  hits.fit = !__any_sync(~0u, crowded);
+  before -= of_lane;
+#pragma unroll
+  for (u32 e = 0; e < 4; ++e) {
+    const u32 has = hits.parts[e];
+    hits.parts[e] = before << PART_BITS | has;
+    before += has;
+  }
+  if (by_mass) {
+    hits.mass = DeviceWarp{}.sum(hits.mass);
+    hits.of_row = DeviceWarp{}.sum(hits.of_row);
+  }
+  return hits;
+}
+
+// By the leading block: waits for what the others have sent.
+__device__ __forceinline__ void await_hits(const DeviceTeam &team, u32 elsewhere) {
+  __syncthreads();  // what its own warps have listed
+  if (!elsewhere) return;
+  Shared *sh = team.sh;
+  const u32 delivery = sh->deliveries;
+  if (threadIdx.x == 0) arrive_expecting(&sh->delivered, elsewhere * static_cast<u32>(sizeof(u64)));
+  wait_for_copy(&sh->delivered, delivery % 2);
+  __syncthreads();
+  if (threadIdx.x == 0) sh->deliveries = delivery + 1;
+}
+
+// Copies the warps' parts of the list, one behind another, to where the slice was. A barrier of the block must follow.
+__device__ __forceinline__ void close_up(const DeviceTeam &team, const FirstHits &hits, u64 *places) {
+  const u32 lane = threadIdx.x % 32, group = threadIdx.x / 4;  // four threads a part
+  u32 part = 0;
+#pragma unroll
+  for (u32 e = 0; e < 4; ++e) {
+    const u32 other = __shfl_sync(~0u, hits.parts[e], group / 4);
+    part = group % 4 == e ? other : part;
+  }
+  const u32 before = part >> PART_BITS, has = part & ((1u << PART_BITS) - 1);
+  UNROLL_NOT
+  for (u32 i = lane % 4; i < has; i += 4) places[before + i] = team.sh->list[group * HITS_MOST + i];
+}
+static_assert(THREADS / 4 == MAX_BLOCKS * WARPS);
+
+// The log-probability of the row as it came, of which Shared has the largest logit and the weight at temperature 1; by the thread that writes a token of logit x.
+__device__ __forceinline__ RawSums raw_sums_of_row(const Shared *sh, const float *x) {
+  RawSums raw;
+  if (sh->row.flags & NUCLEUS_ROW_PROCESSED) return raw;
+  raw.wanted = true;
+  Weighing unscaled;
+  if (!sh->raw_total || !begin_weighing(sh->raw_largest, 1.0f, unscaled)) return raw;
+  unscaled.sums.total = sh->raw_total;
+  return x ? raw_sums_for(sh->raw_largest, unscaled, *x) : raw_sums_of(sh->raw_largest, unscaled);
+}
+
+// By one thread, of a row that goes on in its slot, or whose log-probability is that of the row as it came.
+static __device__ __noinline__ void write_and_go_on(u32 index, u32 token, u32 kept, float logprob) {
+  const Shared *sh = shared_state();
+  const Request r = RowCall{index, 0, RawSums{}}.request();
+  Outcome outcome;
+  outcome.token = token;
+  outcome.kept = kept;
+  outcome.logprob = logprob;
+  const float x = sh->row.flags & NUCLEUS_ROW_PROCESSED ? 0.0f : load_logit(r, token) + 0.0f;
+  sh->batch.out[index] = result(outcome, raw_sums_of_row(sh, &x), r);
+}
+__device__ __forceinline__ void write_token(u32 index, u32 token, u32 kept, float logprob) {
+  constexpr u32 COMMITS = NUCLEUS_ROW_SLOT | NUCLEUS_ROW_COMMIT;
+  const Shared *sh = shared_state();
+  const u32 flags = sh->row.flags;
+  if (!(flags & NUCLEUS_ROW_PROCESSED) || (flags & COMMITS) == COMMITS) return write_and_go_on(index, token, kept, logprob);
+  sh->batch.out[index] = SampledToken{token, logprob, kept, NUCLEUS_OK, 0};
+}
+
+// The list by the general machine, by one warp.
+static __device__ __noinline__ void run_first_list(u32 index, u32 first, float temperature, u64 *places, u64 *scratch, u32 count, u64 of_row) {
+  run_candidates(RowCall{index, 0, raw_sums_of_row(shared_state(), nullptr)}, ListCall{places, scratch, count, first, temperature, of_row});
+}
+
+// The commonest programs on such a list, by a block; false: another, or too long a list. Barriers of the block.
+__device__ __forceinline__ bool choose_from_first(u32 row, const SlicePlan &plan, float s, i32 max_n, u32 count, u64 of_row, u64 uniform) {
+  FirstList *const room = first_list();
+  const SamplingProgram &program = shared_state()->program;
+  const SamplingConfig &config = shared_state()->config;
+  const u32 lane = threadIdx.x % 32, code = lane < program.len && lane < NUCLEUS_MAX_OPS ? program.ops[lane].code : NUCLEUS_OP_NONE;
+  u32 kept = plan.kind == SlicePlan::FIRST && plan.k < count ? plan.k : count;
+  if (of_row && kept > CHAIN_MOST) kept = CHAIN_MOST;
+  if (count > ORDERED_MOST || kept > CHAIN_MOST || !is_common(code, program.len, plan.op, config.min_keep, config.flags)) return false;
+  // Four threads a token tell where it is in the order, and by id.
+  const u32 index = threadIdx.x / 4;
+  const u64 own = index < count ? room->places[index] : 0;
+  u32 rank = 0, lower = 0;
+  UNROLL_8
+  for (u32 i = threadIdx.x % 4; i < count; i += 4) {
+    const u64 other = room->places[i];
+    rank += other > own;
+    lower += static_cast<u32>(other) > static_cast<u32>(own);
+  }
+#pragma unroll
+  for (u32 step = 2; step; step /= 2) {
+    rank += __shfl_xor_sync(~0u, rank, step);
+    lower += __shfl_xor_sync(~0u, lower, step);
+  }
+  if (threadIdx.x % 4 == 0) room->weights_by_id[index] = 0;
+  if (threadIdx.x % 4 == 0 && index < count) {
+    room->sorted[rank] = own;
+    room->weights[rank] = Exponent(logit_at(own), s).weight(max_n);
+    room->by_id[rank] = lower;
+    room->order[lower] = rank;
+  }
+  __syncthreads();
+  if (threadIdx.x >= 32) return true;
+  // Lane i has the tokens 2 i and 2 i + 1 of the order.
+  const u32 at = 2 * lane;
+  u64 q[2] = {0, 0};
+  float x[2] = {-infinity(), -infinity()};
+#pragma unroll
+  for (u32 i = 0; i < 2; ++i) {
+    if (at + i >= kept) continue;
+    q[i] = room->weights[at + i];
+    x[i] = logit_at(room->sorted[at + i]);
+  }
+  const Beginning left = truncate<true>(program, plan, logit_at(room->sorted[0]), x, q, kept, of_row);
+  if (!left.kept) {  // the cut lies beyond CHAIN_MOST tokens
+    run_first_list(row, plan.op, plan.temperature, room->sorted, room->places, count, of_row);
+    return true;
+  }
+#pragma unroll
+  for (u32 i = 0; i < 2; ++i)
+    if (at + i < left.kept) room->weights_by_id[room->by_id[at + i]] = q[i];
+  __syncwarp();
+  const u32 found = find_drawn<true>(room->weights_by_id, mulhi64(uniform, left.total));
+  if (found == ORDERED_MOST) return true;
+  const u32 drawn = room->order[found];
+  write_token(row, id_at(room->sorted[drawn]), left.kept, processed_logprob(room->weights[drawn], left.total));
+  return true;
+}
+
+// By every thread of the cluster, of a row that is masked and edited. MANY: the exact path decides it; STRANGE: from device memory. `early` is called when nobody
+// needs the slices any more, or never.
+template <class F>
+__device__ __forceinline__ Fate sample_at_first_cut(const DeviceTeam &team, u32 row, const SlicePlan &plan, F early) {
+  Shared *sh = team.sh;
+  const bool all = plan.kind == SlicePlan::ALL, by_mass = plan.kind == SlicePlan::MASS, above = plan.kind == SlicePlan::ABOVE;
+  const u32 groups = team.blocks * WARPS;
+  if (!all && plan.k > groups * 3 / 4) return Fate::MANY;
+  float s = 1;
+  u64 uniform = 0;
+  const FirstLook seen = look_for_first(team, [&] {
+    s = scale(plan.temperature);
+    uniform = uniform_of(sh->row, sh->config);
+  });
+  if (seen.strange) return Fate::STRANGE;
+  if (plan.greedy && seen.best) {
+    if (team.rank() == 0) write_token(row, id_at(seen.best), 1, 0.0f);
+    return Fate::DECIDED;
+  }
+  if (!seen.best) return Fate::MANY;
+  if (threadIdx.x == 0) {
+    sh->known_best = seen.best;
+    sh->known_count = seen.count;
+  }
+  const float largest = logit_at(seen.best);
+  Weighing w;
+  if (!begin_weighing_by(s, largest, w)) return Fate::MANY;
+  float lowest = -infinity();  // of what is left
+  const u64 *masses;
+  u32 kept = seen.count;
+  if (all) {
+    const u64 own[1] = {DeviceWarp{}.sum(team.mass(w))};
+    masses = team.meet(own)[0];
+  } else {
+    constexpr u32 OF_MASS = 3, OF_GROUPS = 5;  // top_p is looked for in what three of five warps' largest logits reach
+    const u32 least = by_mass && plan.k < groups * OF_MASS / OF_GROUPS ? groups * OF_MASS / OF_GROUPS : plan.k;
+    const u32 bound = least == 1 ? key_of(largest) : kth_of_firsts(seen, least);
+    float from = bound ? value_of(bound) : float_of(0xFF7FFFFFu);
+    if (above) {
+      lowest = fmaf(plan.temperature, sh->program.ops[plan.op].arg, largest);
+      if (lowest < from) from = lowest > -infinity() ? lowest : float_of(0xFF7FFFFFu);
+    }
+    Hits own;
+    if (seen.own && value_of(seen.own) >= from) own = send_hits(team, from, [&](float x) { return by_mass ? w.q(x) : 0; });
+    const FirstHits hits = all_hits(team, own, by_mass ? team.mass(w) : 0, by_mass);
+    if (team.leader()) await_hits(team, hits.elsewhere);
+    if (hits.fit && hits.count <= LIST_WORTH && (!by_mass || Until::reaches(hits.of_row, sh->program.ops[plan.op].threshold)(hits.mass))) {
+      early();
+      if (!team.leader()) return Fate::DECIDED;
+      close_up(team, hits, first_list()->places);
+      __syncthreads();
+      if (choose_from_first(row, plan, w.s, w.max_n, hits.count, hits.of_row, uniform)) return Fate::DECIDED;
+      sort_places<THREADS>(first_list()->places, hits.count);
+      if (threadIdx.x < 32) run_first_list(row, plan.op, plan.temperature, first_list()->places, first_list()->scratch, hits.count, hits.of_row);
+      return Fate::DECIDED;
+    }
+    if (threadIdx.x == 0) sh->known_total = hits.of_row;
+    if (!above || plan.k > 1 || !(lowest > -infinity() && lowest <= largest) || !then_draws(plan, sh->program)) return Fate::MANY;
+    u64 left[2] = {0, 0};
+    mass_and_count(team, Bounds(~0ull, static_cast<u64>(key_of(lowest + 0.0f)) << 32), w, left);
+    const u64 words[2] = {DeviceWarp{}.sum(left[0]), DeviceWarp{}.sum(left[1])};
+    const auto told = team.meet(words);
+    u32 of_lane = 0;
+    UNROLL_NOT
+    for (u32 i = threadIdx.x % 32; i < groups; i += 32) of_lane += static_cast<u32>(told[1][i]);
+    kept = __reduce_add_sync(~0u, of_lane);
+    masses = told[0];
+  }
+  u64 total = 0;
+  team.draw_by(
+      masses, [&](u64 of_all) { return mulhi64(uniform, total = of_all); }, [&](u32, float x) { return x >= lowest ? w.q(x) : 0; },
+      [&](u32 id, float x) { write_token(row, id, kept, processed_logprob(w.q(x), total)); });
+  return Fate::DECIDED;
+}
+
+}  // namespace nucleus
