@@ -19,6 +19,7 @@ __global__ void __launch_bounds__(BLOCK_THREADS, 1) sample_by_relay(const __grid
       init_barrier(&sh->empty[lane], TEAM_WARPS / HALVES * LEAVING_LANES);
     }
     if (lane < 2) {
+      init_barrier(&sh->told[lane], LEAVING_LANES);
       init_barrier(&sh->ready[lane], TELLING_THREADS);
       init_barrier(&sh->known[lane], DESCRIBING_THREADS / 32 * LEAVING_LANES);
       init_barrier(&sh->read[lane], TEAM_WARPS * LEAVING_LANES);
@@ -32,6 +33,7 @@ __global__ void __launch_bounds__(BLOCK_THREADS, 1) sample_by_relay(const __grid
       init_barrier(&sh->met[Reading::NUMBER], TEAM_THREADS);
       init_barrier(&sh->met[Finishing::NUMBER], TEAM_THREADS);
       init_barrier(&sh->met[Describing::NUMBER], DESCRIBING_THREADS);
+      init_barrier(&sh->met[Marking::NUMBER], Marking::THREADS_OF_IT);
 #endif
       sh->undecided = 0;
       sh->rows[0].shift = sh->rows[1].shift = 0;
@@ -39,10 +41,11 @@ __global__ void __launch_bounds__(BLOCK_THREADS, 1) sample_by_relay(const __grid
     publish_barriers();
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
   }
+  forget_collected(&sh->rows[0], threadIdx.x, BLOCK_THREADS);
+  forget_collected(&sh->rows[1], threadIdx.x, BLOCK_THREADS);
+  __syncthreads();
   wait_for_launch_before();
   let_next_launch_begin();
-  if (threadIdx.x / 32 == DESCRIBING_FIRST / 32) ComingDescription::start_row(batch, blockIdx.x);
-  __syncthreads();
   if (threadIdx.x < TEAM_THREADS) {
     read_rows<DTYPE>(batch);
   } else if (threadIdx.x < 2 * TEAM_THREADS) {

@@ -88,6 +88,13 @@ using Reading = Team<1, 0>;
 using Finishing = Team<2, TEAM_THREADS>;
 using Describing = Team<7, DESCRIBING_FIRST, DESCRIBING_THREADS>;
 
+// The finishing and the describing team together, which mark the ids of the block's first row.
+struct Marking {
+  static constexpr u32 NUMBER = 8, THREADS_OF_IT = TEAM_THREADS + DESCRIBING_THREADS;
+
+  __device__ __forceinline__ static void sync();
+};
+
 // A row on its way through the block.
 struct Row : Description {
   SlicePlan plan;
@@ -161,12 +168,12 @@ struct State {
     alignas(16) u64 weights[LISTED];  // of a list of another program
   };
   u64 arrived[STAGES], empty[STAGES];  // mbarriers: a stage of the ring is there; all warps have read it
-  u64 ready[2], known[2];              // a row can be read; all is known that its description tells
+  u64 told[2], ready[2], known[2];     // a row's description is there; the row can be read; all is known that its description tells
   u64 read[2], finished[2];            // it is read; its place is free again
   u64 brought;                         // the window's ids are there
   u64 followed_to_end[2];              // its bound is not raised any more
 #ifdef NUCLEUS_RACECHECK
-  u64 met[8];  // where teams meet, by the number of their barrier
+  u64 met[9];  // where teams meet, by the number of their barrier
 #endif
   u64 begun;                           // the ids of the first row are asked for
 };
@@ -186,6 +193,13 @@ __device__ __forceinline__ void Team<BARRIER, FIRST, THREADS_OF_IT>::sync() {
   meet_at(&state()->met[BARRIER]);
 #else
   asm volatile("barrier.sync %0, %1;" ::"n"(BARRIER), "n"(THREADS_OF_IT) : "memory");
+#endif
+}
+__device__ __forceinline__ void Marking::sync() {
+#ifdef NUCLEUS_RACECHECK
+  meet_at(&state()->met[NUMBER]);
+#else
+  asm volatile("barrier.sync %0, %1;" ::"n"(NUMBER), "n"(THREADS_OF_IT) : "memory");
 #endif
 }
 __device__ __forceinline__ void leave(u64 *mbarrier) {

@@ -60,36 +60,48 @@ struct ComingDescription {
   }
 };
 
-// Fills the description from what has come, by one warp. `aligned`: the row's logits are.
-__device__ __forceinline__ void describe(Row *to, bool aligned) {
+// Fills the description from what has come, as far as the reading team and the copy of its ids need it, by one warp. `aligned`: the row's logits are. `told`: the
+// reading team's, which looks at the row's first stages meanwhile.
+__device__ __forceinline__ void describe(Row *to, bool aligned, u64 *told) {
   State *const sh = state();
   const u32 lane = threadIdx.x % 32;
   wait_for_words();
   __syncwarp();
+  constexpr u32 WORDS = sizeof(Description) / 4, EACH = (WORDS + 31) / 32;
+  u32 words[EACH];
 #pragma unroll
-  for (u32 i = 0; i < sizeof(Description) / 4; i += 32)
-    if (i + lane < sizeof(Description) / 4) reinterpret_cast<u32 *>(static_cast<Description *>(to))[i + lane] = reinterpret_cast<const u32 *>(&sh->coming)[i + lane];
-  __syncwarp();
+  for (u32 i = 0; i < EACH; ++i)
+    if (i * 32 + lane < WORDS) words[i] = reinterpret_cast<const u32 *>(&sh->coming)[i * 32 + lane];
+#pragma unroll
+  for (u32 i = 0; i < EACH; ++i)
+    if (i * 32 + lane < WORDS) reinterpret_cast<u32 *>(static_cast<Description *>(to))[i * 32 + lane] = words[i];
+  leave(told);
   const u32 flags = to->row.flags;
   if ((flags & (NUCLEUS_ROW_SLOT | NUCLEUS_ROW_PADDING)) == NUCLEUS_ROW_SLOT) {
     if (lane == 0) read_slot(sh->slot, to->config, to->row);
     __syncwarp();
   }
   const SlicePlan plan = plan_of(*to);
-  const u32 ops = to->program.len, code = lane < ops && lane < NUCLEUS_MAX_OPS ? to->program.ops[lane].code : NUCLEUS_OP_NONE;
-  const bool common = is_common(code, ops, plan.op, to->config.min_keep, to->config.flags);
   if (lane) return;
   const u32 window = editable_window(plan, to->config.dry_penalty_last_n, to->config.repeat_last_n, to->row.history.len);
   const u64 ids = static_cast<u64>(window) + to->row.bias.len + to->row.eos.len + to->row.bad_words.len;
   to->plan = plan;
-  to->common = common;
   to->window = window;
-  to->lowers = edits_lower(to->config);
-  const u32 len = to->row.history.len, prompt = to->row.prompt_len, last_n = to->config.repeat_last_n, before = len - window, seen = window_start(len, last_n);
-  to->seen_from = plan.occurrences ? seen - before : window;
-  to->counted_from = plan.occurrences ? (to->config.flags & NUCLEUS_COUNT_PROMPT ? seen : prompt + window_start(len - prompt, last_n)) - before : window;
   to->bounded = aligned && is_bounded(plan, ids, flags);
   to->found = to->strange = to->bound = to->bans = to->largest = 0;
+}
+
+// The rest of it, by the same warp.
+__device__ __forceinline__ void describe_rest(Row *to) {
+  const u32 lane = threadIdx.x % 32, ops = to->program.len, code = lane < ops && lane < NUCLEUS_MAX_OPS ? to->program.ops[lane].code : NUCLEUS_OP_NONE;
+  const SlicePlan &plan = to->plan;
+  const bool common = is_common(code, ops, plan.op, to->config.min_keep, to->config.flags);
+  if (lane) return;
+  to->common = common;
+  to->lowers = edits_lower(to->config);
+  const u32 window = to->window, len = to->row.history.len, prompt = to->row.prompt_len, last_n = to->config.repeat_last_n, before = len - window, seen = window_start(len, last_n);
+  to->seen_from = plan.occurrences ? seen - before : window;
+  to->counted_from = plan.occurrences ? (to->config.flags & NUCLEUS_COUNT_PROMPT ? seen : prompt + window_start(len - prompt, last_n)) - before : window;
 }
 
 // Whether a row's ids that may be edited are wanted.
@@ -119,7 +131,7 @@ __device__ __forceinline__ void start_ids(const Editable &editable, Row *row) {
 }
 
 // Marks ids for the reading team, by as many threads, once they have come.
-__device__ __forceinline__ void mark_ids(Row *row, u32 local, u32 threads) {
+static __device__ __noinline__ void mark_ids(Row *row, u32 local, u32 threads) {
   const u32 first = row->shift, end = first + row->window + row->row.bias.len + row->row.eos.len + row->row.bad_words.len;
   UNROLL_NOT
   for (u32 at = 4 * local; at < end; at += 4 * threads) {
@@ -156,15 +168,16 @@ __device__ __forceinline__ bool is_aligned(const SamplingBatch &batch, u32 index
   return (reinterpret_cast<uintptr_t>(batch.logits) + index * batch.row_stride * (batch.dtype == NUCLEUS_F32 ? 4 : 2)) % 16 == 0;
 }
 
-// Describes all rows of the block, each as soon as the place of the one before the last is free. The first one's words have been asked for.
+// Describes all rows of the block, each as soon as the place of the one before the last is free.
 __device__ __forceinline__ void describe_rows(const SamplingBatch &batch) {
   State *const sh = state();
   const u32 local = Describing::thread();
   const bool leads = local < 32;  // the warp that the words come to
   u32 index = blockIdx.x;
-  if (leads) ComingDescription::start_rest(batch, index);
-  forget_collected(&sh->rows[0], local, DESCRIBING_THREADS);
-  forget_collected(&sh->rows[1], local, DESCRIBING_THREADS);
+  if (leads) {
+    ComingDescription::start_row(batch, index);
+    ComingDescription::start_rest(batch, index);
+  }
   UNROLL_NOT
   for (u32 turn = 0; index < batch.rows; index += gridDim.x, ++turn) {
     const u32 at = turn % 2, after = index + gridDim.x;
@@ -172,7 +185,7 @@ __device__ __forceinline__ void describe_rows(const SamplingBatch &batch) {
     if (turn) wait_for_copy(&sh->finished[at], (turn - 1) / 2 % 2);
     if (turn > 1) wait_for_copy(&sh->followed_to_end[at], (turn - 2) / 2 % 2);
     if (leads) {
-      describe(row, is_aligned(batch, index));
+      describe(row, is_aligned(batch, index), &sh->told[at]);
     } else {
       UNROLL_NOT
       for (u32 i = local - 32; i < MARKS / 128; i += DESCRIBING_THREADS - 32) reinterpret_cast<uint4 *>(row->marks)[i] = make_uint4(0, 0, 0, 0);
@@ -188,6 +201,7 @@ __device__ __forceinline__ void describe_rows(const SamplingBatch &batch) {
 #endif
       if (turn == 0) leave(&sh->begun);
     }
+    if (leads) describe_rest(row);
     complete_description(batch, index, row, local);
     if (wanted) {
       wait_for_copy(&sh->brought, turn % 2);
@@ -198,11 +212,18 @@ __device__ __forceinline__ void describe_rows(const SamplingBatch &batch) {
         UNROLL_NOT
         for (u32 i = local; i < editable.words; i += DESCRIBING_THREADS) row->ids()[editable.without_words() + i] = editable.last_of_word(i);
       }
-      Describing::sync();
-      mark_ids(row, local, DESCRIBING_THREADS);
-      Describing::sync();
+      if (turn) {
+        Describing::sync();
+        mark_ids(row, local, DESCRIBING_THREADS);
+        Describing::sync();
+      } else {
+        Marking::sync();
+        mark_ids(row, local, Marking::THREADS_OF_IT);
+        Marking::sync();
+      }
       if (local < TELLING_THREADS) arrive(&sh->ready[at]);
     }
+    if (!wanted && turn == 0) Marking::sync();
     leave(&sh->known[at]);
     if (!leads || after >= batch.rows) continue;
     ComingDescription::start_row(batch, after);

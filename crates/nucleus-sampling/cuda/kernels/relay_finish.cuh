@@ -173,6 +173,11 @@ __device__ __forceinline__ void rehearse(u32 local) {
 __device__ __forceinline__ void finish_rows(const SamplingBatch &batch, bool last) {
   State *const sh = state();
   const u32 local = threadIdx.x - TEAM_THREADS;
+  Marking::sync();  // the first row's ids are there
+  if (wants_ids(&sh->rows[0])) {
+    mark_ids(&sh->rows[0], DESCRIBING_THREADS + local, Marking::THREADS_OF_IT);
+    Marking::sync();
+  }
   wait_for_copy(&sh->known[0], 0);
   rehearse(local);
   leave(&sh->finished[1]);

@@ -290,11 +290,11 @@ struct Reader {
     }
   };
 
-  // Whether the token with this thread's largest logit of a stage may be edited.
-  __device__ __forceinline__ bool largest_marked(const View &stage, const Peaks &peaks, float most) const {
-    const AsTyped limit = AsTyped::above(most);
+  // The token with this thread's largest logit of a stage, which is a number.
+  __device__ __forceinline__ static u32 largest_of(const View &stage, const Peaks &peaks) {
+    const AsTyped limit = AsTyped::above(peaks.all.value());
     const u32 j = __ffs(peaks.reaching(limit)) - 1, at = Own::offset(j), largest = limit.reached_by(stage.vector(Own::vector(j))) & stage.counted(at);
-    return row->marked(stage.begin + at + __ffs(largest) - 1);
+    return stage.begin + at + __ffs(largest) - 1;
   }
 
   // Collects this thread's tokens of a stage that reach a limit, which is not -inf.
@@ -312,30 +312,38 @@ struct Reader {
     }
   }
 
-  // A first bound, from the row's first two stages. `first`: this thread's one, if there is one.
-  __device__ __forceinline__ float first_bound(const View &first, bool there, const Peaks &peaks) const {
+  // Whether it is one.
+  __device__ __forceinline__ static bool some(const Peaks &peaks) { return fabsf(peaks.all.value()) < infinity(); }
+
+  // A first bound, from the row's first two stages. `first`: this thread's one, if there is one. `early`: its token with the largest logit; NO_ID: nobody looked yet.
+  __device__ __forceinline__ float first_bound(const View &first, bool there, const Peaks &peaks, u32 early) const {
     float unedited = -infinity();
     if (there) {
       const float most = peaks.all.value();
       if (!(most < infinity())) share_now(&row->strange, 1u);
-      else if (most > -infinity() && !(row->plan.edits && largest_marked(first, peaks, most))) unedited = most;
+      else if (most > -infinity() && !(row->plan.edits && row->marked(early != NO_ID ? early : largest_of(first, peaks)))) unedited = most;
     }
     float most;
     const float bound = bound_of_threads(unedited, row->plan.k, most);
     return threshold_of(row, bound, most);
   }
 
-  // Reads the row to its end; each half of the team every other stage. Warps wait for each other only before the first bound. `own`: the first stage of this half.
-  __device__ __forceinline__ void read(RingPlace &place, u32 own, u32 stages) const {
+  // Reads the row to its end; each half of the team every other stage. Warps wait for each other only before the first bound. `own`: the first stage of this half,
+  // which is looked at before it is known what the row asks for. `ready`: when that is known. `waits`: that is probably later.
+  __device__ __forceinline__ void read(RingPlace &place, u32 own, u32 stages, const u64 *ready, u32 parity, bool waits) const {
     View stage{nullptr, nullptr, 0, 0};
     Peaks peaks;
     Peak<DTYPE> largest{Peak<DTYPE>::NONE};
     const bool there = own < stages && own * IDS < held;
+    u32 early = NO_ID;
     if (there) {
       stage = view(place, own);
       peaks.look(stage);
+      if (waits && some(peaks)) early = largest_of(stage, peaks);
     }
-    const float bound = first_bound(stage, there, peaks);
+    wait_for_copy(ready, parity);
+    if (!row->bounded) return leave_unread(place, own, stages);
+    const float bound = first_bound(stage, there, peaks, early);
     if (threadIdx.x == 0) raise_to(row, bound);
     const float least = fmaxf(bound, value_of(key_of(-infinity()) + 1));
     UNROLL_NOT
@@ -353,6 +361,14 @@ struct Reader {
       leave(place);
     }
     if (row->plan.kind == SlicePlan::ABOVE) tell_largest(largest);
+  }
+  // A row that is not read.
+  __device__ __forceinline__ static void leave_unread(RingPlace &place, u32 own, u32 stages) {
+    UNROLL_NOT
+    for (u32 stage = own; stage < stages; stage += HALVES) {
+      wait(place);
+      leave(place);
+    }
   }
   // For rows that keep too many.
   __device__ __forceinline__ void tell_largest(const Peak<DTYPE> &largest) const {
@@ -378,21 +394,14 @@ __device__ __forceinline__ void read_rows(const SamplingBatch &batch) {
   for (u32 index = blockIdx.x; index < batch.rows; index += gridDim.x, ++turn) {
     const u32 own = (half + turn * stages) % HALVES;
     Row *const row = &sh->rows[turn % 2];
-    wait_for_copy(&sh->ready[turn % 2], turn / 2 % 2);
+    const u32 parity = turn / 2 % 2;
+    wait_for_copy(&sh->told[turn % 2], parity);
     const Masks masks(batch);
-    const u32 *const mask = masks.of(row->row.mask);
+    const u32 *const mask = row->row.flags & NUCLEUS_ROW_PADDING ? nullptr : masks.of(row->row.mask);
     const u32 vocab = row->config.vocab_size, exist = vocab < batch.row_len ? vocab : batch.row_len;
     const u32 held = mask && masks.words < (exist + 31) / 32 ? masks.words * 32 : exist;
     const Reader<DTYPE> reader{row, Stages<DTYPE>::row(batch, index), mask, held, masks.aligned()};
-    if (row->bounded) {
-      reader.read(place, own, stages);
-    } else {
-      UNROLL_NOT
-      for (u32 stage = own; stage < stages; stage += HALVES) {
-        reader.wait(place);
-        reader.leave(place);
-      }
-    }
+    reader.read(place, own, stages, &sh->ready[turn % 2], parity, turn == 0);
     leave(&sh->read[turn % 2]);
   }
 }
