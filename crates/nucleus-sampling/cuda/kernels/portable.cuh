@@ -16,6 +16,7 @@ constexpr u32 MARKED_IDS = 1u << 18;          // that have a mark of their own; 
 constexpr u32 FOURS_AT_ONCE = 4;              // that a thread asks for before it looks at the first
 constexpr u32 STRETCH = 24;                   // as often, before a 32-bit sum is full
 constexpr u32 DRAW_STEPS = NUCLEUS_MAX_VOCAB / WARPS / STEP;  // of a warp's part of the row
+constexpr u32 KEY_ROUNDS = 8;                 // of two bits
 constexpr float LOWEST = -3.402823466e38f;    // what is out is below it
 static_assert(2 * MARKED_IDS == NUCLEUS_MAX_VOCAB);
 
@@ -24,8 +25,12 @@ struct PortableShared : Description {
   u64 list[PORTABLE_LISTED];
   union {
     u64 bins[BINS];
-    u64 scratch[PORTABLE_LISTED];
+    struct {
+      u64 scratch[PORTABLE_LISTED];
+      u64 aside[PORTABLE_LISTED];  // a list that is tried
+    };
     u64 steps[DRAW_STEPS];
+    u32 tokens[2 * BINS];  // the end of the history
   };
   Edit edits[SHARED_EDITS + 1];
   u64 part[WARPS][2];
@@ -35,8 +40,10 @@ struct PortableShared : Description {
   RawSums raw;
   u64 told;
   u32 listed, kept, fate;
+  u32 edited;           // tokens that are edited at most
+  u32 reached[KEY_ROUNDS];  // see kth_key
   u32 first, end;  // the fours of the row that this block looks at, from a multiple of 32 on
-  bool merges, marked, few_edited, apart;  // marked: there are edits; few_edited: no more than the table has room for; apart: there is a list of allowed ids, and no others are looked at
+  bool merges, marked, apart;  // marked: there are edits; apart: there is a list of allowed ids, and no others are looked at
 };
 constexpr u32 PORTABLE_SHARED_BYTES = (sizeof(PortableShared) + 15) / 16 * 16;
 // Words of marks for a row of so many ids.

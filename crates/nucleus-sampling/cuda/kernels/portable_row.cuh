@@ -7,6 +7,7 @@
 namespace nucleus::portable {
 
 constexpr u32 MASS_GROUPS = 256;  // of the threads' largest logits, that bound the list of a cut by mass
+constexpr u32 TRIED_GROUPS = 64;  // that bound its beginning, which most often has the cut and is sorted in a fifth of the time
 
 __device__ __forceinline__ PortableShared *sh() { return portable_state(); }
 
@@ -30,21 +31,82 @@ __device__ __forceinline__ void take_part(u32 parts, u32 part) {
   __syncthreads();
 }
 
-// Builds the table of edits, and marks the block's tokens; where edits are merged, with their logits after them. False: more tokens are edited than there is room for.
-__device__ __noinline__ bool note_edits(const Workspace &workspace, u32 index) {
-  const Request &r = sh()->request;
-  EditTable table{nullptr, 0};
-  if (!unsliced_edits(BlockTeam{}, r, index, workspace, sh()->edits, table)) return false;
+// The request, by what the compiler knows to lie in shared memory.
+__device__ __forceinline__ Request own_request() {
+  Request r = sh()->request;
+  r.row = &sh()->row;
+  r.config = &sh()->config;
+  r.program = &sh()->program;
+  return r;
+}
+
+// Notes what happens to tokens in a table in shared memory.
+__device__ __noinline__ void note_in_shared_memory(SlicePlan plan) {
+  const BlockTeam team;
+  Request r = own_request();
+  EditTable table{sh()->edits, 16};
+  while (table.capacity < SHARED_EDITS && table.capacity < sh()->edited + sh()->edited / 2 + 1) table.capacity *= 2;
+  clear_edits(team, table);
   if (threadIdx.x == 0) sh()->table = table;
-  UNROLL_NOT
-  for (u32 i = threadIdx.x; sh()->marked && i < table.capacity; i += THREADS) {
-    Edit &edit = table.slots[i];
-    if (edit.id >= r.limit || !BlockTeam::has(edit.id)) continue;
-    BlockTeam::mark(edit.id);
-    if (!sh()->merges) continue;
-    bool unusual = false;
-    const float x = admitted(r, edit.id) ? edited(r, load_logit(r, edit.id), edit, unusual) : -infinity();
-    edit.bias = unusual ? float_of(0x7FC00000u) : x;
+  if (!sh()->marked) {
+    __syncthreads();
+    return;
+  }
+  const u32 len = r.row->history.len;
+  u32 window = plan.passages ? r.config->dry_penalty_last_n : 0;
+  if (plan.occurrences && r.config->repeat_last_n > window) window = r.config->repeat_last_n;
+  if (plan.ngrams || (r.row->bad_words.len && window) || window > len) window = len;
+  if (window && window <= 2 * BINS) {
+#pragma unroll 4
+    for (u32 i = threadIdx.x; i < window; i += THREADS) sh()->tokens[i] = r.history[len - window + i];
+    r.history = sh()->tokens - (len - window);
+  }
+  __syncthreads();
+  note_bias_and_bans(team, r, table);
+  if (plan.occurrences) note_occurrences(team, r, table);
+  if (plan.passages) note_passages(team, r, table);
+  if (plan.ngrams) note_ngrams(team, r, table);
+  __syncthreads();
+}
+
+// Where a list of slots lies.
+__device__ __forceinline__ u32 *listed_slots() {
+  static_assert(SHARED_EDITS * sizeof(u32) <= sizeof(PortableShared::list));
+  return reinterpret_cast<u32 *>(sh()->list);
+}
+
+// Marks a token of the block; where edits are merged, finds its logit after them.
+__device__ __forceinline__ void settle_edit(const Request &r, Edit &edit) {
+  BlockTeam::mark(edit.id);
+  if (!sh()->merges) return;
+  bool unusual = false;
+  const float x = admitted(r, edit.id) ? edited(r, load_logit(r, edit.id), edit, unusual) : -infinity();
+  edit.bias = unusual ? float_of(0x7FC00000u) : x;
+}
+
+// Builds the table of edits, and marks the block's tokens, of which a list of their slots is left where the table lies in shared memory; where edits are merged, with
+// their logits after them. False: more tokens are edited than there is room for.
+__device__ __noinline__ bool note_edits(const Workspace &workspace, u32 index, SlicePlan plan) {
+  const Request r = own_request();
+  if (sh()->edited <= SHARED_EDITS_USED) {
+    note_in_shared_memory(plan);
+    Edit *const slots = sh()->edits;
+    const u32 capacity = sh()->marked ? sh()->table.capacity : 0;
+    u32 *const list = listed_slots();
+    BlockTeam{}.begin_list();
+    UNROLL_NOT
+    for (u32 i = threadIdx.x; i < capacity; i += THREADS)
+      if (slots[i].id < r.limit && BlockTeam::has(slots[i].id)) list[atomicAdd(&sh()->listed, 1)] = i;
+    const u32 count = BlockTeam{}.end_list();
+    UNROLL_NOT
+    for (u32 i = threadIdx.x; i < count; i += THREADS) settle_edit(r, slots[list[i]]);
+  } else {
+    EditTable table{nullptr, 0};
+    if (!unsliced_edits(BlockTeam{}, r, index, workspace, sh()->edits, table)) return false;
+    if (threadIdx.x == 0) sh()->table = table;
+    UNROLL_NOT
+    for (u32 i = threadIdx.x; i < table.capacity; i += THREADS)
+      if (table.slots[i].id < r.limit && BlockTeam::has(table.slots[i].id)) settle_edit(r, table.slots[i]);
   }
   __syncthreads();
   return true;
@@ -76,7 +138,7 @@ __device__ __noinline__ bool describe(const SamplingBatch &batch, u32 index, Sli
     sh()->merges = plan.sliced;
     const u64 edited = plan.edits ? edited_bound(r) : 0;
     sh()->marked = edited > 0;
-    sh()->few_edited = edited <= SHARED_EDITS_USED;
+    sh()->edited = edited < ~0u ? static_cast<u32>(edited) : ~0u;
     sh()->apart = sh()->row.flags & NUCLEUS_ROW_ALLOWED;
   }
   __syncthreads();
@@ -89,15 +151,15 @@ enum class Prepared : u32 { READY, CROWDED, PADDING };  // CROWDED: more tokens 
 __device__ __forceinline__ Prepared prepare(const SamplingBatch &batch, const Workspace &workspace, u32 index, SlicePlan &plan) {
   if (!describe(batch, index, plan)) return Prepared::PADDING;
   take_part(1, 0);
-  return note_edits(workspace, index) ? Prepared::READY : Prepared::CROWDED;
+  return note_edits(workspace, index, plan) ? Prepared::READY : Prepared::CROWDED;
 }
 
 // From here on edits are layers, each checked for itself.
-__device__ __forceinline__ void unmerge(const Workspace &workspace, u32 index) {
+__device__ __forceinline__ void unmerge(const Workspace &workspace, u32 index, const SlicePlan &plan) {
   __syncthreads();
   if (threadIdx.x == 0) sh()->merges = false;
   __syncthreads();
-  note_edits(workspace, index);
+  note_edits(workspace, index, plan);
 }
 
 // The key of this thread's largest logit; 0: there is none. UNUSUAL: one is NaN or +inf. Edits are merged.
@@ -254,21 +316,68 @@ __device__ __noinline__ Fate choose_from_list(SlicePlan plan, u32 count, u64 tot
   return static_cast<Fate>(sh()->fate);
 }
 
+// The same of a list for a cut by mass: its beginning is tried first.
+__device__ __noinline__ Fate choose_by_beginning(SlicePlan plan, u32 count, u64 total, float tried, SampledToken *out) {
+  constexpr u32 WORTH = 2 * TRIED_GROUPS;  // tokens from which on that is faster
+  if (count <= WORTH) return choose_from_list(plan, count, total, out);
+  const u64 least = static_cast<u64>(key_of(tried)) << 32;
+  u64 *const list = sh()->list, *const aside = sh()->aside;
+  __syncthreads();
+  if (threadIdx.x == 0) sh()->listed = sh()->fate = 0;
+  __syncthreads();
+  for (u32 i = threadIdx.x; i < count; i += THREADS) {
+    const bool belongs = list[i] >= least;
+    const u32 at = atomicAdd(belongs ? &sh()->listed : &sh()->fate, 1);
+    aside[belongs ? at : count - 1 - at] = list[i];
+  }
+  const u32 first = BlockTeam{}.end_list();
+  for (u32 i = threadIdx.x; i < first; i += THREADS) list[i] = aside[i];
+  __syncthreads();
+  if (choose_from_list(plan, first, total, out) == Fate::DECIDED) return Fate::DECIDED;
+  __syncthreads();
+  for (u32 i = threadIdx.x; i < count; i += THREADS) list[i] = aside[i];
+  __syncthreads();
+  return choose_from_list(plan, count, total, out);
+}
+
+// As kth_of_threads, with a barrier for two bits of the key, and none for those that no key has. `largest`: of all.
+__device__ __noinline__ u32 kth_key(u32 key, u32 k, u32 largest) {
+  static_assert(THREADS < 1u << 10, "three counts in a word");
+  __syncthreads();
+  if (threadIdx.x < KEY_ROUNDS) sh()->reached[threadIdx.x] = 0;
+  __syncthreads();
+  u32 found = 0;
+#pragma unroll 1
+  for (u32 round = 0; round < KEY_ROUNDS; ++round) {
+    const u32 bit = 1u << (30 - 2 * round);
+    if ((found | bit) > largest) continue;
+    const u32 ones = __ballot_sync(~0u, key >= (found | bit)), twos = __ballot_sync(~0u, key >= (found | 2 * bit)), threes = __ballot_sync(~0u, key >= (found | 3 * bit));
+    if (threadIdx.x % 32 == 0 && ones) atomicAdd(&sh()->reached[round], __popc(ones) | __popc(twos) << 10 | __popc(threes) << 20);
+    __syncthreads();
+    const u32 all = sh()->reached[round];
+    found |= bit * ((all >> 20) >= k ? 3 : (all >> 10 & 1023) >= k ? 2 : (all & 1023) >= k ? 1 : 0);
+  }
+  return found;
+}
+
 // From which logits on the tokens matter that decide a row.
 struct Search {
   Weighing w;
   bool weighs, empty;
   float threshold;  // what is weighed begins here
   float listed;     // what is listed
+  float tried;      // a list for a cut by mass as far as it is tried first
 
   // `own`: the largest key of the thread's group of tokens; all of them bound the k-th.
   __device__ __forceinline__ Search(const SlicePlan &plan, u32 own, u32 largest) {
     empty = !largest;
     weighs = !empty && begin_weighing(value_of(largest), plan.temperature, w);
-    threshold = listed = LOWEST;
+    threshold = listed = tried = LOWEST;
     if (plan.kind == SlicePlan::ALL) return;
-    const u32 k = plan.kind == SlicePlan::MASS && plan.k < MASS_GROUPS ? MASS_GROUPS : plan.k, bound = k == 1 ? largest : kth_of_threads(own, k);
+    const bool by_mass = plan.kind == SlicePlan::MASS;
+    const u32 k = by_mass && plan.k < MASS_GROUPS ? MASS_GROUPS : plan.k, bound = k == 1 ? largest : kth_key(own, k, largest), first = by_mass ? kth_key(own, plan.k < TRIED_GROUPS ? TRIED_GROUPS : plan.k, largest) : 0;
     if (bound) listed = value_of(bound);
+    if (first) tried = value_of(first);
     if (plan.kind != SlicePlan::ABOVE) return;
     threshold = empty ? listed : fmaxf(fmaf(plan.temperature, sh()->program.ops[plan.op].arg, value_of(largest)), LOWEST);
     listed = fminf(threshold, listed);
@@ -292,7 +401,7 @@ __device__ __noinline__ Fate sample_first(SlicePlan plan, SampledToken *out) {
   if (by_mass) total = weigh_row(false, w.s, w.max_n, LOWEST, search.listed);
   else list_from(search.listed);
   const u32 count = sh()->listed;
-  if (count <= PORTABLE_LISTED) return choose_from_list(plan, count, total, out);
+  if (count <= PORTABLE_LISTED) return by_mass ? choose_by_beginning(plan, count, total, search.tried, out) : choose_from_list(plan, count, total, out);
   if (plan.kind != SlicePlan::ABOVE || !search.weighs || !then_draws(plan, sh()->program)) return Fate::MANY;
   total = weigh_row(false, w.s, w.max_n, search.threshold, infinity());
   if (sh()->kept < plan.k) return Fate::MANY;
@@ -316,10 +425,10 @@ __device__ __noinline__ void sample_row(const SamplingBatch &batch, const Worksp
   const bool bounded = plan.sliced && plan.kind != SlicePlan::EXACT && !exactly, unlisted = batch.flags & NUCLEUS_BATCH_UNLISTED;
   const Fate fate = bounded ? sample_first(plan, out) : Fate::MANY;
   if (fate == Fate::DECIDED) return;
-  if (fate == Fate::STRANGE) unmerge(workspace, index);
+  if (fate == Fate::STRANGE) unmerge(workspace, index, plan);
   __syncthreads();
   if (sample_whole(unlisted, out)) return;
-  unmerge(workspace, index);
+  unmerge(workspace, index, plan);
   sample_whole(unlisted, out);
 }
 
@@ -335,7 +444,7 @@ __device__ __forceinline__ void tell_top_of(const SamplingBatch &batch, const Wo
     return;
   }
   if (tell_from_row(own)) return;
-  unmerge(workspace, index);
+  unmerge(workspace, index, plan);
   tell_from_row(own);
 }
 

@@ -20,6 +20,9 @@ struct SplitRow {
   u32 groups[THREADS];                 // largest keys of groups of threads
   u32 raw_maxima[PARTS_MOST];
   u32 edited[PARTS_MOST + 1];  // where the parts' begin in `changed`, and their end
+  Description description;             // what the first launch has learnt
+  Request request;                     // the same, but for what lies in shared memory
+  SlicePlan plan;
   u32 listed, kept;
   u32 arrived;  // blocks that have told all
   u32 split;    // 0: the row is not shared out
@@ -34,34 +37,39 @@ struct Part {
 
 // Whether several blocks may share a row. The exact path is one block's, and looks at all of its tokens.
 __device__ __forceinline__ bool may_split(const SamplingBatch &batch, const SlicePlan &plan) {
-  return plan.sliced && plan.kind != SlicePlan::EXACT && !sh()->apart && !(batch.flags & NUCLEUS_BATCH_EXACT) && sh()->few_edited;
+  return plan.sliced && plan.kind != SlicePlan::EXACT && !sh()->apart && !(batch.flags & NUCLEUS_BATCH_EXACT) && sh()->edited <= SHARED_EDITS_USED;
 }
 
-// Tells the part's edited tokens, behind those of the parts before it: each block has all in its table.
+constexpr u32 DESCRIPTION_WORDS = sizeof(Description) / sizeof(u32), REQUEST_WORDS = sizeof(Request) / sizeof(u32);
+static_assert(DESCRIPTION_WORDS + REQUEST_WORDS <= THREADS && sizeof(Description) % sizeof(u32) == 0 && sizeof(Request) % sizeof(u32) == 0);
+// The word of this thread of what describes a row, at one place or the other; null: it has none.
+__device__ __forceinline__ u32 *description_word(Description *description, Request *request) {
+  if (threadIdx.x < DESCRIPTION_WORDS) return reinterpret_cast<u32 *>(description) + threadIdx.x;
+  return threadIdx.x < DESCRIPTION_WORDS + REQUEST_WORDS ? reinterpret_cast<u32 *>(request) + (threadIdx.x - DESCRIPTION_WORDS) : nullptr;
+}
+
+// Tells the part's edited tokens, behind those of the parts before it: each block has all in its table, and note_edits has left a list of the part's.
 __device__ __noinline__ void tell_edits(Part of) {
   const BlockTeam team;
-  const EditTable table = sh()->table;
+  const EditTable table{sh()->edits, sh()->table.capacity};
   const u32 limit = sh()->request.limit, ids = 4 * fours_of_part(limit, of.parts);
-  u64 count[2] = {0, 0};  // before it, in it
-  for (u32 i = threadIdx.x; i < table.capacity; i += THREADS) {
-    const u32 id = table.slots[i].id, part = id / ids;
-    count[0] += id < limit && part < of.part;
-    count[1] += id < limit && part == of.part;
+  const u32 count = sh()->listed;
+  u64 before[1] = {0};
+  for (u32 i = threadIdx.x; i < table.capacity; i += THREADS) before[0] += table.slots[i].id < limit && table.slots[i].id / ids < of.part;
+  team.sum(before);
+  const u32 from = static_cast<u32>(before[0]);
+  for (u32 i = threadIdx.x; i < count; i += THREADS) {
+    const Edit &edit = sh()->edits[listed_slots()[i]];
+    of.row->changed[from + i] = Changed{edit.id, edit.bias};
   }
-  team.sum(count);
-  const u32 from = static_cast<u32>(count[0]);
-  team.begin_list();
-  for (u32 i = threadIdx.x; i < table.capacity; i += THREADS)
-    if (table.slots[i].id < limit && BlockTeam::has(table.slots[i].id)) of.row->changed[from + atomicAdd(&sh()->listed, 1)] = Changed{table.slots[i].id, table.slots[i].bias};
   if (threadIdx.x == 0) {
     of.row->edited[of.part] = from;
-    if (of.part + 1 == of.parts) of.row->edited[of.parts] = from + static_cast<u32>(count[1]);
+    if (of.part + 1 == of.parts) of.row->edited[of.parts] = from + count;
   }
 }
 
 // The part's edited tokens from there, as note_edits leaves them.
-__device__ __noinline__ void take_edits(Part of) {
-  const u32 from = of.row->edited[of.part], count = of.row->edited[of.part + 1] - from;
+__device__ __noinline__ void take_edits(Part of, u32 from, u32 count) {
   if (!count) {
     if (threadIdx.x == 0) sh()->marked = false;
     __syncthreads();
@@ -86,17 +94,19 @@ __device__ __noinline__ void take_edits(Part of) {
 // The first launch.
 __device__ __forceinline__ void look_at_part(const SamplingBatch &batch, const Workspace &workspace, u32 index, Part of) {
   const BlockTeam team;
-  SlicePlan plan;
-  if (!describe(batch, index, plan)) return;
-  const bool split = may_split(batch, plan);
+  SlicePlan plan{};
+  const bool split = describe(batch, index, plan) && may_split(batch, plan);
   if (of.part == 0 && threadIdx.x == 0) {
     of.row->split = split;
+    of.row->plan = plan;
     of.row->listed = of.row->kept = of.row->arrived = 0;
   }
   if (!split) return;
+  u32 *const word = description_word(&of.row->description, &of.row->request);
+  if (of.part == 0 && word) *word = *description_word(sh(), &sh()->request);
   take_part(of.parts, of.part);
   if (sh()->marked) {
-    note_edits(workspace, index);  // has room: see may_split
+    note_edits(workspace, index, plan);  // has room: see may_split
     tell_edits(of);
   } else if (threadIdx.x == 0) {
     of.row->edited[of.part] = of.row->edited[of.part + 1] = 0;
@@ -188,7 +198,8 @@ __device__ __noinline__ void draw_from_parts(Part of, u64 own, u64 total, float 
   of.part = sh()->fate / WARPS;
   const u32 warp = sh()->fate % WARPS;
   take_part(of.parts, of.part);
-  take_edits(of);
+  const u32 from = of.row->edited[of.part];
+  take_edits(of, from, of.row->edited[of.part + 1] - from);
   draw_of_warp(warp, target, s, max_n, least, total, out);
 }
 
@@ -206,7 +217,7 @@ __device__ __forceinline__ Fate choose_from_parts(Part of, const SlicePlan &plan
   if (listed && count <= PORTABLE_LISTED) {
     for (u32 i = threadIdx.x; i < count; i += THREADS) sh()->list[i] = __ldcg(&of.row->list[i]);
     __syncthreads();
-    return choose_from_list(plan, count, plan.kind == SlicePlan::MASS ? total : 0, out);
+    return plan.kind == SlicePlan::MASS ? choose_by_beginning(plan, count, total, search.tried, out) : choose_from_list(plan, count, 0, out);
   }
   if (!weighed || plan.kind == SlicePlan::MASS || kept < plan.k) return Fate::MANY;
   draw_from_parts(of, own, total, search.w.s, search.w.max_n, search.threshold, out);
@@ -215,16 +226,27 @@ __device__ __forceinline__ Fate choose_from_parts(Part of, const SlicePlan &plan
 
 // The second launch.
 __device__ __forceinline__ void sample_part(const SamplingBatch &batch, const Workspace &workspace, u32 index, Part of) {
-  const u32 split = of.row->split, group = of.row->groups[threadIdx.x];
-  SlicePlan plan;
-  if (!describe(batch, index, plan)) return;
+  const u32 split = of.row->split, group = of.row->groups[threadIdx.x], edits = of.row->edited[of.part], edits_end = of.row->edited[of.part + 1];
+  const u32 *const word = description_word(&of.row->description, &of.row->request);
+  const u32 described = word ? *word : 0;
+  const SlicePlan plan = of.row->plan;
+  if (split) {
+    if (word) *description_word(sh(), &sh()->request) = described;
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      sh()->request = own_request();
+      sh()->raw = RawSums{};
+      sh()->merges = true;
+      sh()->apart = false;
+    }
+  }
   const u32 own = split ? group : UNUSUAL, largest = BlockTeam{}.local_max(own);
   if (largest == UNUSUAL) {
     if (of.part == 0) sample_row(batch, workspace, index, batch.flags & NUCLEUS_BATCH_EXACT);
     return;
   }
   take_part(of.parts, of.part);
-  take_edits(of);
+  take_edits(of, edits, edits_end - edits);
   const bool raw = !(sh()->row.flags & NUCLEUS_ROW_PROCESSED);
   if (raw) weigh_raw_part(of);
   const Search search(plan, own, largest);
