@@ -78,7 +78,8 @@ static bool share(const SamplingBatch &batch, Way way, bool follow, DrawShape &s
   const u32 rest = shape.room - (shape.stages - 1) * shape.stage;
   shape.last = ((rest + warps - 1) / warps + step - 1) / step * step;
   const u32 least = (shape.stages - 1) * shape.stage + shape.last * warps;
-  shape.mask_bytes = has_masks(batch) && !again ? (shape.room / 8 + 127) / 128 * 128 : 0;
+  // For all ids of the stages: a warp looks, too, where the last one has none for it.
+  shape.mask_bytes = has_masks(batch) && !again ? (least / 8 + 127) / 128 * 128 : 0;
   // 16 bytes at a time, of which the last may lie behind a mask's words.
   shape.copied = (reinterpret_cast<uintptr_t>(batch.masks) | batch.mask_stride * 4) % 16 == 0;
   shape.masks_at = static_cast<u32>(sizeof(DrawState) + shape.message_bytes());
