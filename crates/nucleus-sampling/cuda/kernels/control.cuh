@@ -83,7 +83,7 @@ struct SliceTeam : DeviceTeam {
 
 inline __device__ __noinline__ void sort_in_block(DeviceTeam team, u32 count) {
   team.sort_list(count);
-  __syncthreads();
+  sync_block();
 }
 // What the leader's Shared has as `told`, to all.
 inline __device__ __noinline__ u64 told_by_leader(DeviceTeam team) {

@@ -404,6 +404,9 @@ struct Drawer {
       return told;
     }
     const bool mask = plan.flags & RowPlan::MASKED;
+#ifdef NUCLEUS_RACECHECK
+    if (MASKS && !mask) await_mask(turn);  // synccheck wants somebody to
+#endif
     const bool raw = plan.flags & RowPlan::RAW, same = plan.s == scale(1.0f) && !mask;
     const bool aligned = (reinterpret_cast<uintptr_t>(batch.logits) | batch.row_stride * SIZE) % 16 == 0;
     bool wrote = mask;

@@ -65,7 +65,17 @@ __device__ __forceinline__ bool is_over(const u64 *mbarrier, u32 parity) {
                : "memory");
   return over;
 }
-// Arrives, and waits until all have. racecheck and synccheck of compute-sanitizer lose sight of who has met at a barrier that has a number, and do not allow
+// Where all threads of a block meet. synccheck of compute-sanitizer allows __syncthreads to no warps that have come to it by different calls (control.cuh): built for it they
+// meet at the same barrier in the form that does not ask a warp's threads to be together.
+__device__ __forceinline__ void sync_block() {
+#ifdef NUCLEUS_RACECHECK
+  __syncwarp();
+  asm volatile("barrier.sync 0;" ::: "memory");
+#else
+  __syncthreads();
+#endif
+}
+// Arrives, and waits until all have. racecheck and synccheck lose sight of who has met at a barrier that has a number, and do not allow
 // __syncthreads at two places of the program: built for them such warps meet here.
 __device__ __forceinline__ void meet_at(u64 *mbarrier) {
   u64 phase;

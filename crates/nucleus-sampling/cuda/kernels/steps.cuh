@@ -45,7 +45,7 @@ inline __device__ __noinline__ StepRange range_of_cut(DeviceTeam team, u64 top, 
   u32 *counts = reinterpret_cast<u32 *>(team.sh->bins);
   UNROLL_NOT
   for (u32 i = threadIdx.x; i < BINS; i += THREADS) counts[i] = 0;
-  __syncthreads();
+  sync_block();
   const Bounds bounds(top, bottom);
   team.each_four([&](u32 i, float4 v) {
     const float x[4] = {v.x, v.y, v.z, v.w};
@@ -127,7 +127,7 @@ __device__ __forceinline__ u64 first_in_list(const DeviceTeam &team, u32 listed,
   const u64 prefix = DeviceWarp{}.inclusive(own);
   if (threadIdx.x % 32 == 31) sh->part[threadIdx.x / 32][0] = prefix;
   if (threadIdx.x == 0) sh->told = ends ? sh->list[listed - 1] : 0;
-  __syncthreads();
+  sync_block();
   u64 before = base + prefix - own;
   UNROLL_NOT
   for (u32 warp = 0; warp < threadIdx.x / 32; ++warp) before += sh->part[warp][0];
@@ -137,7 +137,7 @@ __device__ __forceinline__ u64 first_in_list(const DeviceTeam &team, u32 listed,
     for (before += weight_of(sh->list[i]); !until(before); before += weight_of(sh->list[i])) ++i;
     sh->told = sh->list[i];
   }
-  __syncthreads();
+  sync_block();
   return threadIdx.x < 32 ? sh->told : 0;
 }
 
@@ -245,7 +245,7 @@ inline __device__ __noinline__ StepCut end_of_rank(DeviceTeam team, u64 top, u64
       const u64 key = team.sh->list[i < listed ? i : listed - 1];
       team.sh->told = keys.above ? ~key : key;
     }
-    __syncthreads();
+    sync_block();
     told[0] = threadIdx.x < 32 ? team.sh->told : 0;
   }
   team.max(told);

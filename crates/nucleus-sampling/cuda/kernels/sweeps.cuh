@@ -150,13 +150,13 @@ inline __device__ __noinline__ u32 list_between(DeviceTeam team, u64 top, u64 bo
 inline __device__ __noinline__ void divide_slices(DeviceTeam team, u64 top, u64 bottom, float by) {
   const Bounds bounds(top, bottom);
   team.rewrite([&](u32 id, float x) { return bounds.hold(id, x) ? x / by + 0.0f : -infinity(); });
-  __syncthreads();
+  sync_block();
 }
 // Smooths them by their distance from the largest.
 inline __device__ __noinline__ void smooth_slices(DeviceTeam team, u64 top, u64 bottom, Smoothing smoothing) {
   const Bounds bounds(top, bottom);
   team.rewrite([&](u32 id, float x) { return bounds.hold(id, x) ? smoothing(x) + 0.0f : -infinity(); });
-  __syncthreads();
+  sync_block();
 }
 
 // Draws from the tokens that are left by the masses told last: the block that has the token puts its place where Shared's `told` was 0.
@@ -165,7 +165,7 @@ inline __device__ __noinline__ void draw_in_slices(DeviceTeam team, u64 top, u64
   team.draw(
       team.last_told(), target, [&](u32 id, float x) { return bounds.hold(id, x) ? Exponent(x, s).weight(max_n) : 0; },
       [&](u32 id, float x) { team.sh->told = place_of(x, id); });
-  __syncthreads();
+  sync_block();
 }
 
 // The key of the largest logit whose weight, or surprise, is below `least`; 0: there is none.

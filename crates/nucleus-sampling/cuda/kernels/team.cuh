@@ -150,16 +150,16 @@ __device__ __forceinline__ void sort_places(u64 *places, u32 count) {
     for (u32 i = share; i < count; i += shares) rank += places[i] > own;
     UNROLL_NOT
     for (u32 step = shares / 2; step; step /= 2) rank += __shfl_xor_sync(~0u, rank, step);
-    __syncthreads();
+    sync_block();
     if (index < count && share == 0) places[rank] = own;
-    __syncthreads();
+    sync_block();
     return;
   }
   u32 size = 2 * N;
   while (size < count) size *= 2;
   UNROLL_NOT
   for (u32 i = count + threadIdx.x; i < size; i += N) places[i] = 0;
-  __syncthreads();
+  sync_block();
   UNROLL_NOT
   for (u32 run = 2; run <= size; run *= 2)
     for (u32 step = run / 2; step; step /= 2) {
@@ -169,7 +169,7 @@ __device__ __forceinline__ void sort_places(u64 *places, u32 count) {
         u64 x = places[a], y = places[b];
         if ((x < y) == ((a & run) == 0)) { places[a] = y; places[b] = x; }
       }
-      __syncthreads();
+      sync_block();
     }
 }
 
@@ -217,7 +217,7 @@ struct DeviceTeam {
   __device__ __forceinline__ u32 size() const { return blocks * THREADS; }
   __device__ __forceinline__ bool leader() const { return block == 0; }
   __device__ __forceinline__ bool unusual() const { return sh->unusual; }
-  __device__ __forceinline__ void sync() const { __syncthreads(); }
+  __device__ __forceinline__ void sync() const { sync_block(); }
   // Not the form that asks whole warps to come together: the compiler may have one lane take another way to it.
   // Orders nothing: for barriers behind which nobody reads what others have stored.
   __device__ __forceinline__ void cluster_arrive_alone() const { asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory"); }
@@ -357,7 +357,7 @@ struct DeviceTeam {
       through = weigh_step(step);
       if (lane == 31) sh->steps[step] = through;
     }
-    __syncthreads();
+    sync_block();
     static_assert(MAX_STEPS == 64);
     const u32 steps = (end - from + STEP - 1) / STEP;
     u64 two[2];
@@ -412,7 +412,7 @@ struct DeviceTeam {
       if (lane < N) sh->mail[turn][lane][warp] = lane ? words[N - 1] : words[0];
       __syncwarp();
       if (lane == 0) sh->met[warp] = met + 1;
-      __syncthreads();
+      sync_block();
       return met;
     }
     if (lane < blocks) {
@@ -509,20 +509,20 @@ struct DeviceTeam {
   }
   __device__ __forceinline__ u32 local_max(u32 v) const {
     v = __reduce_max_sync(~0u, v);
-    __syncthreads();
+    sync_block();
     if (threadIdx.x % 32 == 0) sh->part[threadIdx.x / 32][0] = v;
-    __syncthreads();
+    sync_block();
     u64 most = 0;
     UNROLL_NOT
     for (u32 warp = 0; warp < WARPS; ++warp) most = sh->part[warp][0] > most ? sh->part[warp][0] : most;
-    __syncthreads();
+    sync_block();
     return static_cast<u32>(most);
   }
 
   __device__ __forceinline__ void clear_bins() const {
     UNROLL_NOT
     for (u32 i = threadIdx.x; i < BINS; i += THREADS) sh->bins[i] = 0;
-    __syncthreads();
+    sync_block();
   }
   __device__ __forceinline__ void add_bin(u32 bin, u64 weight) const {
     if (weight) add_by_halves(&sh->bins[bin], weight);
@@ -577,7 +577,7 @@ struct DeviceTeam {
   // A list is collected in every block, and then in the leader. What a list lies over, no other block reads any more.
   __device__ __forceinline__ void begin_list() const {
     if (threadIdx.x == 0) sh->listed = 0;
-    __syncthreads();
+    sync_block();
   }
   __device__ __forceinline__ void append(u64 place) const {
     u32 at = atomicAdd(&sh->listed, 1);
@@ -585,7 +585,7 @@ struct DeviceTeam {
   }
   // Returns how many tokens all blocks have listed; more than LIST_CAPACITY: they are not in the leader. `own`: a thread's number; becomes their sum.
   __device__ __forceinline__ u32 end_list(u64 &own) const {
-    __syncthreads();
+    sync_block();
     const u64 words[2] = {threadIdx.x < 32 ? sh->listed : 0, DeviceWarp{}.sum(own)};  // the first warp tells for its block
     const auto told = meet(words);
     u32 before = 0, all = 0, here = 0;
@@ -610,7 +610,7 @@ struct DeviceTeam {
       const u32 delivery = sh->deliveries;
       if (threadIdx.x == 0) arrive_expecting(&sh->delivered, elsewhere * static_cast<u32>(sizeof(u64)));
       wait_for_copy(&sh->delivered, delivery % 2);
-      __syncthreads();
+      sync_block();
       if (threadIdx.x == 0) sh->deliveries = delivery + 1;
     }
     return all;

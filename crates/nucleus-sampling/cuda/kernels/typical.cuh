@@ -68,7 +68,7 @@ __device__ __forceinline__ void range_of_typical(const DeviceTeam &team, const B
   u32 *masses = reinterpret_cast<u32 *>(team.sh->bins);
   UNROLL_NOT
   for (u32 i = threadIdx.x; i < BINS; i += THREADS) masses[i] = 0;
-  __syncthreads();
+  sync_block();
   typical.each(team, bounds, [&](u32, bool, float, u64 q, u32 order) {
     const u32 units = static_cast<u32>(q >> shift), step = order >> (DISTANCE_BITS + 1);
     if (units) atomicAdd(&masses[BINS - 1 - (step < BINS ? step : BINS - 1)], units);

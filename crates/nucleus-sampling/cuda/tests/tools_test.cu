@@ -78,6 +78,36 @@ __global__ void __launch_bounds__(96) exchange(uint32_t *sums) {
   if (!third) sums[thread] = sum;
 }
 
+// The same, where each warp comes to the function that has the barriers by a call of its own. TOGETHER: in the form of __syncthreads, which asks a warp's threads to be together.
+template <bool TOGETHER>
+__device__ __noinline__ uint32_t exchanged_once(uint32_t *words, uint32_t word) {
+  const auto meet = [] {
+    if constexpr (TOGETHER) __syncthreads();
+    else asm volatile("barrier.sync 0;" ::: "memory");
+  };
+  words[threadIdx.x] = word;
+  meet();
+  const uint32_t other = words[(threadIdx.x + 32) % WORDS];
+  meet();
+  return other;
+}
+template <bool TOGETHER>
+__global__ void __launch_bounds__(WORDS) exchange_by_two_calls(uint32_t *sums) {
+  __shared__ uint32_t words[WORDS];
+  uint32_t sum = 0;
+  if (threadIdx.x < 32) {
+#pragma unroll 1
+    for (uint32_t round = 0; round < ROUNDS; ++round) sum += exchanged_once<TOGETHER>(words, round * 100 + threadIdx.x);
+  } else {
+#pragma unroll 1
+    for (uint32_t round = 0; round < ROUNDS; ++round) {
+      __nanosleep(20);  // keeps the compiler from making one loop of both
+      sum += exchanged_once<TOGETHER>(words, round * 100 + threadIdx.x);
+    }
+  }
+  sums[threadIdx.x] = sum;
+}
+
 // The other warp's words, each of which a flag follows: stored to release it, loaded to acquire it.
 __global__ void __launch_bounds__(WORDS) pass_by_flags(uint32_t *sums) {
   __shared__ uint32_t words[ROUNDS][WORDS], flags[ROUNDS][WORDS];
@@ -142,6 +172,8 @@ constexpr Pattern PATTERNS[] = {{"all-stay", exchanged<Meeting::AllStay>},
                                 {"one-place", exchanged<Meeting::OnePlace>},
                                 {"two-places", exchanged<Meeting::TwoPlaces>},
                                 {"halves", exchanged<Meeting::Halves>},
+                                {"two-calls", [](uint32_t *sums) { exchange_by_two_calls<true><<<1, WORDS>>>(sums); }},
+                                {"two-calls-apart", [](uint32_t *sums) { exchange_by_two_calls<false><<<1, WORDS>>>(sums); }},
                                 {"flags", [](uint32_t *sums) { pass_by_flags<<<1, WORDS>>>(sums); }},
                                 {"counted", [](uint32_t *sums) { send_counted<<<2, WORDS>>>(sums); }}};
 
