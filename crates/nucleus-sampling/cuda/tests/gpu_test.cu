@@ -176,8 +176,14 @@ struct Loaded {
     return x;
   }
 
+  // Where a copy ends before the next one's first row begins, which a kernel in front reads with all the rest.
+  void fill_between_copies() {
+    const size_t apart = b.rows * b.stride * logit_bytes;
+    for (size_t end = b.logits.size(); end < logits.count; end += apart) CHECK(cudaMemsetAsync(logits.data + end, 0xA5, apart - b.logits.size(), stream));
+  }
   // Logits and rows that a kernel in front, which lets the next begin at once, writes only when all launches may have begun.
   void check_late(uint32_t number, const Way &way) {
+    fill_between_copies();
     std::vector<SamplingRow> other = repeated_rows(b, (rows + b.rows - 1) / b.rows);
     std::rotate(other.begin(), other.begin() + 1, other.end());
     DeviceArray<char> late_logits(logits.count);

@@ -1,21 +1,14 @@
 # Sourced by sanitize.sh and delays.sh, which set $cuda, this crate's folder of that name, and $build: gpu_test in several forms, and what it has reached.
 # NUCLEUS_NVCC: the compiler.
 
-# program NAME FLAGS [WORD OTHER]: gpu_test with kernels that are compiled with these flags, as $build/NAME, unless it is there. With WORD, which the flags define, units that include
-# nothing with that word are those of the program OTHER.
+# program NAME [FLAGS]: gpu_test with kernels that are compiled with these flags, too, as $build/NAME, unless it is there.
 program() {
-  local name=$1 nvcc=${NUCLEUS_NVCC:-nvcc} flags="-O3 --fmad=false -gencode=arch=compute_90a,code=sm_90a" units="$build/$1.units" unit own=()
+  local name=$1 nvcc=${NUCLEUS_NVCC:-nvcc} options="--fmad=false -gencode=arch=compute_90a,code=sm_90a" units="$build/$1.units"
   [[ -x "$build/$name" ]] && return
   mkdir -p "$units"
-  for unit in "$cuda"/kernels/*.cu; do
-    if [[ $# -gt 2 ]] && ! "$nvcc" -std=c++20 -M "$unit" | tr ' ' '\n' | grep -F "$cuda" | xargs grep -q "$3"; then
-      cp "$build/$4.units/$(basename "$unit" .cu).o" "$units"
-    else
-      own+=("$unit")
-    fi
-  done
-  printf "%s\n" "${own[@]}" | xargs -P "$(nproc)" -I{} sh -c "$nvcc $flags $2 -std=c++20 -c {} -o $units/\$(basename {} .cu).o" &&
-    "$nvcc" $flags -std=c++17 -cudart static -Xlinker --wrap=cudaLaunchKernelExC -Xlinker --wrap=__cudaLaunchKernel "$cuda/tests/gpu_test.cu" "$cuda/tests/launches.cpp" "$units"/*.o \
+  printf "%s\n" "$cuda"/kernels/*.cu |
+    xargs -P "$(nproc)" -I{} sh -c "$nvcc -O3 -std=c++20 $options ${2:-} -c {} -o $units/\$(basename {} .cu).o" &&
+    "$nvcc" -O3 -std=c++17 $options -cudart static -Xlinker --wrap=cudaLaunchKernelExC -Xlinker --wrap=__cudaLaunchKernel "$cuda/tests/gpu_test.cu" "$cuda/tests/launches.cpp" "$units"/*.o \
       -o "$build/$name"
 }
 

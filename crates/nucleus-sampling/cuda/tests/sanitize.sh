@@ -15,7 +15,7 @@ seconds=${SANITIZE_SECONDS:-120} # a run may take
 tools=${SANITIZE_TOOLS:-racecheck synccheck initcheck memcheck}
 export LAUNCHES=apart
 source "$cuda/tests/programs.sh"
-program gpu_test "-lineinfo" && program gpu_test_race "-lineinfo -DNUCLEUS_RACECHECK" NUCLEUS_RACECHECK gpu_test || exit 2
+program gpu_test && program gpu_test_race "-lineinfo -DNUCLEUS_RACECHECK" || exit 2
 [[ $corpus == - ]] && exit
 
 # What racecheck says of right code, by the functions whose accesses it names; anything else fails. tests/tools_test.cu shows the same of the smallest programs.
