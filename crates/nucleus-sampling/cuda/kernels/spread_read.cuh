@@ -201,17 +201,32 @@ struct Reader {
     return strange;
   }
 
+  // What a thread keeps of its pairs of pieces, so many at a time, which are read together; 0 behind the last pair. `look(tops, from)`, `from`: the first one's number.
+  static constexpr u32 TOPS = BLOCKS > 4 ? 1 : BLOCKS > 3 ? 2 : 4;
+  template <class Look>
+  __device__ __forceinline__ void each_tops(u32 pieces, Look look) const {
+    UNROLL_NOT
+    for (u32 from = 0; 2 * from < pieces; from += TOPS) {
+      u32 tops[TOPS];
+#pragma unroll
+      for (u32 i = 0; i < TOPS; ++i) tops[i] = 2 * (from + i) < pieces ? sh->tops[from + i][threadIdx.x] : 0;
+      look(tops, from);
+    }
+  }
+
   // The largest of this thread's logits: a key, not quite reached by those of 32 bits, with the number of its vector among the thread's in the last bits.
   struct Top {
     u32 key = 0, vector = 0;
   };
   __device__ __forceinline__ Top top_of(u32 pieces) const {
     Top most;
-    UNROLL_NOT
-    for (u32 pair = 0; 2 * pair < pieces; ++pair) {
-      const u32 top = sh->tops[pair][threadIdx.x], key = top & ~D::VECTOR_BITS;
-      if (key > most.key) most = Top{key, pair * D::PAIR + (top & D::VECTOR_BITS)};
-    }
+    each_tops(pieces, [&](const u32 (&tops)[TOPS], u32 from) {
+#pragma unroll
+      for (u32 i = 0; i < TOPS; ++i) {
+        const u32 key = tops[i] & ~D::VECTOR_BITS;
+        if (key > most.key) most = Top{key, (from + i) * D::PAIR + (tops[i] & D::VECTOR_BITS)};
+      }
+    });
     return most;
   }
   // Whether tokens of its vector may be edited.
@@ -222,12 +237,15 @@ struct Reader {
   // The largest of those pairs of pieces whose largest logit is in a vector that may not be edited.
   __device__ __forceinline__ u32 unedited(u32 pieces) const {
     u32 most = 0;
-    UNROLL_NOT
-    for (u32 pair = 0; 2 * pair < pieces; ++pair) {
-      const u32 top = sh->tops[pair][threadIdx.x], key = top & ~D::VECTOR_BITS;
-      // No token of the vector, for simplicity.
-      if (key > most && !is_marked(pair * D::PAIR + (top & D::VECTOR_BITS))) most = key;
-    }
+    each_tops(pieces, [&](const u32 (&tops)[TOPS], u32 from) {
+#pragma unroll
+      for (u32 i = 0; i < TOPS; ++i) {
+        const u32 key = tops[i] & ~D::VECTOR_BITS;
+        // No token of the vector, for simplicity.
+        const bool marked = is_marked(key ? (from + i) * D::PAIR + (tops[i] & D::VECTOR_BITS) : 0);
+        if (key > most && !marked) most = key;
+      }
+    });
     return most;
   }
 

@@ -12,7 +12,7 @@ struct Sender : Reader<DTYPE, BLOCKS> {
   using typename Base::Half;
   using typename Base::Vector;
   using Base::allowed_of, Base::batch, Base::block, Base::end_of, Base::is_ragged, Base::lane, Base::limit, Base::logits, Base::masked, Base::sh, Base::shift_of, Base::warp;
-  static constexpr u32 WIDTH = D::WIDTH, VECTORS = D::VECTORS, SIZE = Base::SIZE, NONE = Base::NONE;
+  static constexpr u32 WIDTH = D::WIDTH, VECTORS = D::VECTORS, SIZE = Base::SIZE, NONE = Base::NONE, TOPS = Base::TOPS;
 
   using Base::Base;
 
@@ -20,14 +20,23 @@ struct Sender : Reader<DTYPE, BLOCKS> {
 
   // Lists the pairs of pieces whose largest logit reaches the threshold. A barrier must follow.
   __device__ __forceinline__ void list_hits(u32 pieces, u32 threshold) const {
-    UNROLL_NOT
-    for (u32 pair = 0; 2 * pair < pieces; ++pair) {
-      const u32 top = sh->tops[pair][threadIdx.x];
-      const bool reaches = top && (top | D::VECTOR_BITS) >= threshold;
-      if (!__any_sync(~0u, reaches)) continue;
-      const u32 to = reserve(&sh->hit, reaches);
-      if (reaches && to < HITS_MOST) sh->hits[to] = static_cast<uint16_t>(pair * READERS + threadIdx.x);
-    }
+    this->each_tops(pieces, [&](const u32 (&tops)[TOPS], u32 from) {
+      u32 lanes[TOPS], count = 0, first = 0;
+#pragma unroll
+      for (u32 i = 0; i < TOPS; ++i) {
+        lanes[i] = __ballot_sync(~0u, tops[i] && (tops[i] | D::VECTOR_BITS) >= threshold);
+        count += __popc(lanes[i]);
+      }
+      if (!count) return;
+      if (lane == 0) first = atomicAdd(&sh->hit, count);
+      first = __shfl_sync(~0u, first, 0);
+#pragma unroll
+      for (u32 i = 0; i < TOPS; ++i) {
+        const u32 to = first + __popc(lanes[i] & ((1u << lane) - 1));
+        if (lanes[i] >> lane & 1 && to < HITS_MOST) sh->hits[to] = static_cast<uint16_t>((from + i) * READERS + threadIdx.x);
+        first += __popc(lanes[i]);
+      }
+    });
   }
 
   // Takes so many places of the leading block's list, for a warp: to its first lane the first one, on its way.
