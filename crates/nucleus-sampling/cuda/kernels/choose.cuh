@@ -166,6 +166,36 @@ __device__ __noinline__ bool choose_by_chain(u32 index, u32 count, u64 of_row, R
   return true;
 }
 
+// The same of rows that top_p cuts and that are then drawn from, by all threads, each with a place of the list. `least`: tokens to keep.
+__device__ __noinline__ bool choose_by_block(u32 index, u32 count, u64 of_row, u64 threshold, u32 least, RawTotal raw, Weighing w) {
+  Shared *sh = shared_state();
+  if (count > CHOOSE_THREADS) return false;
+  const Request r = RowCall{index, 0, RawSums{}}.request();
+  const Until until = Until::reaches(of_row, threshold);
+  const u32 t = threadIdx.x;
+  const u64 place = t < count ? sh->listed_places[t] : 0, q = t < count ? w.q(logit_at(place)) : 0;
+  u64 listed;
+  const u64 before = prefix_in_block<CHOOSE_THREADS>(q, listed, 0);
+  sh->listed_weights[t] = q;
+  const u32 kept = __syncthreads_count(t < count && (t == 0 || !until(before)));
+  if (!until(listed) || kept < least) return false;
+  if (t == kept - 1) sh->told = before + q;
+  __syncthreads();
+  const u64 total = sh->told, target = mulhi64(sh->row.uniform, total);
+  if (t >= kept) return true;
+  const u32 id = id_at(place);
+  u64 earlier = 0;
+#pragma unroll 4
+  for (u32 i = 0; i < kept; ++i) earlier += id_at(sh->listed_places[i]) < id ? sh->listed_weights[i] : 0;
+  if (!(target >= earlier && target - earlier < q)) return true;
+  Outcome outcome;
+  outcome.token = id;
+  outcome.kept = kept;
+  outcome.logprob = processed_logprob(q, total);
+  sh->batch.out[index] = result(outcome, raw.sums_for(r, id), r);
+  return true;
+}
+
 // Sorts the list, descending, by counting larger keys of 32 bits: logits, or logits of 16 bits with a part of the id; tokens of one key, which take one place
 // then, by counting places. `shorts`: every logit has 16 bits. Barriers precede and follow.
 __device__ __forceinline__ void sort_listed(u32 count, bool shorts) {
@@ -286,6 +316,7 @@ __device__ __forceinline__ u32 choose_token(const SamplingBatch &batch, const Wh
   }
   __syncthreads();
   if (sh->verdict) return NUCLEUS_OK;
+  if (plan.kind == SlicePlan::MASS && then_draws(own_plan, sh->program) && choose_by_block(index, listed, total, threshold, own_plan.k, raw, w)) return NUCLEUS_OK;
   if (plan.kind == SlicePlan::MASS && !reaches(mass_of_listed(w, listed), total, threshold)) return many();
   if (threadIdx.x < 32) {
     call.raw = raw.sums();
@@ -308,7 +339,16 @@ __device__ __noinline__ bool draw_here(const Whole &whole, const Division &divis
   return draw_of_many<CHOOSE_THREADS>(index, whole, division);
 }
 
-// `leaves_many`: rows that keep many tokens are left to the next launch, whose clusters share them out.
+// Whether a row that keeps many tokens is left to the next launch, whose clusters are faster where such rows are few. By one thread: those that have found a row at
+// about the same time are waited for.
+__device__ __forceinline__ bool leave(u32 *left) {
+  constexpr u32 FEW = 24, NANOSECONDS = 1000;
+  if (atomicAdd(left, 1) >= FEW) return false;
+  __nanosleep(NANOSECONDS);
+  return *reinterpret_cast<volatile u32 *>(left) <= FEW;
+}
+
+// `leaves_many`: all rows that keep many tokens are left to the next launch, whose clusters share them out.
 __device__ __forceinline__ void choose_row(const SamplingBatch &batch, const Whole &whole, const Division &division, u32 index, bool leaves_many) {
   Shared *sh = shared_state();
   share_description(sh, batch, index, batch.row[index].request);
@@ -323,8 +363,13 @@ __device__ __forceinline__ void choose_row(const SamplingBatch &batch, const Who
   if (found.plan.served()) status = choose_token(batch, whole, division, own_plan, found, uniform, index);
   if (status == MANY_KEPT && !leaves_many) {
     __syncthreads();
-    if (draw_here(whole, division, index)) return;
-    status = PENDING;
+    if (threadIdx.x == 0) sh->verdict = leave(whole.left);
+    __syncthreads();
+    if (!sh->verdict) {
+      __syncthreads();
+      if (draw_here(whole, division, index)) return;
+      status = PENDING;
+    }
   }
   if (status != NUCLEUS_OK && threadIdx.x == 0) batch.out[index].status = status;
 }

@@ -126,7 +126,7 @@ template <u32 N>
 struct Sample {
   static constexpr u32 EACH = SAMPLE_STEPS / N;
   u32 *counts;              // two steps a word
-  float *told;
+  float *told;              // a rank, and what a token weighs there
   float largest, rate;      // rate: steps a logit
   float share = 1;          // tokens of the row for one of the sample
   u32 before = 0, own = 0;  // tokens of the sample below this thread's steps, and in them
@@ -136,22 +136,20 @@ struct Sample {
 
   __device__ __forceinline__ u32 step(u32 i) const { return SAMPLE_STEPS - 1 - (threadIdx.x * EACH + i); }
   __device__ __forceinline__ u32 count(u32 at) const { return counts[at / 2] >> (at % 2 * 16) & 0xFFFF; }
-  // The weight of a step's tokens in units of 2^-32 of the weight 2^44.
-  __device__ __forceinline__ u64 weight(u32 at, float exponent) const {
-    const float each = exp2f(exponent + 32.0f - (static_cast<float>(at) + 0.5f) * (1.0f / SAMPLE_STEPS_PER_OCTAVE));
-    return static_cast<u64>(static_cast<float>(count(at)) * each);
+  // The weight of a step's token in units of 2^-32 of the weight 2^44; nothing in the lowest step, which has all that is below.
+  __device__ __forceinline__ static float weight_of_one(u32 at, float exponent) {
+    return at == SAMPLE_STEPS - 1 ? 0 : exp2f(exponent + 32.0f - (static_cast<float>(at) + 0.5f) * (1.0f / SAMPLE_STEPS_PER_OCTAVE));
   }
+  __device__ __forceinline__ u64 weight(u32 at, float exponent) const { return static_cast<u64>(static_cast<float>(count(at)) * weight_of_one(at, exponent)); }
 
-  // Counts in the room of Shared's list, for every lane of a warp apart, so that atomic additions do not meet in a bank.
+  // Counts in the room of Shared's list.
   template <Reading R>
   __device__ __forceinline__ void take(const ChunkedRow &row, BlockGroup &group) {
     constexpr u32 FRACTION = 14, AHEAD = 4, WORDS = SAMPLE_STEPS / 2;
-    static_assert(WORDS * 32 * sizeof(u32) == LIST_CAPACITY * sizeof(u64));
-    u64 *list = shared_state()->list;
-    u32 *cells = reinterpret_cast<u32 *>(list);
-    const u32 lane = threadIdx.x % 32;
+    static_assert(SAMPLE_STEPS * sizeof(u32) <= LIST_CAPACITY * sizeof(u64));
+    u32 *cells = reinterpret_cast<u32 *>(shared_state()->list);
 #pragma unroll
-    for (u32 i = 0; i < LIST_CAPACITY / N; ++i) list[i * N + threadIdx.x] = 0;
+    for (u32 i = 0; i < EACH; ++i) cells[i * N + threadIdx.x] = 0;
     __syncthreads();
     const u32 pieces = row.limit / (4 * PIECE), taken = (pieces < SAMPLED_FOURS / PIECE ? pieces : SAMPLED_FOURS / PIECE) * PIECE;
     const u32 stride = taken ? (pieces << FRACTION) / (taken / PIECE) : 0;
@@ -171,17 +169,13 @@ struct Sample {
 #pragma unroll
         for (u32 e = 0; e < 4; ++e) {
           const u32 at = static_cast<u32>(fminf(fmaxf((largest - x[e]) * rate, 0.0f), static_cast<float>(SAMPLE_STEPS - 1)));
-          if (x[e] > -infinity()) atomicAdd(&cells[at / 2 * 32 + lane], at % 2 ? 1u << 16 : 1u);
+          if (x[e] > -infinity()) atomicAdd(&cells[at], 1);
         }
       }
     }
     __syncthreads();
     u32 sum = 0;
-    if (threadIdx.x < WORDS) {
-#pragma unroll 8
-      for (u32 i = 0; i < 32; ++i) sum += cells[threadIdx.x * 32 + (lane + i) % 32];
-      counts[threadIdx.x] = sum;
-    }
+    if (threadIdx.x < WORDS) counts[threadIdx.x] = sum = cells[2 * threadIdx.x] | cells[2 * threadIdx.x + 1] << 16;
     if (group.blocks > 1) {
       group.sync();
       if (threadIdx.x < WORDS) {
@@ -197,8 +191,8 @@ struct Sample {
     __syncthreads();
   }
 
-  // About how many of the sample's lowest tokens weigh `mass` together, in the units of `weight`. `exponent`: of the largest logit's weight, 44 taken off.
-  // To every thread.
+  // About how many of the sample's lowest tokens weigh `mass` together, in the units of `weight`, and, in the second word of `told`, what one of the next weighs.
+  // `exponent`: of the largest logit's weight, 44 taken off. To every thread.
   __device__ __forceinline__ float rank_of(u64 mass, float exponent) {
     constexpr u32 MASS_BITS = 48;  // counts lie above
     constexpr u64 MASS = (1ull << MASS_BITS) - 1;
@@ -218,7 +212,10 @@ struct Sample {
     }
     before = static_cast<u32>(below >> MASS_BITS);
     own = static_cast<u32>(sum >> MASS_BITS);
-    if (threadIdx.x == 0 && mass >= (all & MASS)) *told = static_cast<float>(all >> MASS_BITS);
+    if (threadIdx.x == 0 && mass >= (all & MASS)) {
+      told[0] = static_cast<float>(all >> MASS_BITS);
+      told[1] = weight_of_one(0, exponent);
+    }
     below &= MASS;
     if (mass >= below && mass - below < (sum & MASS)) {
       u32 rank = before, i = 0;
@@ -228,10 +225,11 @@ struct Sample {
         rank += count(step(i));
       }
       const float part = static_cast<float>(mass - below) / static_cast<float>(weight(step(i), exponent));
-      *told = static_cast<float>(rank) + part * static_cast<float>(count(step(i)));
+      told[0] = static_cast<float>(rank) + part * static_cast<float>(count(step(i)));
+      told[1] = weight_of_one(step(i), exponent);
     }
     __syncthreads();
-    return *told;
+    return told[0];
   }
   // The logit below which about so many of the sample lie, by the thread whose steps have it.
   __device__ __forceinline__ void logit_at_rank(float rank, float &logit) const {

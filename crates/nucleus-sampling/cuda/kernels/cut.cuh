@@ -9,7 +9,8 @@
 
 namespace nucleus {
 
-constexpr float BRACKET = 0.43f * LIST_CAPACITY;  // tokens to each side of the guess
+constexpr float BRACKET = 0.43f * LIST_CAPACITY;  // tokens to each side of the guess, at most
+constexpr float DEVIATIONS = 6.0f, SAMPLED_MORE = 10.0f;  // of the sample's rank, and tokens of the sample beside them, to each side
 constexpr u32 SWEEPS_MOST = 6;
 
 // Sums the weights of tokens from `high` up by chunks, counts them, and lists those from `low` up to it; every block of the group some chunks.
@@ -228,8 +229,8 @@ __device__ __noinline__ Verdict find_cut(Reading reading) {
   const u32 t = threadIdx.x, chunks = chunks_of(row.limit);
   const bool by_mass = many.total != 0;
   const float least = float_of(0xFF7FFFFFu);  // tokens at -inf are out
-  float rank = 0, half = 0;
-  Sample<N> sample(room->counts, &room->rank, many.largest, room->w.s);
+  float rank = 0, half = 0, most = 0;
+  Sample<N> sample(room->counts, room->rank, many.largest, room->w.s);
   if (by_mass) {
     switch (reading) {
       case F32: sample.template take<F32>(row, group); break;
@@ -237,9 +238,12 @@ __device__ __noinline__ Verdict find_cut(Reading reading) {
       case BF16: sample.template take<BF16>(row, group); break;
       default: sample.template take<ANY>(row, group);
     }
-    half = BRACKET / sample.share;
+    most = BRACKET / sample.share;
     const float rest = static_cast<float>(many.total) * (static_cast<float>(ONE_Q32 - many.threshold) * (1.0f / 4294967296.0f)) / sample.share;
-    rank = sample.rank_of(static_cast<u64>(rest * (1.0f / 4096.0f)), fmaf(many.largest, room->w.s, -static_cast<float>(room->w.max_n)));
+    const float mass = rest * (1.0f / 4096.0f);
+    rank = sample.rank_of(static_cast<u64>(mass), fmaf(many.largest, room->w.s, -static_cast<float>(room->w.max_n)));
+    // So many tokens of the weight at the cut, or fewer, tell where it lies.
+    half = fminf(most, fmaf(DEVIATIONS, sqrtf(mass / room->rank[1]), SAMPLED_MORE));
   }
   Verdict verdict = GIVEN_UP;
 #pragma unroll 1
@@ -269,10 +273,12 @@ __device__ __noinline__ Verdict find_cut(Reading reading) {
     }
     group.sync();
     verdict = static_cast<Verdict>(room->verdict);
-    if (verdict == HIGHER) rank += 2 * half;
-    else if (verdict == LOWER) rank -= 2 * half;
-    else if (verdict == CROWDED) half *= 0.5f;
-    else break;
+    if (verdict == CROWDED) half *= 0.5f;
+    else if (verdict == HIGHER || verdict == LOWER) {
+      const float wider = fminf(2 * half, most);
+      rank += verdict == HIGHER ? half + wider : -half - wider;
+      half = wider;
+    } else break;
     __syncthreads();
   }
   return verdict;

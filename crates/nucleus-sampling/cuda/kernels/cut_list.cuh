@@ -40,7 +40,8 @@ struct CutRoom {
   ManyKept many;
   u64 uniform;
   Weighing w;
-  float rank, low, high;
+  float rank[2];  // that of the cut in the sample, and what a token weighs there
+  float low, high;
   u32 verdict;
   u32 left[2];  // of the rows of a cluster, those that are not decided, as bits
   PartedSum chunks[1];  // as many as the row has: what they weigh, as far as they are kept

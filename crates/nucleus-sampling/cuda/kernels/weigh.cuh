@@ -123,6 +123,7 @@ struct RowTurn {
   SeenPart seen;
   u64 raw;
   u32 raw_largest;
+  u32 filler;  // where edited logits are kept apart: the word in their places
   bool wrote;  // to the slice, which the copy engine writes to next
 
   // Whether the warps meet over the row as it came, too, before they look at its edited logits.
@@ -173,12 +174,27 @@ struct Weigher {
     return words;
   }
 
+  __device__ __forceinline__ void put(Word *memory, const RowTurn &row, u32 word) const {
+    row.edits.each([&](const Changed &c) { memory[c.id - part.first] = static_cast<Word>(word); });
+    __syncwarp();
+  }
+  // Puts the lowest of a few logits of the part in the places of its edited tokens, which are out, so that weights need not be raised; returns it, or OUT.
+  __device__ __forceinline__ u32 fill(Word *memory, const RowTurn &row) const {
+    const u32 each = part.count / 32, word = each ? memory[threadIdx.x % 32 * each] : P::OUT, key = word == P::OUT ? ~0u : key_of(P::widened(word) + 0.0f);
+    const u32 least = __reduce_min_sync(~0u, key);
+    if (least == ~0u) return P::OUT;
+    const u32 filler = __shfl_sync(~0u, word, __ffs(__ballot_sync(~0u, key == least)) - 1);
+    put(memory, row, filler);
+    return filler;
+  }
+
   // Before the row's largest logit is known.
   __device__ __forceinline__ void look(u32 index, Word *memory, const MaskWords &words, RowTurn &row) {
     const RowPlan &plan = row.plan;
     row.wrote = part.settle(logits_of(index), memory, plan.limit) || plan.changes();
     row.raw = 0;
     row.raw_largest = 0;
+    row.filler = P::OUT;
     if (plan.changes()) {
       if (row.raw_first()) {
         const SeenPart before = part.look(memory, false);
@@ -189,6 +205,9 @@ struct Weigher {
       }
       row.edits.each([&](const Changed &c) { memory[c.id - part.first] = static_cast<Word>(APART ? P::OUT : bits_of(c.logit)); });
       __syncwarp();
+      // A bound that a number of tokens must reach may not count fillers.
+      const bool counts = 2 * plan.k > division.warps() * exchange.groups;
+      if (APART && row.edits.count && plan.weighs() && !counts && !(plan.flags & RowPlan::MASKED)) row.filler = fill(memory, row);
     }
     const bool halves = plan.kind != SlicePlan::ALL && exchange.groups == 2;
     const bool masked = plan.flags & RowPlan::MASKED;
@@ -204,13 +223,13 @@ struct Weigher {
       key = __reduce_max_sync(~0u, key);
       row.seen.key = key > row.seen.key ? key : row.seen.key;
       row.seen.of_half = key > row.seen.of_half && threadIdx.x % 32 < 16 ? key : row.seen.of_half;
-      row.seen.count += __reduce_add_sync(~0u, count);
+      row.seen.count += __reduce_add_sync(~0u, count) - (row.filler == P::OUT ? 0 : row.edits.count);
     }
     exchange.send(row.seen.of_half);
   }
 
   // Once all have looked.
-  __device__ __forceinline__ void weigh(u32 index, const Word *memory, const RowTurn &row) {
+  __device__ __forceinline__ void weigh(u32 index, Word *memory, const RowTurn &row) {
     const u32 lane = threadIdx.x % 32;
     const RowPlan &plan = row.plan;
     const u32 largest = exchange.meet();
@@ -238,6 +257,7 @@ struct Weigher {
             if (c.logit > -infinity() && allows(plan, c.id)) own += w.q(c.logit);
           });
         mass = sum_of_lanes(own);
+        if (APART && row.filler != P::OUT) mass -= row.edits.count * w.q(P::widened(row.filler));
       }
       if (plan.kind != SlicePlan::ALL) {
         if (bounded) wait_for_copy(&state->found[turn], parity);
@@ -245,6 +265,7 @@ struct Weigher {
         float threshold = bound ? value_of(bound) : -infinity();
         if (plan.kind == SlicePlan::ABOVE) threshold = fminf(threshold, fmaf(plan.temperature, plan.arg, value_of(largest)));
         threshold = fmaxf(threshold, float_of(0xFF7FFFFFu));  // tokens at -inf are out
+        if (APART && row.filler != P::OUT && P::widened(row.filler) >= threshold) put(memory, row, P::OUT);
         if (row.seen.key && value_of(row.seen.key) >= threshold) listed = list(index, memory, row, threshold);
       }
     }
@@ -312,6 +333,7 @@ __device__ __forceinline__ void weigh_rows_of(const SamplingBatch &batch, const 
   asm volatile("barrier.cluster.arrive.release;" ::: "memory");
   wait_for_launch_before();
   let_next_launch_begin();
+  if (blockIdx.x == 0 && threadIdx.x == 0) *whole.left = 0;
   // Before more of the rows is asked for, behind which these reads would wait.
   RowPlan first;
   if (plans) {

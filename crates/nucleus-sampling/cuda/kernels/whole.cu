@@ -37,7 +37,7 @@ constexpr u32 FEWER_BLOCKS = 6, TURNS_SPARED = 3;  // of so many turns one less 
 constexpr u32 LEAST_BLOCKS = 2;  // what is sent within a cluster needs one
 constexpr size_t WHOLE_BYTES_MAX = 232448;  // of shared memory that a block may have
 
-size_t whole_bytes(size_t rows) { return rows * Whole::ROW_BYTES; }
+size_t whole_bytes(size_t rows) { return rows * Whole::ROW_BYTES + Whole::BYTES; }
 
 template <class K>
 static cudaError_t allow_shared_memory(K kernel) {

@@ -62,9 +62,11 @@ struct Whole {
   ManyKept *many;     // [rows]
   u32 *edits;         // [rows][ROW_WARPS]: where a part's are, and below 16 bits how many
   RowMaxima *maxima;  // [rows]
+  u32 *left;          // rows that keep many tokens and may be left to the next launch
 
   static constexpr size_t ROW_BYTES = sizeof(RowPlan) + ROW_WARPS * (2 * sizeof(u64) + 2 * sizeof(u32)) + ROW_PLACES * sizeof(u64) + ROW_EDITS * sizeof(Changed) +
                                       ROW_WARPS * sizeof(u32) + sizeof(RowMaxima) + sizeof(ManyKept);
+  static constexpr size_t BYTES = 16;  // beside the rows
   __host__ Whole(char *at, size_t rows) {
     auto take = [&](auto *&part, size_t a_row) {
       part = reinterpret_cast<std::remove_reference_t<decltype(part)>>(at);
@@ -80,6 +82,7 @@ struct Whole {
     take(many, 1);
     take(edits, ROW_WARPS);
     take(maxima, 1);
+    left = reinterpret_cast<u32 *>(at);
   }
 };
 
