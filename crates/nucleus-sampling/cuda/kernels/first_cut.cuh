@@ -30,7 +30,7 @@ struct FirstLook {
   u32 count;         // tokens
   bool strange;      // not of numbers alone, or an edit has found no room
   u64 best;          // the first place; 0: there is none
-  u32 own;           // the key of this warp's largest logit; 0: there is none
+  u32 own, of_lane;  // the keys of this warp's largest logit, and of this lane's; 0: there is none
   u32 keys[4];       // those of all warps, four a lane
 };
 
@@ -62,6 +62,7 @@ __device__ __forceinline__ FirstLook look_for_first(const DeviceTeam &team, F me
   seen.strange = sum >> STRANGE_AT != 0;
   seen.best = DeviceWarp{}.most(best);
   seen.own = static_cast<u32>(first >> 32);
+  seen.of_lane = static_cast<u32>(own.best >> 32);
   return seen;
 }
 
@@ -82,6 +83,66 @@ __device__ __forceinline__ u32 kth_of_firsts(const FirstLook &seen, u32 k) {
     if (reached >= k) found |= bit;
   }
   return found;
+}
+
+// The largest number that k reach, but for bits below `shift` of the last round, at least `found`, which k reach. Four bits a round, from `shift` on, until no more than `nearly`
+// are left; each of a block's warps looks at one of 16 numbers: reached(number) by the warp is how many do. A barrier of the block a round.
+template <class F>
+__device__ __forceinline__ u32 largest_reached(const DeviceTeam &team, u32 k, u32 found, u32 shift, u32 nearly, F reached) {
+  static_assert(WARPS == 16 && sizeof(Shared::part) >= 8 * WARPS * sizeof(u32));
+  const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  u32 *const counts = reinterpret_cast<u32 *>(team.sh->part);
+#pragma unroll 1
+  for (u32 round = 0;; ++round, shift = shift > 4 ? shift - 4 : 0) {
+    const u32 count = reached(found + (warp << shift));
+    if (lane == 0) counts[round * WARPS + warp] = count;
+    __syncthreads();
+    const u32 enough = __ballot_sync(~0u, lane < WARPS && counts[round * WARPS + lane % WARPS] >= k);
+    found += enough ? (31 - __clz(enough)) << shift : 0;
+    if (shift <= nearly) return found;
+  }
+}
+
+// The same of groups of four lanes, of which each warp has GROUPS_OF_WARP. One meeting, and barriers of the block.
+constexpr u32 GROUPS_OF_WARP = 8;
+__device__ __noinline__ u32 kth_of_lanes(DeviceTeam team, u32 own, u32 k) {
+  const u32 lane = threadIdx.x % 32;
+  u32 key = own >> 16;
+#pragma unroll
+  for (u32 step = 1; step < 32 / GROUPS_OF_WARP; step *= 2) {
+    const u32 other = __shfl_xor_sync(~0u, key, step);
+    key = other > key ? other : key;
+  }
+  u32 pairs[4];
+#pragma unroll
+  for (u32 i = 0; i < 4; ++i) pairs[i] = __reduce_or_sync(~0u, lane / 8 == i ? key << (lane & 4 ? 16 : 0) : 0);
+  const u64 words[2] = {static_cast<u64>(pairs[1]) << 32 | pairs[0], static_cast<u64>(pairs[3]) << 32 | pairs[2]};
+  const auto told = team.meet(words);
+  return largest_reached(team, k, 0, 12, 0, [&](u32 tried) {
+    u32 reached = 0;
+    UNROLL_NOT
+    for (u32 i = lane; i < team.blocks * WARPS; i += 32) {
+#pragma unroll
+      for (u32 word = 0; word < 2; ++word) {
+        const u64 four = told[word][i];
+#pragma unroll
+        for (u32 part = 0; part < 64; part += 16) reached += (static_cast<u32>(four >> part) & 0xFFFF) >= tried;
+      }
+    }
+    return __reduce_add_sync(~0u, reached);
+  }) << 16;
+}
+
+// Whether there is a bound of the k-th largest logit that few more reach than a list holds.
+__device__ __forceinline__ bool kth_known(const DeviceTeam &team, u32 k) {
+  constexpr u32 LISTED_MOST = 320;  // some 400 reach the bound
+  const u32 warps = team.blocks * WARPS;
+  return k <= warps * 3 / 4 || (k <= warps * GROUPS_OF_WARP / 2 && k <= LISTED_MOST);
+}
+// A key that at least k tokens reach; 0: fewer are there.
+__device__ __forceinline__ u32 bound_of_kth(const DeviceTeam &team, const FirstLook &seen, u32 k) {
+  if (k == 1) return static_cast<u32>(seen.best >> 32);
+  return k <= team.blocks * WARPS * 3 / 4 ? kth_of_firsts(seen, k) : kth_of_lanes(team, seen.of_lane, k);
 }
 
 // Tokens of a warp that are in the list, and what they weigh.
@@ -308,7 +369,7 @@ __device__ __forceinline__ Fate sample_at_first_cut(const DeviceTeam &team, u32 
   Shared *sh = team.sh;
   const bool all = plan.kind == SlicePlan::ALL, by_mass = plan.kind == SlicePlan::MASS, above = plan.kind == SlicePlan::ABOVE;
   const u32 groups = team.blocks * WARPS;
-  if (!all && plan.k > groups * 3 / 4) return Fate::MANY;
+  if (!all && !kth_known(team, plan.k)) return Fate::MANY;
   float s = 1;
   u64 uniform = 0;
   const FirstLook seen = look_for_first(team, [&] {
@@ -337,7 +398,7 @@ __device__ __forceinline__ Fate sample_at_first_cut(const DeviceTeam &team, u32 
   } else {
     constexpr u32 OF_MASS = 3, OF_GROUPS = 5;  // top_p is looked for in what three of five warps' largest logits reach
     const u32 least = by_mass && plan.k < groups * OF_MASS / OF_GROUPS ? groups * OF_MASS / OF_GROUPS : plan.k;
-    const u32 bound = least == 1 ? key_of(largest) : kth_of_firsts(seen, least);
+    const u32 bound = bound_of_kth(team, seen, least);
     float from = bound ? value_of(bound) : float_of(0xFF7FFFFFu);
     if (above) {
       lowest = fmaf(plan.temperature, sh->program.ops[plan.op].arg, largest);
