@@ -103,9 +103,14 @@ static __device__ __noinline__ u64 draw_by_cluster(const SamplingBatch &batch, c
   return undecided;
 }
 
-// The team over slices. Read anew wherever it is needed: what is kept while functions are called lies in local memory.
+// The team over slices. Read anew wherever it is needed: what is kept while functions are called lies in local memory, which hardly any L1 is left for. So does the
+// address of shared memory, unless it is hidden that it is always the same.
 __device__ __forceinline__ DeviceTeam slice_team(u32 row_len, u32 slice_room) {
   DeviceTeam team;
+  u32 address = shared_address(shared_memory);
+  asm volatile("" : "+r"(address));
+  team.sh = static_cast<Shared *>(__cvta_shared_to_generic(address));
+  team.slice = reinterpret_cast<float *>(reinterpret_cast<unsigned char *>(team.sh) + SHARED_BYTES);
 #if __CUDA_ARCH__ >= 900
   asm volatile("mov.u32 %0, %%cluster_nctaid.x;" : "=r"(team.blocks));
   asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(team.block));
@@ -114,13 +119,21 @@ __device__ __forceinline__ DeviceTeam slice_team(u32 row_len, u32 slice_room) {
   return team;
 }
 
-// Masks and edits a row in slices that has edits or masks. `raw`: log-probabilities of the row as it came are asked for.
+// Masks and edits a row in slices that has edits or masks, once it is there. `raw`: log-probabilities of the row as it came are asked for.
 static __device__ __noinline__ void change_row(u32 index, u32 slice_room, u32 dtype, bool raw) {
   const DeviceTeam team = RowCall{index, slice_room, RawSums{}}.team();
   const Request r = RowCall{index, slice_room, RawSums{}}.request();
-  change_slices(team, r, shared_plan(), PartLoad(team, dtype), static_cast<const char *>(r.logits), [&] {
+  change_slices(team, r, shared_plan(team.sh), PartLoad(team, dtype), static_cast<const char *>(r.logits), [&] {
     if (raw) note_raw_sums(team);
   });
+}
+// The same of one that has none.
+__device__ __forceinline__ void settle_row(const DeviceTeam &team, const SamplingBatch &batch, u32 index, bool raw) {
+  const PartLoad load(team, batch.dtype);
+  load.settle(row_of(batch, index), team.sh->config.vocab_size);
+  if (!raw) return;
+  note_raw_sums(team);
+  __syncthreads();
 }
 
 // A row that its first cut has not decided. `sliced`: the slices hold it, as it is after its edits.
@@ -139,7 +152,6 @@ static __device__ __noinline__ void sample_otherwise(u32 index, u32 slice_room, 
 
 // Every row of `rows`. `exact`: by the exact path alone; `unlisted`: and by its stages over whole rows to the end.
 __device__ __forceinline__ void sample_by_cluster(const SamplingBatch &batch, const Workspace &workspace, const Rows &rows, u32 slice_room, bool exact, bool unlisted) {
-  Shared *sh = shared_state();
   const auto team_now = [&] { return slice_team(batch.row_len, slice_room); };
   DescriptionWord word;
   {
@@ -157,28 +169,29 @@ __device__ __forceinline__ void sample_by_cluster(const SamplingBatch &batch, co
     const u32 index = rows.index(bits);
     if (!asked) word = ask_for_row(PartLoad(team_now(), batch.dtype), batch, index);
     asked = false;
-    describe_row(sh, batch, index, word);
-    if (threadIdx.x < 32) share_plan(sh);
-    wait_for_copy(&sh->arrived[threadIdx.x / 32], use & 1);
-    if (!use) team_now().cluster_wait();
-    __syncthreads();
-    const u32 flags = sh->row.flags;
-    if (flags & NUCLEUS_ROW_PADDING) continue;
-    const bool raw = !(flags & NUCLEUS_ROW_PROCESSED), sliced = slice_room && shared_plan().sliced;
     Fate fate = Fate::STRANGE;
-    if (sliced) {
-      if (shared_plan().edits || sh->row.mask >= 0 || flags & NUCLEUS_ROW_ALLOWED) {
+    {
+      const DeviceTeam team = team_now();
+      describe_row(team.sh, batch, index, word);
+      if (threadIdx.x < 32) share_plan(team.sh);
+      wait_for_copy(&team.sh->arrived[threadIdx.x / 32], use & 1);
+      if (!use) team.cluster_wait();
+    }
+    __syncthreads();
+    const DeviceTeam team = team_now();
+    const u32 flags = team.sh->row.flags;
+    if (flags & NUCLEUS_ROW_PADDING) continue;
+    if (bits & (bits - 1) && threadIdx.x % 32 == 0) PartLoad(team, batch.dtype).bring_near(row_of(batch, rows.index(bits & (bits - 1))));
+    const bool raw = !(flags & NUCLEUS_ROW_PROCESSED);
+    if (slice_room && shared_plan(team.sh).sliced) {
+      if (shared_plan(team.sh).edits || team.sh->row.mask >= 0 || flags & NUCLEUS_ROW_ALLOWED)
         change_row(index, slice_room, batch.dtype, raw);
-      } else {
-        const DeviceTeam team = team_now();
-        const PartLoad load(team, batch.dtype);
-        load.settle(static_cast<const char *>(batch.logits) + index * batch.row_stride * PartLoad::size_of(batch.dtype), sh->config.vocab_size);
-        if (raw) note_raw_sums(team);
-      }
-      if (raw) __syncthreads();
+      else
+        settle_row(team, batch, index, raw);
       fate = Fate::MANY;
-      if (!unlisted && shared_plan().kind != SlicePlan::EXACT)
-        fate = sample_at_first_cut(team_now(), index, shared_plan(), [&] {
+      const DeviceTeam then = team_now();
+      if (!unlisted && shared_plan(then.sh).kind != SlicePlan::EXACT)
+        fate = sample_at_first_cut(then, index, shared_plan(then.sh), [&] {
           const u64 rest = bits & (bits - 1);
           asked = true;
           if (rest) word = ask_for_row(PartLoad(team_now(), batch.dtype), batch, rows.index(rest));

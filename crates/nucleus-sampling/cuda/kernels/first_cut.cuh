@@ -12,7 +12,7 @@ constexpr u32 HITS_MOST = 24;  // tokens that a warp may have in the list
 
 // What lies behind the warps' parts of the list, in the leading block.
 struct FirstList {
-  u64 places[LIST_WORTH];
+  alignas(16) u64 places[LIST_WORTH];
   union {
     u64 scratch[LIST_WORTH];
     struct {
@@ -23,7 +23,7 @@ struct FirstList {
 };
 constexpr u32 PARTS_LENGTH = HITS_MOST * MAX_BLOCKS * WARPS;
 static_assert(sizeof(FirstList) <= sizeof(Shared::list) - PARTS_LENGTH * sizeof(u64));
-__device__ __forceinline__ FirstList *first_list() { return reinterpret_cast<FirstList *>(shared_state()->list + PARTS_LENGTH); }
+__device__ __forceinline__ FirstList *first_list(Shared *sh) { return reinterpret_cast<FirstList *>(sh->list + PARTS_LENGTH); }
 
 // What every warp knows once all have looked at their parts.
 struct FirstLook {
@@ -66,25 +66,6 @@ __device__ __forceinline__ FirstLook look_for_first(const DeviceTeam &team, F me
   return seen;
 }
 
-// A key that the largest logits of k warps reach, of 16 bits, the largest such; 0: fewer have tokens.
-__device__ __forceinline__ u32 kth_of_firsts(const FirstLook &seen, u32 k) {
-  const u32 largest = static_cast<u32>(seen.best >> 32);
-  u32 least = ~0u;
-#pragma unroll
-  for (u32 i = 0; i < 4; ++i) least = seen.keys[i] < least ? seen.keys[i] : least;
-  least = __reduce_min_sync(~0u, least);
-  const u32 differ = largest ^ least, from = differ ? 31 - __clz(differ) : 0;  // bits above are common to all
-  u32 found = largest & ~((2u << from) - 1);
-#pragma unroll 1
-  for (u32 bit = 1u << from; bit >= 1u << 16; bit >>= 1) {
-    u32 reached = 0;
-#pragma unroll
-    for (u32 i = 0; i < 4; ++i) reached += __popc(__ballot_sync(~0u, seen.keys[i] >= (found | bit)));
-    if (reached >= k) found |= bit;
-  }
-  return found;
-}
-
 // The largest number that k reach, but for bits below `shift` of the last round, at least `found`, which k reach. Four bits a round, from `shift` on, until no more than `nearly`
 // are left; each of a block's warps looks at one of 16 numbers: reached(number) by the warp is how many do. A barrier of the block a round.
 template <class F>
@@ -103,7 +84,24 @@ __device__ __forceinline__ u32 largest_reached(const DeviceTeam &team, u32 k, u3
   }
 }
 
-// The same of groups of four lanes, of which each warp has GROUPS_OF_WARP. One meeting, and barriers of the block.
+// A key that the largest logits of k warps reach, and nearly the largest such; 0: fewer have tokens. Barriers of the block.
+__device__ __forceinline__ u32 kth_of_warps(const DeviceTeam &team, const FirstLook &seen, u32 k) {
+  constexpr u32 NEARLY = 13;
+  const u32 largest = static_cast<u32>(seen.best >> 32);
+  u32 least = seen.keys[0];
+#pragma unroll
+  for (u32 i = 1; i < 4; ++i) least = i * 32 < team.blocks * WARPS && seen.keys[i] < least ? seen.keys[i] : least;
+  least = __reduce_min_sync(~0u, least);
+  const u32 differ = largest ^ least, highest = differ ? 31 - __clz(differ) : 0;  // bits above are common to all
+  return largest_reached(team, k, largest & ~((2u << highest) - 1), highest > 3 ? highest - 3 : 0, NEARLY, [&](u32 tried) {
+    u32 reached = 0;
+#pragma unroll
+    for (u32 i = 0; i < 4; ++i) reached += __popc(__ballot_sync(~0u, seen.keys[i] >= tried));
+    return reached;
+  });
+}
+
+// The same of groups of four lanes, of which each warp has GROUPS_OF_WARP, in 16 bits. One meeting.
 constexpr u32 GROUPS_OF_WARP = 8;
 __device__ __noinline__ u32 kth_of_lanes(DeviceTeam team, u32 own, u32 k) {
   const u32 lane = threadIdx.x % 32;
@@ -142,7 +140,7 @@ __device__ __forceinline__ bool kth_known(const DeviceTeam &team, u32 k) {
 // A key that at least k tokens reach; 0: fewer are there.
 __device__ __forceinline__ u32 bound_of_kth(const DeviceTeam &team, const FirstLook &seen, u32 k) {
   if (k == 1) return static_cast<u32>(seen.best >> 32);
-  return k <= team.blocks * WARPS * 3 / 4 ? kth_of_firsts(seen, k) : kth_of_lanes(team, seen.of_lane, k);
+  return k <= team.blocks * WARPS * 3 / 4 ? kth_of_warps(team, seen, k) : kth_of_lanes(team, seen.of_lane, k);
 }
 
 // Tokens of a warp that are in the list, and what they weigh.
@@ -265,6 +263,7 @@ __device__ __forceinline__ void close_up(const DeviceTeam &team, const FirstHits
   const u32 before = part >> PART_BITS, has = part & ((1u << PART_BITS) - 1);
   UNROLL_NOT
   for (u32 i = lane % 4; i < has; i += 4) places[before + i] = team.sh->list[group * HITS_MOST + i];
+  if (threadIdx.x == 0 && hits.count < LIST_WORTH) places[hits.count] = 0;  // whoever takes pairs takes it, too
 }
 static_assert(THREADS / 4 == MAX_BLOCKS * WARPS);
 
@@ -290,9 +289,8 @@ static __device__ __noinline__ void write_and_go_on(u32 index, u32 token, u32 ke
   const float x = sh->row.flags & NUCLEUS_ROW_PROCESSED ? 0.0f : load_logit(r, token) + 0.0f;
   sh->batch.out[index] = result(outcome, raw_sums_of_row(sh, &x), r);
 }
-__device__ __forceinline__ void write_token(u32 index, u32 token, u32 kept, float logprob) {
+__device__ __forceinline__ void write_token(const Shared *sh, u32 index, u32 token, u32 kept, float logprob) {
   constexpr u32 COMMITS = NUCLEUS_ROW_SLOT | NUCLEUS_ROW_COMMIT;
-  const Shared *sh = shared_state();
   const u32 flags = sh->row.flags;
   if (!(flags & NUCLEUS_ROW_PROCESSED) || (flags & COMMITS) == COMMITS) return write_and_go_on(index, token, kept, logprob);
   sh->batch.out[index] = SampledToken{token, logprob, kept, NUCLEUS_OK, 0};
@@ -304,35 +302,37 @@ static __device__ __noinline__ void run_first_list(u32 index, u32 first, float t
 }
 
 // The commonest programs on such a list, by a block; false: another, or too long a list. Barriers of the block.
-__device__ __forceinline__ bool choose_from_first(u32 row, const SlicePlan &plan, float s, i32 max_n, u32 count, u64 of_row, u64 uniform) {
-  FirstList *const room = first_list();
-  const SamplingProgram &program = shared_state()->program;
-  const SamplingConfig &config = shared_state()->config;
+__device__ __forceinline__ bool choose_from_first(Shared *sh, u32 row, const SlicePlan &plan, float s, i32 max_n, u32 count, u64 of_row, u64 uniform) {
+  FirstList *const room = first_list(sh);
+  const SamplingProgram &program = sh->program;
+  const SamplingConfig &config = sh->config;
   const u32 lane = threadIdx.x % 32, code = lane < program.len && lane < NUCLEUS_MAX_OPS ? program.ops[lane].code : NUCLEUS_OP_NONE;
   u32 kept = plan.kind == SlicePlan::FIRST && plan.k < count ? plan.k : count;
   if (of_row && kept > CHAIN_MOST) kept = CHAIN_MOST;
   if (count > ORDERED_MOST || kept > CHAIN_MOST || !is_common(code, program.len, plan.op, config.min_keep, config.flags)) return false;
   // Four threads a token tell where it is in the order, and by id.
   const u32 index = threadIdx.x / 4;
-  const u64 own = index < count ? room->places[index] : 0;
-  u32 rank = 0, lower = 0;
-  UNROLL_8
-  for (u32 i = threadIdx.x % 4; i < count; i += 4) {
-    const u64 other = room->places[i];
-    rank += other > own;
-    lower += static_cast<u32>(other) > static_cast<u32>(own);
-  }
-#pragma unroll
-  for (u32 step = 2; step; step /= 2) {
-    rank += __shfl_xor_sync(~0u, rank, step);
-    lower += __shfl_xor_sync(~0u, lower, step);
-  }
   if (threadIdx.x % 4 == 0) room->weights_by_id[index] = 0;
-  if (threadIdx.x % 4 == 0 && index < count) {
-    room->sorted[rank] = own;
-    room->weights[rank] = Exponent(logit_at(own), s).weight(max_n);
-    room->by_id[rank] = lower;
-    room->order[lower] = rank;
+  if (threadIdx.x / 32 * 8 < count) {
+    const u64 own = room->places[index];
+    u32 rank = 0, lower = 0;
+#pragma unroll 4
+    for (u32 i = threadIdx.x % 4 * 2; i < count; i += 8) {
+      const ulonglong2 pair = *reinterpret_cast<const ulonglong2 *>(&room->places[i]);
+      rank += (pair.x > own) + (pair.y > own);
+      lower += (static_cast<u32>(pair.x) > static_cast<u32>(own)) + (static_cast<u32>(pair.y) > static_cast<u32>(own));
+    }
+#pragma unroll
+    for (u32 step = 2; step; step /= 2) {
+      rank += __shfl_xor_sync(~0u, rank, step);
+      lower += __shfl_xor_sync(~0u, lower, step);
+    }
+    if (threadIdx.x % 4 == 0 && index < count) {
+      room->sorted[rank] = own;
+      room->weights[rank] = Exponent(logit_at(own), s).weight(max_n);
+      room->by_id[rank] = lower;
+      room->order[lower] = rank;
+    }
   }
   __syncthreads();
   if (threadIdx.x >= 32) return true;
@@ -358,7 +358,7 @@ __device__ __forceinline__ bool choose_from_first(u32 row, const SlicePlan &plan
   const u32 found = find_drawn<true>(room->weights_by_id, mulhi64(uniform, left.total));
   if (found == ORDERED_MOST) return true;
   const u32 drawn = room->order[found];
-  write_token(row, id_at(room->sorted[drawn]), left.kept, processed_logprob(room->weights[drawn], left.total));
+  write_token(sh, row, id_at(room->sorted[drawn]), left.kept, processed_logprob(room->weights[drawn], left.total));
   return true;
 }
 
@@ -378,7 +378,7 @@ __device__ __forceinline__ Fate sample_at_first_cut(const DeviceTeam &team, u32 
   });
   if (seen.strange) return Fate::STRANGE;
   if (plan.greedy && seen.best) {
-    if (team.rank() == 0) write_token(row, id_at(seen.best), 1, 0.0f);
+    if (team.rank() == 0) write_token(sh, row, id_at(seen.best), 1, 0.0f);
     return Fate::DECIDED;
   }
   if (!seen.best) return Fate::MANY;
@@ -411,11 +411,11 @@ __device__ __forceinline__ Fate sample_at_first_cut(const DeviceTeam &team, u32 
     if (hits.fit && hits.count <= LIST_WORTH && (!by_mass || Until::reaches(hits.of_row, sh->program.ops[plan.op].threshold)(hits.mass))) {
       early();
       if (!team.leader()) return Fate::DECIDED;
-      close_up(team, hits, first_list()->places);
+      close_up(team, hits, first_list(sh)->places);
       __syncthreads();
-      if (choose_from_first(row, plan, w.s, w.max_n, hits.count, hits.of_row, uniform)) return Fate::DECIDED;
-      sort_places<THREADS>(first_list()->places, hits.count);
-      if (threadIdx.x < 32) run_first_list(row, plan.op, plan.temperature, first_list()->places, first_list()->scratch, hits.count, hits.of_row);
+      if (choose_from_first(sh, row, plan, w.s, w.max_n, hits.count, hits.of_row, uniform)) return Fate::DECIDED;
+      sort_places<THREADS>(first_list(sh)->places, hits.count);
+      if (threadIdx.x < 32) run_first_list(row, plan.op, plan.temperature, first_list(sh)->places, first_list(sh)->scratch, hits.count, hits.of_row);
       return Fate::DECIDED;
     }
     if (threadIdx.x == 0) sh->known_total = hits.of_row;
@@ -433,7 +433,7 @@ __device__ __forceinline__ Fate sample_at_first_cut(const DeviceTeam &team, u32 
   u64 total = 0;
   team.draw_by(
       masses, [&](u64 of_all) { return mulhi64(uniform, total = of_all); }, [&](u32, float x) { return x >= lowest ? w.q(x) : 0; },
-      [&](u32 id, float x) { write_token(row, id, kept, processed_logprob(w.q(x), total)); });
+      [&](u32 id, float x) { write_token(sh, row, id, kept, processed_logprob(w.q(x), total)); });
   return Fate::DECIDED;
 }
 

@@ -5,12 +5,16 @@
 
 namespace nucleus {
 
+// The first logit of a row.
+__device__ __forceinline__ const char *row_of(const SamplingBatch &batch, u32 index) {
+  return static_cast<const char *>(batch.logits) + index * batch.row_stride * PartLoad::size_of(batch.dtype);
+}
+
 // Asks for a block's slice of a row, and for the word of its description that this thread has: by every thread, when the block does not read its slice any more.
 __device__ __forceinline__ DescriptionWord ask_for_row(const PartLoad &load, const SamplingBatch &batch, u32 index) {
-  const char *logits = static_cast<const char *>(batch.logits) + index * batch.row_stride * PartLoad::size_of(batch.dtype);
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");  // other warps wrote to this part
   __syncthreads();  // a slice is read by its own block alone
-  if (threadIdx.x % 32 == 0) load.start(logits);
+  if (threadIdx.x % 32 == 0) load.start(row_of(batch, index));
   // Most often a row has the request of its own number: then that is read before the row is known.
   DescriptionWord word;
   word.read(batch, index, batch.flags & NUCLEUS_BATCH_REQUEST_EACH ? index : batch.row[index].request);
@@ -41,11 +45,7 @@ __device__ __forceinline__ void change_slices(const DeviceTeam &team, const Requ
   Shared *sh = team.sh;
   const EditTable table{sh->edits, SLICE_EDITS, &sh->unusual, team.first, team.first + team.held};
   const bool masked = r.mask || sh->row.flags & NUCLEUS_ROW_ALLOWED;
-  if (plan.edits) {
-    clear_edits(team, table);
-    __syncthreads();
-    note_slice_edits(team, r, plan, table);
-  }
+  if (plan.edits) note_slice_edits(team, r, plan, table);
   load.settle(logits, r.limit);
   if (!plan.edits && !masked) return;
   __syncthreads();

@@ -60,7 +60,7 @@ __device__ __forceinline__ SlicePlan plan_of(const Description &d) {
 
 static_assert(sizeof(SlicePlan) <= sizeof(Shared::plan));
 // That of a block's row, in shared memory.
-__device__ __forceinline__ const SlicePlan &shared_plan() { return *reinterpret_cast<const SlicePlan *>(shared_state()->plan); }
+__device__ __forceinline__ const SlicePlan &shared_plan(const Shared *sh) { return *reinterpret_cast<const SlicePlan *>(sh->plan); }
 // By the first warp; a barrier must follow.
 __device__ __forceinline__ void share_plan(Shared *sh) {
   const SlicePlan plan = plan_of(*sh);

@@ -12,11 +12,11 @@ namespace nucleus {
 struct OwnRows {
   u32 first, step, status[2];
 
-  __device__ __forceinline__ OwnRows(const SamplingBatch &batch, u32 cluster, u32 clusters, bool pending) : first(cluster), step(clusters) {
+  __device__ __forceinline__ OwnRows(const SamplingBatch &batch, u32 cluster, u32 clusters) : first(cluster), step(clusters) {
 #pragma unroll
     for (u32 half = 0; half < 2; ++half) {
       const u32 index = cluster + (half * 32 + threadIdx.x % 32) * clusters;
-      status[half] = index < batch.rows ? (pending ? reinterpret_cast<const volatile u32 &>(batch.out[index].status) : PENDING) : NUCLEUS_OK;
+      status[half] = index < batch.rows ? reinterpret_cast<const volatile u32 &>(batch.out[index].status) : NUCLEUS_OK;
     }
   }
   __device__ __forceinline__ bool none() const {
@@ -34,14 +34,21 @@ __global__ void __launch_bounds__(THREADS, 2) sample_rows(const __grid_constant_
   DeviceTeam team;
   let_next_launch_begin();
   wait_for_launch_before();
-  const OwnRows own(batch, team.share_of(blockIdx.x), team.share_of(gridDim.x), pending);
-  if (own.none()) return;  // most often, and at once: what has passed through the cache since the launch before has left no instructions there
-  share_batch(team.sh, batch);
-  Rows rows = own.with(PENDING);
-  Rows many = own.with(MANY_KEPT);
-  const u64 above = own.with(MANY_ABOVE).bits;
-  many.bits |= above;
-  if (many.bits) rows.bits |= draw_by_cluster(batch, whole, division, many, above);
+  Rows rows{team.share_of(blockIdx.x), team.share_of(gridDim.x), 0};
+  if (pending) {
+    const OwnRows own(batch, rows.first, rows.step);
+    if (own.none()) return;  // most often, and at once: what has passed through the cache since the launch before has left no instructions there
+    share_batch(team.sh, batch);
+    rows = own.with(PENDING);
+    Rows many = own.with(MANY_KEPT);
+    const u64 above = own.with(MANY_ABOVE).bits;
+    many.bits |= above;
+    if (many.bits) rows.bits |= draw_by_cluster(batch, whole, division, many, above);
+  } else {
+    share_batch(team.sh, batch);
+    const u32 count = (batch.rows - rows.first + rows.step - 1) / rows.step;
+    rows.bits = ~0ull >> (64 - count);
+  }
   if (rows.bits) sample_by_cluster(batch, workspace, rows, slice_room, batch.flags & NUCLEUS_BATCH_EXACT, batch.flags & NUCLEUS_BATCH_UNLISTED);
 }
 

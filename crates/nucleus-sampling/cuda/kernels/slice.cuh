@@ -41,6 +41,12 @@ struct PartLoad {
     arrive_expecting(barrier(), bytes);
     start_copy(landing(), from_row, bytes, barrier());
   }
+  // Brings the part to L2, ahead of `start`. By one lane.
+  __device__ __forceinline__ void bring_near(const void *row) const {
+    const char *from_row = source(row);
+    const u32 bytes = copied(from_row) * size_of(dtype);
+    if (bytes) asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from_row), "r"(bytes) : "memory");
+  }
   // By every lane. `use` counts the loads before this one to this part.
   __device__ __forceinline__ void wait(u32 use) const { wait_for_copy(barrier(), use & 1); }
   // By every lane, once the copy has arrived. Ids from `limit` on do not exist.
@@ -103,19 +109,33 @@ __device__ __forceinline__ void mask_slice(const DeviceTeam &team, const Request
     if (!(bits[i / 32] >> (i % 32) & 1)) team.slice[i] = -infinity();
 }
 
-// Fills the table of a slice. The windows that it looks at are held in shared memory if they fit.
+// Empties the table of a slice and fills it. The windows that it looks at are held in shared memory if they fit.
 __device__ __forceinline__ void note_slice_edits(const DeviceTeam &team, Request r, const SlicePlan &plan, const EditTable &table) {
+  constexpr u32 AHEAD = 2;  // tokens of a thread that are asked for before the table is emptied
   u32 len = r.row->history.len, window = 0;
   if (plan.passages) window = r.config->dry_penalty_last_n;
   if (plan.occurrences && r.config->repeat_last_n > window) window = r.config->repeat_last_n;
   if (plan.ngrams || (r.row->bad_words.len && window) || window > len) window = len;
-  if (window && window <= TOKENS_HELD) {
+  const bool holds = window && window <= TOKENS_HELD;
+  u32 tokens[AHEAD];
+#pragma unroll
+  for (u32 k = 0; k < AHEAD; ++k)
+    if (holds && threadIdx.x + k * THREADS < window) tokens[k] = r.history[len - window + threadIdx.x + k * THREADS];
+  const SamplingBias *biases = reinterpret_cast<const SamplingBias *>(r.words(r.row->bias));
+  SamplingBias own;
+  if (threadIdx.x < r.row->bias.len) own = biases[threadIdx.x];
+  clear_edits(team, table);
+  if (holds) {
+#pragma unroll
+    for (u32 k = 0; k < AHEAD; ++k)
+      if (threadIdx.x + k * THREADS < window) team.sh->tokens[threadIdx.x + k * THREADS] = tokens[k];
 #pragma unroll 4
-    for (u32 i = threadIdx.x; i < window; i += THREADS) team.sh->tokens[i] = r.history[len - window + i];
+    for (u32 i = threadIdx.x + AHEAD * THREADS; i < window; i += THREADS) team.sh->tokens[i] = r.history[len - window + i];
     r.history = team.sh->tokens - (len - window);
-    __syncthreads();
   }
-  note_bias_and_bans(team, r, table);
+  __syncthreads();
+  note_biases(team, r, table, [&](u32 i) { return i == threadIdx.x ? own : biases[i]; });
+  each_ban(team, r, [&](u32 id) { if (table.covers(id)) raise_bits(&table.insert(id)->flags, BANNED); });
   if (plan.occurrences) note_occurrences(team, r, table);
   if (plan.passages) note_passages(team, r, table);
   if (plan.ngrams) note_ngrams(team, r, table);

@@ -30,6 +30,7 @@ struct Description {
 
 // What a block holds beside its slice of the row. The slice's memory, at least SPARE_BYTES, serves as scratch where no slice is held.
 struct Shared : Description {
+  u64 delivered;  // mbarrier: other blocks' part of the list is there
   union {
     struct {
       union {
@@ -44,7 +45,7 @@ struct Shared : Description {
         u32 tokens[TOKENS_HELD];  // the end of the history
       };
     };
-    u64 list[LIST_CAPACITY];
+    alignas(16) u64 list[LIST_CAPACITY];  // read by pairs
   };
   u64 part[WARPS][4];
   union {
@@ -67,7 +68,6 @@ struct Shared : Description {
   SamplingBatch batch;
   u64 arrived[WARPS];  // mbarriers: the warp's part of the slice is there
   u64 told_all[2];     // mbarriers: all have told
-  u64 delivered;       // mbarrier: other blocks' part of the list is there
   u32 met[WARPS];      // how often each warp has met the others
   u32 deliveries;
   u64 found_base, told, raw_total;
