@@ -41,7 +41,7 @@ struct PortableShared : Description {
   u64 told;
   u32 listed, kept, fate;
   u32 edited;           // tokens that are edited at most
-  u32 reached[KEY_ROUNDS];  // see kth_key
+  u32 reached[KEY_ROUNDS][WARPS];  // see kth_key
   u32 first, end;  // the fours of the row that this block looks at, from a multiple of 32 on
   bool merges, marked, apart;  // marked: there are edits; apart: there is a list of allowed ids, and no others are looked at
 };

@@ -343,18 +343,17 @@ __device__ __noinline__ Fate choose_by_beginning(SlicePlan plan, u32 count, u64 
 // As kth_of_threads, with a barrier for two bits of the key, and none for those that no key has. `largest`: of all.
 __device__ __noinline__ u32 kth_key(u32 key, u32 k, u32 largest) {
   static_assert(THREADS < 1u << 10, "three counts in a word");
-  __syncthreads();
-  if (threadIdx.x < KEY_ROUNDS) sh()->reached[threadIdx.x] = 0;
-  __syncthreads();
+  const u32 lane = threadIdx.x % 32;
   u32 found = 0;
+  __syncthreads();  // all have read what an earlier call told
 #pragma unroll 1
   for (u32 round = 0; round < KEY_ROUNDS; ++round) {
     const u32 bit = 1u << (30 - 2 * round);
     if ((found | bit) > largest) continue;
     const u32 ones = __ballot_sync(~0u, key >= (found | bit)), twos = __ballot_sync(~0u, key >= (found | 2 * bit)), threes = __ballot_sync(~0u, key >= (found | 3 * bit));
-    if (threadIdx.x % 32 == 0 && ones) atomicAdd(&sh()->reached[round], __popc(ones) | __popc(twos) << 10 | __popc(threes) << 20);
+    if (lane == 0) sh()->reached[round][threadIdx.x / 32] = __popc(ones) | __popc(twos) << 10 | __popc(threes) << 20;
     __syncthreads();
-    const u32 all = sh()->reached[round];
+    const u32 all = __reduce_add_sync(~0u, lane < WARPS ? sh()->reached[round][lane] : 0);
     found |= bit * ((all >> 20) >= k ? 3 : (all >> 10 & 1023) >= k ? 2 : (all & 1023) >= k ? 1 : 0);
   }
   return found;
