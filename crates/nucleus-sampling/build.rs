@@ -26,6 +26,7 @@ fn build() -> Result<(), String> {
         "whole",
         "draw",
         "few",
+        "sums",
         "top_processed",
     ]
     .map(source);

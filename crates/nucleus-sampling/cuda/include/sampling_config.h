@@ -188,8 +188,8 @@ NUCLEUS_ASSERT(sizeof(SamplingBatch) == 120);
 #define NUCLEUS_BATCH_UNLISTED 1024u
 /* Nothing but the draw follows min_p in any row that it bounds: one block draws from what a flat row keeps, but would be slow at another operation. */
 #define NUCLEUS_BATCH_DRAW_AFTER_MIN_P 2048u
-/* No row that is not bounded has the draw, top_p, min_p, top_k or argmax next to its edits and temperatures: rows of other programs go to a launch of clusters at
- * once, since those that weigh whole rows would leave them to it. Said of others it only costs time. */
+/* No row that is not bounded has the draw, top_p, min_p, top_k or argmax next to its edits and temperatures: rows of other programs go to launches of clusters at
+ * once, since those that weigh whole rows would leave them to these. Said of others it only costs time. */
 #define NUCLEUS_BATCH_NONE_WHOLE 4096u
 /* Rows are sampled, and likeliest tokens told, as on devices without clusters or with less than 227 KiB of shared memory a block, for tests; never changes a
  * result. Of the flags above, those for tests are heeded beside it. */

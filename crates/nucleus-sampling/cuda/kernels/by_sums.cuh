@@ -26,6 +26,11 @@ __device__ __forceinline__ u64 largest_failing(const DeviceTeam &team, float hig
   const float high = fminf(highest, crossing.high);
   float most = -infinity();
   team.each_four([&](u32, float4 v) {
+    const float largest = fmaxf(fmaxf(v.x, v.y), fmaxf(v.z, v.w));
+    if (largest < crossing.low && largest <= highest) {  // most often
+      most = fmaxf(most, largest);
+      return;
+    }
     const float x[4] = {v.x, v.y, v.z, v.w};
     float uncertain = -infinity();
 #pragma unroll
@@ -142,32 +147,40 @@ __device__ __forceinline__ void last_and_count(const DeviceTeam &team, const Bou
   });
 }
 
-// Finds the token on which the draw falls, by the sums of weights that all warps told last: one thread of one block calls done(id, logit).
-template <class D>
-__device__ __forceinline__ void draw_left(const DeviceTeam &team, const Bounds &bounds, const Weighing &w, u64 target, D done) {
+// The warp's part of the row in which the draw falls, by what all warps told last: their sums of weights. By the first warp.
+__device__ __forceinline__ void find_part(const DeviceTeam &team, SumsState &state) {
   constexpr u32 EACH = MAX_BLOCKS * WARPS / 32;
-  const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, parts = team.blocks * WARPS;
-  const u64 *told = team.last_told();
+  const u32 lane = threadIdx.x % 32, parts = team.blocks * WARPS;
+  const u64 *told = team.last_told(), target = mulhi64(state.uniform, state.total);
   u64 masses[EACH], own = 0;
 #pragma unroll
   for (u32 k = 0; k < EACH; ++k) {
     masses[k] = lane * EACH + k < parts ? told[lane * EACH + k] : 0;
     own += masses[k];
   }
-  u64 before = prefix_sum(own) - own;
+  const u64 through = prefix_sum(own);
+  if ((__ffs(__ballot_sync(~0u, through > target)) - 1) != lane) return;
+  u64 before = through - own;
   u32 part = lane * EACH;
 #pragma unroll
   for (u32 k = 0; k + 1 < EACH; ++k)
-    if (part == lane * EACH + k && target >= before && target - before >= masses[k]) {
+    if (part == lane * EACH + k && target - before >= masses[k]) {
       before += masses[k];
-      part = lane * EACH + k + 1;
+      part += 1;
     }
-  const u32 last = 31 - __clz(__ballot_sync(~0u, before <= target));  // of those at whose part the target has not been passed
-  before = __shfl_sync(~0u, before, last);
-  part = __shfl_sync(~0u, part, last);
-  if (part / WARPS != team.block) return;
-  u32 i = part % WARPS * team.span;
+  state.before = before;
+  state.part = part;
+}
+
+// Finds the token there: one thread of the block that has the part calls done(id, logit).
+template <class D>
+__device__ __forceinline__ void draw_left(const DeviceTeam &team, const Bounds &bounds, const Weighing &w, const SumsState &state, D done) {
+  const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const u64 target = mulhi64(state.uniform, state.total);
+  u64 before = state.before;
+  u32 i = state.part % WARPS * team.span;
   const u32 end = i + team.span < team.held ? i + team.span : team.held;
+  const DoubleAddends addends(w);
 #pragma unroll 1
   for (i += threadIdx.x * 4;; i += THREADS * 4) {
     u64 q[4] = {0, 0, 0, 0};
@@ -176,7 +189,12 @@ __device__ __forceinline__ void draw_left(const DeviceTeam &team, const Bounds &
       const float4 v = *reinterpret_cast<const float4 *>(team.slice + i);
       x[0] = v.x; x[1] = v.y; x[2] = v.z; x[3] = v.w;
 #pragma unroll
-      for (u32 e = 0; e < 4; ++e) q[e] = bounds.hold(team.first + i + e, x[e]) ? w.q(x[e]) : 0;
+      for (u32 e = 0; e < 4; ++e) {
+        if (!bounds.hold(team.first + i + e, x[e])) continue;
+        DoubleAddends::Sum sum = addends.none();
+        if (addends.serve) addends.add(x[e], sum);
+        q[e] = addends.serve ? addends.taken(sum) : w.q(x[e]);
+      }
     }
     const u64 mine = (q[0] + q[1]) + (q[2] + q[3]), through = prefix_sum(mine);
     if (lane == 31) team.sh->part[warp][0] = through;
@@ -225,12 +243,16 @@ static __device__ __noinline__ void tell_drawn(RowCall call, u32 id, float x) {
 
 static __device__ __noinline__ void advance_sums(u64 a, u64 b) { SumsState::here()->advance(a, b); }
 
-// By every warp of the cluster, of a row that is masked and edited. MANY: the exact path decides it; STRANGE: from device memory.
-static __device__ __noinline__ Fate sample_by_sums(RowCall call) {
-  const DeviceTeam team = call.team();
+// Before the first sweep of a row that is described; a barrier of the block must follow.
+__device__ __forceinline__ void begin_sums() {
   SumsState &state = *SumsState::here();
   if (threadIdx.x == 0) state.begin();
-  __syncthreads();
+  if (threadIdx.x == 32) state.uniform = uniform_of(shared_state()->row, shared_state()->config);
+}
+
+// By every warp of the cluster, of a row that is masked and edited. MANY: the exact path decides it; STRANGE: from device memory.
+__device__ __forceinline__ Fate follow_sums(const DeviceTeam &team, const RowCall &call) {
+  SumsState &state = *SumsState::here();
 #pragma unroll 1
   for (;;) {
     u64 own[2] = {0, 0};
@@ -271,11 +293,9 @@ static __device__ __noinline__ Fate sample_by_sums(RowCall call) {
         run_of_typical(team, bounds, state.typical(), TypicalEnd(state.end, state.range.near), own);
         largest = LARGEST_OF_BOTH;
         break;
-      case SumsState::DRAW: {
-        const u64 target = mulhi64(uniform_of(shared_state()->row, shared_state()->config), state.total);
-        draw_left(team, bounds, w, target, [&](u32 id, float x) { tell_drawn(call, id, x); });
+      case SumsState::DRAW:
+        if (state.part / WARPS == team.block) draw_left(team, bounds, w, state, [&](u32 id, float x) { tell_drawn(call, id, x); });
         return Fate::DECIDED;
-      }
       default: {
         const Fate fate = state.fate;
         __syncthreads();  // what follows writes where the state was
@@ -289,9 +309,18 @@ static __device__ __noinline__ Fate sample_by_sums(RowCall call) {
     if (threadIdx.x < 32) {
       team.gather_by(largest, own);
       if (threadIdx.x == 0) advance_sums(own[0], own[1]);
+      __syncwarp();
+      if (state.step == SumsState::DRAW) find_part(team, state);
     }
     __syncthreads();
   }
+}
+
+// The same of a row of which nothing has begun.
+static __device__ __noinline__ Fate sample_by_sums(RowCall call) {
+  begin_sums();
+  __syncthreads();
+  return follow_sums(call.team(), call);
 }
 
 }  // namespace nucleus

@@ -176,10 +176,20 @@ HD u64 binary_root(u32 k) {
   return ROOTS[k - 1];
 }
 
-// 2^y in Q32, rounded down, for y in Q32; saturates above y = 31.
+// A number in binary64 rounded down; false: its error, below 2^-50 of it, may change the result.
+HD bool rounded_down(double near, u64 &whole) {
+  constexpr double OFF = 1.0 / 1024.0;  // of numbers below 2^40
+  const double below = floor(near), rest = near - below;
+  whole = static_cast<u64>(near < 1099511627776.0 ? below : 0.0);
+  return near < 1099511627776.0 && rest > OFF && rest < 1.0 - OFF;
+}
+
+// 2^y in Q32, rounded down, for y in Q32; saturates above y = 31. The digits' factors are multiplied only where the result may depend on their rounding.
 HD_SLOW u64 exp2_q32(i64 y) {
   i64 whole = y >> 32;
   u32 fraction = static_cast<u32>(y);
+  u64 near;
+  if (whole > -48 && whole < 8 && rounded_down(exp2(static_cast<double>(y) * (1.0 / 4294967296.0) + 32.0), near)) return near;
   u64 significand = 1ull << 63;
   UNROLL_NOT
   for (u32 k = 1; k <= 32; ++k) {
@@ -261,6 +271,9 @@ struct Distances {
 HD_SLOW i64 deviation_q16(u64 count, u64 sum, u128 squares) {
   u128 n = count ? count : 1;
   u128 variance = n * squares - static_cast<u128>(sum) * sum;
+  u64 near;
+  const double spread = static_cast<double>(static_cast<u64>(variance >> 64)) * 18446744073709551616.0 + static_cast<double>(static_cast<u64>(variance));
+  if (rounded_down(2.0 * sqrt(spread) / static_cast<double>(static_cast<u64>(n)), near)) return static_cast<i64>((near + 1) >> 1);
   const u128 root = isqrt(variance << 2);
   return static_cast<i64>(((root >> 64 ? root / n : static_cast<u64>(root) / static_cast<u64>(n)) + 1) >> 1);
 }

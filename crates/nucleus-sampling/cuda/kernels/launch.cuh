@@ -10,6 +10,7 @@
 namespace nucleus {
 
 constexpr u32 SLICE_BYTES_MAX = 232448 - SHARED_BYTES;  // of shared memory that a block may have
+constexpr u32 CLUSTER_ROWS = 64;                        // a cluster takes no more
 constexpr u32 SLICE_ENOUGH = 19456;                     // logits a block for which more blocks a row do not pay where rows are many
 
 // Clusters that hold rows in slices.
@@ -103,6 +104,9 @@ cudaError_t launch_relay(const SamplingBatch &batch, const Workspace &workspace,
 
 // Rows with NUCLEUS_ROW_FEW get their token or PENDING; unless another launch went before, so does every other row PENDING.
 cudaError_t launch_few(const SamplingBatch &batch, bool follows, cudaStream_t stream);
+
+// Rows whose programs' cuts follow from sums get their token, most often; the status of every other row is PENDING afterwards.
+cudaError_t launch_sums(const SamplingBatch &batch, cudaStream_t stream);
 
 // Tells the likeliest tokens of the rows with NUCLEUS_ROW_TOP.
 cudaError_t launch_tops(const SamplingBatch &batch, const Workspace &workspace, const TopCall &call, cudaStream_t stream);

@@ -52,8 +52,6 @@ __global__ void __launch_bounds__(THREADS, 2) sample_rows(const __grid_constant_
   if (rows.bits) sample_by_cluster(batch, workspace, rows, slice_room, batch.flags & NUCLEUS_BATCH_EXACT, batch.flags & NUCLEUS_BATCH_UNLISTED);
 }
 
-constexpr u32 CLUSTER_ROWS = 64;  // a cluster takes no more
-
 // The fewest clusters of which none takes more rows than with so many.
 constexpr u32 share_evenly(u32 rows, u32 clusters) {
   const u32 turns = (rows + clusters - 1) / clusters;
@@ -116,6 +114,8 @@ struct Launcher {
     const bool few = !exact && chosen && batch.flags & (NUCLEUS_BATCH_SOME_FEW | NUCLEUS_BATCH_ALL_FEW);
     const bool bounded = !exact && chosen && !(batch.flags & (NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_ALL_FEW));
     const bool whole = !exact && (many || (chosen && !(batch.flags & (NUCLEUS_BATCH_ALL_BOUNDED | NUCLEUS_BATCH_ALL_FEW | NUCLEUS_BATCH_NONE_WHOLE))));
+    const bool sums = !exact && !bounded && !few && batch.flags & NUCLEUS_BATCH_NONE_WHOLE;
+    if (sums) error = launch_sums(batch, stream);
     if (bounded) {
       // Where every row is bounded by a count there is next to nothing left for a launch of clusters, nor where rows are many, bounded, without edits, and draw from
       // what min_p keeps; of short rows more may be, of which most have edits.
@@ -128,7 +128,7 @@ struct Launcher {
     if (error == cudaSuccess && few) error = launch_few(batch, bounded, stream);
     if (error == cudaSuccess && whole) error = launch_whole(batch, workspace + layout.whole, bounded || few, stream, division);
     const bool done = division.room && !bounded && !few && batch.flags & NUCLEUS_BATCH_ALL_DRAWN;
-    return error == cudaSuccess && !done ? clusters(bounded || few || division.room) : error;
+    return error == cudaSuccess && !done ? clusters(sums || bounded || few || division.room) : error;
   }
 };
 

@@ -49,9 +49,11 @@ struct SumsState {
   float temperature, s;
   i32 max_n, mean;
   u32 shift;
-  OrderRange range;
+  OrderRange range, other_range;
   u64 top, bottom, best, count, least;  // places that are left, the first of them, tokens, and how many cuts since they were counted have to keep
   u64 total, lowest, end;
+  u64 uniform, before;  // the number that draws; what weighs all that comes before the part in which the draw falls
+  u32 part;
   i64 number;
   Until until;
 
@@ -236,8 +238,13 @@ struct SumsState {
   }
   __device__ __forceinline__ void ended(u64 key) {
     end = key;
-    if (!key) return give_up();
-    step = RUN;
+    if (key) {
+      step = RUN;
+      return;
+    }
+    if (!other_range.far) return give_up();
+    range = other_range;
+    other_range.far = 0;
   }
   __device__ __forceinline__ void run_found(u64 first, u64 last_place) {
     top = best = first;
@@ -254,7 +261,7 @@ struct SumsState {
       case FAILING: return failed(a);
       case LAST: return excluded(a, ~b);
       case RANGE:
-        range = OrderRange::of(a, b);
+        range = OrderRange::of(a, b, other_range);
         if (!range.far) return give_up();
         step = END;
         return;

@@ -53,14 +53,20 @@ struct Typical {
 // Which way the run grows among tokens of one order: upwards on the likelier side.
 __device__ __forceinline__ bool grows_upwards(u32 order) { return !(order & 1); }
 
-// Orders from which on the sum of weights may begin to suffice, and up to which it has; `far` 0: beyond what is counted.
+// Orders among which the run may end; `far` 0: beyond what is counted.
 struct OrderRange {
   u32 near, far;  // near inclusive, far not
 
-  // From the largest bins, plus one, of which either holds.
-  __device__ __forceinline__ static OrderRange of(u64 may, u64 must) {
+  __device__ __forceinline__ static OrderRange of_steps(u32 first, u32 count) { return OrderRange{first << (DISTANCE_BITS + 1), (first + count) << (DISTANCE_BITS + 1)}; }
+  // From the largest bins, plus one, from which on the sum of weights may begin to suffice, and up to which it has. Between two that are far apart little weighs: then it is
+  // the further one most often, else the nearer, which becomes `other`.
+  __device__ __forceinline__ static OrderRange of(u64 may, u64 must, OrderRange &other) {
     const u32 first = BINS - static_cast<u32>(may), last = BINS - static_cast<u32>(must);  // steps, from the nearest
-    return OrderRange{first << (DISTANCE_BITS + 1), last + 1 < BINS && last - first < TYPICAL_STEPS ? (last + 1) << (DISTANCE_BITS + 1) : 0};
+    other = OrderRange{0, 0};
+    if (last + 1 >= BINS) return other;
+    if (last - first < TYPICAL_STEPS) return of_steps(first, last + 1 - first);
+    other = of_steps(first, TYPICAL_STEPS);
+    return of_steps(last, 1);
   }
 };
 // Counts weights in units of 2^shift, rounded down.
