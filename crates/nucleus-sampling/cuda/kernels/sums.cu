@@ -1,5 +1,5 @@
-// The launch for batches of which no row is bounded or weighed whole: rows whose programs' every cut follows from sums. In a kernel of their own, beside nothing that takes
-// more registers than there are, their sweeps take half the time.
+// The launch for batches of which no row is bounded or weighed whole: rows whose programs' every cut follows from sums. In a kernel of their own little is spilled of what
+// their sweeps keep in registers; beside the exact path it goes to an L1 of 28 KiB.
 #include <cuda_runtime.h>
 
 #include "by_sums.cuh"
