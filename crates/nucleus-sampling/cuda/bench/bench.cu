@@ -151,6 +151,7 @@ int main(int argc, char **argv) {
       {"smoothing, draw", program({smoothing, draw}), false, false},
       {"mirostat 2", program({temperature, mirostat}), false, false},
       {"XTC, T, draw", program({xtc, temperature, draw}), false, false},
+      {"top_k 200 + top_p", program({temperature, {NUCLEUS_OP_TOP_K, 0, 200}, top_p, draw}), false, false},
       {"top_k 1000, tfs", program({{NUCLEUS_OP_TOP_K, 0, 1000}, tfs, temperature, draw}), false, false},
       {"min_p, typical, flat", program({min_p, typical, draw}), false, true, false, true},
   };
