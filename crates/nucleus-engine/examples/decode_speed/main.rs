@@ -55,25 +55,17 @@ impl Options {
         };
         while let Some(flag) = args.next() {
             let value = args.next().ok_or(format!("{flag} needs a value"))?;
+            let numbers =
+                || -> Result<Vec<usize>, _> { value.split(',').map(str::parse).collect() };
             match flag.as_str() {
-                "--device" => {
-                    options.device = value.parse()?;
-                    continue;
-                }
-                "--sampling" => {
-                    options.samplings.push(value);
-                    continue;
-                }
-                _ => {}
-            }
-            let numbers: Vec<usize> = value.split(',').map(str::parse).collect::<Result<_, _>>()?;
-            match flag.as_str() {
-                "--threads" => options.threads = numbers[0],
-                "--batch" => options.batches = numbers,
-                "--context" => options.contexts = numbers,
-                "--steps" => options.steps = numbers[0],
-                "--step-tokens" => options.step_tokens = numbers[0],
-                "--repeats" => options.repeats = numbers[0],
+                "--device" => options.device = value.parse()?,
+                "--sampling" => options.samplings.push(value),
+                "--threads" => options.threads = numbers()?[0],
+                "--batch" => options.batches = numbers()?,
+                "--context" => options.contexts = numbers()?,
+                "--steps" => options.steps = numbers()?[0],
+                "--step-tokens" => options.step_tokens = numbers()?[0],
+                "--repeats" => options.repeats = numbers()?[0],
                 other => return Err(format!("no flag {other}").into()),
             }
         }
