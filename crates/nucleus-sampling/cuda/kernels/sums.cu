@@ -37,7 +37,7 @@ __global__ void __launch_bounds__(THREADS, 2) sum_rows(const __grid_constant__ S
   read_description(first);
 #pragma unroll 1
   for (u32 index = first, use = 0; index < batch.rows; index += step, ++use) {
-    const char *const logits = static_cast<const char *>(batch.logits) + index * batch.row_stride * PartLoad::size_of(batch.dtype);
+    const char *const logits = row_of(batch, index);
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");  // other warps wrote to this part
     __syncthreads();  // what the row before has left is read by its own block alone
     if (threadIdx.x % 32 == 0) load.start(logits);

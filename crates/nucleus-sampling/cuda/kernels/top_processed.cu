@@ -38,7 +38,7 @@ __global__ void __launch_bounds__(THREADS, 1) top_processed_rows(const __grid_co
     team.cluster_sync();  // no block reads what the row before has left any more
     describe_row(sh, batch, index, word);
     load.wait(use++);
-    const char *logits = static_cast<const char *>(batch.logits) + index * batch.row_stride * PartLoad::size_of(batch.dtype);
+    const char *logits = row_of(batch, index);
     const RowCall row{index, slice_room, RawSums{}};
     const TopCall own{call.top + static_cast<u64>(index) * call.count, call.count};
     const SlicePlan plan = plan_of(*sh);
