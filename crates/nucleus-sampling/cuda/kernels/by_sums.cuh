@@ -148,28 +148,11 @@ __device__ __forceinline__ void last_and_count(const DeviceTeam &team, const Bou
 }
 
 // The warp's part of the row in which the draw falls, by what all warps told last: their sums of weights. By the first warp.
-__device__ __forceinline__ void find_part(const DeviceTeam &team, SumsState &state) {
-  constexpr u32 EACH = MAX_BLOCKS * WARPS / 32;
-  const u32 lane = threadIdx.x % 32, parts = team.blocks * WARPS;
-  const u64 *told = team.last_told(), target = mulhi64(state.uniform, state.total);
-  u64 masses[EACH], own = 0;
-#pragma unroll
-  for (u32 k = 0; k < EACH; ++k) {
-    masses[k] = lane * EACH + k < parts ? told[lane * EACH + k] : 0;
-    own += masses[k];
-  }
-  const u64 through = prefix_sum(own);
-  if ((__ffs(__ballot_sync(~0u, through > target)) - 1) != lane) return;
-  u64 before = through - own;
-  u32 part = lane * EACH;
-#pragma unroll
-  for (u32 k = 0; k + 1 < EACH; ++k)
-    if (part == lane * EACH + k && target - before >= masses[k]) {
-      before += masses[k];
-      part += 1;
-    }
-  state.before = before;
-  state.part = part;
+__device__ __forceinline__ void find_drawn_part(const DeviceTeam &team, SumsState &state) {
+  const DeviceTeam::DrawnPart drawn = team.find_part(team.last_told(), [&](u64) { return mulhi64(state.uniform, state.total); });
+  if (threadIdx.x != drawn.owner) return;
+  state.before = drawn.before;
+  state.part = drawn.part;
 }
 
 // Finds the token there: one thread of the block that has the part calls done(id, logit).
@@ -302,15 +285,15 @@ __device__ __forceinline__ Fate follow_sums(const DeviceTeam &team, const RowCal
         return fate;
       }
     }
-    team.tell_by(largest, own);
+    const u32 meeting = team.tell_reduced(largest, own);
 #ifdef NUCLEUS_RACECHECK
     __syncthreads();  // the tool does not see that what a warp has told depends on what it had read
 #endif
     if (threadIdx.x < 32) {
-      team.gather_by(largest, own);
+      team.gather_reduced(largest, meeting, own);
       if (threadIdx.x == 0) advance_sums(own[0], own[1]);
       __syncwarp();
-      if (state.step == SumsState::DRAW) find_part(team, state);
+      if (state.step == SumsState::DRAW) find_drawn_part(team, state);
     }
     __syncthreads();
   }

@@ -312,6 +312,34 @@ struct DeviceTeam {
     });
     return addends.taken(sums[0]) + addends.taken(sums[1]);
   }
+  // The warp's part of the row in which a draw falls.
+  struct DrawnPart {
+    u64 target;
+    u32 owner;   // the lane that has the others
+    u32 part;
+    u64 before;  // the sum of those before it
+  };
+  // masses: every warp's sum, in the order of the row; target_of(total): from the sum of all.
+  template <class T>
+  __device__ __forceinline__ DrawnPart find_part(const u64 *masses, T target_of) const {
+    constexpr u32 EACH = MAX_BLOCKS * WARPS / 32;
+    const u32 first_part = threadIdx.x % 32 * EACH, parts = blocks * WARPS;
+    u64 own[EACH], mass = 0;
+#pragma unroll
+    for (u32 e = 0; e < EACH; ++e) {
+      own[e] = first_part + e < parts ? masses[first_part + e] : 0;
+      mass += own[e];
+    }
+    const u64 through = prefix_sum(mass), target = target_of(DeviceWarp{}.last(through));
+    DrawnPart drawn{target, static_cast<u32>(__ffs(__ballot_sync(~0u, through > target)) - 1), first_part, through - mass};
+#pragma unroll
+    for (u32 e = 0; e + 1 < EACH; ++e)
+      if (drawn.part == first_part + e && target - drawn.before >= own[e]) {
+        drawn.before += own[e];
+        drawn.part += 1;
+      }
+    return drawn;
+  }
   // Finds the smallest id at which the inclusive sum of weight(id, x) exceeds the target. masses: every warp's sum. One thread of one block finds it, calls
   // done(id, x) and gets true.
   template <class F, class D>
@@ -321,26 +349,11 @@ struct DeviceTeam {
   // The same; target_of(total): from the sum of all.
   template <class T, class F, class D>
   __device__ __forceinline__ bool draw_by(const u64 *masses, T target_of, F weight, D done) const {
-    constexpr u32 EACH = MAX_BLOCKS * WARPS / 32;
-    const u32 parts = blocks * WARPS, each = (parts + 31) / 32, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    u64 own[EACH], lane_mass = 0;
-#pragma unroll
-    for (u32 e = 0; e < EACH; ++e) {
-      own[e] = e < each && lane * each + e < parts ? masses[lane * each + e] : 0;
-      lane_mass += own[e];
-    }
-    const u64 prefix = prefix_sum(lane_mass), target = target_of(DeviceWarp{}.last(prefix));
-    u64 at = prefix - lane_mass;
-    u32 segment = lane * each;
-#pragma unroll
-    for (u32 e = 0; e + 1 < EACH; ++e)
-      if (segment == lane * each + e && target - at >= own[e]) {
-        at += own[e];
-        segment += 1;
-      }
-    const u32 owner = __ffs(__ballot_sync(~0u, prefix > target)) - 1;
-    segment = __shfl_sync(~0u, segment, owner);
-    at = __shfl_sync(~0u, at, owner);
+    const DrawnPart drawn = find_part(masses, target_of);
+    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const u64 target = drawn.target;
+    u32 segment = __shfl_sync(~0u, drawn.part, drawn.owner);
+    u64 at = __shfl_sync(~0u, drawn.before, drawn.owner);
     if (segment / WARPS != block) return false;
     segment %= WARPS;
     const u32 from = segment * span, end = from + span < held ? from + span : held;
@@ -438,38 +451,21 @@ struct DeviceTeam {
   // What the warps told at the last meeting as their first word.
   __device__ __forceinline__ const u64 *last_told() const { return sh->mail[(sh->met[threadIdx.x / 32] + 1) % 2][0]; }
 
-  // Over all threads of the team: word k of all is added up, or their largest taken if bit k of LARGEST is set.
-  template <u32 LARGEST, u32 N>
-  __device__ __forceinline__ void reduce(u64 (&v)[N]) const {
+  // Over all threads of the team: word k of all is added up, or their largest taken if bit k of `largest` is set. In two steps: what a warp has found is told by every warp, and
+  // gathered by those that need what all have. tell_reduced() returns the meeting.
+  template <u32 N>
+  __device__ __forceinline__ u32 tell_reduced(u32 largest, u64 (&v)[N]) const {
     const DeviceWarp warp;
 #pragma unroll
-    for (u32 k = 0; k < N; ++k) v[k] = LARGEST >> k & 1 ? warp.most(v[k]) : warp.sum(v[k]);
-    const auto told = meet(v);
+    for (u32 k = 0; k < N; ++k) v[k] = largest >> k & 1 ? warp.most(v[k]) : warp.sum(v[k]);
+    return tell_all(v);
+  }
+  template <u32 N>
+  __device__ __forceinline__ void gather_reduced(u32 largest, u32 meeting, u64 (&v)[N]) const {
+    const DeviceWarp warp;
+    const auto told = await_all(meeting);
 #pragma unroll
     for (u32 k = 0; k < N; ++k) {
-      u64 all = 0;
-#pragma unroll
-      for (u32 j = 0; j < MAX_BLOCKS * WARPS / 32; ++j) {
-        const u32 i = j * 32 + threadIdx.x % 32;
-        const u64 other = i < blocks * WARPS ? told[k][i] : 0;
-        all = LARGEST >> k & 1 ? (other > all ? other : all) : all + other;
-      }
-      v[k] = LARGEST >> k & 1 ? warp.most(all) : warp.sum(all);
-    }
-  }
-  // The same of two words, where it is not known before which are added up: what a warp has found is told by every warp, and gathered by those that need what all have.
-  __device__ __forceinline__ void tell_by(u32 largest, const u64 (&v)[2]) const {
-    const DeviceWarp warp;
-    u64 own[2];
-#pragma unroll
-    for (u32 k = 0; k < 2; ++k) own[k] = largest >> k & 1 ? warp.most(v[k]) : warp.sum(v[k]);
-    tell_all(own);
-  }
-  __device__ __forceinline__ void gather_by(u32 largest, u64 (&v)[2]) const {
-    const DeviceWarp warp;
-    const auto told = await_all(sh->met[threadIdx.x / 32] - 1);
-#pragma unroll
-    for (u32 k = 0; k < 2; ++k) {
       u64 all = 0;
 #pragma unroll
       for (u32 j = 0; j < MAX_BLOCKS * WARPS / 32; ++j) {
@@ -479,6 +475,10 @@ struct DeviceTeam {
       }
       v[k] = largest >> k & 1 ? warp.most(all) : warp.sum(all);
     }
+  }
+  template <u32 LARGEST, u32 N>
+  __device__ __forceinline__ void reduce(u64 (&v)[N]) const {
+    gather_reduced(LARGEST, tell_reduced(LARGEST, v), v);
   }
   template <u32 N>
   __device__ __forceinline__ void sum(u64 (&v)[N]) const {
