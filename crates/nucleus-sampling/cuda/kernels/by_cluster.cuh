@@ -160,6 +160,8 @@ __device__ __forceinline__ void sample_by_cluster(const SamplingBatch &batch, co
     if (threadIdx.x % 32 == 0) load.prepare();
     team.prepare_meetings();
     team.cluster_arrive_alone();  // the fences tell the others of the barriers
+    wait_for_launch_before();
+    let_next_launch_begin();
     word = ask_for_row(load, batch, rows.index(rows.bits));
   }
   u64 bits = rows.bits;
@@ -174,6 +176,8 @@ __device__ __forceinline__ void sample_by_cluster(const SamplingBatch &batch, co
       const DeviceTeam team = team_now();
       describe_row(team.sh, batch, index, word);
       if (threadIdx.x < 32) share_plan(team.sh);
+      else if (may_edit(batch)) ask_for_window(32);
+      await_window();
       wait_for_copy(&team.sh->arrived[threadIdx.x / 32], use & 1);
       if (!use) team.cluster_wait();
     }
@@ -181,7 +185,6 @@ __device__ __forceinline__ void sample_by_cluster(const SamplingBatch &batch, co
     const DeviceTeam team = team_now();
     const u32 flags = team.sh->row.flags;
     if (flags & NUCLEUS_ROW_PADDING) continue;
-    if (bits & (bits - 1) && threadIdx.x % 32 == 0) PartLoad(team, batch.dtype).bring_near(row_of(batch, rows.index(bits & (bits - 1))));
     const bool raw = !(flags & NUCLEUS_ROW_PROCESSED);
     if (slice_room && shared_plan(team.sh).sliced) {
       if (shared_plan(team.sh).edits || team.sh->row.mask >= 0 || flags & NUCLEUS_ROW_ALLOWED)

@@ -52,15 +52,14 @@ HD void raise_to(u32 *word, u32 value) {
 #endif
 }
 
-// Open addressing with linear probing, for ids in [begin, end); `capacity` is a power of two, and one slot more takes what finds no
+// Open addressing with linear probing; `capacity` is a power of two, and one slot more takes what finds no
 // room: then `*crowded` is raised and the table is of no use.
 struct EditTable {
   Edit *slots;
   u32 capacity;
   u32 *crowded = nullptr;
-  u32 begin = 0, end = NO_ID;
 
-  HD bool covers(u32 id) const { return id >= begin && id < end; }
+  HD bool covers(u32 id) const { return id != NO_ID; }
   HD u32 start(u32 id) const { return (id * 0x9E3779B1u) >> 7 & (capacity - 1); }
   HD Edit *insert(u32 id) const {
     u32 at = start(id);

@@ -66,19 +66,23 @@ __device__ __forceinline__ FirstLook look_for_first(const DeviceTeam &team, F me
   return seen;
 }
 
-// The largest number that k reach, but for bits below `shift` of the last round, at least `found`, which k reach. Four bits a round, from `shift` on, until no more than `nearly`
-// are left; each of a block's warps looks at one of 16 numbers: reached(number) by the warp is how many do. A barrier of the block a round.
-template <class F>
+// The largest number that k reach, but for bits below `shift` of the last round, at least `found`, which k reach. BITS a round, from `shift` on, until no more than `nearly`
+// are left; each of a block's warps looks at as many of the 2^BITS numbers: reached(number) by the warp is how many do. A barrier of the block a round.
+template <u32 BITS, class F>
 __device__ __forceinline__ u32 largest_reached(const DeviceTeam &team, u32 k, u32 found, u32 shift, u32 nearly, F reached) {
-  static_assert(WARPS == 16 && sizeof(Shared::part) >= 8 * WARPS * sizeof(u32));
+  constexpr u32 NUMBERS = 1u << BITS, EACH = NUMBERS / WARPS;
+  static_assert(EACH * WARPS == NUMBERS && NUMBERS <= 32);
   const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   u32 *const counts = reinterpret_cast<u32 *>(team.sh->part);
 #pragma unroll 1
-  for (u32 round = 0;; ++round, shift = shift > 4 ? shift - 4 : 0) {
-    const u32 count = reached(found + (warp << shift));
-    if (lane == 0) counts[round * WARPS + warp] = count;
+  for (u32 round = 0;; ++round, shift = shift > BITS ? shift - BITS : 0) {
+#pragma unroll
+    for (u32 e = 0; e < EACH; ++e) {
+      const u32 number = e * WARPS + warp, count = reached(found + (number << shift));
+      if (lane == 0) counts[round * NUMBERS + number] = count;
+    }
     __syncthreads();
-    const u32 enough = __ballot_sync(~0u, lane < WARPS && counts[round * WARPS + lane % WARPS] >= k);
+    const u32 enough = __ballot_sync(~0u, lane < NUMBERS && counts[round * NUMBERS + lane % NUMBERS] >= k);
     found += enough ? (31 - __clz(enough)) << shift : 0;
     if (shift <= nearly) return found;
   }
@@ -86,14 +90,16 @@ __device__ __forceinline__ u32 largest_reached(const DeviceTeam &team, u32 k, u3
 
 // A key that the largest logits of k warps reach, and nearly the largest such; 0: fewer have tokens. Barriers of the block.
 __device__ __forceinline__ u32 kth_of_warps(const DeviceTeam &team, const FirstLook &seen, u32 k) {
-  constexpr u32 NEARLY = 13;
+  // Closer for more, of which a short list has little room for others.
+  constexpr u32 BITS = 5, NEARLY = 15, CLOSER = 13, CLOSER_FROM = 65;
+  static_assert((32 - CLOSER + BITS - 1) / BITS << BITS <= sizeof(Shared::part) / sizeof(u32));
   const u32 largest = static_cast<u32>(seen.best >> 32);
   u32 least = seen.keys[0];
 #pragma unroll
   for (u32 i = 1; i < 4; ++i) least = i * 32 < team.blocks * WARPS && seen.keys[i] < least ? seen.keys[i] : least;
   least = __reduce_min_sync(~0u, least);
   const u32 differ = largest ^ least, highest = differ ? 31 - __clz(differ) : 0;  // bits above are common to all
-  return largest_reached(team, k, largest & ~((2u << highest) - 1), highest > 3 ? highest - 3 : 0, NEARLY, [&](u32 tried) {
+  return largest_reached<BITS>(team, k, largest & ~((2u << highest) - 1), highest >= BITS ? highest - (BITS - 1) : 0, k < CLOSER_FROM ? NEARLY : CLOSER, [&](u32 tried) {
     u32 reached = 0;
 #pragma unroll
     for (u32 i = 0; i < 4; ++i) reached += __popc(__ballot_sync(~0u, seen.keys[i] >= tried));
@@ -116,7 +122,7 @@ __device__ __noinline__ u32 kth_of_lanes(DeviceTeam team, u32 own, u32 k) {
   for (u32 i = 0; i < 4; ++i) pairs[i] = __reduce_or_sync(~0u, lane / 8 == i ? key << (lane & 4 ? 16 : 0) : 0);
   const u64 words[2] = {static_cast<u64>(pairs[1]) << 32 | pairs[0], static_cast<u64>(pairs[3]) << 32 | pairs[2]};
   const auto told = team.meet(words);
-  return largest_reached(team, k, 0, 12, 0, [&](u32 tried) {
+  return largest_reached<4>(team, k, 0, 12, 0, [&](u32 tried) {
     u32 reached = 0;
     UNROLL_NOT
     for (u32 i = lane; i < team.blocks * WARPS; i += 32) {

@@ -1,9 +1,13 @@
 // A row on its way into the slices of a cluster's blocks.
 #pragma once
 
-#include "call.cuh"
+#include "slice_edits.cuh"
 
 namespace nucleus {
+
+// Rows up to which a call's first launch of clusters begins while the launch before it ends. Clusters of more take places in the order in which that leaves them, and fewer
+// are resident.
+constexpr u32 FIRST_EARLY_MOST = 16;
 
 // The first logit of a row.
 __device__ __forceinline__ const char *row_of(const SamplingBatch &batch, u32 index) {
@@ -23,6 +27,7 @@ __device__ __forceinline__ DescriptionWord ask_for_row(const PartLoad &load, con
 // Describes it in shared memory, once the block does not read the description of the row before any more.
 __device__ __forceinline__ void describe_row(Shared *sh, const SamplingBatch &batch, u32 index, const DescriptionWord &word) {
   __syncthreads();
+  if (may_edit(batch)) EditedTokens::of(sh)->clear();  // while the description is on its way
   word.write(sh);
   if (threadIdx.x == 0) {
     sh->unusual = sh->found = sh->kept = 0;
@@ -43,16 +48,16 @@ __device__ __forceinline__ void describe_row(Shared *sh, const SamplingBatch &ba
 template <class F>
 __device__ __forceinline__ void change_slices(const DeviceTeam &team, const Request &r, const SlicePlan &plan, const PartLoad &load, const char *logits, F before_changes) {
   Shared *sh = team.sh;
-  const EditTable table{sh->edits, SLICE_EDITS, &sh->unusual, team.first, team.first + team.held};
+  const u32 word = first_mask_word(team, r);
   const bool masked = r.mask || sh->row.flags & NUCLEUS_ROW_ALLOWED;
-  if (plan.edits) note_slice_edits(team, r, plan, table);
+  if (plan.edits) note_edited_tokens(team, r, plan);
   load.settle(logits, r.limit);
   if (!plan.edits && !masked) return;
   __syncthreads();
   before_changes();
-  if (masked) mask_slice(team, r);
+  if (masked) forbid(team, r, word);
   __syncthreads();
-  if (plan.edits && edit_slice(team, r, table)) sh->unusual = 1;
+  if (plan.edits && change_edited_tokens(team, r)) sh->unusual = 1;
   __syncthreads();
 }
 

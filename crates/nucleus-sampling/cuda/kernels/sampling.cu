@@ -32,10 +32,10 @@ struct OwnRows {
 __global__ void __launch_bounds__(THREADS, 2) sample_rows(const __grid_constant__ SamplingBatch batch, const __grid_constant__ Workspace workspace,
                                                           const __grid_constant__ Whole whole, const __grid_constant__ Division division, u32 slice_room, bool pending) {
   DeviceTeam team;
-  let_next_launch_begin();
-  wait_for_launch_before();
   Rows rows{team.share_of(blockIdx.x), team.share_of(gridDim.x), 0};
   if (pending) {
+    let_next_launch_begin();
+    wait_for_launch_before();
     const OwnRows own(batch, rows.first, rows.step);
     if (own.none()) return;  // most often, and at once: what has passed through the cache since the launch before has left no instructions there
     share_batch(team.sh, batch);
@@ -93,7 +93,7 @@ struct Launcher {
     cudaLaunchAttribute attributes[2];
     cudaLaunchConfig_t config = shape.config(attributes, stream);
     attributes[1] = begins_early();
-    config.numAttrs = follows ? 2 : 1;
+    config.numAttrs = follows || batch.rows <= FIRST_EARLY_MOST ? 2 : 1;
     const Whole whole(workspace + layout.whole, batch.rows);
     return cudaLaunchKernelEx(&config, sample_rows, batch, edit_tables(), whole, division, shape.room, follows);
   }

@@ -1,4 +1,4 @@
-// A block's slice of the row in shared memory: copied there by the bulk copy engine, widened to f32, masked and edited in place.
+// A block's slice of the row in shared memory: copied there by the bulk copy engine, widened to f32, to be masked and edited in place.
 #pragma once
 
 #include "candidates.cuh"
@@ -41,12 +41,6 @@ struct PartLoad {
     arrive_expecting(barrier(), bytes);
     start_copy(landing(), from_row, bytes, barrier());
   }
-  // Brings the part to L2, ahead of `start`. By one lane.
-  __device__ __forceinline__ void bring_near(const void *row) const {
-    const char *from_row = source(row);
-    const u32 bytes = copied(from_row) * size_of(dtype);
-    if (bytes) asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from_row), "r"(bytes) : "memory");
-  }
   // By every lane. `use` counts the loads before this one to this part.
   __device__ __forceinline__ void wait(u32 use) const { wait_for_copy(barrier(), use & 1); }
   // By every lane, once the copy has arrived. Ids from `limit` on do not exist.
@@ -88,28 +82,7 @@ struct PartLoad {
   }
 };
 
-// Puts what masks and lists of allowed ids forbid at -inf.
-__device__ __forceinline__ void mask_slice(const DeviceTeam &team, const Request &r) {
-  const u32 held = team.held, first = team.first;
-  if (r.mask)
-    for (u32 i = threadIdx.x; i < held; i += THREADS)
-      if (!mask_allows(r, first + i)) team.slice[i] = -infinity();
-  if (!(r.row->flags & NUCLEUS_ROW_ALLOWED)) return;
-  u32 *bits = team.sh->tokens;
-  UNROLL_NOT
-  for (u32 i = threadIdx.x; i < (held + 31) / 32; i += THREADS) bits[i] = 0;
-  __syncthreads();
-  const u32 *ids = r.words(r.row->allowed);
-  UNROLL_NOT
-  for (u32 i = threadIdx.x; i < r.row->allowed.len; i += THREADS)
-    if (ids[i] >= first && ids[i] - first < held) atomicOr(&bits[(ids[i] - first) / 32], 1u << ((ids[i] - first) % 32));
-  __syncthreads();
-  UNROLL_NOT
-  for (u32 i = threadIdx.x; i < held; i += THREADS)
-    if (!(bits[i / 32] >> (i % 32) & 1)) team.slice[i] = -infinity();
-}
-
-// Empties the table of a slice and fills it. The windows that it looks at are held in shared memory if they fit.
+// Empties a table of edits and fills it. The windows that it looks at are held in shared memory if they fit.
 __device__ __forceinline__ void note_slice_edits(const DeviceTeam &team, Request r, const SlicePlan &plan, const EditTable &table) {
   constexpr u32 AHEAD = 2;  // tokens of a thread that are asked for before the table is emptied
   u32 len = r.row->history.len, window = 0;
@@ -155,20 +128,6 @@ __device__ __forceinline__ float edited(const Request &r, float x, const Edit &e
   }
   unusual |= !(x < infinity());
   return x;
-}
-
-// Applies the block's table to its slice.
-__device__ __forceinline__ bool edit_slice(const DeviceTeam &team, const Request &r, const EditTable &table) {
-  bool unusual = false;
-  UNROLL_NOT
-  for (u32 i = threadIdx.x; i < table.capacity; i += THREADS) {
-    const Edit &edit = table.slots[i];
-    if (edit.id == NO_ID || edit.id >= r.limit) continue;
-    float &x = team.slice[edit.id - team.first];
-    if (x == -infinity()) continue;
-    x = edited(r, x, edit, unusual);
-  }
-  return unusual;
 }
 
 }  // namespace nucleus

@@ -41,6 +41,7 @@ __global__ void __launch_bounds__(THREADS, 2) sum_rows(const __grid_constant__ S
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");  // other warps wrote to this part
     __syncthreads();  // what the row before has left is read by its own block alone
     if (threadIdx.x % 32 == 0) load.start(logits);
+    if (may_edit(batch)) EditedTokens::of(sh)->clear();
     word.write(sh);
     if (threadIdx.x == 0) sh->unusual = 0;
     __syncthreads();
@@ -49,11 +50,13 @@ __global__ void __launch_bounds__(THREADS, 2) sum_rows(const __grid_constant__ S
       __syncthreads();
     }
     describe_slot(sh, batch);
+    if (may_edit(batch)) ask_for_window(0);
     read_description(index + step);
     const SlicePlan plan = plan_of(*sh);
     const u32 flags = sh->row.flags;
     const bool padding = flags & NUCLEUS_ROW_PADDING, served = flags & NUCLEUS_ROW_PROCESSED && team.whole && plan.sliced && cuts_by_sums(sh->program);
     if (served && !padding) begin_sums();
+    await_window();
     load.wait(use);
     if (padding) continue;
     if (!served && !use) {
@@ -65,8 +68,12 @@ __global__ void __launch_bounds__(THREADS, 2) sum_rows(const __grid_constant__ S
     const RowCall call{index, slice_room, RawSums{}};
     Fate fate = Fate::MANY;
     if (served) {
-      if (plan.edits || sh->row.mask >= 0 || flags & NUCLEUS_ROW_ALLOWED) change_held(call, plan);
-      else load.settle(logits, sh->config.vocab_size < batch.row_len ? sh->config.vocab_size : batch.row_len);
+      if (plan.edits || sh->row.mask >= 0 || flags & NUCLEUS_ROW_ALLOWED) {
+        __syncthreads();
+        change_held(call, plan);
+      } else {
+        load.settle(logits, sh->config.vocab_size < batch.row_len ? sh->config.vocab_size : batch.row_len);
+      }
       __syncthreads();
       fate = follow_sums(team, call);
     }
@@ -85,8 +92,10 @@ cudaError_t launch_sums(const SamplingBatch &batch, cudaStream_t stream) {
   // Few clusters where the ways of many rows are tested.
   const u32 least = (batch.rows + CLUSTER_ROWS - 1) / CLUSTER_ROWS;
   if (batch.flags & NUCLEUS_BATCH_MANY_ROWS || shape.clusters < least) shape.clusters = least;
-  cudaLaunchAttribute attribute;
-  const cudaLaunchConfig_t config = shape.config(&attribute, stream);
+  cudaLaunchAttribute attributes[2];
+  cudaLaunchConfig_t config = shape.config(attributes, stream);
+  attributes[1] = begins_early();
+  config.numAttrs = batch.rows <= FIRST_EARLY_MOST ? 2 : 1;
   return cudaLaunchKernelEx(&config, sum_rows, batch, shape.room);
 }
 
