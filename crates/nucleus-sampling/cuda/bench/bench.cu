@@ -110,6 +110,16 @@ static uint32_t what_is_known(const Case &c) {
   return NUCLEUS_BATCH_ALL_BOUNDED | NUCLEUS_BATCH_DRAW_AFTER_MIN_P | unedited;
 }
 
+// Whether a name contains one of those that `|` lies between.
+static bool contains_one(const char *name, const std::string &wanted) {
+  for (size_t from = 0;;) {
+    const size_t end = std::min(wanted.find('|', from), wanted.size());
+    if (std::strstr(name, wanted.substr(from, end - from).c_str())) return true;
+    if (end == wanted.size()) return false;
+    from = end + 1;
+  }
+}
+
 constexpr uint32_t LIKELIEST = 20;  // tokens of a row
 
 // What profile.py tells the cases of a launch by.
@@ -143,6 +153,7 @@ int main(int argc, char **argv) {
       {"top_k + top_p, raw", program({temperature, top_k, top_p, draw}), false, false, true},
       {"top_p, flat", program({top_p, draw}), false, false, false, true},
       {"min_p, flat", program({min_p, draw}), false, true, false, true},
+      {"min_p at .7, flat", program({temperature, min_p, draw}), false, true, false, true},
       {"all on + sigma, typical, XTC", program({dry, penalties, temperature, top_k, sigma, typical, xtc, top_p, min_p, draw}), true, true},
       {"sigma, T, draw", program({sigma, temperature, draw}), false, false},
       {"typical, T, draw", program({typical, temperature, draw}), false, false},
@@ -191,7 +202,7 @@ int main(int argc, char **argv) {
   const bool brief = argc > 1 && (!std::strcmp(argv[argc - 1], "brief") || !std::strcmp(argv[1], "few"));  // without the exact path
   bool sweep = argc > 1 && !std::strcmp(argv[1], "clusters");
   // `bench launch ROWS`: every case once on that many rows, for a profiler (profile.py).
-  // `bench case NAME`: cases whose name contains NAME.
+  // `bench case NAME`: cases whose name contains NAME, or one of several such as `greedy|min_p`.
   // `bench exact ROWS NAME`: the exact path alone, of cases whose name contains NAME; 0 rows: every batch size.
   const bool exact_alone = argc > 3 && !std::strcmp(argv[1], "exact");
   // `bench portable NAME`: the same cases as on devices without clusters.
@@ -215,10 +226,15 @@ int main(int argc, char **argv) {
     DeviceArray<float> logits(one.size() * copies);
     for (uint32_t c = 0; c < copies; ++c) CHECK(cudaMemcpy(logits.data + c * one.size(), one.data(), bytes, cudaMemcpyHostToDevice));
     std::vector<uint16_t> halves(one.size());
-    for (size_t i = 0; i < one.size(); ++i) { uint32_t w; std::memcpy(&w, &one[i], 4); halves[i] = (w + 0x7FFF + (w >> 16 & 1)) >> 16; }
+    const auto round = [&] {
+      for (size_t i = 0; i < one.size(); ++i) { uint32_t w; std::memcpy(&w, &one[i], 4); halves[i] = (w + 0x7FFF + (w >> 16 & 1)) >> 16; }
+    };
+    round();
     DeviceArray<uint16_t> bf16(halves);
     for (size_t i = 0; i < one.size(); ++i) one[i] = 0.5f * base[(i * 2246822519u + i / VOCAB * 104729) & ((1 << 20) - 1)];
     DeviceArray<float> flat(one);
+    round();
+    DeviceArray<uint16_t> flat_bf16(halves);
     DeviceArray<float> floor_out(static_cast<size_t>(rows) * 32);
     auto floor = [&](uint32_t i, cudaStream_t s) {
       read_once<<<dim3((VOCAB / 4 + 2047) / 2048, rows), 256, 0, s>>>(logits.data + (i % copies) * one.size(), VOCAB, floor_out.data);
@@ -229,7 +245,7 @@ int main(int argc, char **argv) {
     if (copies > 1) std::printf("  cold %8.2f", floor_cold);
     std::printf("\n");
     for (Case &c : cases) {
-      if (!std::strstr(c.name, wanted)) continue;
+      if (!contains_one(c.name, wanted)) continue;
       std::mt19937 random(rows);
       // A mask a row.
       constexpr uint32_t MASK_WORDS = VOCAB / 32;
@@ -297,7 +313,8 @@ int main(int argc, char **argv) {
       CHECK(cudaMemset(workspace.data, 0x5A, workspace.count));
       auto run = [&](uint32_t copy, uint32_t cluster, uint32_t dtype, cudaStream_t s, uint32_t flags = 0) {
         SamplingBatch b = batch;
-        b.logits = dtype ? static_cast<const void *>(bf16.data) : c.flat ? flat.data : logits.data + copy * one.size();
+        if (dtype) b.logits = c.flat ? flat_bf16.data : bf16.data;
+        else b.logits = c.flat ? flat.data : logits.data + copy * one.size();
         b.dtype = dtype;
         b.cluster = cluster;
         b.flags = always | flags | NUCLEUS_BATCH_REQUEST_EACH | what_is_known(c);
@@ -321,7 +338,7 @@ int main(int argc, char **argv) {
         continue;
       }
       double warm = median_us(10, [&](uint32_t, cudaStream_t s) { run(0, 0, 0, s); });
-      double half = c.flat ? 0 : median_us(10, [&](uint32_t, cudaStream_t s) { run(0, 0, NUCLEUS_BF16, s); });
+      double half = median_us(10, [&](uint32_t, cudaStream_t s) { run(0, 0, NUCLEUS_BF16, s); });
       std::printf("  %-20s fp32 %8.2f (%.2f x floor)  bf16 %8.2f", c.name, warm, warm / floor_us, half);
       if (copies > 1 && !c.flat && !portable) std::printf("  cold %8.2f", median_us(copies, [&](uint32_t i, cudaStream_t s) { run(i % copies, 0, 0, s); }));
       if (!brief && !(portable && rows > 1)) std::printf("  exact %8.2f", median_us(10, [&](uint32_t, cudaStream_t s) { run(0, 0, 0, s, NUCLEUS_BATCH_EXACT); }));

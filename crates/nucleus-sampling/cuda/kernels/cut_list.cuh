@@ -2,24 +2,12 @@
 #pragma once
 
 #include "chunks.cuh"
+#include "parted_sum.cuh"
 
 namespace nucleus {
 
 constexpr u32 LIST_STEPS = 512;   // of the listed logits
 constexpr u32 STEP_TOKENS = 512;  // of one of these steps
-
-// A sum of weights of up to 2^10 tokens, in two parts: 32-bit additions in shared memory that return nothing are the fastest.
-struct PartedSum {
-  static constexpr u32 LOW_BITS = 22;
-  u32 low, high;
-
-  __device__ __forceinline__ void put(u64 sum) { low = static_cast<u32>(sum) & ((1u << LOW_BITS) - 1), high = static_cast<u32>(sum >> LOW_BITS); }
-  __device__ __forceinline__ void add(u64 weight) {
-    atomicAdd(&low, static_cast<u32>(weight) & ((1u << LOW_BITS) - 1));
-    atomicAdd(&high, static_cast<u32>(weight >> LOW_BITS));
-  }
-  __device__ __forceinline__ u64 sum() const { return (static_cast<u64>(high) << LOW_BITS) + low; }
-};
 
 // What a block of N threads holds beside Shared.
 template <u32 N>

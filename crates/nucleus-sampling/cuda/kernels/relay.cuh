@@ -10,6 +10,7 @@
 
 #include "bounded.cuh"
 #include "chain.cuh"
+#include "list_draw.cuh"
 
 namespace nucleus::relay {
 
@@ -165,6 +166,7 @@ struct State {
       u32 order_by_id[ORDERED_MOST];
       float chain_logprobs[CHAIN_MOST];
     };
+    ListDraw<TEAM_THREADS> list_draw;
     alignas(16) u64 weights[LISTED];  // of a list of another program
   };
   u64 arrived[STAGES], empty[STAGES];  // mbarriers: a stage of the ring is there; all warps have read it

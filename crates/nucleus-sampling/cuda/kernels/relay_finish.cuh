@@ -97,6 +97,20 @@ static __device__ __noinline__ u32 shorten_list(const Row *row, u32 count, u32 l
   return sh->listed;
 }
 
+// A list in any order that min_p cuts and that is then drawn from, by the team; false: it is not decided.
+static __device__ __noinline__ bool draw_from_list(const Row *row, SampledToken *out, u32 count, u32 local) {
+  State *const sh = state();
+  const SlicePlan &plan = row->plan;
+  const DrawAbove asked{row->scale, plan.temperature, row->program.ops[plan.op].arg, plan.k, row->uniform};
+  return sh->list_draw.draw(sh->places, count, asked, local, [] { Finishing::sync(); }, [&](u64 place, u32 kept, float logprob) {
+    Outcome outcome;
+    outcome.token = id_at(place);
+    outcome.kept = kept;
+    outcome.logprob = logprob;
+    *out = result(outcome, RawSums{}, row->request);
+  });
+}
+
 // The choice from the list, by the team. A barrier precedes.
 __device__ __forceinline__ void choose_listed(const Row *row, SampledToken *out, u32 local) {
   State *const sh = state();
@@ -112,6 +126,7 @@ __device__ __forceinline__ void choose_listed(const Row *row, SampledToken *out,
     if (local == 0) *out = result(first_of_order(first), RawSums{}, r);
     return;
   }
+  if (count > CHAIN_MOST && plan.kind == SlicePlan::ABOVE && then_draws(plan, row->program) && draw_from_list(row, out, count, local)) return;
   if (count > ORDERED_MOST && plan.kind == SlicePlan::FIRST) count = shorten_list(row, count, local);
   if (count <= ORDERED_MOST / 2) sort_few<2 * TEAM_THREADS / ORDERED_MOST>(sh->places, count, local);
   else if (count <= ORDERED_MOST) sort_few<TEAM_THREADS / ORDERED_MOST>(sh->places, count, local);

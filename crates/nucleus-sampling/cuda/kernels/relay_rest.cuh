@@ -1,7 +1,7 @@
 // The rows of a block that few tokens do not decide, where no launch follows: by both teams together, once all rows are read.
 #pragma once
 
-#include "cut.cuh"
+#include "cell_draw.cuh"
 #include "relay.cuh"
 #include "unsliced.cuh"
 
@@ -13,31 +13,46 @@ __device__ __forceinline__ u32 what_is_left(const Row *row, bool last) {
   return !many ? PENDING : last ? MANY_KEPT : MANY_ABOVE;
 }
 
-static_assert(SHARED_BYTES + cut_room_bytes<THREADS>(NUCLEUS_MAX_VOCAB) <= RING_BYTES && SHARED_BYTES + SPARE_BYTES <= RING_BYTES, "the barriers of the state keep their memory");
+// What drawing from a row needs behind Shared.
+struct RestRoom {
+  CellDraw<THREADS> draw;
+  u64 cells[Cells<NUCLEUS_F32>::MOST];
+};
+static_assert(SHARED_BYTES + sizeof(RestRoom) <= RING_BYTES && SHARED_BYTES + SPARE_BYTES <= RING_BYTES, "the barriers of the state keep their memory");
 
-// Draws from the tokens above min_p's threshold in a row without edits; false: it is not decided.
+// Draws from the tokens above min_p's threshold in a row without edits; false: it is not decided. `largest`: a key.
+template <u32 DTYPE>
 static __device__ __noinline__ bool draw_above(u32 index, u32 largest) {
   Shared *const sh = shared_state();
-  CutRoom<THREADS> *const room = CutRoom<THREADS>::here();
+  RestRoom *const room = reinterpret_cast<RestRoom *>(shared_slice());
   const SlicePlan plan = plan_of(*sh);
-  const Request r = RowCall{index, 0, RawSums{}}.request();
-  if (threadIdx.x == 0) {
-    room->plan = RowPlan{};
-    room->plan.temperature = plan.temperature;
-    room->plan.arg = sh->program.ops[plan.op].arg;
-    room->many = ManyKept{0, 0, plan.k, value_of(largest), RawSums{}};
-    room->group.gather(0, 1);
-    room->uniform = uniform_of(sh->row, sh->config);
-    room->row = ChunkedRow{static_cast<const char *>(r.logits), r.mask, r.mask_words, r.dtype, r.limit, sh->batch.row_len, 0, nullptr, nullptr, Division{}};
-    room->verdict = begin_weighing(room->many.largest, plan.temperature, room->w) && DoubleAddends(room->w).serve;
-  }
+  const RowCall call{index, 0, RawSums{}};
+  const Request r = call.request();
+  const CellRow row{static_cast<const char *>(r.logits), r.mask, r.mask_words, r.limit};
+  Weighing w;
+  if (!begin_weighing(value_of(largest), plan.temperature, w)) return false;
+  const DoubleAddends addends(w);
+  if (!addends.serve) return false;
+  const float threshold = least_kept(plan, sh->program, value_of(largest));
+  Cells<DTYPE>::template sweep<WARPS>(
+      row, threshold, addends, [](u32 number) { return number * Cells<DTYPE>::IDS; },
+      [&](u32 cell, u64 word) {
+        if (threadIdx.x % 32 == 0) room->cells[cell] = word;
+      });
   __syncthreads();
-  if (!room->verdict || find_cut<THREADS>(reading_of(r)) != FOUND) return false;
-  draw_from_chunks<THREADS>(index);
-  return true;
+  return room->draw.template draw<DTYPE>(
+      room->cells, row, threshold, w, uniform_of(r), [&](u32 kept) { return kept >= plan.k; },
+      [&](u64 place, u32 kept, float logprob) {
+        Outcome outcome;
+        outcome.token = id_at(place);
+        outcome.kept = kept;
+        outcome.logprob = logprob;
+        *call.out() = result(outcome, RawSums{}, r);
+      });
 }
 
 // All of them. The other warps have ended.
+template <u32 DTYPE>
 static __device__ __noinline__ void sample_rest(const SamplingBatch &batch, const Workspace &workspace) {
   Shared *const sh = shared_state();
   __syncthreads();  // all know that there are such rows
@@ -55,7 +70,7 @@ static __device__ __noinline__ void sample_rest(const SamplingBatch &batch, cons
     const u32 status = sh->verdict, largest = sh->told_count;
     if (sh->row.flags & NUCLEUS_ROW_PADDING || status < MANY_KEPT) continue;
     describe_slot(sh, batch);
-    if (status == MANY_KEPT && draw_above(index, largest)) continue;
+    if (status == MANY_KEPT && draw_above<DTYPE>(index, largest)) continue;
     __syncthreads();
     if (threadIdx.x == 0) sh->found = sh->kept = 0;
     __syncthreads();

@@ -117,11 +117,11 @@ struct Launcher {
     const bool sums = !exact && !bounded && !few && batch.flags & NUCLEUS_BATCH_NONE_WHOLE;
     if (sums) error = launch_sums(batch, stream);
     if (bounded) {
-      // Where every row is bounded by a count there is next to nothing left for a launch of clusters, nor where rows are many, bounded, without edits, and draw from
-      // what min_p keeps; of short rows more may be, of which most have edits.
+      // Where every row is bounded by a count there is next to nothing left for a launch of clusters, nor where rows are bounded, without edits, and draw from what
+      // min_p keeps; of short rows more may be, of which most have edits.
       constexpr u32 DRAWN_HERE = NUCLEUS_BATCH_ALL_BOUNDED | NUCLEUS_BATCH_NO_EDITS | NUCLEUS_BATCH_DRAW_AFTER_MIN_P;
       const bool long_rows = batch.row_len >= SPREAD_FROM_LEN, spread = long_rows && batch.rows <= SPREAD_TO;
-      const bool all_here = batch.flags & NUCLEUS_BATCH_ALL_COUNTED || (!spread && (batch.flags & DRAWN_HERE) == DRAWN_HERE), last = all_here && !few && long_rows;
+      const bool all_here = batch.flags & NUCLEUS_BATCH_ALL_COUNTED || (batch.flags & DRAWN_HERE) == DRAWN_HERE, last = all_here && !few && long_rows;
       error = (spread ? launch_spread : launch_relay)(batch, edit_tables(), last, stream);
       if (error == cudaSuccess && last) return error;
     }

@@ -2,7 +2,7 @@
 #include <cuda_runtime.h>
 
 #include "launch.cuh"
-#include "spread_finish.cuh"
+#include "spread_draw.cuh"
 #include "spread_row.cuh"
 #include "unsliced.cuh"
 
@@ -24,9 +24,6 @@ static __device__ __noinline__ void sample_undecided(const SamplingBatch &batch,
   DeviceTeam{}.cluster_sync();  // no block leaves while another may still read its shared memory
 }
 
-// Rows from which what min_p keeps is faster drawn from device memory by groups of blocks than from slices.
-constexpr u32 SHARED_OUT_LEAST = 4;
-
 // `last`: no launch follows.
 template <u32 DTYPE, u32 BLOCKS>
 __global__ void __launch_bounds__(BLOCK_THREADS, 1) sample_spread(const __grid_constant__ SamplingBatch batch, const __grid_constant__ Workspace workspace, bool last) {
@@ -34,27 +31,28 @@ __global__ void __launch_bounds__(BLOCK_THREADS, 1) sample_spread(const __grid_c
   asm volatile("" ::"r"(static_cast<u32>(last)));  // the line that it is in comes now
   RowState *const sh = kept_row_state();
   const u32 index = blockIdx.x / BLOCKS;
-  bool decided = Block<DTYPE, BLOCKS>(batch, team, sh).collect();
+  const bool decided = Block<DTYPE, BLOCKS>(batch, team, sh).collect();
   if (sh->row.flags & NUCLEUS_ROW_PADDING) return;
-  if (decided && team.block == 0) {
-    __syncthreads();  // the helping threads have written what is needed now
-    const FinishPlan known(sh);
-    wait_for_copy(&sh->arrived, 0);
-    const u32 count = *static_cast<const volatile u32 *>(&sh->listed);
-    if (count <= LISTED) return finish_row(sh, batch, index, known, count, last);
-    if (last) keep_others(team, sh);
-    decided = false;
-  } else if (decided && last) {
-    decided = is_decided(team, sh);
+  if (decided) {
+    u32 way = LEFT;
+    if (team.block == 0) {
+      __syncthreads();  // the helping threads have written what is needed now
+      const FinishPlan known(sh);
+      const bool shares = keeps_many_above(known.chain.plan, sh->program), tell = last || shares;
+      wait_for_copy(&sh->arrived, 0);
+      const u32 count = *static_cast<const volatile u32 *>(&sh->listed);
+      if (count <= LISTED) return finish_row(sh, batch, index, known, count, tell);
+      if (shares && count < STRANGE) way = SHARED_OUT;
+      if (tell) keep_others(team, sh, way);
+    } else {
+      if (!last && !keeps_many_above(sh->plan, sh->program)) return;
+      way = learn_way(team, sh);
+      if (way == DECIDED) return;
+    }
+    if (way == SHARED_OUT && draw_above<DTYPE, BLOCKS>(batch)) return;
   }
-  if (decided) return;
-  if (last) {
-    sample_undecided(batch, workspace, index);
-  } else if (team.block == 0 && threadIdx.x == 0) {
-    const u32 listed = *static_cast<const volatile u32 *>(&sh->listed);
-    if (batch.rows >= SHARED_OUT_LEAST && listed > LISTED && listed < STRANGE && keeps_many_above(sh->plan, sh->program)) leave_many_above(batch.out + index, 0);
-    else batch.out[index].status = PENDING;
-  }
+  if (last) sample_undecided(batch, workspace, index);
+  else if (team.block == 0 && threadIdx.x == 0) batch.out[index].status = PENDING;
 }
 
 // Of shared memory: what either way to a token needs.

@@ -8,7 +8,9 @@
 #pragma once
 
 #include "bounded.cuh"
+#include "cell_draw.cuh"
 #include "chain.cuh"
+#include "list_draw.cuh"
 
 namespace nucleus::spread {
 
@@ -22,8 +24,11 @@ constexpr u32 HELD_MOST = 128;       // hits of which the vectors are kept, wher
 constexpr u32 HITS_MOST = LISTED;    // pairs of pieces of a block's threads that reach the bound; more of them have more tokens than a list
 constexpr u32 GROUPS_MOST = 256;     // of threads, each with its largest logit
 constexpr u32 SAMPLES = 32;          // of them, of which one is the bound
+constexpr u32 CELLS_MOST = Cells<NUCLEUS_F32>::MOST;
 constexpr u32 STRANGE = 1u << 20;    // tokens for a warp that has seen what is no number
 static_assert(STRANGE > LISTED);
+// What comes of a row when everything that was sent is there: the leading block decides it; all blocks draw from what reaches the bound; the exact path does.
+constexpr u32 DECIDED = 0, SHARED_OUT = 1, LEFT = 2;
 // Named barriers: spread_chain.cuh's; the helping threads together; the row is described; tokens are marked; the plan is known; the samples are counted; the row is
 // described, for the warp that plans; the bound is known; the list is sorted; and its order by id is known.
 constexpr u32 CHAIN_TOTAL = 1, CHAIN_LOGPROBS = 2, TOGETHER = 3, DESCRIBED = 4, MARKED = 5, PLANNED = 6, COUNTED = 7, PLANNABLE = 8,
@@ -65,7 +70,7 @@ struct RowState : Description {
   u32 window;    // tokens at the end of the history that may be edited
   u32 bans;      // ids that may not be drawn now
   u32 hit, changed;  // how many there are
-  u32 undecided;     // what was sent does not decide the row
+  u32 way;           // what comes of the row when everything that was sent is there
   u32 threshold;     // a key that all of the row's first tokens reach; 0: any
   u64 told, arrived;  // mbarriers: the groups' largest logits are there; at the leading block, everything that was sent is
   u64 masked;         // mbarrier: the block's part of the mask is there
@@ -83,9 +88,16 @@ struct RowState : Description {
   u32 ids[EDITS_MOST];                 // with biases, then those that may not be drawn now
   float rises[EDITS_MOST];             // the biases
   alignas(16) uint4 held[HELD_MOST][PAIR_MOST];
-  alignas(16) u32 marks[LOCAL_MOST / 32];  // bits of the block's tokens that may be edited, in the order of its pieces
+  union {
+    alignas(16) u32 marks[LOCAL_MOST / 32];  // bits of the block's tokens that may be edited, in the order of its pieces
+    u64 cells[CELLS_MOST];                   // at the leading block, of a row that all blocks draw from (spread_draw.cuh)
+  };
   alignas(16) u32 allowed[LOCAL_MOST / 32];  // and those that the row's mask allows, if it has one
-  u32 tops[PAIRS_MOST][READERS];           // the largest logit of each thread's part of two pieces: a key, with its vector in the last bits
+  union {
+    u32 tops[PAIRS_MOST][READERS];  // the largest logit of each thread's part of two pieces: a key, with its vector in the last bits
+    ListDraw<BLOCK_THREADS> list_draw;
+    CellDraw<BLOCK_THREADS> cell_draw;
+  };
   uint16_t hits[HITS_MOST];                // those that reach the bound
   union {
     Changed changes[EDITS_MOST];

@@ -7,16 +7,16 @@ namespace nucleus::spread {
 
 // The leading block tells the other ones, which wait for this, that the row is decided, and that they may leave.
 __device__ __forceinline__ void release_others() { asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory"); }
-// That it is not.
-__device__ __forceinline__ void keep_others(const DeviceTeam &team, RowState *sh) {
-  if (threadIdx.x < team.blocks) *team.in_block(&sh->undecided, threadIdx.x) = 1;
+// What else comes of it.
+__device__ __forceinline__ void keep_others(const DeviceTeam &team, RowState *sh, u32 way) {
+  if (threadIdx.x < team.blocks) *team.in_block(&sh->way, threadIdx.x) = way;
   team.cluster_sync();
 }
-// By the others.
-__device__ __forceinline__ bool is_decided(const DeviceTeam &team, const RowState *sh) {
+// The others learn it.
+__device__ __forceinline__ u32 learn_way(const DeviceTeam &team, const RowState *sh) {
   asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
   team.cluster_wait();
-  return !*static_cast<const volatile u32 *>(&sh->undecided);
+  return *static_cast<const volatile u32 *>(&sh->way);
 }
 
 // Sorts places, descending, by counting, then tells how many have a smaller id, several threads a place; by SORTERS threads beside those that choose. Places behind
@@ -82,6 +82,17 @@ static __device__ __noinline__ void choose_by_list(const SamplingBatch &batch, u
   if (threadIdx.x == 0) batch.out[index] = result(outcome, RawSums{}, r);
 }
 
+// A list in any order that min_p cuts and that is then drawn from, by all threads.
+static __device__ __noinline__ void draw_from_list(const SamplingBatch &batch, u32 index, u32 count) {
+  RowState *const sh = row_state();
+  const SlicePlan &plan = sh->plan;
+  const DrawAbove asked{sh->scale, plan.temperature, sh->program.ops[plan.op].arg, plan.k, sh->uniform};
+  const auto write = [&](u64 place, u32 kept, float logprob) { write_choice(sh->out, sh->row.flags, batch, index, place, kept, logprob); };
+  if (sh->list_draw.draw(sh->places, count, asked, threadIdx.x, [] { __syncthreads(); }, write)) return;
+  sort_many(count);
+  if (threadIdx.x < 32) choose_by_list(batch, index, sh->places, count);
+}
+
 // What a row's finish needs of its plan, read while what was sent is waited for.
 struct FinishPlan {
   bool greedy, common;
@@ -93,6 +104,10 @@ struct FinishPlan {
 // A row's result from what was sent, by the leading block. `tell`: the other blocks wait for it.
 __device__ __forceinline__ void finish_row(RowState *sh, const SamplingBatch &batch, u32 index, const FinishPlan &known, u32 count, bool tell) {
   u64 *sorted = sh->places;
+  if (count > CHAIN_MOST && known.chain.plan.kind == SlicePlan::ABOVE && then_draws(known.chain.plan, sh->program)) {
+    if (tell) release_others();
+    return draw_from_list(batch, index, count);
+  }
   if (known.common && known.chain.plan.kind == SlicePlan::FIRST && count > ORDERED_MOST) {
     sort_many(count);
     count = known.chain.most;

@@ -54,7 +54,8 @@ struct Block : Sender<DTYPE, BLOCKS> {
       init(DESCRIBED, BLOCK_THREADS - 32), init(MARKED, BLOCK_THREADS - 32), init(TOGETHER, HELPERS), init(TOGETHER, MARKERS), init(PLANNABLE, HELPERS);
       init(BOUND_KNOWN, BLOCK_THREADS), init(SORTED, BLOCK_THREADS), init(ORDERED, SORTERS + 32);
 #endif
-      sh->listed = sh->hit = sh->changed = sh->bans = sh->undecided = 0;
+      sh->listed = sh->hit = sh->changed = sh->bans = 0;
+      sh->way = DECIDED;
       sh->out = batch.out + index;
       publish_barriers();
       arrive_expecting(&sh->told, D::GROUPS * 4);

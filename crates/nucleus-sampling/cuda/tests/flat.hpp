@@ -1,9 +1,11 @@
-// Rows without peaks, of which top_p and min_p keep thousands of tokens: every way to work against the exact path.
+// Rows without peaks, of which top_p and min_p keep thousands of tokens, or as many as a list holds: every way to work against the exact path.
 #pragma once
 
 #include <cuda_fp16.h>
 
+#include <algorithm>
 #include <cmath>
+#include <functional>
 #include <random>
 
 #include "device_batch.hpp"
@@ -16,6 +18,7 @@ struct FlatRows {
   std::vector<SamplingProgram> programs;
   std::vector<uint32_t> arena, masks;
   std::vector<char> logits;
+  std::vector<float> order, largest;  // what logits are taken from, descending; the largest of each row
   std::mt19937 random;
 
   FlatRows(uint32_t type, uint32_t count, uint32_t vocab_size, float spread, float multiple)
@@ -32,17 +35,26 @@ struct FlatRows {
     std::normal_distribution<float> normal(0, 1);
     std::vector<float> base(1 << 18);
     for (float &x : base) x = normal(random);
+    order = base;
+    std::sort(order.begin(), order.end(), std::greater<float>());
+    largest.assign(rows, -INFINITY);
     const size_t size = dtype == NUCLEUS_F32 ? 4 : 2;
     logits.resize(static_cast<size_t>(rows) * row_len * size);
     for (size_t i = 0; i < static_cast<size_t>(rows) * row_len; ++i) {
       float x = deviation * base[(i * 2654435761u + i / row_len * 7919) & ((1 << 18) - 1)] + 2.0f;
       if (grain > 0) x = std::rint(x / grain) * grain;
+      if (i % row_len < vocab) largest[i / row_len] = std::max(largest[i / row_len], x);
       uint32_t word;
       std::memcpy(&word, &x, 4);
       uint16_t half = dtype == NUCLEUS_BF16 ? static_cast<uint16_t>((word + 0x7FFF + (word >> 16 & 1)) >> 16) : __half_as_ushort(__float2half(x));
       if (size == 4) std::memcpy(&logits[i * 4], &x, 4);
       else std::memcpy(&logits[i * 2], &half, 2);
     }
+  }
+  // min_p's argument that keeps about so many of a row's tokens.
+  float keeping(uint32_t r, uint32_t tokens, float temperature) const {
+    const float least = deviation * order[static_cast<size_t>(tokens) * order.size() / vocab] + 2.0f;
+    return std::min((least - largest[r]) / temperature, -0.001f);
   }
   void add(SamplingProgram &p, uint32_t code, float arg, double threshold) {
     p.ops[p.len++] = SamplingOp{code, arg, static_cast<uint64_t>(threshold * 4294967296.0)};
@@ -59,10 +71,13 @@ struct FlatRows {
     SamplingProgram p = {};
     const bool penalties = random() % 3 == 0;
     if (penalties) add(p, NUCLEUS_OP_PENALTIES, 0, 0);
-    if (random() % 2) add(p, NUCLEUS_OP_TEMPERATURE, 0.4f + 1.6f * uniform(), 0);
-    const bool by_mass = random() % 3 != 0;
-    if (by_mass) add(p, NUCLEUS_OP_TOP_P, 0, SHARES[random() % 7]);
-    else add(p, NUCLEUS_OP_MIN_P, logf(LEAST[random() % 4]), 0);
+    const float temperature = random() % 2 ? 0.4f + 1.6f * uniform() : 1.0f;
+    if (temperature != 1.0f) add(p, NUCLEUS_OP_TEMPERATURE, temperature, 0);
+    const uint32_t kind = random() % 4;
+    if (kind < 2) add(p, NUCLEUS_OP_TOP_P, 0, SHARES[random() % 7]);
+    else if (kind == 2) add(p, NUCLEUS_OP_MIN_P, logf(LEAST[random() % 4]), 0);
+    else add(p, NUCLEUS_OP_MIN_P, keeping(rows - 1 - r, static_cast<uint32_t>(std::min(exp2f(4 + 8 * uniform()), vocab / 2.0f)), temperature), 0);  // 16 to 4,096, most often
+    if (random() % 8 == 0) c.min_keep = random() % 200;
     if (random() % 8 == 0) add(p, NUCLEUS_OP_MIN_P, logf(0.1f), 0);
     add(p, NUCLEUS_OP_DRAW, 0, 0);
     SamplingRow w = {};
