@@ -29,9 +29,9 @@ __device__ __forceinline__ float value_or_none(u32 key) { return key ? value_of(
 __device__ __forceinline__ bool keeps_many_above(const SlicePlan &plan, const SamplingProgram &program) {
   return plan.kind == SlicePlan::ABOVE && !plan.edits && then_draws(plan, program);
 }
-// Leaves it so, by one thread. `largest`: a key; 0: it is not known.
+// Leaves it so, by one thread. `largest`: a key.
 __device__ __forceinline__ void leave_many_above(SampledToken *out, u32 largest) {
-  out->logprob = value_or_none(largest);
+  out->logprob = value_of(largest);
   out->status = MANY_ABOVE;
 }
 

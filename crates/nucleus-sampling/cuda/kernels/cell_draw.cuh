@@ -1,7 +1,8 @@
-// The draw from what reaches a logit in a row of device memory without edits, from the weights of cells of consecutive ids: as many as a warp has in a vector each.
+// The draw from what reaches a logit in a row of device memory without edits, from the weights of cells of consecutive ids.
 #pragma once
 
 #include "bounded.cuh"
+#include "list_draw.cuh"
 
 namespace nucleus {
 
@@ -15,68 +16,95 @@ struct CellRow {
   __device__ __forceinline__ u32 allowed(u32 id) const { return !mask ? ~0u : id / 32 < mask_words ? mask[id / 32] >> id % 32 : 0; }
 };
 
+constexpr u32 CELL_IDS = 256;
+
 template <u32 DTYPE>
 struct Cells {
-  static constexpr u32 WIDTH = Lane<DTYPE>::WIDTH, SIZE = 16 / WIDTH, IDS = 32 * WIDTH, MOST = NUCLEUS_MAX_VOCAB / IDS;
-  static constexpr u32 COUNT_AT = 54;  // of a cell's word: how many tokens; below it what they weigh
-  static constexpr u32 NONE = Peak<DTYPE>::NONE;
+  static constexpr u32 WIDTH = Lane<DTYPE>::WIDTH, SIZE = 16 / WIDTH, VECTORS = CELL_IDS / (32 * WIDTH), EACH = VECTORS * WIDTH;  // of a lane: vectors and tokens
+  static constexpr u32 COUNT_AT = 54;  // of a cell's word: how many tokens are kept; below it what they weigh
+  static_assert(VECTORS * 32 * WIDTH == CELL_IDS);
 
-  __device__ __forceinline__ static u64 weight(u64 cell) { return cell & ((1ull << COUNT_AT) - 1); }
-  __device__ __forceinline__ static u32 count(u64 cell) { return static_cast<u32>(cell >> COUNT_AT); }
-  __host__ __device__ __forceinline__ static constexpr u32 of(u32 limit) { return (limit + IDS - 1) / IDS; }
+  __device__ __forceinline__ static u64 weight(u64 word) { return word & ((1ull << COUNT_AT) - 1); }
+  __device__ __forceinline__ static u32 count(u64 word) { return static_cast<u32>(word >> COUNT_AT); }
 
-  // What there is of the row's last vector.
-  static __device__ __noinline__ uint4 end_of(const char *logits, u32 first, u32 limit) {
-    u32 w[4] = {NONE, NONE, NONE, NONE};
+  // The first id of a lane's vector.
+  __device__ __forceinline__ static u32 first_of(u32 cell, u32 vector) { return cell + (vector * 32 + threadIdx.x % 32) * WIDTH; }
+  // Which of a lane's tokens the mask allows.
+  __device__ __forceinline__ static u32 allowed(const CellRow &row, u32 cell) {
+    u32 bits = 0;
 #pragma unroll
-    for (u32 i = 0; i < WIDTH; ++i) {
-      if (first + i >= limit) continue;
-      if (DTYPE == NUCLEUS_F32) w[i] = reinterpret_cast<const u32 *>(logits)[first + i];
-      else w[i / 2] = static_cast<u32>(reinterpret_cast<const uint16_t *>(logits)[first + i]) << (i % 2 * 16) | (w[i / 2] & (i % 2 ? 0xFFFFu : 0xFFFF0000u));
-    }
-    return make_uint4(w[0], w[1], w[2], w[3]);
+    for (u32 i = 0; i < VECTORS; ++i) bits |= (row.allowed(first_of(cell, i)) & ((1u << WIDTH) - 1)) << i * WIDTH;
+    return bits;
   }
-  // A warp's cell from its vectors, to every lane. `allowed`: bits of the lane's tokens.
-  __device__ __forceinline__ static u64 weigh(const uint4 &v, u32 allowed, float threshold, const DoubleAddends &addends) {
-    const Lane<DTYPE> own(v);
-    DoubleAddends::Sum sums[2] = {addends.none(), addends.none()};
-    u32 kept = 0;
+  // A cell's word, to every lane of the warp: what lanes keep of their tokens is weighed by as few warps as it fills. `staged`: a float for each id of a cell.
+  __device__ __forceinline__ static u64 weigh(const float (&x)[EACH], u32 keeps, const Weighing &w, float *staged) {
+    const u32 lane = threadIdx.x % 32;
+    if (!__any_sync(~0u, keeps)) return 0;
+    u32 to = __popc(keeps);
 #pragma unroll
-    for (u32 e = 0; e < WIDTH; ++e) {
-      const bool passes = own.x[e] >= threshold && allowed >> e & 1;
-      kept += passes;
-      addends.add(passes ? own.x[e] : -infinity(), sums[e % 2]);
+    for (u32 step = 1; step < 32; step *= 2) {
+      const u32 before = __shfl_up_sync(~0u, to, step);
+      if (lane >= step) to += before;
     }
-    const u64 sum = DeviceWarp{}.sum_of_48_bits(addends.taken(sums[0]) + addends.taken(sums[1]));
-    return static_cast<u64>(__reduce_add_sync(~0u, kept)) << COUNT_AT | sum;
-  }
-  // Weighs cells, by warps of which this is one of WARPS: number i of them begins at first_of(i), which rises with i. Lanes of the warp get tell(cell, word).
-  template <u32 WARPS, class First, class Tell>
-  __device__ __forceinline__ static void sweep(const CellRow &row, float threshold, const DoubleAddends &addends, First first_of, Tell tell) {
-    constexpr u32 AHEAD = 4;
-    const u32 own = threadIdx.x % 32 * WIDTH;
+    const u32 kept = __shfl_sync(~0u, to, 31);
+    to -= __popc(keeps);
+#pragma unroll
+    for (u32 i = 0; i < EACH; ++i)
+      if (keeps >> i & 1) staged[to++] = x[i];
+    __syncwarp();
+    u64 sum = 0;
     UNROLL_NOT
-    for (u32 from = threadIdx.x / 32; first_of(from) < row.limit; from += AHEAD * WARPS) {
-      uint4 v[AHEAD];
-      u32 allowed[AHEAD];
+    for (u32 i = lane; i < kept; i += 32) sum += w.q(staged[i]);
+    __syncwarp();
+    return static_cast<u64>(kept) << COUNT_AT | DeviceWarp{}.sum_of_48_bits(sum);
+  }
+  // The same of the row's last cell, which it does not fill.
+  static __device__ __noinline__ u64 weigh_last(const CellRow &row, u32 cell, float threshold, const Weighing &w, float *staged) {
+    float x[EACH];
+    u32 keeps = 0;
 #pragma unroll
-      for (u32 i = 0; i < AHEAD; ++i) {
-        const u32 first = first_of(from + i * WARPS) + own;
-        v[i] = make_uint4(NONE, NONE, NONE, NONE);
-        if (first + WIDTH <= row.limit) v[i] = *reinterpret_cast<const uint4 *>(row.logits + static_cast<u64>(first) * SIZE);
-        allowed[i] = row.allowed(first);
-      }
-#pragma unroll
-      for (u32 i = 0; i < AHEAD; ++i) {
-        const u32 cell = first_of(from + i * WARPS), first = cell + own;
-        if (cell >= row.limit) break;
-        if (first < row.limit && first + WIDTH > row.limit) v[i] = end_of(row.logits, first, row.limit);
-        __syncwarp();
-        tell(cell / IDS, weigh(v[i], allowed[i], threshold, addends));
-      }
+    for (u32 i = 0; i < EACH; ++i) {
+      const u32 id = first_of(cell, i / WIDTH) + i % WIDTH;
+      x[i] = id < row.limit ? logit_in<DTYPE>(row.logits, id) : -infinity();
+      if (x[i] >= threshold) keeps |= 1u << i;
     }
+    return weigh(x, keeps & allowed(row, cell), w, staged);
+  }
+  // Weighs cells, by warps of which this is one of WARPS: number i of them begins at first_id(i), which rises with i. Lanes of the warp get tell(cell, word).
+  template <u32 WARPS, class First, class Tell>
+  __device__ __forceinline__ static void sweep(const CellRow &row, float threshold, const Weighing &w, float *staged, First first_id, Tell tell) {
+    u32 number = threadIdx.x / 32, cell = first_id(number);
+    uint4 next[VECTORS];
+    const auto load = [&] {
+#pragma unroll
+      for (u32 i = 0; i < VECTORS; ++i)
+        if (cell + CELL_IDS <= row.limit) next[i] = *reinterpret_cast<const uint4 *>(row.logits + static_cast<u64>(first_of(cell, i)) * SIZE);
+    };
+    load();
+    UNROLL_NOT
+    while (cell + CELL_IDS <= row.limit) {
+      const u32 own = cell;
+      float x[EACH];
+#pragma unroll
+      for (u32 i = 0; i < VECTORS; ++i) {
+        const Lane<DTYPE> lane(next[i]);
+#pragma unroll
+        for (u32 e = 0; e < WIDTH; ++e) x[i * WIDTH + e] = lane.x[e];
+      }
+      number += WARPS;
+      cell = first_id(number);
+      load();
+      u32 keeps = 0;
+#pragma unroll
+      for (u32 i = 0; i < EACH; ++i)
+        if (x[i] >= threshold) keeps |= 1u << i;
+      if (row.mask) keeps &= allowed(row, own);
+      tell(own / CELL_IDS, weigh(x, keeps, w, staged));
+    }
+    if (cell < row.limit) tell(cell / CELL_IDS, weigh_last(row, cell, threshold, w, staged));
   }
 };
+constexpr u32 CELLS_MOST = NUCLEUS_MAX_VOCAB / CELL_IDS;
 
 // What a block of N threads needs beside the cells to draw from them.
 template <u32 N>
@@ -87,23 +115,12 @@ struct CellDraw {
   u64 base;  // what lies before the cell in which the draw falls
   u32 cell;
 
-  // What lies before the warp, and the sum over all.
-  __device__ __forceinline__ static u64 before(const u64 *of_warps, u64 &total) {
-    u64 sum = 0;
-    total = 0;
-#pragma unroll 8
-    for (u32 i = 0; i < BLOCK; ++i) {
-      sum += i < threadIdx.x / 32 ? of_warps[i] : 0;
-      total += of_warps[i];
-    }
-    return sum;
-  }
   // By all threads, after a barrier. suffices(kept) tells whether so many tokens are enough; false if not. Else one thread calls done(place, kept, logprob).
   template <u32 DTYPE, class Suffices, class Done>
   __device__ __forceinline__ bool draw(const u64 *cells, const CellRow &row, float threshold, const Weighing &w, u64 uniform, Suffices suffices, Done done) {
     using Cell = Cells<DTYPE>;
-    static_assert(Cell::IDS <= N);
-    const u32 t = threadIdx.x, warp = t / 32, lane = t % 32, there = Cell::of(row.limit), each = (there + N - 1) / N, begin = t * each, end = begin + each < there ? begin + each : there;
+    static_assert(CELL_IDS <= N);
+    const u32 t = threadIdx.x, warp = t / 32, lane = t % 32, there = (row.limit + CELL_IDS - 1) / CELL_IDS, each = (there + N - 1) / N, begin = t * each, end = begin + each < there ? begin + each : there;
     u64 sum = 0, total, of_cell;
     u32 many = 0;
     UNROLL_NOT
@@ -118,7 +135,7 @@ struct CellDraw {
       kept[warp] = many;
     }
     __syncthreads();
-    u64 at = through - sum + before(masses[0], total);
+    u64 at = through - sum + sum_before<BLOCK>(masses[0], warp, total);
     many = __reduce_add_sync(~0u, lane < BLOCK ? kept[lane] : 0);
     if (!suffices(many)) return false;
     const u64 target = mulhi64(uniform, total);
@@ -130,13 +147,13 @@ struct CellDraw {
       base = at;
     }
     __syncthreads();
-    const u32 id = cell * Cell::IDS + t;
-    const float x = t < Cell::IDS && id < row.limit && row.allowed(id) & 1 ? logit_in<DTYPE>(row.logits, id) : -infinity();
+    const u32 id = cell * CELL_IDS + t;
+    const float x = t < CELL_IDS && id < row.limit && row.allowed(id) & 1 ? logit_in<DTYPE>(row.logits, id) : -infinity();
     const u64 q = x >= threshold ? w.q(x) : 0;
     through = prefix_sum(q);
     if (lane == 31) masses[1][warp] = through;
     __syncthreads();
-    at = base + through - q + before(masses[1], of_cell);
+    at = base + through - q + sum_before<BLOCK>(masses[1], warp, of_cell);
     if (target >= at && target - at < q) done(place_of(x + 0.0f, id), many, processed_logprob(q, total));
     return true;
   }

@@ -71,48 +71,6 @@ __device__ __noinline__ void sweep_chunks() {
   if (lane == 0) atomicAdd(&sh->kept, of_warp);
 }
 
-// The row's largest logit, of a row that is not edited; -inf: there is none. Every thread of the group gets it.
-template <u32 N, Reading R>
-__device__ __noinline__ float find_largest() {
-  Shared *sh = shared_state();
-  CutRoom<N> *room = CutRoom<N>::here();
-  BlockGroup &group = room->group;
-  const ChunkedRow &row = room->row;
-  const u32 t = threadIdx.x, lane = t % 32, warp = t / 32, full = row.limit / CHUNK, chunks = chunks_of(row.limit), step = group.blocks * (N / 32);
-  if (t == 0) sh->found = 0;
-  __syncthreads();
-  float most = -infinity();
-#pragma unroll 2
-  for (u32 chunk = group.block * (N / 32) + warp; chunk < chunks; chunk += step) {
-    ChunkLane own;
-    if (chunk < full) own.read<R>(row, chunk);
-    else own.read_end<R>(row, chunk);
-#pragma unroll
-    for (u32 half = 0; half < 2; ++half) {
-      const float4 v = row.masked(own.v[half], chunk * CHUNK + half * STEP + lane * 4);
-      most = fmaxf(fmaxf(most, v.x), fmaxf(v.y, fmaxf(v.z, v.w)));
-    }
-  }
-  const u32 key = __reduce_max_sync(~0u, most > -infinity() ? key_of(most + 0.0f) : 0);
-  if (lane == 0) atomicMax(&sh->found, key);
-  __syncthreads();
-  if (t < group.blocks) group.in_block(sh, t)->maxima[group.block] = sh->found;
-  group.sync();
-  u32 largest = 0;
-  UNROLL_NOT
-  for (u32 other = 0; other < group.blocks; ++other) largest = sh->maxima[other] > largest ? sh->maxima[other] : largest;
-  return largest ? value_of(largest) : -infinity();
-}
-template <u32 N>
-__device__ __forceinline__ float find_largest(Reading reading) {
-  switch (reading) {
-    case F32: return find_largest<N, F32>();
-    case F16: return find_largest<N, F16>();
-    case BF16: return find_largest<N, BF16>();
-    default: return find_largest<N, ANY>();
-  }
-}
-
 // By how it is read.
 template <u32 N>
 __device__ __forceinline__ void sweep_row(Reading reading) {
@@ -293,10 +251,6 @@ __device__ __forceinline__ bool draw_of_many(u32 index, const Whole &whole, cons
   const Request r = RowCall{index, 0, RawSums{}}.request();
   if (threadIdx.x == 0) room->row = row_of(r, sh->batch.row_len, index, room->plan, whole, division);
   __syncthreads();
-  if (room->many.largest == -infinity()) {
-    const float largest = find_largest<N>(reading_of(r));
-    if (threadIdx.x == 0) room->many.largest = largest;
-  }
   if (threadIdx.x == 32) room->uniform = uniform_of(sh->row, sh->config);
   if (threadIdx.x == 0)
     room->verdict = begin_weighing(room->many.largest, room->plan.temperature, room->w) && DoubleAddends(room->w).serve && !(room->plan.edited && chunks_of(r.limit) > 2 * STEP_TOKENS);

@@ -8,6 +8,15 @@
 
 namespace nucleus {
 
+// The sum over the warps before this one, and over all WARPS, from the sums of each.
+template <u32 WARPS>
+__device__ __forceinline__ u64 sum_before(const u64 *of_warps, u32 warp, u64 &total) {
+  const u32 lane = threadIdx.x % 32;
+  const u64 through = prefix_sum(lane < WARPS ? of_warps[lane] : 0), before = __shfl_sync(~0u, through, warp ? warp - 1 : 0);
+  total = __shfl_sync(~0u, through, 31);
+  return warp ? before : 0;
+}
+
 // What min_p and the draw ask for.
 struct DrawAbove {
   float scale, temperature, arg;  // scale: of the temperature; arg: min_p's
@@ -27,18 +36,6 @@ struct ListDraw {
   u32 largest[TEAM], kept[TEAM];
   u64 base;              // what lies before that run
   u32 run;
-
-  // What lies before the warp, and the sum over all.
-  __device__ __forceinline__ u64 before(u32 warp, const u64 *of_warps, u64 &total) const {
-    u64 sum = 0;
-    total = 0;
-#pragma unroll 8
-    for (u32 i = 0; i < TEAM; ++i) {
-      sum += i < warp ? of_warps[i] : 0;
-      total += of_warps[i];
-    }
-    return sum;
-  }
 
   // By all threads, `t` of N, that meet by sync(); one of them calls done(place, kept, logprob). False, to all: it is not decided. Places whose upper half is 0 are
   // for no token. A barrier precedes.
@@ -84,7 +81,7 @@ struct ListDraw {
     u64 through = prefix_sum(sum), total, of_run;
     if (lane == 31) masses[0][warp] = through;
     sync();
-    u64 at = through - sum + before(warp, masses[0], total);
+    u64 at = through - sum + sum_before<TEAM>(masses[0], warp, total);
     passing = __reduce_add_sync(~0u, lane < TEAM ? kept[lane] : 0);
     if (passing < asked.least) return false;
     const u64 target = mulhi64(asked.uniform, total);
@@ -112,13 +109,16 @@ struct ListDraw {
     through = prefix_sum(sum);
     if (lane == 31) masses[1][warp] = through;
     sync();
-    at = base + through - sum + before(warp, masses[1], of_run);
+    at = base + through - sum + sum_before<TEAM>(masses[1], warp, of_run);
     if (!(target >= at && target - at < sum)) return true;
+    u32 drawn = t * IDS_EACH;
+    UNROLL_NOT
+    for (; target - at >= q[0]; ++drawn) {
+      at += q[0];
 #pragma unroll
-    for (u32 i = 0; i < IDS_EACH; ++i) {
-      if (target >= at && target - at < q[i]) done(places[of_ids[t * IDS_EACH + i] - 1], passing, processed_logprob(q[i], total));
-      at += q[i];
+      for (u32 i = 0; i + 1 < IDS_EACH; ++i) q[i] = q[i + 1];
     }
+    done(places[of_ids[drawn] - 1], passing, processed_logprob(q[0], total));
     return true;
   }
 };

@@ -16,7 +16,8 @@ __device__ __forceinline__ u32 what_is_left(const Row *row, bool last) {
 // What drawing from a row needs behind Shared.
 struct RestRoom {
   CellDraw<THREADS> draw;
-  u64 cells[Cells<NUCLEUS_F32>::MOST];
+  u64 cells[CELLS_MOST];
+  float staged[WARPS][CELL_IDS];
 };
 static_assert(SHARED_BYTES + sizeof(RestRoom) <= RING_BYTES && SHARED_BYTES + SPARE_BYTES <= RING_BYTES, "the barriers of the state keep their memory");
 
@@ -31,11 +32,9 @@ static __device__ __noinline__ bool draw_above(u32 index, u32 largest) {
   const CellRow row{static_cast<const char *>(r.logits), r.mask, r.mask_words, r.limit};
   Weighing w;
   if (!begin_weighing(value_of(largest), plan.temperature, w)) return false;
-  const DoubleAddends addends(w);
-  if (!addends.serve) return false;
   const float threshold = least_kept(plan, sh->program, value_of(largest));
   Cells<DTYPE>::template sweep<WARPS>(
-      row, threshold, addends, [](u32 number) { return number * Cells<DTYPE>::IDS; },
+      row, threshold, w, room->staged[threadIdx.x / 32], [](u32 number) { return number * CELL_IDS; },
       [&](u32 cell, u64 word) {
         if (threadIdx.x % 32 == 0) room->cells[cell] = word;
       });

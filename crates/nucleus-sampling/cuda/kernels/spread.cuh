@@ -24,7 +24,6 @@ constexpr u32 HELD_MOST = 128;       // hits of which the vectors are kept, wher
 constexpr u32 HITS_MOST = LISTED;    // pairs of pieces of a block's threads that reach the bound; more of them have more tokens than a list
 constexpr u32 GROUPS_MOST = 256;     // of threads, each with its largest logit
 constexpr u32 SAMPLES = 32;          // of them, of which one is the bound
-constexpr u32 CELLS_MOST = Cells<NUCLEUS_F32>::MOST;
 constexpr u32 STRANGE = 1u << 20;    // tokens for a warp that has seen what is no number
 static_assert(STRANGE > LISTED);
 // What comes of a row when everything that was sent is there: the leading block decides it; all blocks draw from what reaches the bound; the exact path does.
@@ -87,7 +86,10 @@ struct RowState : Description {
   u32 notes[EDITS_MOST];               // what its places do to their tokens
   u32 ids[EDITS_MOST];                 // with biases, then those that may not be drawn now
   float rises[EDITS_MOST];             // the biases
-  alignas(16) uint4 held[HELD_MOST][PAIR_MOST];
+  union {
+    alignas(16) uint4 held[HELD_MOST][PAIR_MOST];
+    float staged[BLOCK_WARPS][CELL_IDS];  // of cells
+  };
   union {
     alignas(16) u32 marks[LOCAL_MOST / 32];  // bits of the block's tokens that may be edited, in the order of its pieces
     u64 cells[CELLS_MOST];                   // at the leading block, of a row that all blocks draw from (spread_draw.cuh)

@@ -13,7 +13,7 @@ struct ManyAbove : Sender<DTYPE, BLOCKS> {
   using typename Base::D;
   using Base::allowed_of, Base::batch, Base::block, Base::index, Base::is_ragged, Base::lane, Base::limit, Base::logits, Base::masked, Base::reads, Base::sh, Base::shift_of, Base::warp;
   using Cell = Cells<DTYPE>;
-  static_assert(CELLS_MOST >= Cell::MOST);
+  static_assert(D::STRIDE % CELL_IDS == 0);
 
   using Base::Base;
 
@@ -52,11 +52,12 @@ struct ManyAbove : Sender<DTYPE, BLOCKS> {
   }
 
   // Sends the block's cells.
-  __device__ __forceinline__ void send_cells(float threshold, const DoubleAddends &addends) const {
+  __device__ __forceinline__ void send_cells(float threshold, const Weighing &w) const {
+    constexpr u32 CELLS = D::STRIDE / CELL_IDS;  // of a vector of each reading thread
     const u32 barrier = address_in(shared_address(&sh->arrived), 0), to = address_in(shared_address(sh->cells), 0);
     u32 sent = 0;
     Cell::template sweep<BLOCK_WARPS>(
-        row(), threshold, addends, [&](u32 number) { return D::at(block, number / READER_WARPS, number % READER_WARPS * 32); },
+        row(), threshold, w, sh->staged[warp], [&](u32 number) { return D::at(block, number / CELLS, 0) + number % CELLS * CELL_IDS; },
         [&](u32 cell, u64 word) {
           if (lane == 0) send_place(to + cell * 8, word, barrier);
           sent += 1;
@@ -86,9 +87,7 @@ static __device__ __noinline__ bool draw_above(const SamplingBatch &batch) {
   const float largest = own.find_largest(), threshold = least_kept(plan, own.sh->program, largest);
   Weighing w;
   if (!begin_weighing(largest, plan.temperature, w)) return false;
-  const DoubleAddends addends(w);
-  if (!addends.serve) return false;
-  own.send_cells(threshold, addends);
+  own.send_cells(threshold, w);
   return team.block ? learn_way(team, own.sh) != LEFT : own.draw(team, threshold, w);
 }
 
