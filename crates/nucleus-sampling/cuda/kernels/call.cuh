@@ -47,8 +47,8 @@ enum class Fate : u32 { DECIDED, STRANGE, MANY };  // STRANGE: not of numbers al
 
 // Status of a row that is not decided yet; a later launch decides it.
 constexpr u32 PENDING = 0xFFFFFFFFu;
-// The same, and what it keeps is more than a list holds (cut.cuh): by what an earlier launch has found of the row, or by min_p, with the row's largest logit,
-// if that is known, where the log-probability will be; else -inf.
+// The same, and what it keeps is more than a list holds (cut.cuh): by what an earlier launch has found of the row, or by min_p, with the row's largest logit where the
+// log-probability will be.
 constexpr u32 MANY_KEPT = 0xFFFFFFFEu, MANY_ABOVE = 0xFFFFFFFDu;
 
 // The word that this thread copies of what describes a row, and where it goes; the other threads copy none.

@@ -36,7 +36,7 @@ struct Cells {
     for (u32 i = 0; i < VECTORS; ++i) bits |= (row.allowed(first_of(cell, i)) & ((1u << WIDTH) - 1)) << i * WIDTH;
     return bits;
   }
-  // A cell's word, to every lane of the warp: what lanes keep of their tokens is weighed by as few warps as it fills. `staged`: a float for each id of a cell.
+  // A cell's word, to every lane of the warp: what lanes keep of their tokens is moved together, so that most lanes have one to weigh. `staged`: a float for each id of a cell.
   __device__ __forceinline__ static u64 weigh(const float (&x)[EACH], u32 keeps, const Weighing &w, float *staged) {
     const u32 lane = threadIdx.x % 32;
     if (!__any_sync(~0u, keeps)) return 0;

@@ -38,16 +38,16 @@ __global__ void __launch_bounds__(BLOCK_THREADS, 1) sample_spread(const __grid_c
     if (team.block == 0) {
       __syncthreads();  // the helping threads have written what is needed now
       const FinishPlan known(sh);
-      const bool shares = keeps_many_above(known.chain.plan, sh->program), tell = last || shares;
+      const bool tell = last || keeps_many_above(known.chain.plan, sh->program);
       wait_for_copy(&sh->arrived, 0);
       const u32 count = *static_cast<const volatile u32 *>(&sh->listed);
-      if (count <= LISTED) return finish_row(sh, batch, index, known, count, tell);
-      if (shares && count < STRANGE) way = SHARED_OUT;
+      if (count <= LISTED) [[likely]] return finish_row(sh, batch, index, known, count, tell);
+      if (count < STRANGE && keeps_many_above(sh->plan, sh->program)) way = SHARED_OUT;
       if (tell) keep_others(team, sh, way);
     } else {
       if (!last && !keeps_many_above(sh->plan, sh->program)) return;
       way = learn_way(team, sh);
-      if (way == DECIDED) return;
+      if (way == DECIDED) [[likely]] return;
     }
     if (way == SHARED_OUT && draw_above<DTYPE, BLOCKS>(batch)) return;
   }

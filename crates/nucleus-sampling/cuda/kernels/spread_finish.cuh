@@ -104,7 +104,7 @@ struct FinishPlan {
 // A row's result from what was sent, by the leading block. `tell`: the other blocks wait for it.
 __device__ __forceinline__ void finish_row(RowState *sh, const SamplingBatch &batch, u32 index, const FinishPlan &known, u32 count, bool tell) {
   u64 *sorted = sh->places;
-  if (count > CHAIN_MOST && known.chain.plan.kind == SlicePlan::ABOVE && then_draws(known.chain.plan, sh->program)) {
+  if (known.chain.plan.kind == SlicePlan::ABOVE && count > CHAIN_MOST && then_draws(known.chain.plan, sh->program)) [[unlikely]] {
     if (tell) release_others();
     return draw_from_list(batch, index, count);
   }
