@@ -468,8 +468,7 @@ struct Drawer {
     for (u32 turn = team; turn < turns.rows; turn += shape.teams, to += shape.teams) {
       for (; to >= shape.blocks; to -= shape.blocks) use += 1;
       tell(to, use, at, weigh_one(turn));
-#pragma unroll 1
-      for (u32 stage = 0; stage < stages; ++stage) start.advance(slots);
+      start.advance(slots, stages);
     }
   }
   __device__ __forceinline__ void take_turns() {

@@ -118,8 +118,7 @@ struct AgainDrawer : Drawer<DTYPE, false> {
   }
   // After a sweep that is not the row's last.
   __device__ __forceinline__ void turn_over() {
-#pragma unroll 1
-    for (u32 i = 0; i < again; ++i) start.advance(slots);
+    start.advance(slots, again);
     first_stage += again;
     while (first_stage >= stages) first_stage -= stages;
     fresh_from = stages - again;

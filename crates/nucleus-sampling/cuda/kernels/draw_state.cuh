@@ -182,6 +182,9 @@ struct RingSlot {
     slot = 0;
     parity ^= 1;
   }
+  __device__ __forceinline__ void advance(u32 slots, u32 by) {
+    for (slot += by; slot >= slots; parity ^= 1) slot -= slots;
+  }
 };
 
 // A value that is kept in a register: reads of parameters in a loop take longer than most of what it does.
