@@ -42,11 +42,11 @@ struct DoubleAddends {
   __device__ __forceinline__ bool reach(float lowest) const { return lowest * s >= (shift - ROUNDING) * -1.0f + static_cast<float>(WEIGHT_BITS - LOWEST); }
   __device__ __forceinline__ Sum none() const { return zero; }
   __device__ __forceinline__ u64 taken(Sum sum) const { return static_cast<u64>(__double_as_longlong(sum) - __double_as_longlong(zero)); }
-  // RAISE: the token may be far below the largest, or out.
-  template <bool RAISE = true>
+  // RAISE: the token may be far below the largest, or out. FUSE: of its product with the scale no tie comes by rounding (PartOf::fuses).
+  template <bool RAISE = true, bool FUSE = false>
   __device__ __forceinline__ void add(float x, Sum &sum) const {
     if (RAISE) x = fmaxf(x, least);
-    const float shifted = x * s + shift, f = fmaf(x, s, -(shifted - shift));
+    const float shifted = FUSE ? fmaf(x, s, shift) : x * s + shift, f = fmaf(x, s, -(shifted - shift));
     sum = __dadd_rz(sum, static_cast<double>(float_of(bits_of(exp2_fraction(f)) + (bits_of(shifted) << 23))));
   }
 };
@@ -93,7 +93,7 @@ struct DoubleAddends {
   __device__ __forceinline__ bool reach(float) const { return false; }
   __device__ __forceinline__ Sum none() const { return Sum{0, 0, 0}; }
   __device__ __forceinline__ u64 taken(Sum sum) const { return Addends::sum(sum.high, sum.low, sum.count); }
-  template <bool RAISE = true>
+  template <bool RAISE = true, bool FUSE = false>
   __device__ __forceinline__ void add(float x, Sum &sum) const {
     words.add(x, sum.high, sum.low);
     sum.count += 1;

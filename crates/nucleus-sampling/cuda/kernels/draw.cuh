@@ -213,6 +213,7 @@ struct Drawer {
   // The weights of the chunks, of stage i by lane i. `sweep_all` calls begin(stage before), then add(vector) for this lane's tokens, then end() for each stage,
   // and returns the last one.
   enum Pace { AS_THEY_ARE, RAISED, ONE_BY_ONE };
+  static constexpr bool FUSES = SIZE == 2;  // what is weighed as it is; nothing is below its lowest logit then
   template <Pace PACE, class S>
   __device__ __forceinline__ u64 weigh_by(const Weighing &w, const DoubleAddends &addends, S sweep_all) const {
     const u32 lane = threadIdx.x % 32;
@@ -236,7 +237,7 @@ struct Drawer {
 #pragma unroll
       for (u32 e = 0; e < WIDTH; ++e) {
         if constexpr (PACE == ONE_BY_ONE) sum += w.q(x[e]);
-        else addends.template add<PACE == RAISED>(x[e], sums[e % SUMS]);
+        else addends.template add<PACE == RAISED, FUSES && PACE == AS_THEY_ARE>(x[e], sums[e % SUMS]);
       }
     };
     tell(sweep_all(begin, add, [&] {
@@ -420,15 +421,17 @@ struct Drawer {
       const bool last = pass == 1;
       end_at(last ? masked : there);
       const u32 all = full * CHUNK + rest;
+      const float s = last ? plan.s : scale(1.0f);
+      bool fuses = true;
+      auto compare = [&] { fuses = P::fuses(value_of(seen.key), s); };
       if (!last || mask || !raw || same) {
         seen = MASKS && last && mask ? look_allowed(mask_of(turn, plan), all, plan.s) : look(all);
-        told.largest = meeting.meet(seen.key, wrote);
-      }
+        told.largest = meeting.meet(seen.key, wrote, compare);
+      } else compare();
       if (!last) told.raw_largest = told.largest;
       __syncwarp();
-      const float s = last ? plan.s : scale(1.0f);
       u64 runs = 0;
-      if (told.largest && told.largest < INFINITE && begin_weighing_by(s, value_of(told.largest), w)) runs = weigh(w, seen.lowest, last);
+      if (told.largest && told.largest < INFINITE && begin_weighing_by(s, value_of(told.largest), w)) runs = weigh(w, fuses ? seen.lowest : -infinity(), last);
       else if (last) leave_all();
       if (last) told.runs = runs;
       if (!last || (raw && same)) {

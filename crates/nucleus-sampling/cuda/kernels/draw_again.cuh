@@ -181,17 +181,20 @@ struct AgainDrawer : Drawer<DTYPE, false> {
     for (u32 weighed = twice ? 0 : 1; weighed < 2; ++weighed) {
       const bool last = weighed == 1;
       if (last) c.mask = mask;
+      const float s = last ? plan.s : scale(1.0f);
+      bool fuses = true;
+      auto compare = [&] { fuses = P::fuses(value_of(seen.key), s); };
       if (!last || !twice || mask) {
         c.all = twice;
         seen = look(c, all);
-        told.largest = meeting.meet(seen.key, false);
+        told.largest = meeting.meet(seen.key, false, compare);
         turn_over();
         c.all = false;
-      }
+      } else compare();
       if (!last) told.raw_largest = told.largest;
       __syncwarp();
       u64 runs = 0;
-      if (told.largest && told.largest < INFINITE && begin_weighing_by(last ? plan.s : scale(1.0f), value_of(told.largest), w)) runs = weigh(w, c, seen.lowest, last);
+      if (told.largest && told.largest < INFINITE && begin_weighing_by(s, value_of(told.largest), w)) runs = weigh(w, c, fuses ? seen.lowest : -infinity(), last);
       else pass(last, c);
       if (!last) turn_over();
       else told.runs = runs;

@@ -155,7 +155,9 @@ struct Meeting {
     if (lane < BUFFERS) arrive_expecting(&state->told[buffer + lane], bytes);
   }
   // Tells a warp's largest logit; returns the row's, when all have told theirs. `wrote`: what is copied later follows what the warp wrote to shared memory.
-  __device__ __forceinline__ u32 meet(u32 key, bool wrote) {
+  // `meanwhile` is called while it waits for the others.
+  template <class M>
+  __device__ __forceinline__ u32 meet(u32 key, bool wrote, M meanwhile) {
     const u32 own = met % BUFFERS, parity = met / BUFFERS & 1;
     u64 *told = &state->told[buffer + own];
     if (to)
@@ -164,6 +166,7 @@ struct Meeting {
                    : "memory");
     met += 1;
     if (wrote) asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    meanwhile();
     receive(told, parity);
     if (first_warp && threadIdx.x % 32 == 0) arrive_expecting(told, bytes);
     static_assert(ROW_WARPS == 4 * 32);

@@ -41,6 +41,27 @@ struct PartOf {
     if constexpr (DTYPE == NUCLEUS_F32) return float_of(word);
     else return DTYPE == NUCLEUS_BF16 ? float_of(word << 16) : widen_f16(static_cast<uint16_t>(word));
   }
+  // Whether exponents may be rounded from exact products with the scale, of logits of 16 bits up to `largest`, which is finite: no tie that comes by rounding the
+  // product is that of a logit that weighs something. By a warp, of which a lane takes two ties, since next to each there is at most one logit.
+  __device__ __forceinline__ static bool fuses(float largest, float s) {
+    if constexpr (SIZE == 4) return true;
+    static_assert(WEIGHT_BITS + 2 <= 64);
+    const float highest = rintf(largest * s) + 0.5f - static_cast<float>(threadIdx.x % 32), inverse = __fdividef(1.0f, s);
+    bool alike = true;
+#pragma unroll
+    for (u32 i = 0; i < 64; i += 32) {
+      const float tie = highest - static_cast<float>(i), x = nearest(tie * inverse);
+      alike &= x * s != tie || fmaf(x, s, -tie) == 0.0f;
+    }
+    return __all_sync(~0u, alike);
+  }
+  // The logit of 16 bits next to a number.
+  __device__ __forceinline__ static float nearest(float x) {
+    if constexpr (DTYPE == NUCLEUS_BF16) return float_of((bits_of(x) + 0x7FFFu + (bits_of(x) >> 16 & 1)) & 0xFFFF0000u);
+    uint16_t half;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(half) : "f"(x));
+    return widen_f16(half);
+  }
   __device__ __forceinline__ static float one(const Word *part, u32 i) { return widened(part[i]); }
   __device__ __forceinline__ static uint4 vector(const Word *part, u32 i) { return *reinterpret_cast<const uint4 *>(part + i); }
   __device__ __forceinline__ static void widen(uint4 v, float *x) {
