@@ -2,6 +2,7 @@
 #include <cuda_runtime.h>
 
 #include "draw_again.cuh"
+#include "draw_ahead.cuh"
 #include "draw_finish.cuh"
 #include "launch.cuh"
 
@@ -18,7 +19,7 @@ __device__ __forceinline__ void begin() {
 }
 
 template <u32 DTYPE, Form FORM>
-__global__ void __launch_bounds__(DRAW_THREADS, 1) draw_rows(const __grid_constant__ SamplingBatch batch, const __grid_constant__ DrawShape shape, bool pending) {
+__global__ void __launch_bounds__(threads_of(FORM), 1) draw_rows(const __grid_constant__ SamplingBatch batch, const __grid_constant__ DrawShape shape, bool pending) {
   using D = Drawer<DTYPE, FORM == Form::MASKED>;
   u32 block;
   asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(block));
@@ -26,14 +27,26 @@ __global__ void __launch_bounds__(DRAW_THREADS, 1) draw_rows(const __grid_consta
   const Turns turns{cluster, clusters, (batch.rows - cluster + clusters - 1) / clusters};
   DrawState *const state = draw_state();
   const u32 warp = threadIdx.x / 32;
-  if (threadIdx.x >= BRING_FROM) {
+  const u32 slice = block * shape.room < batch.row_len ? block * shape.room : batch.row_len, end = slice + shape.room < batch.row_len ? slice + shape.room : batch.row_len;
+  typename D::Word *const rings = reinterpret_cast<typename D::Word *>(shared_memory + shape.rings_at());
+  if constexpr (looks_ahead(FORM)) {
+    if (warp < LOOKERS) {
+      Looker<DTYPE, takes_masks(FORM)> looker{batch, shape, turns, state, block, warp, slice, end, rings, Meeting(state, shape, 0, LOOKERS, warp == 0, block * LOOKERS + warp),
+                                              kept(shape.slots), kept(shape.stages), kept(shape.last * WARPS / LOOKERS)};
+      if (warp == 0) looker.prepare();
+      begin();
+      looker.take_turns();
+      return;
+    }
+  }
+  if (threadIdx.x >= BRING_FROM && threadIdx.x < DRAW_THREADS) {
     const Bringer<DTYPE, FORM> bringer{batch, shape, turns, state, block, warp - BRING_FROM / 32};
     if (bringer.team < shape.teams) bringer.prepare();
     begin();
     if (bringer.team < shape.teams && threadIdx.x % 32 == 0) bringer.take_turns();
     return;
   }
-  if (warp >= WARPS) {
+  if (warp >= WARPS && threadIdx.x < DRAW_THREADS) {
     const Finisher<DTYPE> finisher{batch, shape, turns, state, block};
     finisher.prepare();
     begin();
@@ -41,24 +54,24 @@ __global__ void __launch_bounds__(DRAW_THREADS, 1) draw_rows(const __grid_consta
     finisher.take_turns();
     return;
   }
-  const u32 team = warp / shape.members, member = warp % shape.members;
-  const u32 slice = block * shape.room < batch.row_len ? block * shape.room : batch.row_len, end = slice + shape.room < batch.row_len ? slice + shape.room : batch.row_len;
-  typename D::Word *const rings = reinterpret_cast<typename D::Word *>(shared_memory + shape.rings_at());
-  D drawer{batch, shape, turns, state, block, team, member, slice, end, rings + team * shape.ring, Meeting(state, shape, team, block * shape.members + member),
+  const u32 weigher = warp < WARPS ? warp : warp - DRAW_THREADS / 32, team = weigher / shape.members, member = weigher % shape.members;
+  D drawer{batch, shape, turns, state, block, team, member, slice, end, rings + team * shape.ring, Meeting(state, shape, team, shape.members, !looks_ahead(FORM) && member == 0, block * shape.members + member),
            kept(shape.slots), kept(shape.stage), kept(shape.stages), kept(shape.last)};
   if (drawer.meeting.first_warp) drawer.meeting.prepare();
   begin();
   if constexpr (FORM == Form::AGAIN) AgainDrawer<DTYPE>{drawer, kept(shape.again)}.take_turns();
+  else if constexpr (looks_ahead(FORM)) AheadDrawer<DTYPE>{drawer}.take_turns();
   else drawer.take_turns();
 }
 
 constexpr size_t BYTES_MAX = 232448;  // of shared memory that a block may have
 constexpr u32 LEAST_BLOCKS = 2;       // what is sent within a cluster needs one
 
-// How rows may be shared out: by clusters of so many blocks and teams. `again`: stages come again, of which a ring holds `slots` at most.
+// How rows may be shared out: by clusters of so many blocks and teams. AGAIN: stages come again, of which a ring holds `slots` at most; AHEAD: some warps look ahead.
 struct Way {
+  enum Kind { HELD, AGAIN, AHEAD };
   u32 blocks, teams;
-  bool again = false;
+  Kind kind = HELD;
   u32 slots = SLOTS_MOST;
 };
 
@@ -66,7 +79,8 @@ static bool has_masks(const SamplingBatch &batch) { return batch.masks && batch.
 
 // False: rows are too long, or nothing need come again. `follow`: rows follow one another in a team.
 static bool share(const SamplingBatch &batch, Way way, bool follow, DrawShape &shape, size_t &bytes) {
-  const auto [blocks, teams, again, slots] = way;
+  const auto [blocks, teams, kind, slots] = way;
+  const bool again = kind == Way::AGAIN;
   const u32 size = batch.dtype == NUCLEUS_F32 ? 4 : 2, step = 32 * 16 / size;
   shape.blocks = blocks;
   shape.teams = teams;
@@ -111,7 +125,7 @@ constexpr Way WAYS[] = {{8, 1}, {6, 1}, {5, 1}, {4, 1}, {6, 2}, {3, 1}, {2, 1}, 
 
 using Kernel = void (*)(SamplingBatch, DrawShape, bool);
 struct Kernels {
-  Kernel of[2];  // the second: where stages come again
+  Kernel of[3];  // by the kind of way
 };
 
 struct Chosen {
@@ -128,34 +142,37 @@ static bool choose_way(const SamplingBatch &batch, const Kernels &kernels, Way w
   Chosen other;
   if (error != cudaSuccess || !share(batch, way, true, other.shape, other.grid.bytes)) return false;
   other.way = way;
-  other.grid.threads = DRAW_THREADS;
+  other.grid.threads = way.kind == Way::AHEAD ? AHEAD_THREADS : DRAW_THREADS;
   other.grid.blocks = way.blocks;
-  error = other.grid.fill(batch.rows, reinterpret_cast<const void *>(kernels.of[way.again]));
+  error = other.grid.fill(batch.rows, reinterpret_cast<const void *>(kernels.of[way.kind]));
   chosen = other;
   return error == cudaSuccess;
 }
 
-// Where not all rows can be resident: the fewest blocks that hold a row, in two teams if those are more than two; two blocks for each row, whose stages come again,
-// where these would take three rounds; a half more or less of them in two teams if these take three quarters of the rounds, of which each takes up to a quarter
-// longer.
+// Where not all rows can be resident: two blocks, some of whose warps look ahead, if those hold a row and some of the next one; the fewest blocks that hold a row, in
+// two teams if those are more than two; two blocks for each row, whose stages come again, where these would take three rounds; a half more or less of them in two
+// teams if these take three quarters of the rounds, of which each takes up to a quarter longer.
 static cudaError_t choose(const SamplingBatch &batch, const Kernels &kernel, Chosen &chosen) {
   const bool many = batch.flags & NUCLEUS_BATCH_MANY_ROWS;
   cudaError_t error = cudaSuccess;
   if (batch.cluster) {
     const Way way{batch.cluster > LEAST_BLOCKS ? batch.cluster : LEAST_BLOCKS, many ? TEAMS_MOST : 1};
     // For tests rings of one slot.
-    if (batch.cluster < LEAST_BLOCKS && choose_way(batch, kernel, Way{way.blocks, 1, true, 1}, chosen, error)) return error;
-    if (!choose_way(batch, kernel, way, chosen, error)) choose_way(batch, kernel, Way{way.blocks, 1, true}, chosen, error);
+    if (batch.cluster < LEAST_BLOCKS && choose_way(batch, kernel, Way{way.blocks, 1, Way::AGAIN, 1}, chosen, error)) return error;
+    if (!choose_way(batch, kernel, way, chosen, error)) choose_way(batch, kernel, Way{way.blocks, 1, Way::AGAIN}, chosen, error);
     return error;
   }
   for (Way way : WAYS)
     if (!many && choose_way(batch, kernel, way, chosen, error) && chosen.rounds(batch.rows) == 1) return error;
-  bool holds = !many && choose_way(batch, kernel, Way{LEAST_BLOCKS, 1}, chosen, error);
+  // What is looked at ahead is a sixth of a row at least; without masks it pays from three rounds on.
+  const u32 rounds_ahead = many ? 1 : has_masks(batch) ? 2 : 3;
+  bool holds = choose_way(batch, kernel, Way{LEAST_BLOCKS, 1, Way::AHEAD}, chosen, error) && 6 * chosen.shape.slots >= 7 * chosen.shape.stages && chosen.rounds(batch.rows) >= rounds_ahead;
+  if (!holds) holds = !many && choose_way(batch, kernel, Way{LEAST_BLOCKS, 1}, chosen, error);
   for (u32 blocks = LEAST_BLOCKS; !holds && blocks <= MAX_BLOCKS; blocks *= 2) holds = choose_way(batch, kernel, Way{blocks, TEAMS_MOST}, chosen, error);
   Chosen other;
   // Masks are put on stages again, each time that they come.
   constexpr u32 ROUNDS_OF_AGAIN = 3;
-  if (holds && !many && !has_masks(batch) && chosen.rounds(batch.rows) >= ROUNDS_OF_AGAIN && choose_way(batch, kernel, Way{LEAST_BLOCKS, 1, true}, other, error) && other.rounds(batch.rows) == 1) {
+  if (holds && !many && !has_masks(batch) && chosen.rounds(batch.rows) >= ROUNDS_OF_AGAIN && choose_way(batch, kernel, Way{LEAST_BLOCKS, 1, Way::AGAIN}, other, error) && other.rounds(batch.rows) == 1) {
     chosen = other;
     return error;
   }
@@ -166,7 +183,8 @@ static cudaError_t choose(const SamplingBatch &batch, const Kernels &kernel, Cho
 
 template <u32 DTYPE>
 static cudaError_t launch(const SamplingBatch &batch, bool pending, cudaStream_t stream, Division &division) {
-  const Kernels kernels{has_masks(batch) ? draw_rows<DTYPE, Form::MASKED> : draw_rows<DTYPE, Form::PLAIN>, draw_rows<DTYPE, Form::AGAIN>};
+  const Kernels kernels{has_masks(batch) ? draw_rows<DTYPE, Form::MASKED> : draw_rows<DTYPE, Form::PLAIN>, draw_rows<DTYPE, Form::AGAIN>,
+                        has_masks(batch) ? draw_rows<DTYPE, Form::AHEAD_MASKED> : draw_rows<DTYPE, Form::AHEAD>};
   cudaError_t error = cudaSuccess;
   for (Kernel kernel : kernels.of) {
     if (error == cudaSuccess) error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES_MAX);
@@ -181,13 +199,13 @@ static cudaError_t launch(const SamplingBatch &batch, bool pending, cudaStream_t
   if (batch.flags & NUCLEUS_BATCH_MANY_ROWS) grid.clusters = (batch.rows + 3) / 4;
   const u32 turns = (batch.rows + grid.clusters - 1) / grid.clusters;
   if (turns > TURNS_MOST) return cudaSuccess;
-  if (turns <= shape.teams && !chosen.way.again) share(batch, chosen.way, false, shape, grid.bytes);
+  if (turns <= shape.teams && chosen.way.kind != Way::AGAIN) share(batch, chosen.way, false, shape, grid.bytes);
   division = Division{shape.blocks, shape.room, 1};
   cudaLaunchAttribute attributes[2];
   cudaLaunchConfig_t config = grid.config(attributes, stream);
   attributes[1] = begins_early();
   config.numAttrs = 2;
-  return cudaLaunchKernelEx(&config, kernels.of[chosen.way.again], batch, shape, pending);
+  return cudaLaunchKernelEx(&config, kernels.of[chosen.way.kind], batch, shape, pending);
 }
 
 }  // namespace nucleus::draw

@@ -51,7 +51,7 @@ struct Bringer {
     const u32 slice = block * shape.room, end = slice + shape.room < batch.row_len ? slice + shape.room : batch.row_len;
     const bool aligned = (reinterpret_cast<uintptr_t>(batch.logits) | batch.row_stride * SIZE) % 16 == 0;
     const u32 slot_bytes = shape.stage * SIZE, ring = shared_address(shared_memory) + shape.rings_at() + team * shape.ring * SIZE;
-    constexpr bool MASKED = FORM == Form::MASKED;
+    constexpr bool MASKED = takes_masks(FORM);
     // The stage before which a row's mask is asked for: the one behind which others of its mask's place have been looked at.
     const u32 masked_at = MASKED ? shape.slots - shape.masks * shape.stages : ~0u;
     RingSlot at, masks;

@@ -15,10 +15,16 @@ constexpr u32 TEAMS_MOST = 2;
 constexpr u32 FINISH_WARPS = 2;
 constexpr u32 BRING_FROM = THREADS + 32 * FINISH_WARPS;  // the first thread of the warps that bring stages, one a team
 constexpr u32 DRAW_THREADS = BRING_FROM + 32 * TEAMS_MOST;
+constexpr u32 LOOKERS = 4;         // warps that look ahead where some do: a block's first; as many of those that weigh are its last then
+constexpr u32 AHEAD_THREADS = DRAW_THREADS + 32 * LOOKERS;
 constexpr u32 TURNS_MOST = 80;     // rows of a cluster
 
-// What a kernel is for: rows without masks; rows with them; rows whose slices a ring does not hold (draw_again.cuh).
-enum class Form { PLAIN, MASKED, AGAIN };
+// What a kernel is for: rows without masks; rows with them; rows whose slices a ring does not hold (draw_again.cuh); rows that follow one another, without masks and with
+// them (draw_ahead.cuh).
+enum class Form { PLAIN, MASKED, AGAIN, AHEAD, AHEAD_MASKED };
+HD constexpr bool looks_ahead(Form form) { return form == Form::AHEAD || form == Form::AHEAD_MASKED; }
+HD constexpr bool takes_masks(Form form) { return form == Form::MASKED || form == Form::AHEAD_MASKED; }
+constexpr u32 threads_of(Form form) { return looks_ahead(form) ? AHEAD_THREADS : DRAW_THREADS; }
 
 // How rows are shared out.
 struct DrawShape {
@@ -93,6 +99,16 @@ static_assert(NUCLEUS_MAX_VOCAB < 1u << 23);
 // row's before: two buffers are enough for a team.
 constexpr u32 BUFFERS = 2;
 
+// What weighing warps are to do where others look ahead.
+struct alignas(16) Order {
+  enum Flags : u32 { WEIGH = 1, LAST = 2, RAW = 4, THEN_LOOKED_AT = 8 };  // of a row; its sum is that at T = 1; what is forbidden is put out afterwards
+  u32 flags, largest;  // largest: of the row's logits, as a key
+  u32 until;           // where the slice's tokens end
+  u32 nothing;
+  float s;
+  i32 max_n;           // of a Weighing
+};
+
 // What a block holds beside what is told of a row and the rings.
 struct alignas(128) DrawState {
   u32 maxima[TEAMS_MOST * BUFFERS][ROW_WARPS];
@@ -100,6 +116,11 @@ struct alignas(128) DrawState {
   u64 arrived[TEAMS_MOST][SLOTS_MOST];  // mbarriers: the stage is there
   u64 weighed[TEAMS_MOST][SLOTS_MOST];  // mbarriers: the team needs it no more
   u64 masked[TEAMS_MOST][SLOTS_MOST];   // mbarriers: the mask of one of the team's rows is there, if it has one
+  u64 ordered;                          // mbarrier: the lookers have written an order
+  u64 taken;                            // mbarrier: the weighing warps have read it
+  Order orders[BUFFERS];
+  float lowest[BUFFERS][LOOKERS];       // no logit that a looker has seen is below it
+  u32 there[BUFFERS][LOOKERS];          // tokens that it has seen
   u64 summed;                           // mbarrier: what is told of a row that this block finishes is there
   u64 freed[MAX_BLOCKS];                // mbarriers: that block has read what was told
   u64 planned[TURNS_MOST];              // mbarriers: the plan is there
@@ -136,9 +157,10 @@ struct Meeting {
   u32 bytes;                        // that are told of a row
   bool first_warp;                  // of the team in this block
 
-  __device__ __forceinline__ Meeting(DrawState *s, const DrawShape &shape, u32 team, u32 own) : state(s), buffer(team * BUFFERS), bytes(shape.warps() * sizeof(u32)) {
+  // `tellers`: warps of a block that meet; `first`: this is their first; `own`: its number among those of all blocks.
+  __device__ __forceinline__ Meeting(DrawState *s, const DrawShape &shape, u32 team, u32 tellers, bool first, u32 own)
+      : state(s), buffer(team * BUFFERS), bytes(shape.blocks * tellers * sizeof(u32)), first_warp(first) {
     const u32 lane = threadIdx.x % 32;
-    first_warp = threadIdx.x / 32 % shape.members == 0;
     if (lane >= shape.blocks) return;
     to = address_in(shared_address(&state->maxima[buffer][own]), lane);
     barrier = address_in(shared_address(&state->told[buffer]), lane);
