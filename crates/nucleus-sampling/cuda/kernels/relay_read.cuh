@@ -115,35 +115,6 @@ __device__ __forceinline__ void fill_ring(const SamplingBatch &batch) {
   }
 }
 
-// A number in a row's own type, twice where that has 16 bits, so that words of logits are compared as they are.
-template <u32 DTYPE>
-struct Limit {
-  u32 bits;
-
-  // The least one that is not below x.
-  __device__ __forceinline__ static Limit above(float x) {
-    if (DTYPE == NUCLEUS_F32) return Limit{bits_of(x)};
-    u32 half;
-    if (DTYPE == NUCLEUS_BF16) half = (bits_of(x) + (x < 0 ? 0 : 0xFFFFu)) >> 16;
-    else asm("{\n.reg .b16 h;\ncvt.rp.f16.f32 h, %1;\ncvt.u32.u16 %0, h;\n}" : "=r"(half) : "f"(x));
-    return Limit{half * 0x10001u};
-  }
-  // All bits of each logit of a word that reaches it.
-  __device__ __forceinline__ u32 reached_by(u32 word) const {
-    u32 mask;
-    if (DTYPE == NUCLEUS_F32) mask = float_of(word) >= float_of(bits) ? ~0u : 0;
-    else if (DTYPE == NUCLEUS_BF16) asm("set.ge.u32.bf16x2 %0, %1, %2;" : "=r"(mask) : "r"(word), "r"(bits));
-    else asm("set.ge.u32.f16x2 %0, %1, %2;" : "=r"(mask) : "r"(word), "r"(bits));
-    return mask;
-  }
-  // The logits of 16 bytes that reach it, as bits.
-  __device__ __forceinline__ u32 reached_by(uint4 v) const {
-    if (DTYPE == NUCLEUS_F32) return (reached_by(v.x) & 1) | (reached_by(v.y) & 2) | (reached_by(v.z) & 4) | (reached_by(v.w) & 8);
-    const u32 halves = (reached_by(v.x) & 0x10001u) | (reached_by(v.y) & 0x40004u) | (reached_by(v.z) & 0x100010u) | (reached_by(v.w) & 0x400040u);
-    return (halves & 0x55u) | (halves >> 15 & 0xAAu);
-  }
-};
-
 // What a thread has of a stage, which half of the team reads: 256 bytes, and the words of a mask for them. Of each 8 vectors of 16 bytes, the lanes of a warp
 // read different ones at a time, so that they do not meet in a bank.
 template <u32 DTYPE>

@@ -29,9 +29,9 @@ static_assert(STRANGE > LISTED);
 // What comes of a row when everything that was sent is there: the leading block decides it; all blocks draw from what reaches the bound; the exact path does.
 constexpr u32 DECIDED = 0, SHARED_OUT = 1, LEFT = 2;
 // Named barriers: spread_chain.cuh's; the helping threads together; the row is described; tokens are marked; the plan is known; the samples are counted; the row is
-// described, for the warp that plans; the bound is known; the list is sorted; and its order by id is known.
+// described, for the warp that plans; the bound is known; the list is sorted; its order by id is known; and those that read know which of them have several hits.
 constexpr u32 CHAIN_TOTAL = 1, CHAIN_LOGPROBS = 2, TOGETHER = 3, DESCRIBED = 4, MARKED = 5, PLANNED = 6, COUNTED = 7, PLANNABLE = 8,
-              BOUND_KNOWN = 9, SORTED = 10, ORDERED = 11;
+              BOUND_KNOWN = 9, SORTED = 10, ORDERED = 11, LOOKED_AT = 12;
 
 // In a place that was taken for a token, and turned out to be for none: behind all tokens, and like no other.
 __device__ __forceinline__ u64 no_token(u32 to) { return to + 1; }
@@ -74,7 +74,7 @@ struct RowState : Description {
   u64 told, arrived;  // mbarriers: the groups' largest logits are there; at the leading block, everything that was sent is
   u64 masked;         // mbarrier: the block's part of the mask is there
 #ifdef NUCLEUS_RACECHECK
-  u64 met[12][2];  // in place of barriers that have a number: by the number, and whether not all helping threads meet there
+  u64 met[13][2];  // in place of barriers that have a number: by the number, and whether not all helping threads meet there
 #endif
   u32 maxima[BLOCK_WARPS];
   alignas(16) u32 reach[SAMPLES];
@@ -89,6 +89,7 @@ struct RowState : Description {
   union {
     alignas(16) uint4 held[HELD_MOST][PAIR_MOST];
     float staged[BLOCK_WARPS][CELL_IDS];  // of cells
+    uint4 vectors[BLOCK_THREADS];         // of each thread, the one that it looks at
   };
   union {
     alignas(16) u32 marks[LOCAL_MOST / 32];  // bits of the block's tokens that may be edited, in the order of its pieces
@@ -97,6 +98,7 @@ struct RowState : Description {
   alignas(16) u32 allowed[LOCAL_MOST / 32];  // and those that the row's mask allows, if it has one
   union {
     u32 tops[PAIRS_MOST][READERS];  // the largest logit of each thread's part of two pieces: a key, with its vector in the last bits
+    u32 several[READERS];           // threads of which more than one vector reaches the bound; above 16 bits, the one that they look at themselves
     ListDraw<BLOCK_THREADS> list_draw;
     CellDraw<BLOCK_THREADS> cell_draw;
   };
@@ -127,6 +129,7 @@ struct Deal {
   static_assert(GROUPS >= BOUND_K && GROUPS <= GROUPS_MOST && GROUPS % 64 == 0 && GROUPS % SAMPLES == 0);
   static constexpr u32 FROM_LEN = BOUND_K * LANES * WIDTH;  // of a row whose logits are in as many groups as k may be
   static constexpr u32 VECTOR_BITS = 15;                    // of a top
+  static constexpr bool ONE_FIRST = BLOCKS < 8;             // of rows that registers do not hold: a thread keeps which of its vectors has its largest logit, not each pair's
   static_assert(BLOCKS <= BLOCKS_MOST && LANES >= BLOCKS, "each lane tells one block at most");
   static_assert(PAIRS_MOST * READERS < 1 << 16 && STRIDE % 128 == 0 && PAIR <= VECTOR_BITS && PAIR <= PAIR_MOST);
 

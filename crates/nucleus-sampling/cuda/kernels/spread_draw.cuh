@@ -21,12 +21,14 @@ struct ManyAbove : Sender<DTYPE, BLOCKS> {
     return CellRow{logits, masked() ? batch.masks + static_cast<u64>(sh->row.mask) * batch.mask_stride : nullptr, batch.mask_words, limit()};
   }
 
-  // The row's largest logit, to all blocks. What groups have told of logits of 32 bits is rounded down: then the vectors that may have it are read again.
+  // The row's largest logit, to all blocks. What groups have told of pairs of pieces of 32-bit logits is rounded down: then the vectors that may
+  // have it are read again.
   __device__ __forceinline__ float find_largest() const {
     u32 most = 0;
 #pragma unroll
     for (u32 i = 0; i < D::GROUPS; i += 32) most = max(most, sh->groups[i + lane]);
     most = __reduce_max_sync(~0u, most);
+    if constexpr (D::ONE_FIRST) return value_of(most);
     if (DTYPE != NUCLEUS_F32) return value_of(most & 0x80000000u ? most : most | D::VECTOR_BITS);
     const bool ragged = is_ragged();
     float own = -infinity();

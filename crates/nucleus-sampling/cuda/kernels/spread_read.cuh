@@ -153,8 +153,20 @@ struct Reader {
     return most;
   }
 
-  // Reads the row, from the two pieces that are on their way, and keeps the pairs' largest logits. Whether NaN or +inf was seen.
-  __device__ __forceinline__ bool read(Half &even, Half &odd, u32 pieces) const {
+  // Which of a thread's vectors has its largest logit, NaN if it has one, and the largest logit of all other vectors.
+  struct First {
+    float most = -infinity(), other = -infinity();
+    u32 vector = 0;
+
+    __device__ __forceinline__ void add(float of_vector, u32 number) {
+      if (of_vector > most) vector = number;
+      other = fmaxf(other, fminf(most, of_vector));
+      most = max_nan(most, of_vector);
+    }
+  };
+
+  // Reads the row, from the two pieces that are on their way, and keeps the pairs' largest logits, or the thread's. Whether NaN or +inf was seen.
+  __device__ __forceinline__ bool read(Half &even, Half &odd, u32 pieces, First &first) const {
     const u32 shift = masked() ? shift_of(threadIdx.x * WIDTH) : 0;  // 0: all is allowed
     const u32 whole = is_ragged() ? limit() / D::PIECE : pieces;    // pieces that are
     bool strange = false;
@@ -181,6 +193,12 @@ struct Reader {
 #pragma unroll
         for (u32 j = 0; j < VECTORS; ++j) m[j] = Peak<DTYPE>::of(half.v[j]).value();
       }
+      if constexpr (D::ONE_FIRST) {
+        if (piece + 2 < pieces) load(half, piece + 2);
+#pragma unroll
+        for (u32 j = 0; j < VECTORS; ++j) first.add(m[j], piece * VECTORS + j);
+        return first.most;
+      }
       const float most = look(m, vector);
       if (piece + 2 < pieces) load(half, piece + 2);
       return most;
@@ -188,6 +206,11 @@ struct Reader {
     UNROLL_NOT
     for (u32 piece = 0; piece < pieces; piece += 2) {
       u32 vector, other_vector;
+      if constexpr (D::ONE_FIRST) {
+        take(even, piece, vector);
+        if (piece + 1 < pieces) take(odd, piece + 1, vector);
+        continue;
+      }
       float most = take(even, piece, vector);
       if (piece + 1 < pieces) {
         const float other = take(odd, piece + 1, other_vector);
@@ -198,7 +221,7 @@ struct Reader {
       const u32 key = key_or_none(most);
       sh->tops[piece / 2][threadIdx.x] = key ? (key & ~D::VECTOR_BITS) | vector : 0;
     }
-    return strange;
+    return D::ONE_FIRST ? !(first.most < infinity()) : strange;
   }
 
   // What a thread keeps of its pairs of pieces, so many at a time, which are read together; 0 behind the last pair. `look(tops, from)`, `from`: the first one's number.
@@ -247,6 +270,16 @@ struct Reader {
       }
     });
     return most;
+  }
+
+  // The key of a thread's largest logit, if its vector has no token that may be edited; else 0.
+  __device__ __forceinline__ u32 unedited(const First &first) const { return is_marked(first.vector) ? 0 : key_or_none(first.most); }
+  // Brings its vector to shared memory, behind the thread's back.
+  __device__ __forceinline__ void bring(const First &first) const {
+    const u32 id = D::at(block, first.vector, threadIdx.x);
+    uint4 *const to = &sh->vectors[threadIdx.x];
+    if (id + WIDTH <= limit()) asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(logits + static_cast<u64>(id) * SIZE) : "memory");
+    else *to = end_of(id);
   }
 
   // The largest key of this thread's group.

@@ -19,7 +19,7 @@ __device__ __forceinline__ void end_barriers(RowState *sh) {
   auto end = [](u32 barrier, u32 threads) { end_barrier(meeting(barrier, threads)); };
   end(CHAIN_TOTAL, CHAIN_WARPS * 32), end(CHAIN_LOGPROBS, CHAIN_WARPS * 32), end(COUNTED, READERS), end(PLANNED, READERS + 32);
   end(DESCRIBED, BLOCK_THREADS - 32), end(MARKED, BLOCK_THREADS - 32), end(TOGETHER, HELPERS), end(TOGETHER, HELPERS - 32), end(PLANNABLE, HELPERS);
-  end(BOUND_KNOWN, BLOCK_THREADS), end(SORTED, BLOCK_THREADS), end(ORDERED, SORTERS + 32);
+  end(BOUND_KNOWN, BLOCK_THREADS), end(SORTED, BLOCK_THREADS), end(ORDERED, SORTERS + 32), end(LOOKED_AT, BLOCK_THREADS);
 #endif
 }
 
@@ -28,8 +28,8 @@ struct Block : Sender<DTYPE, BLOCKS> {
   using Base = Sender<DTYPE, BLOCKS>;
   using typename Base::D;
   using typename Base::Half;
-  using Base::add_changed, Base::aligned, Base::batch, Base::block, Base::bound, Base::bring_mask, Base::group_largest, Base::index, Base::lane, Base::limit, Base::list_hits;
-  using Base::load, Base::logit, Base::logits, Base::masked, Base::read, Base::reads, Base::send, Base::send_hits, Base::send_own_hits, Base::sh, Base::tell_groups, Base::top_of;
+  using Base::add_changed, Base::aligned, Base::batch, Base::block, Base::bound, Base::bring_mask, Base::group_largest, Base::index, Base::lane, Base::limit, Base::list_hits, Base::bring;
+  using Base::load, Base::logit, Base::logits, Base::masked, Base::read, Base::reads, Base::send, Base::send_first, Base::send_hits, Base::send_own_hits, Base::send_several, Base::sh, Base::tell_groups, Base::top_of;
   using Base::unedited, Base::warp;
   static constexpr u32 DESCRIBES = BLOCK_WARPS - 1;                  // the helping warp that does
   static constexpr u32 MARKERS = HELPERS - 32;                       // threads of the others
@@ -52,7 +52,7 @@ struct Block : Sender<DTYPE, BLOCKS> {
       auto init = [](u32 barrier, u32 threads) { init_barrier(meeting(barrier, threads), threads); };
       init(CHAIN_TOTAL, CHAIN_WARPS * 32), init(CHAIN_LOGPROBS, CHAIN_WARPS * 32), init(COUNTED, READERS), init(PLANNED, READERS + 32);
       init(DESCRIBED, BLOCK_THREADS - 32), init(MARKED, BLOCK_THREADS - 32), init(TOGETHER, HELPERS), init(TOGETHER, MARKERS), init(PLANNABLE, HELPERS);
-      init(BOUND_KNOWN, BLOCK_THREADS), init(SORTED, BLOCK_THREADS), init(ORDERED, SORTERS + 32);
+      init(BOUND_KNOWN, BLOCK_THREADS), init(SORTED, BLOCK_THREADS), init(ORDERED, SORTERS + 32), init(LOOKED_AT, BLOCK_THREADS);
 #endif
       sh->listed = sh->hit = sh->changed = sh->bans = 0;
       sh->way = DECIDED;
@@ -276,16 +276,22 @@ struct Block : Sender<DTYPE, BLOCKS> {
     bool strange = false;
     float early = -infinity();
     typename Base::Top own;
+    typename Base::First first;
     u32 of_group = 0;  // unless it turns out that its largest token may be edited
     if (warp == DESCRIBES) {
       describe();
       tell_plan();
     } else {
       if (!reads()) mark_editable();
-      else if (aligned()) strange = read(even, odd, pieces), own = top_of(pieces), of_group = group_largest(own.key);
+      else if (aligned()) {
+        strange = read(even, odd, pieces, first);
+        if constexpr (!D::ONE_FIRST) own = top_of(pieces), of_group = group_largest(own.key);
+      }
     }
     const bool held = pieces <= 2, lists = sh->row.eos.len | sh->row.bad_words.len | sh->row.breakers.len;
-    if (warp != DESCRIBES) meet<MARKED, BLOCK_THREADS - 32>();
+    // Where it takes long to read the row, those that mark note what the window does meanwhile.
+    if (D::ONE_FIRST && helper < MARKERS) pass<MARKED, BLOCK_THREADS - 32>();
+    else if (warp != DESCRIBES) meet<MARKED, BLOCK_THREADS - 32>();
     if (helper < MARKERS) early = first_raised();
     u32 passage_limit = ~0u, sent = 0;
     if (lists) {
@@ -294,16 +300,22 @@ struct Block : Sender<DTYPE, BLOCKS> {
       if (warp == DESCRIBES) tell_plan();
     }
     if (reads()) {
-      if (__any_sync(~0u, own.key && Base::is_marked(own.vector))) of_group = group_largest(unedited(pieces));
+      if constexpr (D::ONE_FIRST) of_group = group_largest(unedited(first));
+      else if (__any_sync(~0u, own.key && Base::is_marked(own.vector))) of_group = group_largest(unedited(pieces));
       tell_groups(of_group);
+      if (D::ONE_FIRST && first.most > -infinity()) bring(first);
       wait_for_copy(&sh->told, 0);
       await_plan();
       const bool bounded = sh->bounded;
       const u32 threshold = bound();
       if (threadIdx.x == 0) sh->threshold = threshold;
       pass<BOUND_KNOWN, BLOCK_THREADS>();
-      if (bounded && held) sent = send_own_hits(even, odd, pieces, own.key, threshold, least_of(threshold));
-      else if (bounded) list_hits(pieces, threshold);
+      if constexpr (D::ONE_FIRST) {
+        if (bounded) sent = send_first(first, least_of(threshold));
+      } else {
+        if (bounded && held) sent = send_own_hits(even, odd, pieces, own.key, threshold, least_of(threshold));
+        else if (bounded) list_hits(pieces, threshold);
+      }
     } else {
       if (warp != DESCRIBES) {
         await_plan();
@@ -318,13 +330,17 @@ struct Block : Sender<DTYPE, BLOCKS> {
     }
     if (!sh->bounded) return false;
     u32 unsent = 0;
-    if (!held) {
+    if (!D::ONE_FIRST && !held) {
       __syncthreads();
       if (sh->hit <= HITS_MOST) sent = send_hits(least_of(sh->threshold));
       else if (warp == 0) unsent = LISTED + 1;
     }
+    if (sh->plan.edits && helper < MARKERS) list_risers(value_or_none(sh->threshold), least_of(sh->threshold), early);
+    if (D::ONE_FIRST && !reads()) {
+      meet<LOOKED_AT, BLOCK_THREADS>();
+      sent = send_several(pieces, least_of(sh->threshold));
+    }
     if (sh->plan.edits) {
-      if (helper < MARKERS) list_risers(value_or_none(sh->threshold), least_of(sh->threshold), early);
       __syncthreads();
       sent += send_changed(value_or_none(sh->threshold), strange);
     }

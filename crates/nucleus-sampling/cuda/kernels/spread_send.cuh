@@ -9,6 +9,7 @@ template <u32 DTYPE, u32 BLOCKS>
 struct Sender : Reader<DTYPE, BLOCKS> {
   using Base = Reader<DTYPE, BLOCKS>;
   using typename Base::D;
+  using typename Base::First;
   using typename Base::Half;
   using typename Base::Vector;
   using Base::allowed_of, Base::batch, Base::block, Base::end_of, Base::is_ragged, Base::lane, Base::limit, Base::logits, Base::masked, Base::sh, Base::shift_of, Base::warp;
@@ -104,6 +105,67 @@ struct Sender : Reader<DTYPE, BLOCKS> {
       if (full) break;
     }
     if (open && lane % LANES == 0) send_to(taken + hit, no_token(taken + hit));
+    return sent;
+  }
+
+  // Sends the unedited tokens of a vector of each lane that reach the limit, and lists the others; how many were sent to places that were not taken before. `there`: the
+  // lane has one, which is in its place of shared memory. `first`, `local`: its first token, by its id and among the block's. `to`: a place that was taken for the vector,
+  // NOWHERE: none. `full`: the list has no place any more, and not all are looked at.
+  static constexpr u32 NOWHERE = ~0u;
+  __device__ __forceinline__ u32 send_vector(bool there, u32 first, u32 local, u32 to, Limit<DTYPE> limit, bool &full) const {
+    const uint4 *const v = &sh->vectors[threadIdx.x];
+    u32 sent = 0, reaching = there ? limit.reached_by(*v) : 0;
+    if (masked()) reaching &= *allowed_of(sh, local) * shift_of(local) >> Base::FIRST_BIT;
+    const u32 edits = sh->marks[local / 32] >> local % 32;
+    UNROLL_NOT
+    for (; __any_sync(~0u, reaching) && !full; reaching &= reaching - 1) {
+      const u32 at = reaching ? __ffs(reaching) - 1 : 0;
+      const float x = logit_in<DTYPE>(v, at) + 0.0f;
+      const bool marked = reaching && edits >> at & 1, has = reaching && !marked;
+      if (marked) add_changed(first + at, x, Changed::REACHES);
+      const u64 place = place_of(x, first + at);
+      const bool own = has && to != NOWHERE;
+      if (own) send_to(to, place), to = NOWHERE;
+      sent += send(has && !own, place, full);
+    }
+    if (to != NOWHERE) send_to(to, no_token(to));
+    return sent;
+  }
+  // Those of a warp's threads, of which each looks at one vector; lists the threads that have several.
+  __device__ __forceinline__ u32 send_first(const First &own, float least) const {
+    if (own.other >= least) sh->several[atomicAdd(&sh->hit, 1)] = threadIdx.x | own.vector << 16;
+    __syncwarp();
+    pass<LOOKED_AT, BLOCK_THREADS>();
+    const bool reaches = own.most >= least;
+    const u32 lanes = __ballot_sync(~0u, reaches), hits = __popc(lanes);
+    if (!lanes) return 0;
+    // The places come while it is found what is for them.
+    const u32 taken = take_places(hits), first = D::at(block, own.vector, threadIdx.x), local = own.vector * D::STRIDE + threadIdx.x * WIDTH;
+    const Limit<DTYPE> limit = Limit<DTYPE>::above(least);
+    asm volatile("cp.async.wait_all;" ::: "memory");
+    const u32 place = __shfl_sync(~0u, taken, 0);
+    bool full = is_full(place);
+    const u32 sent = send_vector(reaches, first, local, reaches ? place + __popc(lanes & ((1u << lane) - 1)) : NOWHERE, limit, full);
+    return sent + room_of(place, hits);
+  }
+  // Those of the other vectors of the threads that are listed, by the warps that do not read.
+  __device__ __forceinline__ u32 send_several(u32 pieces, float least) const {
+    const bool ragged = is_ragged();
+    const Limit<DTYPE> limit = Limit<DTYPE>::above(least);
+    const u32 count = sh->hit;
+    u32 sent = 0;
+    bool full = false;
+    UNROLL_NOT
+    for (u32 i = warp - READER_WARPS; i < count && !full; i += BLOCK_WARPS - READER_WARPS) {
+      const u32 thread = sh->several[i] & 0xFFFFu, seen = sh->several[i] >> 16;
+      UNROLL_NOT
+      for (u32 from = 0; from < pieces * VECTORS && !full; from += 32) {
+        const bool there = from + lane < pieces * VECTORS && from + lane != seen;
+        const u32 vector = there ? from + lane : 0, first = D::at(block, vector, thread);
+        if (there) sh->vectors[threadIdx.x] = vector_at(first, ragged);
+        sent += send_vector(there, first, vector * D::STRIDE + thread * WIDTH, NOWHERE, limit, full);
+      }
+    }
     return sent;
   }
 
