@@ -43,7 +43,7 @@ struct BlockGroup {
   }
   // A barrier of all threads of the group.
   __device__ __forceinline__ void sync() {
-    __syncthreads();
+    sync_block();
     if (blocks == 1) return;
     const u32 before = meetings, barrier = shared_address(&met[before & 1]);
     if (threadIdx.x < blocks) {
@@ -57,7 +57,7 @@ struct BlockGroup {
                    : "=r"(done)
                    : "r"(barrier), "r"(before >> 1 & 1)
                    : "memory");
-    __syncthreads();
+    sync_block();
     if (threadIdx.x == 0) meetings = before + 1;
   }
 };

@@ -59,13 +59,13 @@ __device__ __forceinline__ bool draw_by_group(const SamplingBatch &batch, const 
     room->plan = whole.plans[index];
     room->many = whole.many[index];
   }
-  __syncthreads();
+  sync_block();
   // Nobody writes the status of a row of padding, so it may read as anything.
   if (sh->row.flags & NUCLEUS_ROW_PADDING) return true;
   describe_slot(sh, batch);
   if (above) {
     plan_above(batch, index);
-    __syncthreads();
+    sync_block();
   }
   return draw_of_many<THREADS>(index, whole, division);
 }
@@ -94,12 +94,12 @@ static __device__ __noinline__ u64 draw_by_cluster(const SamplingBatch &batch, c
       const u32 upper = bit >> 32 != 0;
       atomicOr(team.in_block(&room->left[upper], threadIdx.x), static_cast<u32>(upper ? bit >> 32 : bit));  // of 32 bits: other blocks' memory has no more
     }
-    __syncthreads();
+    sync_block();
     if (threadIdx.x == 0) room->group.part();
   }
   team.cluster_sync();
   const u64 undecided = static_cast<u64>(room->left[1]) << 32 | room->left[0];
-  __syncthreads();
+  sync_block();
   return undecided;
 }
 
@@ -133,7 +133,7 @@ __device__ __forceinline__ void settle_row(const DeviceTeam &team, const Samplin
   load.settle(row_of(batch, index), team.sh->config.vocab_size);
   if (!raw) return;
   note_raw_sums(team);
-  __syncthreads();
+  sync_block();
 }
 
 // A row that its first cut has not decided. `sliced`: the slices hold it, as it is after its edits.
@@ -181,7 +181,7 @@ __device__ __forceinline__ void sample_by_cluster(const SamplingBatch &batch, co
       wait_for_copy(&team.sh->arrived[threadIdx.x / 32], use & 1);
       if (!use) team.cluster_wait();
     }
-    __syncthreads();
+    sync_block();
     const DeviceTeam team = team_now();
     const u32 flags = team.sh->row.flags;
     if (flags & NUCLEUS_ROW_PADDING) continue;

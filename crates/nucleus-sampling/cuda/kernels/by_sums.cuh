@@ -124,7 +124,7 @@ __device__ __forceinline__ bool smooth_divided(const DeviceTeam &team, const Bou
     }
     *reinterpret_cast<float4 *>(team.slice + i) = v;
   });
-  __syncthreads();  // the draw reads other warps' parts
+  sync_block();  // the draw reads other warps' parts
   return strange;
 }
 
@@ -181,7 +181,7 @@ __device__ __forceinline__ void draw_left(const DeviceTeam &team, const Bounds &
     }
     const u64 mine = (q[0] + q[1]) + (q[2] + q[3]), through = prefix_sum(mine);
     if (lane == 31) team.sh->part[warp][0] = through;
-    __syncthreads();
+    sync_block();
     u64 upto = before + through - mine, all = before;
 #pragma unroll
     for (u32 other = 0; other < WARPS; ++other) {
@@ -201,7 +201,7 @@ __device__ __forceinline__ void draw_left(const DeviceTeam &team, const Bounds &
     }
     if (target < all) return;
     before = all;
-    __syncthreads();
+    sync_block();
   }
 }
 
@@ -281,13 +281,13 @@ __device__ __forceinline__ Fate follow_sums(const DeviceTeam &team, const RowCal
         return Fate::DECIDED;
       default: {
         const Fate fate = state.fate;
-        __syncthreads();  // what follows writes where the state was
+        sync_block();  // what follows writes where the state was
         return fate;
       }
     }
     const u32 meeting = team.tell_reduced(largest, own);
 #ifdef NUCLEUS_RACECHECK
-    __syncthreads();  // the tool does not see that what a warp has told depends on what it had read
+    sync_block();  // the tool does not see that what a warp has told depends on what it had read
 #endif
     if (threadIdx.x < 32) {
       team.gather_reduced(largest, meeting, own);
@@ -295,14 +295,14 @@ __device__ __forceinline__ Fate follow_sums(const DeviceTeam &team, const RowCal
       __syncwarp();
       if (state.step == SumsState::DRAW) find_drawn_part(team, state);
     }
-    __syncthreads();
+    sync_block();
   }
 }
 
 // The same of a row of which nothing has begun.
 static __device__ __noinline__ Fate sample_by_sums(RowCall call) {
   begin_sums();
-  __syncthreads();
+  sync_block();
   return follow_sums(call.team(), call);
 }
 

@@ -95,7 +95,7 @@ __device__ __forceinline__ void share_row(Shared *sh, const SamplingBatch &batch
 __device__ __forceinline__ void describe_slot(Description *d, const SamplingBatch &batch) {
   if ((d->row.flags & (NUCLEUS_ROW_SLOT | NUCLEUS_ROW_PADDING)) != NUCLEUS_ROW_SLOT) return;
   if (threadIdx.x == 0) read_slot(batch.slots[d->row.slot], d->config, d->row);
-  __syncthreads();
+  sync_block();
 }
 
 // What the noinline parts rebuild their objects from.

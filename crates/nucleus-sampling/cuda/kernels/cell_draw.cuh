@@ -134,7 +134,7 @@ struct CellDraw {
       masses[0][warp] = through;
       kept[warp] = many;
     }
-    __syncthreads();
+    sync_block();
     u64 at = through - sum + sum_before<BLOCK>(masses[0], warp, total);
     many = __reduce_add_sync(~0u, lane < BLOCK ? kept[lane] : 0);
     if (!suffices(many)) return false;
@@ -146,13 +146,13 @@ struct CellDraw {
       cell = found;
       base = at;
     }
-    __syncthreads();
+    sync_block();
     const u32 id = cell * CELL_IDS + t;
     const float x = t < CELL_IDS && id < row.limit && row.allowed(id) & 1 ? logit_in<DTYPE>(row.logits, id) : -infinity();
     const u64 q = x >= threshold ? w.q(x) : 0;
     through = prefix_sum(q);
     if (lane == 31) masses[1][warp] = through;
-    __syncthreads();
+    sync_block();
     at = base + through - q + sum_before<BLOCK>(masses[1], warp, of_cell);
     if (target >= at && target - at < q) done(place_of(x + 0.0f, id), many, processed_logprob(q, total));
     return true;

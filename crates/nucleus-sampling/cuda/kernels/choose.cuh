@@ -73,12 +73,12 @@ __device__ __forceinline__ void draw_from_parts(const Whole &whole, const Divisi
     const float x = id < r.limit ? load_logit(r, id) : -infinity();
     logits[i] = allowed(id) ? x : -infinity();
   }
-  __syncthreads();
+  sync_block();
   if (found.plan.edited) {
     const u32 edits = whole.edits[static_cast<u64>(index) * ROW_WARPS + part_of_row];
     const Changed *changed = whole.changed + static_cast<u64>(index) * ROW_EDITS + (edits >> 16);
     for (u32 i = threadIdx.x; i < (edits & 0xFFFF); i += CHOOSE_THREADS) logits[changed[i].id - part.first] = allowed(changed[i].id) ? changed[i].logit : -infinity();
-    __syncthreads();
+    sync_block();
   }
   // A thread's tokens: an odd number, for the banks of shared memory.
   const u32 each = (part.count + CHOOSE_THREADS - 1) / CHOOSE_THREADS | 1, begin = threadIdx.x * each, end = begin + each < part.count ? begin + each : part.count;
@@ -93,7 +93,7 @@ __device__ __forceinline__ void draw_from_parts(const Whole &whole, const Divisi
   mine += addends.taken(sum);
   const u64 through = DeviceWarp{}.inclusive(mine);
   if (lane == 31) sh->masses[warp] = through;
-  __syncthreads();
+  sync_block();
   at += through - mine;
 #pragma unroll
   for (u32 i = 0; i < CHOOSE_WARPS; ++i)
@@ -123,7 +123,7 @@ __device__ __forceinline__ u64 mass_of_listed(const Weighing &w, u32 count) {
   for (u32 i = threadIdx.x; i < count; i += CHOOSE_THREADS) mass += w.q(logit_at(sh->listed_places[i]));
   mass = DeviceWarp{}.sum(mass);
   if (threadIdx.x % 32 == 0) sh->raw_masses[threadIdx.x / 32] = mass;
-  __syncthreads();
+  sync_block();
 #pragma unroll
   for (u32 i = 0; i < CHOOSE_WARPS; ++i) total += sh->raw_masses[i];
   return total;
@@ -180,7 +180,7 @@ __device__ __noinline__ bool choose_by_block(u32 index, u32 count, u64 of_row, u
   const u32 kept = __syncthreads_count(t < count && (t == 0 || !until(before)));
   if (!until(listed) || kept < least) return false;
   if (t == kept - 1) sh->told = before + q;
-  __syncthreads();
+  sync_block();
   const u64 total = sh->told, target = mulhi64(sh->row.uniform, total);
   if (t >= kept) return true;
   const u32 id = id_at(place);
@@ -208,7 +208,7 @@ __device__ __forceinline__ void sort_listed(u32 count, bool shorts) {
   u32 key = static_cast<u32>(own >> 32);
   if (shorts && own) key = (key & ~0u << FREE) | (static_cast<u32>(own) >> (19 - FREE) & ~(~0u << FREE));
   keys[t] = key;
-  __syncthreads();
+  sync_block();
   u32 rank = 0;
 #pragma unroll 8
   for (u32 i = 0; i < padded; i += AT_ONCE) {
@@ -216,10 +216,10 @@ __device__ __forceinline__ void sort_listed(u32 count, bool shorts) {
     rank += (other.x > key) + (other.y > key);
   }
   if (t < count) sh->listed_places[rank] = own;
-  __syncthreads();
+  sync_block();
   if (!__syncthreads_or(t < count && sh->listed_places[rank] != own)) return;
   if (t < count) sh->listed_places[t] = own;
-  __syncthreads();
+  sync_block();
   sort_places<CHOOSE_THREADS>(sh->listed_places, count);
 }
 
@@ -283,7 +283,7 @@ __device__ __forceinline__ u32 choose_token(const SamplingBatch &batch, const Wh
       before += found.listed[i];
     }
   }
-  __syncthreads();
+  sync_block();
   if (threadIdx.x == 0) {  // all have it
     sh->row.uniform = uniform;
     sh->row.flags |= NUCLEUS_ROW_UNIFORM;
@@ -306,7 +306,7 @@ __device__ __forceinline__ u32 choose_token(const SamplingBatch &batch, const Wh
     for (u32 i = 0; i < AHEAD; ++i)
       if (base + i * sharing < count) sh->listed_places[to + base + i * sharing] = place[i];
   }
-  __syncthreads();
+  sync_block();
   const bool shorts = batch.dtype != NUCLEUS_F32;
   if (listed > CHOOSE_THREADS || (shorts && plan.edited)) sort_places<CHOOSE_THREADS>(sh->listed_places, listed);
   else sort_listed(listed, shorts);
@@ -314,7 +314,7 @@ __device__ __forceinline__ u32 choose_token(const SamplingBatch &batch, const Wh
     const bool decided = choose_by_chain(index, listed, total, raw, own_plan);
     if (threadIdx.x == 0) sh->verdict = decided;
   }
-  __syncthreads();
+  sync_block();
   if (sh->verdict) return NUCLEUS_OK;
   if (plan.kind == SlicePlan::MASS && then_draws(own_plan, sh->program) && choose_by_block(index, listed, total, threshold, own_plan.k, raw, w)) return NUCLEUS_OK;
   if (plan.kind == SlicePlan::MASS && !reaches(mass_of_listed(w, listed), total, threshold)) return many();
@@ -323,7 +323,7 @@ __device__ __forceinline__ u32 choose_token(const SamplingBatch &batch, const Wh
     const bool decided = run_candidates(call, ListCall{sh->listed_places, sh->listed_weights, listed, own_plan.op, plan.temperature, total});
     if (threadIdx.x == 0) sh->verdict = decided;
   }
-  __syncthreads();
+  sync_block();
   return sh->verdict ? NUCLEUS_OK : PENDING;
 }
 
@@ -335,7 +335,7 @@ __device__ __noinline__ bool draw_here(const Whole &whole, const Division &divis
     room->many = whole.many[index];
     room->group.gather(0, 1);
   }
-  __syncthreads();
+  sync_block();
   return draw_of_many<CHOOSE_THREADS>(index, whole, division);
 }
 
@@ -352,7 +352,7 @@ __device__ __forceinline__ bool leave(u32 *left) {
 __device__ __forceinline__ void choose_row(const SamplingBatch &batch, const Whole &whole, const Division &division, u32 index, bool leaves_many) {
   Shared *sh = shared_state();
   share_description(sh, batch, index, batch.row[index].request);
-  __syncthreads();
+  sync_block();
   describe_slot(sh, batch);
   const SlicePlan own_plan = plan_of(*sh);
   const u64 uniform = uniform_of(request_of(batch, index, sh->row, sh->config, sh->program));
@@ -362,11 +362,11 @@ __device__ __forceinline__ void choose_row(const SamplingBatch &batch, const Who
   u32 status = PENDING;
   if (found.plan.served()) status = choose_token(batch, whole, division, own_plan, found, uniform, index);
   if (status == MANY_KEPT && !leaves_many) {
-    __syncthreads();
+    sync_block();
     if (threadIdx.x == 0) sh->verdict = leave(whole.left);
-    __syncthreads();
+    sync_block();
     if (!sh->verdict) {
-      __syncthreads();
+      sync_block();
       if (draw_here(whole, division, index)) return;
       status = PENDING;
     }

@@ -150,7 +150,7 @@ struct Sample {
     u32 *cells = reinterpret_cast<u32 *>(shared_state()->list);
 #pragma unroll
     for (u32 i = 0; i < EACH; ++i) cells[i * N + threadIdx.x] = 0;
-    __syncthreads();
+    sync_block();
     const u32 pieces = row.limit / (4 * PIECE), taken = (pieces < SAMPLED_FOURS / PIECE ? pieces : SAMPLED_FOURS / PIECE) * PIECE;
     const u32 stride = taken ? (pieces << FRACTION) / (taken / PIECE) : 0;
     share = taken ? static_cast<float>(row.limit) / static_cast<float>(4 * taken) : 1.0f;
@@ -173,7 +173,7 @@ struct Sample {
         }
       }
     }
-    __syncthreads();
+    sync_block();
     u32 sum = 0;
     if (threadIdx.x < WORDS) counts[threadIdx.x] = sum = cells[2 * threadIdx.x] | cells[2 * threadIdx.x + 1] << 16;
     if (group.blocks > 1) {
@@ -188,7 +188,7 @@ struct Sample {
       group.sync();
       if (threadIdx.x < WORDS) counts[threadIdx.x] = sum;
     }
-    __syncthreads();
+    sync_block();
   }
 
   // About how many of the sample's lowest tokens weigh `mass` together, in the units of `weight`, and, in the second word of `told`, what one of the next weighs.
@@ -203,7 +203,7 @@ struct Sample {
     for (u32 i = 0; i < EACH; ++i) sum += static_cast<u64>(count(step(i))) << MASS_BITS | weight(step(i), exponent);
     const u64 through = prefix_sum(sum);
     if (threadIdx.x % 32 == 31) sh->part[warp][0] = through;
-    __syncthreads();
+    sync_block();
     u64 below = through - sum, all = 0;
 #pragma unroll 8
     for (u32 i = 0; i < N / 32; ++i) {
@@ -228,7 +228,7 @@ struct Sample {
       told[0] = static_cast<float>(rank) + part * static_cast<float>(count(step(i)));
       told[1] = weight_of_one(step(i), exponent);
     }
-    __syncthreads();
+    sync_block();
     return told[0];
   }
   // The logit below which about so many of the sample lie, by the thread whose steps have it.

@@ -30,10 +30,10 @@ static_assert(sizeof(SliceTask) + sizeof(u64) <= sizeof(Shared::task));
 __device__ __forceinline__ u64 *tasked() { return shared_state()->task + (sizeof(Shared::task) / sizeof(u64) - 1); }
 __device__ __forceinline__ void begin_tasks() {
   if (threadIdx.x == 0) init_barrier(tasked(), THREADS);
-  __syncthreads();
+  sync_block();
 }
 __device__ __forceinline__ void end_tasks() {
-  __syncthreads();
+  sync_block();
   if (threadIdx.x == 0) end_barrier(tasked());
 }
 __device__ __forceinline__ void meet_before_task() { meet_at(tasked()); }
@@ -42,7 +42,7 @@ __device__ __forceinline__ void meet_for_task() { meet_at(tasked()); }
 __device__ __forceinline__ void begin_tasks() {}
 __device__ __forceinline__ void end_tasks() {}
 __device__ __forceinline__ void meet_before_task() {}
-__device__ __forceinline__ void meet_for_task() { __syncthreads(); }
+__device__ __forceinline__ void meet_for_task() { sync_block(); }
 #endif
 
 // What the warp that runs the program sees as its team.

@@ -86,7 +86,7 @@ __device__ __forceinline__ void sweep_row(Reading reading) {
 template <u32 N>
 __device__ __forceinline__ u32 bring_together(BlockGroup &group) {
   Shared *sh = shared_state();
-  __syncthreads();
+  sync_block();
   if (group.blocks == 1) return sh->listed;
   const u32 t = threadIdx.x;
   if (t < group.blocks) {
@@ -133,7 +133,7 @@ __device__ __noinline__ void draw_from_chunks(u32 index) {
     sh->found_bin = i;
     sh->found_base = before;
   }
-  __syncthreads();
+  sync_block();
   const u32 chunk = sh->found_bin, first = chunk * CHUNK, id = first + t;
   const bool has = t < CHUNK && id < row.limit;
   float x = has ? row.single(id) : -infinity();
@@ -143,14 +143,14 @@ __device__ __noinline__ void draw_from_chunks(u32 index) {
     u32 from, to;
     edits_of(row, chunk, from, to);
     if (t < CHUNK) staged[t] = x;
-    __syncthreads();
+    sync_block();
     UNROLL_NOT
     for (u32 i = from + t; i < to; i += N) {
       const Changed c = row.changed[i];
       const bool allowed = !row.mask || (c.id / 32 < row.mask_words && row.mask[c.id / 32] >> (c.id % 32) & 1);
       if (c.id - first < CHUNK) staged[c.id - first] = allowed ? c.logit : -infinity();
     }
-    __syncthreads();
+    sync_block();
     if (has) x = staged[t];
   }
   const u64 q = has && place_of(x + 0.0f, id) >= lowest ? weight_of(addends, x) : 0;
@@ -217,11 +217,11 @@ __device__ __noinline__ Verdict find_cut(Reading reading) {
         edits_of(row, chunk, begin, end);
         room->edits[chunk] = begin << 16 | end;
       }
-    __syncthreads();
+    sync_block();
     if (by_mass) {
       sample.logit_at_rank(rank - half, room->low);
       sample.logit_at_rank(rank + half, room->high);
-      __syncthreads();
+      sync_block();
     }
     sweep_row<N>(reading);
     const u32 listed = bring_together<N>(group);
@@ -237,7 +237,7 @@ __device__ __noinline__ Verdict find_cut(Reading reading) {
       rank += verdict == HIGHER ? half + wider : -half - wider;
       half = wider;
     } else break;
-    __syncthreads();
+    sync_block();
   }
   return verdict;
 }
@@ -250,11 +250,11 @@ __device__ __forceinline__ bool draw_of_many(u32 index, const Whole &whole, cons
   CutRoom<N> *room = CutRoom<N>::here();
   const Request r = RowCall{index, 0, RawSums{}}.request();
   if (threadIdx.x == 0) room->row = row_of(r, sh->batch.row_len, index, room->plan, whole, division);
-  __syncthreads();
+  sync_block();
   if (threadIdx.x == 32) room->uniform = uniform_of(sh->row, sh->config);
   if (threadIdx.x == 0)
     room->verdict = begin_weighing(room->many.largest, room->plan.temperature, room->w) && DoubleAddends(room->w).serve && !(room->plan.edited && chunks_of(r.limit) > 2 * STEP_TOKENS);
-  __syncthreads();
+  sync_block();
   if (!room->verdict || find_cut<N>(reading_of(r)) != FOUND) return false;
   if (room->group.leader()) draw_from_chunks<N>(index);
   return true;

@@ -46,7 +46,7 @@ __device__ __forceinline__ u64 prefix_in_block(u64 own, u64 &total, u32 slot) {
   Shared *sh = shared_state();
   const u64 through = prefix_sum(own);
   if (threadIdx.x % 32 == 31) sh->part[threadIdx.x / 32][slot] = through;
-  __syncthreads();
+  sync_block();
   u64 before = through - own;
   total = 0;
 #pragma unroll 8
@@ -130,7 +130,7 @@ __device__ __noinline__ Verdict cut_list(u32 count) {
     }
     before += mass;
   }
-  __syncthreads();
+  sync_block();
   const u32 step = sh->found_bin;
   u32 earlier = 0;
 #pragma unroll 4
@@ -143,7 +143,7 @@ __device__ __noinline__ Verdict cut_list(u32 count) {
   }
   earlier = __reduce_add_sync(~0u, earlier);
   if (lane == 0) atomicAdd(&sh->kept, earlier);
-  __syncthreads();
+  sync_block();
   const u32 tokens = sh->found;
   if (tokens > STEP_TOKENS) return GIVEN_UP;
   sort_places<N>(room->step, tokens);
@@ -162,12 +162,12 @@ __device__ __noinline__ Verdict cut_list(u32 count) {
       mass += DeviceWarp{}.last(prefix);
     }
   }
-  __syncthreads();
+  sync_block();
   const u64 lowest = sh->told;
 #pragma unroll 4
   for (u32 i = t; i < count; i += N)
     if (list[i] >= lowest) room->chunks[id_at(list[i]) / CHUNK].add(weight_of(addends, logit_at(list[i])));
-  __syncthreads();
+  sync_block();
   return FOUND;
 }
 

@@ -55,7 +55,7 @@ __device__ __forceinline__ void list_allowed(FewShared *sh, const Request &r) {
   u32 *offsets = reinterpret_cast<u32 *>(sh->places), *neighbours = offsets + threadIdx.x * MASK_WORDS_EACH, found = 0;
   UNROLL_NOT
   for (u32 base = 0; base < words; base += MASK_WORDS_EACH * FEW_THREADS) {
-    if (base) __syncthreads();
+    if (base) sync_block();
     // Words are read and listed by turns, so that ids side by side are many threads' work, and counted side by side, so that they are in order.
     u32 bits[MASK_WORDS_EACH], counts[MASK_WORDS_EACH], count = 0, total;
 #pragma unroll
@@ -65,12 +65,12 @@ __device__ __forceinline__ void list_allowed(FewShared *sh, const Request &r) {
       if (word == whole - 1 && r.limit % 32) bits[i] &= (1u << r.limit % 32) - 1;
       offsets[i * FEW_THREADS + threadIdx.x] = __popc(bits[i]);
     }
-    __syncthreads();
+    sync_block();
 #pragma unroll
     for (u32 i = 0; i < MASK_WORDS_EACH; ++i) count += counts[i] = neighbours[i];
     const u32 through = static_cast<u32>(DeviceWarp{}.inclusive(count));
     if (threadIdx.x % 32 == 31) sh->counts[threadIdx.x / 32] = through;
-    __syncthreads();
+    sync_block();
     u32 at = found + before_warp(sh->counts, total) + through - count;
     found += total;
 #pragma unroll
@@ -78,7 +78,7 @@ __device__ __forceinline__ void list_allowed(FewShared *sh, const Request &r) {
       neighbours[i] = at;
       at += counts[i];
     }
-    __syncthreads();
+    sync_block();
 #pragma unroll
     for (u32 i = 0; i < MASK_WORDS_EACH; ++i) {
       at = bits[i] ? offsets[i * FEW_THREADS + threadIdx.x] : FEW_IDS;
@@ -189,7 +189,7 @@ __device__ __forceinline__ bool draw_allowed(FewShared *sh, const Request &r, u3
     sh->masses[warp] = through;
     sh->counts[warp] = there;
   }
-  __syncthreads();
+  sync_block();
   u64 at = through - mass;
 #pragma unroll
   for (u32 i = 0; i < FEW_THREADS / 32; ++i) {
@@ -216,11 +216,11 @@ __device__ __forceinline__ bool draw_allowed(FewShared *sh, const Request &r, u3
 __device__ __forceinline__ u32 list_sorted(FewShared *sh, const Gathered &own, const SlicePlan &plan) {
   const bool many = sh->found > FEW_SORTED && (plan.kind == SlicePlan::FIRST || plan.kind == SlicePlan::ABOVE);
   const u32 bound = many ? own.bound(sh, plan) : 0;
-  __syncthreads();
+  sync_block();
   if (threadIdx.x == 0) sh->found = 0;
-  __syncthreads();
+  sync_block();
   own.list(sh, bound);
-  __syncthreads();
+  sync_block();
   sort_places<FEW_THREADS>(sh->places, sh->found);
   return sh->found;
 }
@@ -242,12 +242,12 @@ __device__ __forceinline__ void sample_few(const SamplingBatch &batch, u32 index
   if (threadIdx.x == 0) sh->found = sh->strange = 0;
   UNROLL_NOT
   for (u32 i = threadIdx.x; i <= FEW_EDITS; i += FEW_THREADS) sh->edits[i] = Edit{NO_ID, 0, 0, 0.0f};
-  __syncthreads();
+  sync_block();
   const u32 flags = sh->row.flags;
   const bool padding = flags & NUCLEUS_ROW_PADDING;
   if (!padding && flags & NUCLEUS_ROW_SLOT) {
     if (threadIdx.x == 0) read_slot(batch.slots[sh->row.slot], sh->config, sh->row);
-    __syncthreads();
+    sync_block();
   }
   const SlicePlan plan = plan_of(*sh);
   const Request r = request_of(batch, index, sh->row, sh->config, sh->program);
@@ -260,15 +260,15 @@ __device__ __forceinline__ void sample_few(const SamplingBatch &batch, u32 index
   if (serves) {
     list_allowed(sh, r);
     if (plan.edits) note_allowed_edits(sh, r, plan);
-    __syncthreads();
+    sync_block();
     serves = sh->found <= FEW_IDS && !sh->strange;
-    __syncthreads();
+    sync_block();
     if (serves) {
       const Gathered gathered(sh, r, plan.edits);
       if (all) drawn = draw_allowed(sh, r, gathered.publish(sh), plan.temperature, outcome);
       else count = list_sorted(sh, gathered, plan);
     }
-    __syncthreads();
+    sync_block();
     serves = serves && !sh->strange;
   }
   wait_for_launch_before();

@@ -81,7 +81,7 @@ __device__ __forceinline__ u32 largest_reached(const DeviceTeam &team, u32 k, u3
       const u32 number = e * WARPS + warp, count = reached(found + (number << shift));
       if (lane == 0) counts[round * NUMBERS + number] = count;
     }
-    __syncthreads();
+    sync_block();
     const u32 enough = __ballot_sync(~0u, lane < NUMBERS && counts[round * NUMBERS + lane % NUMBERS] >= k);
     found += enough ? (31 - __clz(enough)) << shift : 0;
     if (shift <= nearly) return found;
@@ -247,13 +247,13 @@ __device__ __forceinline__ FirstHits all_hits(const DeviceTeam &team, const Hits
 
 // By the leading block: waits for what the others have sent.
 __device__ __forceinline__ void await_hits(const DeviceTeam &team, u32 elsewhere) {
-  __syncthreads();  // what its own warps have listed
+  sync_block();  // what its own warps have listed
   if (!elsewhere) return;
   Shared *sh = team.sh;
   const u32 delivery = sh->deliveries;
   if (threadIdx.x == 0) arrive_expecting(&sh->delivered, elsewhere * static_cast<u32>(sizeof(u64)));
   wait_for_copy(&sh->delivered, delivery % 2);
-  __syncthreads();
+  sync_block();
   if (threadIdx.x == 0) sh->deliveries = delivery + 1;
 }
 
@@ -340,7 +340,7 @@ __device__ __forceinline__ bool choose_from_first(Shared *sh, u32 row, const Sli
       room->order[lower] = rank;
     }
   }
-  __syncthreads();
+  sync_block();
   if (threadIdx.x >= 32) return true;
   // Lane i has the tokens 2 i and 2 i + 1 of the order.
   const u32 at = 2 * lane;
@@ -418,7 +418,7 @@ __device__ __forceinline__ Fate sample_at_first_cut(const DeviceTeam &team, u32 
       early();
       if (!team.leader()) return Fate::DECIDED;
       close_up(team, hits, first_list(sh)->places);
-      __syncthreads();
+      sync_block();
       if (choose_from_first(sh, row, plan, w.s, w.max_n, hits.count, hits.of_row, uniform)) return Fate::DECIDED;
       sort_places<THREADS>(first_list(sh)->places, hits.count);
       if (threadIdx.x < 32) run_first_list(row, plan.op, plan.temperature, first_list(sh)->places, first_list(sh)->scratch, hits.count, hits.of_row);

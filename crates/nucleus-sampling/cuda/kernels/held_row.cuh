@@ -17,7 +17,7 @@ __device__ __forceinline__ const char *row_of(const SamplingBatch &batch, u32 in
 // Asks for a block's slice of a row, and for the word of its description that this thread has: by every thread, when the block does not read its slice any more.
 __device__ __forceinline__ DescriptionWord ask_for_row(const PartLoad &load, const SamplingBatch &batch, u32 index) {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");  // other warps wrote to this part
-  __syncthreads();  // a slice is read by its own block alone
+  sync_block();  // a slice is read by its own block alone
   if (threadIdx.x % 32 == 0) load.start(row_of(batch, index));
   // Most often a row has the request of its own number: then that is read before the row is known.
   DescriptionWord word;
@@ -26,19 +26,19 @@ __device__ __forceinline__ DescriptionWord ask_for_row(const PartLoad &load, con
 }
 // Describes it in shared memory, once the block does not read the description of the row before any more.
 __device__ __forceinline__ void describe_row(Shared *sh, const SamplingBatch &batch, u32 index, const DescriptionWord &word) {
-  __syncthreads();
+  sync_block();
   if (may_edit(batch)) EditedTokens::of(sh)->clear();  // while the description is on its way
   word.write(sh);
   if (threadIdx.x == 0) {
     sh->unusual = sh->found = sh->kept = 0;
     sh->known_count = sh->known_total = sh->raw_total = 0;
   }
-  __syncthreads();
+  sync_block();
   const u32 request = sh->row.request;
   if (batch.flags & NUCLEUS_BATCH_REQUEST_EACH && request != index && !(sh->row.flags & NUCLEUS_ROW_PADDING)) {
-    __syncthreads();
+    sync_block();
     share_description(sh, batch, index, request);
-    __syncthreads();
+    sync_block();
   }
   describe_slot(sh, batch);
 }
@@ -53,12 +53,12 @@ __device__ __forceinline__ void change_slices(const DeviceTeam &team, const Requ
   if (plan.edits) note_edited_tokens(team, r, plan);
   load.settle(logits, r.limit);
   if (!plan.edits && !masked) return;
-  __syncthreads();
+  sync_block();
   before_changes();
   if (masked) forbid(team, r, word);
-  __syncthreads();
+  sync_block();
   if (plan.edits && change_edited_tokens(team, r)) sh->unusual = 1;
-  __syncthreads();
+  sync_block();
 }
 
 }  // namespace nucleus

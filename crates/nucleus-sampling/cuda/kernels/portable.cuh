@@ -150,8 +150,8 @@ struct BlockTeam {
   __device__ __forceinline__ static u32 rank() { return threadIdx.x; }
   __device__ __forceinline__ static u32 size() { return THREADS; }
   __device__ __forceinline__ static bool leader() { return true; }
-  __device__ __forceinline__ static void sync() { __syncthreads(); }
-  __device__ __forceinline__ static void cluster_sync() { __syncthreads(); }
+  __device__ __forceinline__ static void sync() { sync_block(); }
+  __device__ __forceinline__ static void cluster_sync() { sync_block(); }
   __device__ __forceinline__ static bool merges() { return sh()->merges; }
 
   // The logit of a token of a row whose edits are merged; -inf: it is out. NaN where an edit made NaN or +inf.
@@ -245,11 +245,11 @@ struct BlockTeam {
     const u32 lane = threadIdx.x % 32;
 #pragma unroll
     for (u32 k = 0; k < N; ++k) v[k] = LARGEST >> k & 1 ? warp.most(v[k]) : warp.sum(v[k]);
-    __syncthreads();
+    sync_block();
 #pragma unroll
     for (u32 k = 0; k < N; ++k)
       if (lane == 0) sh()->part[threadIdx.x / 32][k] = v[k];
-    __syncthreads();
+    sync_block();
 #pragma unroll
     for (u32 k = 0; k < N; ++k) {
       const u64 other = lane < WARPS ? sh()->part[lane][k] : 0;
@@ -271,10 +271,10 @@ struct BlockTeam {
   }
 
   __device__ __forceinline__ void clear_bins() const {
-    __syncthreads();
+    sync_block();
     UNROLL_NOT
     for (u32 i = threadIdx.x; i < BINS; i += THREADS) sh()->bins[i] = 0;
-    __syncthreads();
+    sync_block();
   }
   __device__ __forceinline__ void add_bin(u32 bin, u64 weight) const {
     if (weight) add_by_halves(&sh()->bins[bin], weight);
@@ -282,7 +282,7 @@ struct BlockTeam {
   // As DeviceTeam's: descending, the first bin at which `base` plus the sum suffices.
   __device__ __noinline__ u32 find_bin(u32 count, u64 &base, const Until &until) const {
     constexpr u32 EACH = BINS / THREADS;
-    __syncthreads();
+    sync_block();
     u64 v[EACH], total = 0;
 #pragma unroll
     for (u32 k = 0; k < EACH; ++k) {
@@ -291,7 +291,7 @@ struct BlockTeam {
     }
     const u64 through = DeviceWarp{}.inclusive(total);
     if (threadIdx.x % 32 == 31) sh()->part[threadIdx.x / 32][0] = through;
-    __syncthreads();
+    sync_block();
     u64 before = base + through - total, found[2] = {0, 0};  // the first that suffices is the largest bin, and has least before it
     UNROLL_NOT
     for (u32 warp = 0; warp < threadIdx.x / 32; ++warp) before += sh()->part[warp][0];
@@ -311,16 +311,16 @@ struct BlockTeam {
   }
 
   __device__ __forceinline__ void begin_list() const {
-    __syncthreads();
+    sync_block();
     if (threadIdx.x == 0) sh()->listed = 0;
-    __syncthreads();
+    sync_block();
   }
   __device__ __forceinline__ void append(u64 place) const {
     const u32 at = atomicAdd(&sh()->listed, 1);
     if (at < PORTABLE_LISTED) sh()->list[at] = place;
   }
   __device__ __forceinline__ u32 end_list() const {
-    __syncthreads();
+    sync_block();
     return sh()->listed;
   }
   __device__ __noinline__ static void sort_list(u32 count) { sort_places<THREADS>(sh()->list, count); }
@@ -353,7 +353,7 @@ struct BlockTeam {
       const u64 sum = DeviceWarp{}.sum(of_lane(of));
       if (lane == 0) sh()->steps[of] = sum;
     }
-    __syncthreads();
+    sync_block();
     UNROLL_NOT
     for (; target - at >= sh()->steps[step]; ++step) at += sh()->steps[step];
     if (step % WARPS != warp) return;
@@ -367,15 +367,15 @@ struct BlockTeam {
     done((from + step * 32 + lane) * 4 + e, e == 0 ? q[0] : e == 1 ? q[1] : e == 2 ? q[2] : q[3]);
   }
   __device__ __forceinline__ void clear_masses() const {
-    __syncthreads();
+    sync_block();
     if (threadIdx.x < WARPS) sh()->masses[threadIdx.x] = 0;
-    __syncthreads();
+    sync_block();
   }
   // The sum of all that warps have added to `masses`, each to that of its part.
   __device__ __forceinline__ u64 sum_masses(u64 own) const {
     own = DeviceWarp{}.sum(own);
     if (threadIdx.x % 32 == 0) add_by_halves(&sh()->masses[threadIdx.x / 32], own);
-    __syncthreads();
+    sync_block();
     return DeviceWarp{}.sum(threadIdx.x % 32 < WARPS ? sh()->masses[threadIdx.x % 32] : 0);
   }
   // The token that is drawn of those that a machine has left, by its weights.
@@ -444,9 +444,9 @@ struct BlockTeam {
   }
   __device__ __forceinline__ void tell(u64 value) const { sh()->told = value; }
   __device__ __forceinline__ u64 told() const {
-    __syncthreads();
+    sync_block();
     const u64 value = sh()->told;
-    __syncthreads();
+    sync_block();
     return value;
   }
 };

@@ -22,13 +22,13 @@ __device__ __forceinline__ u32 fours_of_part(u32 limit, u32 parts) { return (lim
 __device__ __forceinline__ void take_part(u32 parts, u32 part) {
   const u32 fours = (sh()->request.limit + 3) / 4, each = fours_of_part(sh()->request.limit, parts), first = part * each < fours ? part * each : fours;
   const u32 end = first + each < fours ? first + each : fours;
-  __syncthreads();
+  sync_block();
   if (threadIdx.x == 0) {
     sh()->first = first;
     sh()->end = end;
   }
   for (u32 i = first / 8 + threadIdx.x; i < (end + 7) / 8; i += THREADS) portable_marks()[i % (MARKED_IDS / 32)] = 0;
-  __syncthreads();
+  sync_block();
 }
 
 // The request, by what the compiler knows to lie in shared memory.
@@ -49,7 +49,7 @@ __device__ __noinline__ void note_in_shared_memory(SlicePlan plan) {
   clear_edits(team, table);
   if (threadIdx.x == 0) sh()->table = table;
   if (!sh()->marked) {
-    __syncthreads();
+    sync_block();
     return;
   }
   const u32 len = r.row->history.len;
@@ -61,12 +61,12 @@ __device__ __noinline__ void note_in_shared_memory(SlicePlan plan) {
     for (u32 i = threadIdx.x; i < window; i += THREADS) sh()->tokens[i] = r.history[len - window + i];
     r.history = sh()->tokens - (len - window);
   }
-  __syncthreads();
+  sync_block();
   note_bias_and_bans(team, r, table);
   if (plan.occurrences) note_occurrences(team, r, table);
   if (plan.passages) note_passages(team, r, table);
   if (plan.ngrams) note_ngrams(team, r, table);
-  __syncthreads();
+  sync_block();
 }
 
 // Where a list of slots lies.
@@ -108,7 +108,7 @@ __device__ __noinline__ bool note_edits(const Workspace &workspace, u32 index, S
     for (u32 i = threadIdx.x; i < table.capacity; i += THREADS)
       if (table.slots[i].id < r.limit && BlockTeam::has(table.slots[i].id)) settle_edit(r, table.slots[i]);
   }
-  __syncthreads();
+  sync_block();
   return true;
 }
 
@@ -121,13 +121,13 @@ __device__ __noinline__ bool describe(const SamplingBatch &batch, u32 index, Sli
     request = batch.row[index].request;
   }
   share_description(sh(), batch, index, request);
-  __syncthreads();
+  sync_block();
   if (sh()->row.flags & NUCLEUS_ROW_PADDING) return false;
   if (each && sh()->row.request != request) {
     request = sh()->row.request;
-    __syncthreads();
+    sync_block();
     share_description(sh(), batch, index, request);
-    __syncthreads();
+    sync_block();
   }
   describe_slot(sh(), batch);
   plan = plan_of(*sh());
@@ -141,7 +141,7 @@ __device__ __noinline__ bool describe(const SamplingBatch &batch, u32 index, Sli
     sh()->edited = edited < ~0u ? static_cast<u32>(edited) : ~0u;
     sh()->apart = sh()->row.flags & NUCLEUS_ROW_ALLOWED;
   }
-  __syncthreads();
+  sync_block();
   return true;
 }
 
@@ -156,9 +156,9 @@ __device__ __forceinline__ Prepared prepare(const SamplingBatch &batch, const Wo
 
 // From here on edits are layers, each checked for itself.
 __device__ __forceinline__ void unmerge(const Workspace &workspace, u32 index, const SlicePlan &plan) {
-  __syncthreads();
+  sync_block();
   if (threadIdx.x == 0) sh()->merges = false;
-  __syncthreads();
+  sync_block();
   note_edits(workspace, index, plan);
 }
 
@@ -251,7 +251,7 @@ __device__ __noinline__ void find_raw_sums() {
     raw = raw_sums_of(value_of(largest), w);
   }
   if (threadIdx.x == 0) sh()->raw = raw;
-  __syncthreads();
+  sync_block();
 }
 
 // Four logits after all edits.
@@ -298,7 +298,7 @@ __device__ __forceinline__ void draw_token(const Weighing &w, float least, u64 t
 // The choice from the list, the beginning of a row of weight `total`, or all that counts. MANY: the cut lies beyond it.
 __device__ __noinline__ Fate choose_from_list(SlicePlan plan, u32 count, u64 total, SampledToken *out) {
   BlockTeam::sort_list(count);
-  __syncthreads();
+  sync_block();
   if (threadIdx.x < 32) {
     const Request &r = sh()->request;
     const EditTable none{nullptr, 0};
@@ -312,7 +312,7 @@ __device__ __noinline__ Fate choose_from_list(SlicePlan plan, u32 count, u64 tot
       sh()->fate = static_cast<u32>(beyond ? Fate::MANY : Fate::DECIDED);
     }
   }
-  __syncthreads();
+  sync_block();
   return static_cast<Fate>(sh()->fate);
 }
 
@@ -322,9 +322,9 @@ __device__ __noinline__ Fate choose_by_beginning(SlicePlan plan, u32 count, u64 
   if (count <= WORTH) return choose_from_list(plan, count, total, out);
   const u64 least = static_cast<u64>(key_of(tried)) << 32;
   u64 *const list = sh()->list, *const aside = sh()->aside;
-  __syncthreads();
+  sync_block();
   if (threadIdx.x == 0) sh()->listed = sh()->fate = 0;
-  __syncthreads();
+  sync_block();
   for (u32 i = threadIdx.x; i < count; i += THREADS) {
     const bool belongs = list[i] >= least;
     const u32 at = atomicAdd(belongs ? &sh()->listed : &sh()->fate, 1);
@@ -332,11 +332,11 @@ __device__ __noinline__ Fate choose_by_beginning(SlicePlan plan, u32 count, u64 
   }
   const u32 first = BlockTeam{}.end_list();
   for (u32 i = threadIdx.x; i < first; i += THREADS) list[i] = aside[i];
-  __syncthreads();
+  sync_block();
   if (choose_from_list(plan, first, total, out) == Fate::DECIDED) return Fate::DECIDED;
-  __syncthreads();
+  sync_block();
   for (u32 i = threadIdx.x; i < count; i += THREADS) list[i] = aside[i];
-  __syncthreads();
+  sync_block();
   return choose_from_list(plan, count, total, out);
 }
 
@@ -345,14 +345,14 @@ __device__ __noinline__ u32 kth_key(u32 key, u32 k, u32 largest) {
   static_assert(THREADS < 1u << 10, "three counts in a word");
   const u32 lane = threadIdx.x % 32;
   u32 found = 0;
-  __syncthreads();  // all have read what an earlier call told
+  sync_block();  // all have read what an earlier call told
 #pragma unroll 1
   for (u32 round = 0; round < KEY_ROUNDS; ++round) {
     const u32 bit = 1u << (30 - 2 * round);
     if ((found | bit) > largest) continue;
     const u32 ones = __ballot_sync(~0u, key >= (found | bit)), twos = __ballot_sync(~0u, key >= (found | 2 * bit)), threes = __ballot_sync(~0u, key >= (found | 3 * bit));
     if (lane == 0) sh()->reached[round][threadIdx.x / 32] = __popc(ones) | __popc(twos) << 10 | __popc(threes) << 20;
-    __syncthreads();
+    sync_block();
     const u32 all = __reduce_add_sync(~0u, lane < WARPS ? sh()->reached[round][lane] : 0);
     found |= bit * ((all >> 20) >= k ? 3 : (all >> 10 & 1023) >= k ? 2 : (all & 1023) >= k ? 1 : 0);
   }
@@ -425,7 +425,7 @@ __device__ __noinline__ void sample_row(const SamplingBatch &batch, const Worksp
   const Fate fate = bounded ? sample_first(plan, out) : Fate::MANY;
   if (fate == Fate::DECIDED) return;
   if (fate == Fate::STRANGE) unmerge(workspace, index, plan);
-  __syncthreads();
+  sync_block();
   if (sample_whole(unlisted, out)) return;
   unmerge(workspace, index, plan);
   sample_whole(unlisted, out);

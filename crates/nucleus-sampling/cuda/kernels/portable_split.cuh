@@ -72,7 +72,7 @@ __device__ __noinline__ void tell_edits(Part of) {
 __device__ __noinline__ void take_edits(Part of, u32 from, u32 count) {
   if (!count) {
     if (threadIdx.x == 0) sh()->marked = false;
-    __syncthreads();
+    sync_block();
     return;
   }
   EditTable table{sh()->edits, 16};
@@ -82,13 +82,13 @@ __device__ __noinline__ void take_edits(Part of, u32 from, u32 count) {
     sh()->table = table;
     sh()->marked = true;
   }
-  __syncthreads();
+  sync_block();
   for (u32 i = threadIdx.x; i < count; i += THREADS) {
     const Changed changed = of.row->changed[from + i];
     table.insert(changed.id)->bias = changed.logit;
     BlockTeam::mark(changed.id);
   }
-  __syncthreads();
+  sync_block();
 }
 
 // The first launch.
@@ -146,28 +146,28 @@ __device__ __noinline__ void sum_raw_parts(Part of) {
     raw = raw_sums_of(value_of(largest), w);
   }
   if (threadIdx.x == 0) sh()->raw = raw;
-  __syncthreads();
+  sync_block();
 }
 
 // Tells what the part has; true for the block that does so last.
 __device__ __noinline__ bool tell_part(Part of, bool weighed, bool listed) {
-  __syncthreads();
+  sync_block();
   if (weighed && threadIdx.x < WARPS) of.row->masses[of.part * WARPS + threadIdx.x] = sh()->masses[threadIdx.x];
   if (weighed && threadIdx.x == 0) atomicAdd(&of.row->kept, sh()->kept);
   if (listed) {
     const u32 count = sh()->listed;
     if (threadIdx.x == 0) sh()->fate = count ? atomicAdd(&of.row->listed, count) : 0;
-    __syncthreads();
+    sync_block();
     const u32 from = sh()->fate;
     for (u32 i = threadIdx.x; i < count && from + i < PORTABLE_LISTED; i += THREADS) of.row->list[from + i] = sh()->list[i];
   }
-  __syncthreads();
+  sync_block();
   if (threadIdx.x == 0) {
     __threadfence();
     sh()->fate = atomicAdd(&of.row->arrived, 1);
     __threadfence();
   }
-  __syncthreads();
+  sync_block();
   return sh()->fate + 1 == of.parts;
 }
 
@@ -183,9 +183,9 @@ __device__ __forceinline__ u64 sum_parts(Part of, u64 &own) {
 __device__ __noinline__ void draw_from_parts(Part of, u64 own, u64 total, float s, i32 max_n, float least, SampledToken *out) {
   u64 target = mulhi64(uniform_of(sh()->request), total);
   const u64 through = DeviceWarp{}.inclusive(own);
-  __syncthreads();
+  sync_block();
   if (threadIdx.x % 32 == 31) sh()->part[threadIdx.x / 32][0] = through;
-  __syncthreads();
+  sync_block();
   u64 before = through - own;
   UNROLL_NOT
   for (u32 warp = 0; warp < threadIdx.x / 32; ++warp) before += sh()->part[warp][0];
@@ -193,7 +193,7 @@ __device__ __noinline__ void draw_from_parts(Part of, u64 own, u64 total, float 
     sh()->told = target - before;
     sh()->fate = threadIdx.x;
   }
-  __syncthreads();
+  sync_block();
   target = sh()->told;
   of.part = sh()->fate / WARPS;
   const u32 warp = sh()->fate % WARPS;
@@ -216,7 +216,7 @@ __device__ __forceinline__ Fate choose_from_parts(Part of, const SlicePlan &plan
   if (threadIdx.x == 0) sh()->kept = kept;
   if (listed && count <= PORTABLE_LISTED) {
     for (u32 i = threadIdx.x; i < count; i += THREADS) sh()->list[i] = __ldcg(&of.row->list[i]);
-    __syncthreads();
+    sync_block();
     return plan.kind == SlicePlan::MASS ? choose_by_beginning(plan, count, total, search.tried, out) : choose_from_list(plan, count, 0, out);
   }
   if (!weighed || plan.kind == SlicePlan::MASS || kept < plan.k) return Fate::MANY;
@@ -232,7 +232,7 @@ __device__ __forceinline__ void sample_part(const SamplingBatch &batch, const Wo
   const SlicePlan plan = of.row->plan;
   if (split) {
     if (word) *description_word(sh(), &sh()->request) = described;
-    __syncthreads();
+    sync_block();
     if (threadIdx.x == 0) {
       sh()->request = own_request();
       sh()->raw = RawSums{};

@@ -29,7 +29,7 @@ __device__ __forceinline__ u32 taken_slots(const EditTable &table, u32 limit, u3
     if (lanes[i] >> lane & 1) list[base + __popc(lanes[i] & ((1u << lane) - 1))] = i * THREADS + threadIdx.x;
     base += __popc(lanes[i]);
   }
-  __syncthreads();
+  sync_block();
   const u32 taken = sh->found;
 #pragma unroll
   for (u32 i = 0; i < EACH; ++i) slots[i] = i * THREADS + threadIdx.x < taken ? list[i * THREADS + threadIdx.x] : 0;
@@ -64,9 +64,9 @@ __device__ __forceinline__ bool list_edits(const Request &r, const SlicePlan &pl
   clear_edits(team, table);
   u32 *in_part = sh->groups;
   for (u32 i = threadIdx.x; i < ROW_WARPS; i += THREADS) in_part[i] = 0;
-  __syncthreads();
+  sync_block();
   note_slice_edits(team, r, plan, table);
-  __syncthreads();
+  sync_block();
   if (sh->unusual) return false;
   Changed own[EACH];
   u32 at[EACH];  // its part, and its place in it
@@ -101,7 +101,7 @@ __device__ __forceinline__ bool list_edits(const Request &r, const SlicePlan &pl
     for (u32 i = 0; i < PARTS; ++i, before += has[i - 1]) in_part[threadIdx.x * PARTS + i] = edits[threadIdx.x * PARTS + i] = before << 16 | has[i];
     if (threadIdx.x == 31) sh->found = through;
   }
-  __syncthreads();
+  sync_block();
   count = sh->found;
   if (unusual || count > ROW_EDITS) return false;
 #pragma unroll
@@ -163,11 +163,11 @@ __device__ __forceinline__ void prepare_row(const SamplingBatch &batch, const Wh
   word.read(batch, index, request);
   word.write(sh);
   if (threadIdx.x == 0) sh->unusual = sh->found = 0;
-  __syncthreads();
+  sync_block();
   if (each && sh->row.request != request && !(sh->row.flags & NUCLEUS_ROW_PADDING)) {
     word.read(batch, index, sh->row.request);
     word.write(sh);
-    __syncthreads();
+    sync_block();
   }
   describe_slot(sh, batch);
   const SlicePlan plan = plan_of(*sh);

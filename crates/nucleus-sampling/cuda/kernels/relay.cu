@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(BLOCK_THREADS, 1) sample_by_relay(const __grid
   }
   forget_collected(&sh->rows[0], threadIdx.x, BLOCK_THREADS);
   forget_collected(&sh->rows[1], threadIdx.x, BLOCK_THREADS);
-  __syncthreads();
+  sync_block();
   wait_for_launch_before();
   let_next_launch_begin();
   if (threadIdx.x < TEAM_THREADS) {
@@ -57,7 +57,7 @@ __global__ void __launch_bounds__(BLOCK_THREADS, 1) sample_by_relay(const __grid
     return;
   }
   if (!last) return;
-  __syncthreads();
+  sync_block();
   if (sh->undecided) sample_rest<DTYPE>(batch, workspace);
 }
 

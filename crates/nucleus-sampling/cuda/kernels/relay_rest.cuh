@@ -38,7 +38,7 @@ static __device__ __noinline__ bool draw_above(u32 index, u32 largest) {
       [&](u32 cell, u64 word) {
         if (threadIdx.x % 32 == 0) room->cells[cell] = word;
       });
-  __syncthreads();
+  sync_block();
   return room->draw.template draw<DTYPE>(
       room->cells, row, threshold, w, uniform_of(r), [&](u32 kept) { return kept >= plan.k; },
       [&](u64 place, u32 kept, float logprob) {
@@ -54,25 +54,25 @@ static __device__ __noinline__ bool draw_above(u32 index, u32 largest) {
 template <u32 DTYPE>
 static __device__ __noinline__ void sample_rest(const SamplingBatch &batch, const Workspace &workspace) {
   Shared *const sh = shared_state();
-  __syncthreads();  // all know that there are such rows
+  sync_block();  // all know that there are such rows
   DeviceTeam{}.prepare_meetings();
   UNROLL_NOT
   for (u32 index = blockIdx.x; index < batch.rows; index += gridDim.x) {
-    __syncthreads();
+    sync_block();
     share_row(sh, batch, index, batch.row[index].flags & NUCLEUS_ROW_PADDING ? 0 : batch.row[index].request);
     share_batch(sh, batch);
     if (threadIdx.x == 0) {
       sh->verdict = *static_cast<const volatile u32 *>(&batch.out[index].status);
       sh->told_count = *static_cast<const volatile u32 *>(&batch.out[index].token_id);
     }
-    __syncthreads();
+    sync_block();
     const u32 status = sh->verdict, largest = sh->told_count;
     if (sh->row.flags & NUCLEUS_ROW_PADDING || status < MANY_KEPT) continue;
     describe_slot(sh, batch);
     if (status == MANY_KEPT && draw_above<DTYPE>(index, largest)) continue;
-    __syncthreads();
+    sync_block();
     if (threadIdx.x == 0) sh->found = sh->kept = 0;
-    __syncthreads();
+    sync_block();
     sample_unsliced(RowCall{index, 0, RawSums{}, true}, workspace, false);
   }
 }

@@ -106,7 +106,7 @@ __device__ __forceinline__ void note_slice_edits(const DeviceTeam &team, Request
     for (u32 i = threadIdx.x + AHEAD * THREADS; i < window; i += THREADS) team.sh->tokens[i] = r.history[len - window + i];
     r.history = team.sh->tokens - (len - window);
   }
-  __syncthreads();
+  sync_block();
   note_biases(team, r, table, [&](u32 i) { return i == threadIdx.x ? own : biases[i]; });
   each_ban(team, r, [&](u32 id) { if (table.covers(id)) raise_bits(&table.insert(id)->flags, BANNED); });
   if (plan.occurrences) note_occurrences(team, r, table);

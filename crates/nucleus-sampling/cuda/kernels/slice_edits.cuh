@@ -90,7 +90,7 @@ __device__ __forceinline__ void note_edited_tokens(const DeviceTeam &team, Reque
     held = held_window(sh);
   } else {  // there should be none
     table->clear();
-    __syncthreads();
+    sync_block();
   }
   if (held) r.history = sh->tokens - (len - held);
   // A slot by every lane, of an id that the block may have; lanes come together after each step.
@@ -235,17 +235,17 @@ __device__ __forceinline__ void forbid(const DeviceTeam &team, const Request &r,
   if (r.mask) put_out(team, word, [&](u32 i) { return mask_word(team, r, i); });
   if (!(r.row->flags & NUCLEUS_ROW_ALLOWED)) return;
   u32 *const bits = team.sh->tokens;
-  __syncthreads();
+  sync_block();
   UNROLL_NOT
   for (u32 i = threadIdx.x; i < (team.held + 31) / 32; i += THREADS) bits[i] = 0;
-  __syncthreads();
+  sync_block();
   const u32 *const ids = r.words(r.row->allowed);
   UNROLL_NOT
   for (u32 i = threadIdx.x; i < r.row->allowed.len; i += THREADS) {
     const u32 at = ids[i] - team.first;
     if (at < team.held) atomicOr(&bits[at / 32], 1u << at % 32);
   }
-  __syncthreads();
+  sync_block();
   const auto word_at = [=](u32 i) { return bits[i < (team.held + 31) / 32 ? i : 0]; };
   put_out(team, word_at(threadIdx.x / 32 * MASK_WORDS + threadIdx.x % MASK_WORDS), word_at);
 }

@@ -8,7 +8,7 @@ namespace nucleus {
 // All of them, and how they wait for each other.
 struct WholeBlock {
   __device__ __forceinline__ static u32 thread() { return threadIdx.x; }
-  __device__ __forceinline__ static void sync() { __syncthreads(); }
+  __device__ __forceinline__ static void sync() { sync_block(); }
 };
 
 // N threads, whole warps, as a team of one.

@@ -10,13 +10,13 @@ namespace nucleus::spread {
 
 // A row that few tokens do not decide, on the exact path, by all blocks of its cluster. The row's state is lost.
 static __device__ __noinline__ void sample_undecided(const SamplingBatch &batch, const Workspace &workspace, u32 index) {
-  __syncthreads();
+  sync_block();
   if (threadIdx.x == 0) end_barriers(row_state());
   if (threadIdx.x >= THREADS) return;
   Shared *const sh = shared_state();
   share_row(sh, batch, index, batch.row[index].request);
   share_batch(sh, batch);
-  __syncthreads();
+  sync_block();
   describe_slot(sh, batch);
   DeviceTeam{}.prepare_meetings();
   DeviceTeam{}.cluster_sync();
@@ -36,7 +36,7 @@ __global__ void __launch_bounds__(BLOCK_THREADS, 1) sample_spread(const __grid_c
   if (decided) {
     u32 way = LEFT;
     if (team.block == 0) {
-      __syncthreads();  // the helping threads have written what is needed now
+      sync_block();  // the helping threads have written what is needed now
       const FinishPlan known(sh);
       const bool tell = last || keeps_many_above(known.chain.plan, sh->program);
       wait_for_copy(&sh->arrived, 0);

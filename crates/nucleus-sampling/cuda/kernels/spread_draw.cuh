@@ -44,7 +44,7 @@ struct ManyAbove : Sender<DTYPE, BLOCKS> {
     const u32 of_warp = __reduce_max_sync(~0u, key_or_none(own));
     if (threadIdx.x == 0) arrive_expecting(&sh->told, 4 * BLOCKS);
     if (lane == 0) sh->maxima[warp] = of_warp;
-    __syncthreads();
+    sync_block();
     if (warp == 0) {
       const u32 of_block = __reduce_max_sync(~0u, lane < BLOCK_WARPS ? sh->maxima[lane] : 0);
       if (lane < BLOCKS) send_word(address_in(shared_address(&sh->reach[block]), lane), of_block, address_in(shared_address(&sh->told), lane));

@@ -88,7 +88,7 @@ static __device__ __noinline__ void draw_from_list(const SamplingBatch &batch, u
   const SlicePlan &plan = sh->plan;
   const DrawAbove asked{sh->scale, plan.temperature, sh->program.ops[plan.op].arg, plan.k, sh->uniform};
   const auto write = [&](u64 place, u32 kept, float logprob) { write_choice(sh->out, sh->row.flags, batch, index, place, kept, logprob); };
-  if (sh->list_draw.draw(sh->places, count, asked, threadIdx.x, [] { __syncthreads(); }, write)) return;
+  if (sh->list_draw.draw(sh->places, count, asked, threadIdx.x, [] { sync_block(); }, write)) return;
   sort_many(count);
   if (threadIdx.x < 32) choose_by_list(batch, index, sh->places, count);
 }
@@ -112,7 +112,7 @@ __device__ __forceinline__ void finish_row(RowState *sh, const SamplingBatch &ba
     sort_many(count);
     count = known.chain.most;
     if (threadIdx.x >= count && threadIdx.x < ORDERED_MOST) sh->places[threadIdx.x] = 0;
-    __syncthreads();
+    sync_block();
   }
   if (known.common && count <= ORDERED_MOST) {
     if (threadIdx.x >= CHAIN_WARPS * 32) {

@@ -235,13 +235,13 @@ struct Block : Sender<DTYPE, BLOCKS> {
     const DeviceTeam team;
     const Block own(batch, team, sh);
     u32 passage_limit = ~0u;
-    __syncthreads();
+    sync_block();
     if (sh->bounded) {
       const u32 end = own.limit();
       note_bans(sh, own.request(), [&](u32 id) { own.mark(id, end); });
       if (sh->plan.passages && sh->row.breakers.len) passage_limit = nucleus::passage_limit(SoloTeam<BLOCK_THREADS>{sh->maxima}, with_window(sh, own.request()));
     }
-    __syncthreads();
+    sync_block();
     return passage_limit;
   }
 
@@ -331,7 +331,7 @@ struct Block : Sender<DTYPE, BLOCKS> {
     if (!sh->bounded) return false;
     u32 unsent = 0;
     if (!D::ONE_FIRST && !held) {
-      __syncthreads();
+      sync_block();
       if (sh->hit <= HITS_MOST) sent = send_hits(least_of(sh->threshold));
       else if (warp == 0) unsent = LISTED + 1;
     }
@@ -341,7 +341,7 @@ struct Block : Sender<DTYPE, BLOCKS> {
       sent = send_several(pieces, least_of(sh->threshold));
     }
     if (sh->plan.edits) {
-      __syncthreads();
+      sync_block();
       sent += send_changed(value_or_none(sh->threshold), strange);
     }
     if (__any_sync(~0u, strange)) unsent += STRANGE;

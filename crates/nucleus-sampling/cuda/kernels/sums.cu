@@ -39,15 +39,15 @@ __global__ void __launch_bounds__(THREADS, 2) sum_rows(const __grid_constant__ S
   for (u32 index = first, use = 0; index < batch.rows; index += step, ++use) {
     const char *const logits = row_of(batch, index);
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");  // other warps wrote to this part
-    __syncthreads();  // what the row before has left is read by its own block alone
+    sync_block();  // what the row before has left is read by its own block alone
     if (threadIdx.x % 32 == 0) load.start(logits);
     if (may_edit(batch)) EditedTokens::of(sh)->clear();
     word.write(sh);
     if (threadIdx.x == 0) sh->unusual = 0;
-    __syncthreads();
+    sync_block();
     if (each && sh->row.request != index && !(sh->row.flags & NUCLEUS_ROW_PADDING)) {
       share_description(sh, batch, index, sh->row.request);
-      __syncthreads();
+      sync_block();
     }
     describe_slot(sh, batch);
     if (may_edit(batch)) ask_for_window(0);
@@ -69,12 +69,12 @@ __global__ void __launch_bounds__(THREADS, 2) sum_rows(const __grid_constant__ S
     Fate fate = Fate::MANY;
     if (served) {
       if (plan.edits || sh->row.mask >= 0 || flags & NUCLEUS_ROW_ALLOWED) {
-        __syncthreads();
+        sync_block();
         change_held(call, plan);
       } else {
         load.settle(logits, sh->config.vocab_size < batch.row_len ? sh->config.vocab_size : batch.row_len);
       }
-      __syncthreads();
+      sync_block();
       fate = follow_sums(team, call);
     }
     if (fate != Fate::DECIDED && team.rank() == 0) call.out()->status = PENDING;

@@ -59,9 +59,9 @@ __device__ __forceinline__ u64 next_place(TopShared &sh, const void *row, u32 li
     most = place < before && place > most ? place : most;
   });
   most = DeviceWarp{}.most(most);
-  __syncthreads();
+  sync_block();
   if (threadIdx.x % 32 == 0) sh.best[threadIdx.x / 32] = most;
-  __syncthreads();
+  sync_block();
   for (u32 warp = 0; warp < WARPS; ++warp) most = sh.best[warp] > most ? sh.best[warp] : most;
   return most;
 }
@@ -94,8 +94,8 @@ struct OneBlock : RowBlocks {
   __device__ __forceinline__ Share share() const { return Share{threadIdx.x, THREADS}; }
   __device__ __forceinline__ TopShared *of_leader(TopShared *sh) const { return sh; }
   __device__ __forceinline__ void cluster_arrive() const {}
-  __device__ __forceinline__ void cluster_wait() const { __syncthreads(); }
-  __device__ __forceinline__ void cluster_sync() const { __syncthreads(); }
+  __device__ __forceinline__ void cluster_wait() const { sync_block(); }
+  __device__ __forceinline__ void cluster_sync() const { sync_block(); }
 };
 __device__ __forceinline__ void publish_groups(const OneBlock &, u32 *groups, u32 own) { groups[threadIdx.x] = own; }
 
@@ -140,7 +140,7 @@ __device__ __forceinline__ void tell_top_of_row(const SamplingBatch &batch, u32 
   team.cluster_sync();
   const u32 key = sh.groups[threadIdx.x], in_warp = __reduce_max_sync(~0u, key);
   if (threadIdx.x % 32 == 0) sh.maxima[threadIdx.x / 32] = in_warp;
-  __syncthreads();
+  sync_block();
   const u32 largest = __reduce_max_sync(~0u, sh.maxima[threadIdx.x % WARPS]);
   Weighing w;
   SamplingLogprob *to = top + static_cast<u64>(index) * count;
@@ -158,7 +158,7 @@ __device__ __forceinline__ void tell_top_of_row(const SamplingBatch &batch, u32 
       if (!place) break;
       if (threadIdx.x == 0) sh.places[listed] = place;
     }
-    __syncthreads();
+    sync_block();
   } else {
     sort_places<THREADS>(sh.places, listed);
   }

@@ -40,7 +40,7 @@ __global__ void __launch_bounds__(THREADS, 1) top_processed_rows(const __grid_co
     if (may_edit(batch)) ask_for_window(0);
     await_window();
     load.wait(use++);
-    __syncthreads();
+    sync_block();
     const char *logits = row_of(batch, index);
     const RowCall row{index, slice_room, RawSums{}};
     const TopCall own{call.top + static_cast<u64>(index) * call.count, call.count};
