@@ -286,9 +286,7 @@ __device__ __forceinline__ Fate follow_sums(const DeviceTeam &team, const RowCal
       }
     }
     const u32 meeting = team.tell_reduced(largest, own);
-#ifdef NUCLEUS_RACECHECK
-    sync_block();  // the tool does not see that what a warp has told depends on what it had read
-#endif
+    end_reads_for_racecheck();
     if (threadIdx.x < 32) {
       team.gather_reduced(largest, meeting, own);
       if (threadIdx.x == 0) advance_sums(own[0], own[1]);

@@ -55,6 +55,7 @@ __device__ __forceinline__ void change_slices(const DeviceTeam &team, const Requ
   if (!plan.edits && !masked) return;
   sync_block();
   before_changes();
+  end_reads_for_racecheck();
   if (masked) forbid(team, r, word);
   sync_block();
   if (plan.edits && change_edited_tokens(team, r)) sh->unusual = 1;

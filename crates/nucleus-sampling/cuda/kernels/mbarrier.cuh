@@ -65,14 +65,21 @@ __device__ __forceinline__ bool is_over(const u64 *mbarrier, u32 parity) {
                : "memory");
   return over;
 }
-// Where all threads of a block meet. synccheck of compute-sanitizer allows __syncthreads to no warps that have come to it by different calls (control.cuh): built for it they
-// meet at the same barrier in the form that does not ask a warp's threads to be together.
+// Where all threads of a block meet. synccheck of compute-sanitizer allows __syncthreads to no warps that have come to it by different calls (control.cuh), or after branches of
+// some of their threads: built for it they meet at the same barrier in the form that does not ask a warp's threads to be together.
 __device__ __forceinline__ void sync_block() {
 #ifdef NUCLEUS_RACECHECK
   __syncwarp();
   asm volatile("barrier.sync 0;" ::: "memory");
 #else
   __syncthreads();
+#endif
+}
+// Behind words that warps have told each other by stores that a barrier counts: racecheck does not see that what a warp tells depends on what it has read before, so that others
+// may write there. Built for it they meet.
+__device__ __forceinline__ void end_reads_for_racecheck() {
+#ifdef NUCLEUS_RACECHECK
+  sync_block();
 #endif
 }
 // Arrives, and waits until all have. racecheck and synccheck lose sight of who has met at a barrier that has a number, and do not allow
