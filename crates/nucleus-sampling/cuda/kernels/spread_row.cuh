@@ -335,12 +335,18 @@ struct Block : Sender<DTYPE, BLOCKS> {
       if (sh->hit <= HITS_MOST) sent = send_hits(least_of(sh->threshold));
       else if (warp == 0) unsent = LISTED + 1;
     }
-    if (sh->plan.edits && helper < MARKERS) list_risers(value_or_none(sh->threshold), least_of(sh->threshold), early);
-    if (D::ONE_FIRST && !reads()) {
-      meet<LOOKED_AT, BLOCK_THREADS>();
-      sent = send_several(pieces, least_of(sh->threshold));
+    const auto list_raised = [&] {
+      if (helper < MARKERS) list_risers(value_or_none(sh->threshold), least_of(sh->threshold), early);
+    };
+    if constexpr (D::ONE_FIRST) {
+      if (sh->plan.edits) list_raised();
+      if (!reads()) {
+        meet<LOOKED_AT, BLOCK_THREADS>();
+        sent = send_several(pieces, least_of(sh->threshold));
+      }
     }
     if (sh->plan.edits) {
+      if constexpr (!D::ONE_FIRST) list_raised();
       sync_block();
       sent += send_changed(value_or_none(sh->threshold), strange);
     }
