@@ -221,8 +221,19 @@ struct DeviceTeam {
   // Not the form that asks whole warps to come together: the compiler may have one lane take another way to it.
   // Orders nothing: for barriers behind which nobody reads what others have stored.
   __device__ __forceinline__ void cluster_arrive_alone() const { asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory"); }
-  __device__ __forceinline__ void cluster_arrive() const { asm volatile("barrier.cluster.arrive.release;" ::: "memory"); }
-  __device__ __forceinline__ void cluster_wait() const { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
+  // synccheck wants a warp's threads together where the warp waits.
+  __device__ __forceinline__ void cluster_arrive() const {
+#ifdef NUCLEUS_RACECHECK
+    __syncwarp();
+#endif
+    asm volatile("barrier.cluster.arrive.release;" ::: "memory");
+  }
+  __device__ __forceinline__ void cluster_wait() const {
+#ifdef NUCLEUS_RACECHECK
+    __syncwarp();
+#endif
+    asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
+  }
   __device__ __forceinline__ void cluster_sync() const {
     cluster_arrive();
     cluster_wait();

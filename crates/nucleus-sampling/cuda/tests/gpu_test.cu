@@ -3,7 +3,7 @@
 // rows without peaks, and rows that are drawn from as a whole.
 // Usage: gpu_test CORPUS [BATCHES [PART [ROUNDS [STREAMS]]]]
 //   BATCHES: `111`, those of vocabularies up to that; `32000-32000/2`, two of those between, spread over all
-//   PART: `all`; `flat`, `drawn`, or `drawn` with a type, a vocabulary and rows such as `drawn,0,3001,20`, which take no batch of the corpus; for tools that are
+//   PART: `all`; `flat`, `drawn`, or these with a type, a vocabulary and rows such as `drawn,0,3001,20`, which take no batch of the corpus; for tools that are
 //     slow, and to be repeated, `processed` with a cluster and flags such as `processed,2,0`, `top`, `single`, `late` or `crowds`, also with a number of rows such as
 //     `late,72`, `top` with flags, too (`top,20,8192`), `portable`, or a cluster and flags such as `0,8`, copies of each batch, and how many rows of them: `0,52,3`,
 //     `0,4,1,1`
@@ -366,7 +366,7 @@ int main(int argc, char **argv) {
   const char *part = argc > 3 && std::strcmp(argv[3], "all") ? argv[3] : nullptr;
   const uint32_t rounds = argc > 4 ? std::atoi(argv[4]) : 1, streams = argc > 5 ? std::atoi(argv[5]) : part && std::strcmp(part, "flat") ? 1 : 8;
   std::setvbuf(stdout, nullptr, _IOLBF, 0);
-  const bool flat = !part || !std::strcmp(part, "flat"), drawn = !part || !std::strncmp(part, "drawn", 5), corpus = !part || !(flat || drawn);
+  const bool flat = !part || !std::strncmp(part, "flat", 4), drawn = !part || !std::strncmp(part, "drawn", 5), corpus = !part || !(flat || drawn);
   share_device_memory = streams > 1;
   std::atomic<uint32_t> flat_results{0};
   uint32_t drawn_results = 0;
@@ -384,8 +384,12 @@ int main(int argc, char **argv) {
       }
     }
     if (!flat) return;
-    uint32_t flat_of_thread = 0, differ = 0;
-    for (uint32_t round = 0; round < rounds; ++round) check_all_flat(thread, streams, stream, flat_of_thread, differ);
+    uint32_t type, vocab, count, flat_of_thread = 0, differ = 0;
+    const bool one = part && std::sscanf(part, "flat,%u,%u,%u", &type, &vocab, &count) == 3;
+    for (uint32_t round = 0; round < rounds; ++round) {
+      if (one) check_flat(FlatRows(type, count, vocab, 1.0f, 0.0f), stream, flat_of_thread, differ);
+      else check_all_flat(thread, streams, stream, flat_of_thread, differ);
+    }
     flat_results += flat_of_thread;
     failures += differ;
   };

@@ -18,7 +18,7 @@ reached() { grep -ah "^launched" "$@" | sed -E 's/launched +[0-9]+ times: (void 
 # unreached NAMES: the kernels of the sources that are not among them.
 unreached() {
   local kernel
-  for kernel in $(cat "$cuda"/kernels/*.cu | sed -nE 's/.*__global__ void (__launch_bounds__\([^)]*\) )?([a-z_]+)\(.*/\2/p'); do
+  for kernel in $(cat "$cuda"/kernels/*.cu | sed -nE 's/.*__global__ void (__launch_bounds__\(.*\) )?([a-z_]+)\(.*/\2/p'); do
     [[ " $1" =~ [\ :]$kernel[\ \<] ]] || echo "$kernel was not reached"
   done
 }

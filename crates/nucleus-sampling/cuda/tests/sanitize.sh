@@ -77,6 +77,8 @@ for tool in $tools; do
   [[ $tool == racecheck ]] && continue
   for part in 0,4,9,25 0,4,9,35 0,4,9,60 0,52,1,2; do start "$tool" 32000-32000/3 "$part"; done # spread: clusters of 4, 3 and 2, and its exact path
   start "$tool" 5-5/2 0,52,9,140                                                                # the exact path of relay
+  start "$tool" 0-0 flat,0,8187,140                                                             # and what draws from the rest of min_p's
+  for type in 0 1 2; do start "$tool" 0-0 "flat,$type,32003,5"; done                            # spread: rows that keep many tokens, or as many as a list holds
   [[ $tool == synccheck ]] && continue
   for part in late,20 crowds,72; do # what is written late, and crowds: every way that a caller's words choose
     start "$tool" 5-5/1 "$part"
