@@ -202,9 +202,7 @@ static cudaError_t launch(const SamplingBatch &batch, bool pending, cudaStream_t
   if (turns <= shape.teams && chosen.way.kind != Way::AGAIN) share(batch, chosen.way, false, shape, grid.bytes);
   division = Division{shape.blocks, shape.room, 1};
   cudaLaunchAttribute attributes[2];
-  cudaLaunchConfig_t config = grid.config(attributes, stream);
-  attributes[1] = begins_early();
-  config.numAttrs = 2;
+  const cudaLaunchConfig_t config = grid.config(attributes, stream, true);
   return cudaLaunchKernelEx(&config, kernels.of[chosen.way.kind], batch, shape, pending);
 }
 

@@ -26,17 +26,19 @@ struct Shape {
     const size_t slice = slices * room * sizeof(float);
     bytes = SHARED_BYTES + (slice > SPARE_BYTES ? slice : SPARE_BYTES);
   }
-  cudaLaunchConfig_t config(cudaLaunchAttribute *attributes, cudaStream_t stream) const {
+  // `attributes`: room for those of the launch. `early`: it may begin while the one before it ends.
+  cudaLaunchConfig_t config(cudaLaunchAttribute (&attributes)[2], cudaStream_t stream, bool early) const {
     attributes[0].id = cudaLaunchAttributeClusterDimension;
     attributes[0].val.clusterDim.x = blocks;
     attributes[0].val.clusterDim.y = attributes[0].val.clusterDim.z = 1;
+    attributes[1] = begins_early();
     cudaLaunchConfig_t launch = {};
     launch.gridDim = dim3(clusters * blocks);
     launch.blockDim = dim3(threads);
     launch.dynamicSmemBytes = bytes;
     launch.stream = stream;
     launch.attrs = attributes;
-    launch.numAttrs = 1;
+    launch.numAttrs = early ? 2 : 1;
     return launch;
   }
   // As many clusters as are resident at a time, but no more than rows.
@@ -56,9 +58,9 @@ struct Shape {
     if (error != cudaSuccess) return error;
     Known &slot = known[(device + 7 * blocks + bytes / 1024 + reinterpret_cast<uintptr_t>(kernel) / 16) % KNOWN];
     if (!slot.resident || slot.kernel != kernel || slot.device != device || slot.blocks != blocks || slot.bytes != bytes) {
-      cudaLaunchAttribute attribute;
+      cudaLaunchAttribute attributes[2];
       clusters = 1;
-      const cudaLaunchConfig_t launch = config(&attribute, nullptr);
+      const cudaLaunchConfig_t launch = config(attributes, nullptr, false);
       int resident = 0;
       error = cudaOccupancyMaxActiveClusters(&resident, kernel, &launch);
       if (error != cudaSuccess) return error;

@@ -91,9 +91,7 @@ struct Launcher {
     // No more than share out the rows as evenly: they would share multiprocessors.
     if (follows) shape.clusters = share_evenly(batch.rows, shape.clusters);
     cudaLaunchAttribute attributes[2];
-    cudaLaunchConfig_t config = shape.config(attributes, stream);
-    attributes[1] = begins_early();
-    config.numAttrs = follows || batch.rows <= FIRST_EARLY_MOST ? 2 : 1;
+    const cudaLaunchConfig_t config = shape.config(attributes, stream, follows || batch.rows <= FIRST_EARLY_MOST);
     const Whole whole(workspace + layout.whole, batch.rows);
     return cudaLaunchKernelEx(&config, sample_rows, batch, edit_tables(), whole, division, shape.room, follows);
   }

@@ -93,9 +93,7 @@ cudaError_t launch_sums(const SamplingBatch &batch, cudaStream_t stream) {
   const u32 least = (batch.rows + CLUSTER_ROWS - 1) / CLUSTER_ROWS;
   if (batch.flags & NUCLEUS_BATCH_MANY_ROWS || shape.clusters < least) shape.clusters = least;
   cudaLaunchAttribute attributes[2];
-  cudaLaunchConfig_t config = shape.config(attributes, stream);
-  attributes[1] = begins_early();
-  config.numAttrs = batch.rows <= FIRST_EARLY_MOST ? 2 : 1;
+  const cudaLaunchConfig_t config = shape.config(attributes, stream, batch.rows <= FIRST_EARLY_MOST);
   return cudaLaunchKernelEx(&config, sum_rows, batch, shape.room);
 }
 

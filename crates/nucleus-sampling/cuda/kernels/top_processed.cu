@@ -64,8 +64,8 @@ cudaError_t launch_tops(const SamplingBatch &batch, const Workspace &workspace, 
   Shape shape;
   if (error == cudaSuccess) error = shape.fit(batch, reinterpret_cast<const void *>(top_processed_rows));
   if (error != cudaSuccess) return error;
-  cudaLaunchAttribute attribute;
-  const cudaLaunchConfig_t config = shape.config(&attribute, stream);
+  cudaLaunchAttribute attributes[2];
+  const cudaLaunchConfig_t config = shape.config(attributes, stream, false);
   return cudaLaunchKernelEx(&config, top_processed_rows, batch, workspace, call, shape.room);
 }
 

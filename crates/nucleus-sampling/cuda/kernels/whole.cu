@@ -110,9 +110,7 @@ cudaError_t launch_whole(const SamplingBatch &batch, char *space, bool pending, 
   if (!plans) error = launch_a_block_each(batch.rows, THREADS, PREPARE_BYTES, pending, stream, prepare_rows, batch, whole, division, pending);
   if (error != cudaSuccess) return error;
   cudaLaunchAttribute attributes[2];
-  cudaLaunchConfig_t config = shape.config(attributes, stream);
-  attributes[1] = begins_early();
-  config.numAttrs = !plans || pending ? 2 : 1;
+  const cudaLaunchConfig_t config = shape.config(attributes, stream, !plans || pending);
   error = cudaLaunchKernelEx(&config, kernel, batch, whole, division, plans, pending);
   if (error != cudaSuccess) return error;
   const size_t part = Part::span_of(division.room) * sizeof(float), room = cut_room_bytes<CHOOSE_THREADS>(batch.row_len);
