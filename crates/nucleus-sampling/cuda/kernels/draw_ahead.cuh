@@ -8,17 +8,6 @@
 
 namespace nucleus::draw {
 
-// A warp arrives by one lane. racecheck does not see that the others were there before: built for it they arrive, too.
-#ifdef NUCLEUS_RACECHECK
-constexpr u32 ARRIVING = 32;
-#else
-constexpr u32 ARRIVING = 1;
-#endif
-__device__ __forceinline__ void arrive_together(u64 *mbarrier) {
-  __syncwarp();
-  if (threadIdx.x % 32 < ARRIVING) arrive(mbarrier);
-}
-
 // A warp that looks at its part of every stage.
 template <u32 DTYPE, bool MASKS>
 struct Looker {
@@ -46,8 +35,8 @@ struct Looker {
   __device__ __forceinline__ void prepare() const {
     meeting.prepare();
     if (threadIdx.x % 32) return;
-    init_barrier(&state->ordered, LOOKERS * ARRIVING);
-    init_barrier(&state->taken, WARPS * ARRIVING);
+    init_barrier(&state->ordered, LOOKERS * ARRIVING_LANES);
+    init_barrier(&state->taken, WARPS * ARRIVING_LANES);
   }
   __device__ __forceinline__ u32 part_of(u32 stage) const { return stage + 1 == stages ? last_part : PART; }
   __device__ __forceinline__ u32 place_of(u32 stage) const { return stage * STAGE + own * part_of(stage); }  // in the slice
@@ -236,7 +225,7 @@ struct Looker {
       state->lowest[at][own] = fuses ? seen.lowest : -infinity();
       state->there[at][own] = seen.count;
     }
-    arrive_together(&state->ordered);
+    arrive_as_warp(&state->ordered);
     orders += 1;
   }
   // From the row's logits to the orders for it.
@@ -294,7 +283,7 @@ struct AheadDrawer : Drawer<DTYPE, false> {
 
   // Lets the lookers give the next order but one.
   __device__ __forceinline__ void take() {
-    arrive_together(&state->taken);
+    arrive_as_warp(&state->taken);
     orders += 1;
   }
   // By the orders for a row.

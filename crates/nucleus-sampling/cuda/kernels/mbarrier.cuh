@@ -75,6 +75,22 @@ __device__ __forceinline__ void sync_block() {
   __syncthreads();
 #endif
 }
+// For racecheck and synccheck lanes come together before a barrier that their warp need not come to together.
+__device__ __forceinline__ void meet_for_tools() {
+#ifdef NUCLEUS_RACECHECK
+  __syncwarp();
+#endif
+}
+// A warp arrives by one lane, once its lanes have met. racecheck does not carry on what the others have done by then: built for it they arrive, too.
+#ifdef NUCLEUS_RACECHECK
+constexpr u32 ARRIVING_LANES = 32;
+#else
+constexpr u32 ARRIVING_LANES = 1;
+#endif
+__device__ __forceinline__ void arrive_as_warp(u64 *mbarrier) {
+  __syncwarp();
+  if (threadIdx.x % 32 < ARRIVING_LANES) arrive(mbarrier);
+}
 // Behind words that warps have told each other by stores that a barrier counts: racecheck does not see that what a warp tells depends on what it has read before, so that others
 // may write there. Built for it they meet.
 __device__ __forceinline__ void end_reads_for_racecheck() {

@@ -16,18 +16,18 @@ __global__ void __launch_bounds__(BLOCK_THREADS, 1) sample_by_relay(const __grid
     static_assert(STAGES <= 32);
     if (lane < STAGES) {
       init_barrier(&sh->arrived[lane], 1);
-      init_barrier(&sh->empty[lane], TEAM_WARPS / HALVES * LEAVING_LANES);
+      init_barrier(&sh->empty[lane], TEAM_WARPS / HALVES * ARRIVING_LANES);
     }
     if (lane < 2) {
-      init_barrier(&sh->told[lane], LEAVING_LANES);
+      init_barrier(&sh->told[lane], ARRIVING_LANES);
       init_barrier(&sh->ready[lane], TELLING_THREADS);
-      init_barrier(&sh->known[lane], DESCRIBING_THREADS / 32 * LEAVING_LANES);
-      init_barrier(&sh->read[lane], TEAM_WARPS * LEAVING_LANES);
-      init_barrier(&sh->finished[lane], TEAM_WARPS * LEAVING_LANES);
-      init_barrier(&sh->followed_to_end[lane], LEAVING_LANES);
+      init_barrier(&sh->known[lane], DESCRIBING_THREADS / 32 * ARRIVING_LANES);
+      init_barrier(&sh->read[lane], TEAM_WARPS * ARRIVING_LANES);
+      init_barrier(&sh->finished[lane], TEAM_WARPS * ARRIVING_LANES);
+      init_barrier(&sh->followed_to_end[lane], ARRIVING_LANES);
     }
     if (lane == 0) {
-      init_barrier(&sh->begun, (DESCRIBING_THREADS / 32 - 1) * LEAVING_LANES);
+      init_barrier(&sh->begun, (DESCRIBING_THREADS / 32 - 1) * ARRIVING_LANES);
       init_barrier(&sh->brought, 1);
 #ifdef NUCLEUS_RACECHECK
       init_barrier(&sh->met[Reading::NUMBER], TEAM_THREADS);

@@ -32,12 +32,11 @@ constexpr u32 SPEAKERS = 64;  // slots of a warp in which lanes with equal ids m
 constexpr u32 MARKS = 16384;  // bits that ids which may be edited share
 static_assert((MARKS & (MARKS - 1)) == 0);
 
-// Lanes of a warp that say it has read something, and threads of a team that say it has written: one, after they have met. racecheck of compute-sanitizer
-// does not carry on what the others have done by then, so for it everyone says so.
+// Threads of a team that say it has written something: one, after they have met; for racecheck everyone, as lanes of a warp do (ARRIVING_LANES).
 #ifdef NUCLEUS_RACECHECK
-constexpr u32 LEAVING_LANES = 32, TELLING_THREADS = DESCRIBING_THREADS;
+constexpr u32 TELLING_THREADS = DESCRIBING_THREADS;
 #else
-constexpr u32 LEAVING_LANES = 1, TELLING_THREADS = 1;
+constexpr u32 TELLING_THREADS = 1;
 #endif
 
 // A word that other warps may write or read at the same time, in one piece. racecheck takes nothing but atomic operations for that.
@@ -60,13 +59,6 @@ __device__ __forceinline__ void share_now(T *to, T value) {
 #endif
 }
 
-// For racecheck teams meet by an mbarrier (meet_at), and lanes before they arrive at another barrier.
-__device__ __forceinline__ void meet_for_racecheck() {
-#ifdef NUCLEUS_RACECHECK
-  __syncwarp();
-#endif
-}
-
 // One of the teams: its threads begin at FIRST, and it has a barrier of its own.
 template <u32 BARRIER, u32 FIRST, u32 THREADS_OF_IT = TEAM_THREADS>
 struct Team {
@@ -77,7 +69,7 @@ struct Team {
   __device__ __forceinline__ static void sync();
   __device__ __forceinline__ static u32 count(bool is) {
     u32 many;
-    meet_for_racecheck();
+    meet_for_tools();
     asm volatile("{\n.reg .pred p;\nsetp.ne.u32 p, %1, 0;\nbarrier.red.popc.u32 %0, %2, %3, p;\n}"
                  : "=r"(many)
                  : "r"(static_cast<u32>(is)), "n"(BARRIER), "n"(THREADS_OF_IT)
@@ -203,10 +195,6 @@ __device__ __forceinline__ void Marking::sync() {
 #else
   asm volatile("barrier.sync %0, %1;" ::"n"(NUMBER), "n"(THREADS_OF_IT) : "memory");
 #endif
-}
-__device__ __forceinline__ void leave(u64 *mbarrier) {
-  __syncwarp();
-  if (threadIdx.x % 32 < LEAVING_LANES) arrive(mbarrier);
 }
 
 }  // namespace nucleus::relay

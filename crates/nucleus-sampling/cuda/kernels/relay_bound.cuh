@@ -163,7 +163,7 @@ __device__ __forceinline__ void follow_rows(const SamplingBatch &batch) {
       else if (k > 1 && found >= follower.seen + Follower::STEP && found >= k) follower.follow(found);
       else __nanosleep(100);
     }
-    leave(&sh->followed_to_end[at]);
+    arrive_as_warp(&sh->followed_to_end[at]);
   }
 }
 

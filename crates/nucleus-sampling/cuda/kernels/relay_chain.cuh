@@ -9,9 +9,9 @@ constexpr u32 CHAIN_WARPS = 1 + CHAIN_MOST / 32;         // one chooses, the oth
 constexpr u32 CHAIN_TOTAL = 5, CHAIN_LOGPROBS = 6;       // their barriers
 
 template <u32 BARRIER>
-__device__ __forceinline__ void chain_sync() { meet_for_racecheck(); asm volatile("barrier.sync %0, %1;" ::"n"(BARRIER), "n"(CHAIN_WARPS * 32) : "memory"); }
+__device__ __forceinline__ void chain_sync() { meet_for_tools(); asm volatile("barrier.sync %0, %1;" ::"n"(BARRIER), "n"(CHAIN_WARPS * 32) : "memory"); }
 template <u32 BARRIER>
-__device__ __forceinline__ void chain_arrive() { meet_for_racecheck(); asm volatile("barrier.arrive %0, %1;" ::"n"(BARRIER), "n"(CHAIN_WARPS * 32) : "memory"); }
+__device__ __forceinline__ void chain_arrive() { meet_for_tools(); asm volatile("barrier.arrive %0, %1;" ::"n"(BARRIER), "n"(CHAIN_WARPS * 32) : "memory"); }
 
 // The choice from a list that is sorted, and ordered by id, by the first CHAIN_WARPS warps of the team; false: this is another program, or too long a list.
 __device__ __forceinline__ bool run_chain(const Row *row, u32 count, SampledToken *out, u32 local) {

@@ -75,7 +75,7 @@ __device__ __forceinline__ void describe(Row *to, bool aligned, u64 *told) {
 #pragma unroll
   for (u32 i = 0; i < EACH; ++i)
     if (i * 32 + lane < WORDS) reinterpret_cast<u32 *>(static_cast<Description *>(to))[i * 32 + lane] = words[i];
-  leave(told);
+  arrive_as_warp(told);
   const u32 flags = to->row.flags;
   if ((flags & (NUCLEUS_ROW_SLOT | NUCLEUS_ROW_PADDING)) == NUCLEUS_ROW_SLOT) {
     if (lane == 0) read_slot(sh->slot, to->config, to->row);
@@ -199,7 +199,7 @@ __device__ __forceinline__ void describe_rows(const SamplingBatch &batch) {
 #ifdef NUCLEUS_RACECHECK
       if (!wanted && local == 32) wait_for_copy(&sh->brought, turn % 2);  // synccheck wants somebody to
 #endif
-      if (turn == 0) leave(&sh->begun);
+      if (turn == 0) arrive_as_warp(&sh->begun);
     }
     if (leads) describe_rest(row);
     complete_description(batch, index, row, local);
@@ -224,7 +224,7 @@ __device__ __forceinline__ void describe_rows(const SamplingBatch &batch) {
       if (local < TELLING_THREADS) arrive(&sh->ready[at]);
     }
     if (!wanted && turn == 0) Marking::sync();
-    leave(&sh->known[at]);
+    arrive_as_warp(&sh->known[at]);
     if (!leads || after >= batch.rows) continue;
     ComingDescription::start_row(batch, after);
     ComingDescription::start_rest(batch, after);

@@ -195,7 +195,7 @@ __device__ __forceinline__ void finish_rows(const SamplingBatch &batch, bool las
   }
   wait_for_copy(&sh->known[0], 0);
   rehearse(local);
-  leave(&sh->finished[1]);
+  arrive_as_warp(&sh->finished[1]);
   u32 turn = 0;
   UNROLL_NOT
   for (u32 index = blockIdx.x; index < batch.rows; index += gridDim.x, ++turn) {
@@ -221,7 +221,7 @@ __device__ __forceinline__ void finish_rows(const SamplingBatch &batch, bool las
         sh->undecided += 1;
       }
     }
-    leave(&sh->finished[at]);
+    arrive_as_warp(&sh->finished[at]);
   }
 }
 

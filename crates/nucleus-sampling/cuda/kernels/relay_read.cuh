@@ -65,7 +65,7 @@ struct MaskAhead {
 // A barrier of a half of the reading team. Its number is part of the instruction: synccheck of compute-sanitizer takes one in a register for the barrier of the
 // whole block.
 __device__ __forceinline__ void sync_half() {
-  meet_for_racecheck();
+  meet_for_tools();
   if (threadIdx.x < HALF_THREADS) asm volatile("barrier.sync 3, %0;" ::"n"(HALF_THREADS) : "memory");
   else asm volatile("barrier.sync 4, %0;" ::"n"(HALF_THREADS) : "memory");
 }
@@ -348,7 +348,7 @@ struct Reader {
   }
   // By a warp that no longer needs a stage.
   __device__ __forceinline__ static void leave(RingPlace &place) {
-    relay::leave(&state()->empty[place.at]);
+    arrive_as_warp(&state()->empty[place.at]);
     place = place.later(HALVES);
   }
 };
@@ -373,7 +373,7 @@ __device__ __forceinline__ void read_rows(const SamplingBatch &batch) {
     const u32 held = mask && masks.words < (exist + 31) / 32 ? masks.words * 32 : exist;
     const Reader<DTYPE> reader{row, Stages<DTYPE>::row(batch, index), mask, held, masks.aligned()};
     reader.read(place, own, stages, &sh->ready[turn % 2], parity, turn == 0);
-    leave(&sh->read[turn % 2]);
+    arrive_as_warp(&sh->read[turn % 2]);
   }
 }
 

@@ -121,11 +121,11 @@ struct DeviceWarp {
 };
 
 // Inclusive sums over a warp, or its first LANES, as DeviceWarp's, in more instructions and less time.
-template <u32 LANES = 32>
-__device__ __forceinline__ u64 prefix_sum(u64 v) {
+template <u32 LANES = 32, class T>
+__device__ __forceinline__ T prefix_sum(T v) {
 #pragma unroll
   for (u32 step = 1; step < LANES; step <<= 1) {
-    const u64 before = __shfl_up_sync(~0u, v, step);
+    const T before = __shfl_up_sync(~0u, v, step);
     v += threadIdx.x % 32 >= step ? before : 0;
   }
   return v;
@@ -221,17 +221,12 @@ struct DeviceTeam {
   // Not the form that asks whole warps to come together: the compiler may have one lane take another way to it.
   // Orders nothing: for barriers behind which nobody reads what others have stored.
   __device__ __forceinline__ void cluster_arrive_alone() const { asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory"); }
-  // synccheck wants a warp's threads together where the warp waits.
   __device__ __forceinline__ void cluster_arrive() const {
-#ifdef NUCLEUS_RACECHECK
-    __syncwarp();
-#endif
+    meet_for_tools();
     asm volatile("barrier.cluster.arrive.release;" ::: "memory");
   }
   __device__ __forceinline__ void cluster_wait() const {
-#ifdef NUCLEUS_RACECHECK
-    __syncwarp();
-#endif
+    meet_for_tools();
     asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
   }
   __device__ __forceinline__ void cluster_sync() const {
