@@ -40,14 +40,8 @@ struct Cells {
   __device__ __forceinline__ static u64 weigh(const float (&x)[EACH], u32 keeps, const Weighing &w, float *staged) {
     const u32 lane = threadIdx.x % 32;
     if (!__any_sync(~0u, keeps)) return 0;
-    u32 to = __popc(keeps);
-#pragma unroll
-    for (u32 step = 1; step < 32; step *= 2) {
-      const u32 before = __shfl_up_sync(~0u, to, step);
-      if (lane >= step) to += before;
-    }
-    const u32 kept = __shfl_sync(~0u, to, 31);
-    to -= __popc(keeps);
+    const u32 through = prefix_sum(static_cast<u32>(__popc(keeps))), kept = __shfl_sync(~0u, through, 31);
+    u32 to = through - __popc(keeps);
 #pragma unroll
     for (u32 i = 0; i < EACH; ++i)
       if (keeps >> i & 1) staged[to++] = x[i];
@@ -161,7 +155,7 @@ struct CellDraw {
 
 // The least logit that is kept: min_p's threshold, or any that a token may have.
 __device__ __forceinline__ float least_kept(const SlicePlan &plan, const SamplingProgram &program, float largest) {
-  return fmaxf(fmaf(plan.temperature, program.ops[plan.op].arg, largest), float_of(0xFF7FFFFFu));
+  return fmaxf(fmaf(plan.temperature, program.ops[plan.op].arg, largest), least_finite());
 }
 
 }  // namespace nucleus

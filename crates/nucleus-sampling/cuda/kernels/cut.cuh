@@ -186,7 +186,7 @@ __device__ __noinline__ Verdict find_cut(Reading reading) {
   const ManyKept &many = room->many;
   const u32 t = threadIdx.x, chunks = chunks_of(row.limit);
   const bool by_mass = many.total != 0;
-  const float least = float_of(0xFF7FFFFFu);  // tokens at -inf are out
+  const float least = least_finite();  // tokens at -inf are out
   float rank = 0, half = 0, most = 0;
   Sample<N> sample(room->counts, room->rank, many.largest, room->w.s);
   if (by_mass) {

@@ -405,10 +405,10 @@ __device__ __forceinline__ Fate sample_at_first_cut(const DeviceTeam &team, u32 
     constexpr u32 OF_MASS = 3, OF_GROUPS = 5;  // top_p is looked for in what three of five warps' largest logits reach
     const u32 least = by_mass && plan.k < groups * OF_MASS / OF_GROUPS ? groups * OF_MASS / OF_GROUPS : plan.k;
     const u32 bound = bound_of_kth(team, seen, least);
-    float from = bound ? value_of(bound) : float_of(0xFF7FFFFFu);
+    float from = bound ? value_of(bound) : least_finite();
     if (above) {
       lowest = fmaf(plan.temperature, sh->program.ops[plan.op].arg, largest);
-      if (lowest < from) from = lowest > -infinity() ? lowest : float_of(0xFF7FFFFFu);
+      if (lowest < from) from = lowest > -infinity() ? lowest : least_finite();
     }
     Hits own;
     if (seen.own && value_of(seen.own) >= from) own = send_hits(team, from, [&](float x) { return by_mass ? w.q(x) : 0; });

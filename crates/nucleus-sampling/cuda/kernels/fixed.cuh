@@ -35,6 +35,7 @@ constexpr i64 Y_NONE = -(1ll << 40);
 HD u32 bits_of(float x) { u32 b; memcpy(&b, &x, 4); return b; }
 HD float float_of(u32 b) { float x; memcpy(&x, &b, 4); return x; }
 HD float infinity() { return float_of(0x7F800000u); }
+HD float least_finite() { return float_of(0xFF7FFFFFu); }
 
 HD int leading_zeros(u64 v) {  // of v > 0
 #ifdef __CUDA_ARCH__

@@ -32,7 +32,7 @@ struct Bounds {
   float high, low;
 
   HD Bounds(u64 first, u64 last)
-      : top(first), bottom(last), high(first == ~0ull ? infinity() : logit_at(first)), low(last ? logit_at(last) : float_of(0xFF7FFFFFu)) {}
+      : top(first), bottom(last), high(first == ~0ull ? infinity() : logit_at(first)), low(last ? logit_at(last) : least_finite()) {}
   // Whether any of four logits may be left.
   HD bool meet(float a, float b, float c, float d) const { return fmaxf(fmaxf(a, b), fmaxf(c, d)) >= low && fminf(fminf(a, b), fminf(c, d)) <= high; }
   HD bool hold(u32 id, float x) const {

@@ -264,7 +264,7 @@ struct Weigher {
         const u32 bound = bounded ? state->bounds[turn] : largest;
         float threshold = bound ? value_of(bound) : -infinity();
         if (plan.kind == SlicePlan::ABOVE) threshold = fminf(threshold, fmaf(plan.temperature, plan.arg, value_of(largest)));
-        threshold = fmaxf(threshold, float_of(0xFF7FFFFFu));  // tokens at -inf are out
+        threshold = fmaxf(threshold, least_finite());  // tokens at -inf are out
         if (APART && row.filler != P::OUT && P::widened(row.filler) >= threshold) put(memory, row, P::OUT);
         if (row.seen.key && value_of(row.seen.key) >= threshold) listed = list(index, memory, row, threshold);
       }
