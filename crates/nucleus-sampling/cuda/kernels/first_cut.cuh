@@ -25,6 +25,49 @@ constexpr u32 PARTS_LENGTH = HITS_MOST * MAX_BLOCKS * WARPS;
 static_assert(sizeof(FirstList) <= sizeof(Shared::list) - PARTS_LENGTH * sizeof(u64));
 __device__ __forceinline__ FirstList *first_list(Shared *sh) { return reinterpret_cast<FirstList *>(sh->list + PARTS_LENGTH); }
 
+// What a lane's part of the slice has: its largest logit's vector, and the largest logit of its others.
+struct LaneLook {
+  Survey survey;
+  u32 at = 0;  // in the slice
+  float most = -infinity(), second = -infinity();
+};
+__device__ __forceinline__ LaneLook look_by_lane(const DeviceTeam &team) {
+  LaneLook look;
+  const u32 begin = threadIdx.x / 32 * team.span + threadIdx.x % 32 * 4, of_warp = threadIdx.x / 32 * team.span + team.span, end = of_warp < team.held ? of_warp : team.held;
+  float sum = 0;
+  team.each_chunk([&](u32 base, const float4 (&v)[DeviceTeam::CHUNK]) {
+#pragma unroll
+    for (u32 k = 0; k < DeviceTeam::CHUNK; ++k) {
+      const u32 i = base + k * STEP;
+      float m = fmaxf(fmaxf(v[k].x, v[k].y), fmaxf(v[k].z, v[k].w));
+      sum += (v[k].x + v[k].y) + (v[k].z + v[k].w);
+      if (k) m = i < end ? m : -infinity();  // the first vector again
+      look.at = m > look.most ? i : look.at;
+      look.second = fmaxf(look.second, fminf(m, look.most));
+      look.most = fmaxf(look.most, m);
+    }
+  });
+  Survey &s = look.survey;
+  s.count = begin < end ? (end - begin + STEP - 1) / STEP * 4 : 0;
+  if (!(fabsf(sum) < infinity())) {  // a token that is out, NaN or +inf; or the sum is beyond all floats
+    s.count = 0;
+    team.each_four([&](u32, float4 v) {
+      const float x[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+      for (u32 e = 0; e < 4; ++e) {
+        s.count += x[e] > -infinity();
+        s.nan |= x[e] != x[e];
+      }
+    });
+    s.infinite = look.most == infinity();
+  }
+  if (look.most > -infinity()) {
+    const float4 v = *reinterpret_cast<const float4 *>(team.slice + look.at);
+    s.best = place_of(look.most + 0.0f, team.first + look.at + (v.x == look.most ? 0 : v.y == look.most ? 1 : v.z == look.most ? 2 : 3));
+  }
+  return look;
+}
+
 // What every warp knows once all have looked at their parts.
 struct FirstLook {
   u32 count;         // tokens
@@ -32,6 +75,8 @@ struct FirstLook {
   u64 best;          // the first place; 0: there is none
   u32 own, of_lane;  // the keys of this warp's largest logit, and of this lane's; 0: there is none
   u32 keys[4];       // those of all warps, four a lane
+  u32 at;            // of this lane's largest logit, the vector in the slice
+  float second;      // the largest logit of the lane's other vectors
 };
 
 // One meeting; `meanwhile` is called before the others have come.
@@ -39,7 +84,8 @@ template <class F>
 __device__ __forceinline__ FirstLook look_for_first(const DeviceTeam &team, F meanwhile) {
   constexpr u32 STRANGE_AT = 24;
   static_assert(NUCLEUS_MAX_VOCAB < 1u << STRANGE_AT && MAX_BLOCKS * WARPS <= 1u << (31 - STRANGE_AT));
-  const Survey own = team.survey();
+  const LaneLook look = look_by_lane(team);
+  const Survey &own = look.survey;
   const u32 strange = __any_sync(~0u, own.nan || own.infinite || team.unusual()), count = __reduce_add_sync(~0u, static_cast<u32>(own.count));
   const u64 first = DeviceWarp{}.most(own.best), words[2] = {count | strange << STRANGE_AT, first};
   const u32 meeting = team.tell_all(words);
@@ -63,6 +109,8 @@ __device__ __forceinline__ FirstLook look_for_first(const DeviceTeam &team, F me
   seen.best = DeviceWarp{}.most(best);
   seen.own = static_cast<u32>(first >> 32);
   seen.of_lane = static_cast<u32>(own.best >> 32);
+  seen.at = look.at;
+  seen.second = look.second;
   return seen;
 }
 
@@ -88,10 +136,34 @@ __device__ __forceinline__ u32 largest_reached(const DeviceTeam &team, u32 k, u3
   }
 }
 
+// The largest of 32 warps' largest logits that those of k warps reach; 0: none of them. One barrier of the block.
+__device__ __forceinline__ u32 kth_of_samples(const DeviceTeam &team, const FirstLook &seen, u32 k) {
+  constexpr u32 SAMPLES = 32;
+  const u32 lane = threadIdx.x % 32, warps = team.blocks * WARPS;
+  const u64 *const firsts = team.last_told() + MAX_BLOCKS * WARPS;
+  u32 *const counts = reinterpret_cast<u32 *>(team.sh->part);
+  const auto sample = [&](u32 i) { return static_cast<u32>(firsts[i * warps / SAMPLES] >> 32); };
+#pragma unroll
+  for (u32 i = threadIdx.x / 32; i < SAMPLES; i += WARPS) {
+    const u32 tried = sample(i);
+    u32 reached = 0;
+#pragma unroll
+    for (u32 j = 0; j < 4; ++j) reached += __popc(__ballot_sync(~0u, seen.keys[j] >= tried));
+    if (lane == 0) counts[i] = reached;
+  }
+  sync_block();
+  return __reduce_max_sync(~0u, counts[lane] >= k ? sample(lane) : 0);
+}
+
 // A key that the largest logits of k warps reach, and nearly the largest such; 0: fewer have tokens. Barriers of the block.
 __device__ __forceinline__ u32 kth_of_warps(const DeviceTeam &team, const FirstLook &seen, u32 k) {
   // Closer for more, of which a short list has little room for others.
   constexpr u32 BITS = 5, NEARLY = 15, CLOSER = 13, CLOSER_FROM = 65;
+  if (k < CLOSER_FROM) {
+    const u32 sampled = kth_of_samples(team, seen, k);
+    if (sampled) return sampled;
+    sync_block();
+  }
   static_assert((32 - CLOSER + BITS - 1) / BITS << BITS <= sizeof(Shared::part) / sizeof(u32));
   const u32 largest = static_cast<u32>(seen.best >> 32);
   u32 least = seen.keys[0];
@@ -157,27 +229,27 @@ struct Hits {
 
 // Lists the tokens of this warp from `lowest` up, more than -inf, in the leading block's memory, in a part of the list of the warp's own. Not even the leading block sees them before all have met.
 template <class F>
-__device__ __forceinline__ Hits send_hits(const DeviceTeam &team, float lowest, F weight) {
+__device__ __forceinline__ Hits send_hits(const DeviceTeam &team, const FirstLook &seen, float lowest, F weight) {
   const u32 lane = threadIdx.x % 32, part = (team.block * WARPS + threadIdx.x / 32) * HITS_MOST, end_of_warp = (threadIdx.x / 32 + 1) * team.span;
   const u32 end = end_of_warp < team.held ? end_of_warp : team.held;
   u64 *const list = team.sh->list + part;
   Hits hits;
+  // A lane looks at its one vector that has such tokens; where it has more, all lanes look at its vectors.
+  u32 several = __ballot_sync(~0u, seen.second >= lowest), vector = seen.at;
+  bool looks = seen.of_lane && value_of(seen.of_lane) >= lowest && !(seen.second >= lowest);
 #pragma unroll 1
-  for (u32 base = end_of_warp - team.span + lane * 4; __any_sync(~0u, base < end); base += DeviceTeam::CHUNK * STEP) {
+  for (;;) {
     u32 left = 0;
-#pragma unroll
-    for (u32 k = 0; k < DeviceTeam::CHUNK; ++k) {
-      const u32 i = base + k * STEP;
-      if (i >= end) continue;
-      const float4 v = *reinterpret_cast<const float4 *>(team.slice + i);
-      left |= (v.x >= lowest ? 1u << (4 * k) : 0) | (v.y >= lowest ? 2u << (4 * k) : 0) | (v.z >= lowest ? 4u << (4 * k) : 0) | (v.w >= lowest ? 8u << (4 * k) : 0);
+    if (looks) {
+      const float4 v = *reinterpret_cast<const float4 *>(team.slice + vector);
+      left = (v.x >= lowest ? 1u : 0) | (v.y >= lowest ? 2u : 0) | (v.z >= lowest ? 4u : 0) | (v.w >= lowest ? 8u : 0);
     }
 #pragma unroll 1
     for (u32 lanes = __ballot_sync(~0u, left); lanes; lanes = __ballot_sync(~0u, left)) {
       const u32 at = hits.count + __popc(lanes & ((1u << lane) - 1));
       hits.count += __popc(lanes);
       if (!left) continue;
-      const u32 bit = __ffs(left) - 1, i = base + bit / 4 * STEP + bit % 4;
+      const u32 i = vector + __ffs(left) - 1;
       left &= left - 1;
       const float x = team.slice[i] + 0.0f;
       hits.mass += weight(x);
@@ -186,6 +258,10 @@ __device__ __forceinline__ Hits send_hits(const DeviceTeam &team, float lowest, 
       if (team.leader()) list[at] = place;
       else DeviceTeam::send(DeviceTeam::address_in(list + at, 0), place, DeviceTeam::address_in(&team.sh->delivered, 0));
     }
+    if (!several) break;
+    vector = end_of_warp - team.span + (__ffs(several) - 1) * 4 + lane * STEP;
+    looks = vector < end;
+    several &= several - 1;
   }
   return hits;
 }
@@ -411,7 +487,7 @@ __device__ __forceinline__ Fate sample_at_first_cut(const DeviceTeam &team, u32 
       if (lowest < from) from = lowest > -infinity() ? lowest : least_finite();
     }
     Hits own;
-    if (seen.own && value_of(seen.own) >= from) own = send_hits(team, from, [&](float x) { return by_mass ? w.q(x) : 0; });
+    if (seen.own && value_of(seen.own) >= from) own = send_hits(team, seen, from, [&](float x) { return by_mass ? w.q(x) : 0; });
     const FirstHits hits = all_hits(team, own, by_mass ? team.mass(w) : 0, by_mass);
     if (team.leader()) await_hits(team, hits.elsewhere);
     if (hits.fit && hits.count <= LIST_WORTH && (!by_mass || Until::reaches(hits.of_row, sh->program.ops[plan.op].threshold)(hits.mass))) {
