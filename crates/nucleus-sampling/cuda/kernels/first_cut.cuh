@@ -223,7 +223,7 @@ __device__ __forceinline__ u32 bound_of_kth(const DeviceTeam &team, const FirstL
 
 // Tokens of a warp that are in the list, and what they weigh.
 struct Hits {
-  u32 count = 0;  // all, even if there is no room for them
+  u32 count = 0;  // all, or more than there is room for
   u64 mass = 0;   // of this lane's
 };
 
@@ -234,6 +234,7 @@ __device__ __forceinline__ Hits send_hits(const DeviceTeam &team, const FirstLoo
   const u32 end = end_of_warp < team.held ? end_of_warp : team.held;
   u64 *const list = team.sh->list + part;
   Hits hits;
+  static_assert((232448 - SHARED_BYTES) / sizeof(float) / (WARPS * STEP) < 32, "vectors of a lane, of the longest slice");
   // A lane looks at its one vector that has such tokens; where it has more, all lanes look at its vectors.
   u32 several = __ballot_sync(~0u, seen.second >= lowest), vector = seen.at;
   bool looks = seen.of_lane && value_of(seen.of_lane) >= lowest && !(seen.second >= lowest);
@@ -258,7 +259,7 @@ __device__ __forceinline__ Hits send_hits(const DeviceTeam &team, const FirstLoo
       if (team.leader()) list[at] = place;
       else DeviceTeam::send(DeviceTeam::address_in(list + at, 0), place, DeviceTeam::address_in(&team.sh->delivered, 0));
     }
-    if (!several) break;
+    if (!several || hits.count > HITS_MOST) break;
     vector = end_of_warp - team.span + (__ffs(several) - 1) * 4 + lane * STEP;
     looks = vector < end;
     several &= several - 1;
