@@ -25,49 +25,6 @@ constexpr u32 PARTS_LENGTH = HITS_MOST * MAX_BLOCKS * WARPS;
 static_assert(sizeof(FirstList) <= sizeof(Shared::list) - PARTS_LENGTH * sizeof(u64));
 __device__ __forceinline__ FirstList *first_list(Shared *sh) { return reinterpret_cast<FirstList *>(sh->list + PARTS_LENGTH); }
 
-// What a lane's part of the slice has: its largest logit's vector, and the largest logit of its others.
-struct LaneLook {
-  Survey survey;
-  u32 at = 0;  // in the slice
-  float most = -infinity(), second = -infinity();
-};
-__device__ __forceinline__ LaneLook look_by_lane(const DeviceTeam &team) {
-  LaneLook look;
-  const u32 begin = threadIdx.x / 32 * team.span + threadIdx.x % 32 * 4, of_warp = threadIdx.x / 32 * team.span + team.span, end = of_warp < team.held ? of_warp : team.held;
-  float sum = 0;
-  team.each_chunk([&](u32 base, const float4 (&v)[DeviceTeam::CHUNK]) {
-#pragma unroll
-    for (u32 k = 0; k < DeviceTeam::CHUNK; ++k) {
-      const u32 i = base + k * STEP;
-      float m = fmaxf(fmaxf(v[k].x, v[k].y), fmaxf(v[k].z, v[k].w));
-      sum += (v[k].x + v[k].y) + (v[k].z + v[k].w);
-      if (k) m = i < end ? m : -infinity();  // the first vector again
-      look.at = m > look.most ? i : look.at;
-      look.second = fmaxf(look.second, fminf(m, look.most));
-      look.most = fmaxf(look.most, m);
-    }
-  });
-  Survey &s = look.survey;
-  s.count = begin < end ? (end - begin + STEP - 1) / STEP * 4 : 0;
-  if (!(fabsf(sum) < infinity())) {  // a token that is out, NaN or +inf; or the sum is beyond all floats
-    s.count = 0;
-    team.each_four([&](u32, float4 v) {
-      const float x[4] = {v.x, v.y, v.z, v.w};
-#pragma unroll
-      for (u32 e = 0; e < 4; ++e) {
-        s.count += x[e] > -infinity();
-        s.nan |= x[e] != x[e];
-      }
-    });
-    s.infinite = look.most == infinity();
-  }
-  if (look.most > -infinity()) {
-    const float4 v = *reinterpret_cast<const float4 *>(team.slice + look.at);
-    s.best = place_of(look.most + 0.0f, team.first + look.at + (v.x == look.most ? 0 : v.y == look.most ? 1 : v.z == look.most ? 2 : 3));
-  }
-  return look;
-}
-
 // What every warp knows once all have looked at their parts.
 struct FirstLook {
   u32 count;         // tokens
@@ -77,6 +34,14 @@ struct FirstLook {
   u32 keys[4];       // those of all warps, four a lane
   u32 at;            // of this lane's largest logit, the vector in the slice
   float second;      // the largest logit of the lane's other vectors
+
+  // Of how many warps the largest logit reaches a key.
+  __device__ __forceinline__ u32 reaching(u32 tried) const {
+    u32 reached = 0;
+#pragma unroll
+    for (u32 i = 0; i < 4; ++i) reached += __popc(__ballot_sync(~0u, keys[i] >= tried));
+    return reached;
+  }
 };
 
 // One meeting; `meanwhile` is called before the others have come.
@@ -84,8 +49,7 @@ template <class F>
 __device__ __forceinline__ FirstLook look_for_first(const DeviceTeam &team, F meanwhile) {
   constexpr u32 STRANGE_AT = 24;
   static_assert(NUCLEUS_MAX_VOCAB < 1u << STRANGE_AT && MAX_BLOCKS * WARPS <= 1u << (31 - STRANGE_AT));
-  const LaneLook look = look_by_lane(team);
-  const Survey &own = look.survey;
+  const LaneSurvey own = team.survey();
   const u32 strange = __any_sync(~0u, own.nan || own.infinite || team.unusual()), count = __reduce_add_sync(~0u, static_cast<u32>(own.count));
   const u64 first = DeviceWarp{}.most(own.best), words[2] = {count | strange << STRANGE_AT, first};
   const u32 meeting = team.tell_all(words);
@@ -109,8 +73,8 @@ __device__ __forceinline__ FirstLook look_for_first(const DeviceTeam &team, F me
   seen.best = DeviceWarp{}.most(best);
   seen.own = static_cast<u32>(first >> 32);
   seen.of_lane = static_cast<u32>(own.best >> 32);
-  seen.at = look.at;
-  seen.second = look.second;
+  seen.at = own.at;
+  seen.second = own.second;
   return seen;
 }
 
@@ -145,10 +109,7 @@ __device__ __forceinline__ u32 kth_of_samples(const DeviceTeam &team, const Firs
   const auto sample = [&](u32 i) { return static_cast<u32>(firsts[i * warps / SAMPLES] >> 32); };
 #pragma unroll
   for (u32 i = threadIdx.x / 32; i < SAMPLES; i += WARPS) {
-    const u32 tried = sample(i);
-    u32 reached = 0;
-#pragma unroll
-    for (u32 j = 0; j < 4; ++j) reached += __popc(__ballot_sync(~0u, seen.keys[j] >= tried));
+    const u32 reached = seen.reaching(sample(i));
     if (lane == 0) counts[i] = reached;
   }
   sync_block();
@@ -171,12 +132,7 @@ __device__ __forceinline__ u32 kth_of_warps(const DeviceTeam &team, const FirstL
   for (u32 i = 1; i < 4; ++i) least = i * 32 < team.blocks * WARPS && seen.keys[i] < least ? seen.keys[i] : least;
   least = __reduce_min_sync(~0u, least);
   const u32 differ = largest ^ least, highest = differ ? 31 - __clz(differ) : 0;  // bits above are common to all
-  return largest_reached<BITS>(team, k, largest & ~((2u << highest) - 1), highest >= BITS ? highest - (BITS - 1) : 0, k < CLOSER_FROM ? NEARLY : CLOSER, [&](u32 tried) {
-    u32 reached = 0;
-#pragma unroll
-    for (u32 i = 0; i < 4; ++i) reached += __popc(__ballot_sync(~0u, seen.keys[i] >= tried));
-    return reached;
-  });
+  return largest_reached<BITS>(team, k, largest & ~((2u << highest) - 1), highest >= BITS ? highest - (BITS - 1) : 0, k < CLOSER_FROM ? NEARLY : CLOSER, [&](u32 tried) { return seen.reaching(tried); });
 }
 
 // The same of groups of four lanes, of which each warp has GROUPS_OF_WARP, in 16 bits. One meeting.
@@ -234,7 +190,7 @@ __device__ __forceinline__ Hits send_hits(const DeviceTeam &team, const FirstLoo
   const u32 end = end_of_warp < team.held ? end_of_warp : team.held;
   u64 *const list = team.sh->list + part;
   Hits hits;
-  static_assert((232448 - SHARED_BYTES) / sizeof(float) / (WARPS * STEP) < 32, "vectors of a lane, of the longest slice");
+  static_assert(SLICE_BYTES_MAX / sizeof(float) / (WARPS * STEP) < 32, "vectors of a lane, of the longest slice");
   // A lane looks at its one vector that has such tokens; where it has more, all lanes look at its vectors.
   u32 several = __ballot_sync(~0u, seen.second >= lowest), vector = seen.at;
   bool looks = seen.of_lane && value_of(seen.of_lane) >= lowest && !(seen.second >= lowest);

@@ -9,7 +9,6 @@
 
 namespace nucleus {
 
-constexpr u32 SLICE_BYTES_MAX = 232448 - SHARED_BYTES;  // of shared memory that a block may have
 constexpr u32 CLUSTER_ROWS = 64;                        // a cluster takes no more
 constexpr u32 SLICE_ENOUGH = 19456;                     // logits a block for which more blocks a row do not pay where rows are many
 

@@ -76,6 +76,7 @@ struct Shared : Description {
   u64 known_best, known_count, known_total;  // what the exact path begins with: first place, tokens, weight; 0: it is not known
 };
 constexpr u32 SHARED_BYTES = (sizeof(Shared) + 127) / 128 * 128;
+constexpr u32 SLICE_BYTES_MAX = 232448 - SHARED_BYTES;  // of shared memory that a block may have
 // Logits a block holds of a row; 16-byte parts for every warp.
 constexpr u32 slice_of(u32 row_len, u32 blocks) { return ((row_len + blocks - 1) / blocks + 8 * WARPS - 1) / (8 * WARPS) * (8 * WARPS); }
 static_assert(2 * (SHARED_BYTES + 1024 + slice_of(151936, 8) * 4) <= 228 * 1024, "two blocks on a multiprocessor of compute capability 9.0");
@@ -180,6 +181,12 @@ __device__ __forceinline__ void add_by_halves(u64 *to, u64 value) {
   if (high) atomicAdd(halves + 1, high);
 }
 
+// What a thread's part of a slice has.
+struct LaneSurvey : Survey {
+  u32 at = 0;                  // of its largest logit, the vector in the slice
+  float second = -infinity();  // the largest logit of its other vectors
+};
+
 struct DeviceTeam {
   using Warp = DeviceWarp;
   static constexpr bool READS = false;
@@ -270,20 +277,20 @@ struct DeviceTeam {
       f(base, v);
     }
   }
-  __device__ __forceinline__ Survey survey() const {
-    Survey s;
+  __device__ __forceinline__ LaneSurvey survey() const {
+    const u32 begin = threadIdx.x / 32 * span + threadIdx.x % 32 * 4, end = threadIdx.x / 32 * span + span < held ? threadIdx.x / 32 * span + span : held;
+    LaneSurvey s;
     float most = -infinity(), sum = 0;
-    u32 at = 0;
     each_chunk([&](u32 base, const float4 (&v)[CHUNK]) {
 #pragma unroll
       for (u32 k = 0; k < CHUNK; ++k) {
         const float m = fmaxf(fmaxf(v[k].x, v[k].y), fmaxf(v[k].z, v[k].w));
         sum += (v[k].x + v[k].y) + (v[k].z + v[k].w);
-        at = m > most ? base + k * STEP : at;
+        s.at = m > most ? base + k * STEP : s.at;
+        if (k == 0 || base + k * STEP < end) s.second = fmaxf(s.second, fminf(m, most));
         most = fmaxf(most, m);
       }
     });
-    const u32 begin = threadIdx.x / 32 * span + threadIdx.x % 32 * 4, end = threadIdx.x / 32 * span + span < held ? threadIdx.x / 32 * span + span : held;
     s.count = begin < end ? (end - begin + STEP - 1) / STEP * 4 : 0;
     if (!(fabsf(sum) < infinity())) {  // a token that is out, NaN or +inf; or the sum is beyond all floats
       s.count = 0;
@@ -298,8 +305,8 @@ struct DeviceTeam {
       s.infinite = most == infinity();
     }
     if (most > -infinity()) {
-      const float4 v = *reinterpret_cast<const float4 *>(slice + at);  // of the repeated vector the first stands
-      s.best = place_of(most + 0.0f, first + at + (v.x == most ? 0 : v.y == most ? 1 : v.z == most ? 2 : 3));
+      const float4 v = *reinterpret_cast<const float4 *>(slice + s.at);  // of the repeated vector the first stands
+      s.best = place_of(most + 0.0f, first + s.at + (v.x == most ? 0 : v.y == most ? 1 : v.z == most ? 2 : 3));
     }
     return s;
   }
