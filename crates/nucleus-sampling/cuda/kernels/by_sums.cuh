@@ -21,7 +21,8 @@ struct Crossing {
   }
 };
 // As largest_below, but weights are looked at only where they may be of either kind.
-__device__ __forceinline__ u64 largest_failing(const DeviceTeam &team, float highest, float s, i32 max_n, i64 least, bool by_weight) {
+template <class Team>
+__device__ __forceinline__ u64 largest_failing(const Team &team, float highest, float s, i32 max_n, i64 least, bool by_weight) {
   const Crossing crossing(least, by_weight, s, max_n);
   const float high = fminf(highest, crossing.high);
   float most = -infinity();
@@ -52,7 +53,8 @@ __device__ __forceinline__ u64 largest_failing(const DeviceTeam &team, float hig
 }
 
 // What the tokens that are left weigh, and how many they are.
-__device__ __forceinline__ void mass_and_count(const DeviceTeam &team, const Bounds &bounds, const Weighing &w, u64 (&own)[2]) {
+template <class Team>
+__device__ __forceinline__ void mass_and_count(const Team &team, const Bounds &bounds, const Weighing &w, u64 (&own)[2]) {
   const DoubleAddends addends(w);
   if (!addends.serve) {
     each_left(team, bounds, [&](u32, float x) {
@@ -74,7 +76,8 @@ __device__ __forceinline__ void mass_and_count(const DeviceTeam &team, const Bou
 }
 
 // The same with the moment of their surprise instead.
-__device__ __forceinline__ void sum_surprise(const DeviceTeam &team, const Bounds &bounds, const Weighing &w, u64 (&own)[2]) {
+template <class Team>
+__device__ __forceinline__ void sum_surprise(const Team &team, const Bounds &bounds, const Weighing &w, u64 (&own)[2]) {
   const DoubleMoments moments(w);
   if (!moments.serve) {
     Surprise sums;
@@ -96,7 +99,8 @@ __device__ __forceinline__ void sum_surprise(const DeviceTeam &team, const Bound
 }
 
 // Distances are whole numbers in the last bits of floats, unless one is so large that the squares may not be added up in one word either.
-__device__ __forceinline__ void sum_distances(const DeviceTeam &team, const Bounds &bounds, float largest, u64 (&own)[2]) {
+template <class Team>
+__device__ __forceinline__ void sum_distances(const Team &team, const Bounds &bounds, float largest, u64 (&own)[2]) {
   static_assert(SumsState::FAR == 1u << 22, "what ROUNDING serves for");
   u32 sum = 0;
   float most = 0.0f;
@@ -111,7 +115,8 @@ __device__ __forceinline__ void sum_distances(const DeviceTeam &team, const Boun
 }
 
 // Divides the logits that are left and smooths them; what is out becomes -inf. Whether some are not finite.
-__device__ __forceinline__ bool smooth_divided(const DeviceTeam &team, const Bounds &bounds, float by, const Smoothing &smoothing) {
+template <class Team>
+__device__ __forceinline__ bool smooth_divided(const Team &team, const Bounds &bounds, float by, const Smoothing &smoothing) {
   bool strange = false;
   team.each_four([&](u32 i, float4 v) {
     const u32 left = left_of_four(bounds, team.first + i, v);
@@ -129,7 +134,8 @@ __device__ __forceinline__ bool smooth_divided(const DeviceTeam &team, const Bou
 }
 
 // Tokens, what is strange, and the first logit.
-__device__ __forceinline__ void survey_all(const DeviceTeam &team, bool strange, u64 (&own)[2]) {
+template <class Team>
+__device__ __forceinline__ void survey_all(const Team &team, bool strange, u64 (&own)[2]) {
   using P = PartOf<NUCLEUS_F32>;
   const u32 from = threadIdx.x / 32 * team.span, count = from >= team.held ? 0 : team.held - from < team.span ? team.held - from : team.span;
   const SeenPart seen = P::look_in([&](auto f) { team.each_four([&](u32, float4 v) { f(make_uint4(bits_of(v.x), bits_of(v.y), bits_of(v.z), bits_of(v.w))); }); }, count, false);
@@ -139,7 +145,8 @@ __device__ __forceinline__ void survey_all(const DeviceTeam &team, bool strange,
   own[1] = static_cast<u64>(seen.key) << 32;
 }
 
-__device__ __forceinline__ void last_and_count(const DeviceTeam &team, const Bounds &bounds, u64 (&own)[2]) {
+template <class Team>
+__device__ __forceinline__ void last_and_count(const Team &team, const Bounds &bounds, u64 (&own)[2]) {
   each_left(team, bounds, [&](u32 id, float x) {
     const u64 place = ~place_of(x, id);
     own[0] += 1;
@@ -234,7 +241,8 @@ __device__ __forceinline__ void begin_sums() {
 }
 
 // By every warp of the cluster, of a row that is masked and edited. MANY: the exact path decides it; STRANGE: from device memory.
-__device__ __forceinline__ Fate follow_sums(const DeviceTeam &team, const RowCall &call) {
+template <class Room>
+__device__ __forceinline__ Fate follow_sums(const typename Room::Team &team, const RowCall &call) {
   SumsState &state = *SumsState::here();
 #pragma unroll 1
   for (;;) {
@@ -269,7 +277,7 @@ __device__ __forceinline__ Fate follow_sums(const DeviceTeam &team, const RowCal
         largest = LARGEST_OF_BOTH;
         break;
       case SumsState::END:
-        own[0] = end_of_typical(team, bounds, state.typical(), state.range, state.until);
+        own[0] = end_of_typical<Room::LIST>(team, bounds, state.typical(), state.range, state.until);
         largest = LARGEST_OF_BOTH;
         break;
       case SumsState::RUN:
@@ -301,7 +309,7 @@ __device__ __forceinline__ Fate follow_sums(const DeviceTeam &team, const RowCal
 static __device__ __noinline__ Fate sample_by_sums(RowCall call) {
   begin_sums();
   sync_block();
-  return follow_sums(call.team(), call);
+  return follow_sums<FullRoom>(call.team(), call);
 }
 
 }  // namespace nucleus

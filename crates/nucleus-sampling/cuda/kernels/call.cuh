@@ -116,6 +116,11 @@ struct RowCall {
   }
   __device__ SampledToken *out() const { return shared_state()->batch.out + index; }
 };
+// Of a row in blocks with so much room.
+template <class Room>
+struct RowCallIn : RowCall {
+  __device__ typename Room::Team team() const { return typename Room::Team(RowCall::team()); }
+};
 
 // A list of the order's beginning, by one warp; false: the request's cut lies beyond it.
 __device__ __forceinline__ bool run_candidates(const RowCall &call, const ListCall &list) {

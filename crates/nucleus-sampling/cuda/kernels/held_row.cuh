@@ -45,12 +45,12 @@ __device__ __forceinline__ void describe_row(Shared *sh, const SamplingBatch &ba
 
 // Masks the slices that have arrived, and edits their tokens by id. `unusual` tells of an edit that had no room, or made NaN or +inf. A row that is to be changed is
 // there as it came when `before_changes` is called.
-template <class F>
+template <class Room = FullRoom, class F>
 __device__ __forceinline__ void change_slices(const DeviceTeam &team, const Request &r, const SlicePlan &plan, const PartLoad &load, const char *logits, F before_changes) {
   Shared *sh = team.sh;
   const u32 word = first_mask_word(team, r);
   const bool masked = r.mask || sh->row.flags & NUCLEUS_ROW_ALLOWED;
-  if (plan.edits) note_edited_tokens(team, r, plan);
+  if (plan.edits) note_edited_tokens<Room>(team, r, plan);
   load.settle(logits, r.limit);
   if (!plan.edits && !masked) return;
   sync_block();

@@ -18,12 +18,13 @@ struct Shape {
   size_t bytes = 0;                        // of shared memory
   u32 threads = THREADS;
 
-  void share(u32 row_len, u32 of, u32 slices) {
+  // `beside`: bytes that a block has beside its slices.
+  void share(u32 row_len, u32 of, u32 slices, u32 beside = SHARED_BYTES) {
     blocks = of;
     room = slice_of(row_len, of);
-    if (slices * room * sizeof(float) > SLICE_BYTES_MAX) room = 0;
+    if (beside + slices * room * sizeof(float) > SHARED_BYTES + SLICE_BYTES_MAX) room = 0;
     const size_t slice = slices * room * sizeof(float);
-    bytes = SHARED_BYTES + (slice > SPARE_BYTES ? slice : SPARE_BYTES);
+    bytes = beside + (slice > SPARE_BYTES ? slice : SPARE_BYTES);
   }
   // `attributes`: room for those of the launch. `early`: it may begin while the one before it ends.
   cudaLaunchConfig_t config(cudaLaunchAttribute (&attributes)[2], cudaStream_t stream, bool early) const {

@@ -42,18 +42,20 @@ struct EditedTokens {
 __device__ __forceinline__ bool may_edit(const SamplingBatch &batch) { return !(batch.flags & NUCLEUS_BATCH_NO_EDITS); }
 
 // Tokens of a history's end that are brought to shared memory, for whatever the row's edits look at; none if it is more than fits.
+template <class Room = FullRoom>
 __device__ __forceinline__ u32 held_window(const Shared *sh) {
   const SamplingConfig &c = sh->config;
   const u32 len = sh->row.history.len, window = c.repeat_last_n > c.dry_penalty_last_n ? c.repeat_last_n : c.dry_penalty_last_n;
   const bool all = c.no_repeat_ngram_size || sh->row.bad_words.len || window > len;
   const u32 held = all ? len : window;
-  return held <= TOKENS_HELD ? held : 0;
+  return held <= Room::TOKENS ? held : 0;
 }
 // Asks for them, once the row is described, by the threads from a first one on. Out of line, since what most rows run should not be fetched across it.
+template <class Room = FullRoom>
 static __device__ __noinline__ void ask_for_window(u32 from) {
   Shared *const sh = shared_state();
   if (sh->row.flags & NUCLEUS_ROW_PADDING) return;
-  const u32 held = held_window(sh);
+  const u32 held = held_window<Room>(sh);
   const u32 *const tokens = (sh->row.flags & NUCLEUS_ROW_SLOT ? sh->batch.slot_tokens : sh->batch.arena) + sh->row.history.offset + (sh->row.history.len - held);
   UNROLL_NOT
   for (u32 i = threadIdx.x - from; i < held; i += THREADS - from)
@@ -73,6 +75,7 @@ static __device__ __noinline__ void note_bans(DeviceTeam team, Request r) {
 }
 
 // Notes what a request does to the tokens of the slice in an empty table. Barriers precede and follow.
+template <class Room = FullRoom>
 __device__ __forceinline__ void note_edited_tokens(const DeviceTeam &team, Request r, const SlicePlan &plan) {
   Shared *const sh = team.sh;
   EditedTokens *const table = EditedTokens::of(sh);
@@ -87,7 +90,7 @@ __device__ __forceinline__ void note_edited_tokens(const DeviceTeam &team, Reque
   if (plan.ngrams || window > len) window = len;
   u32 held = 0;
   if (may_edit(sh->batch)) {
-    held = held_window(sh);
+    held = held_window<Room>(sh);
   } else {  // there should be none
     table->clear();
     sync_block();

@@ -2,23 +2,40 @@
 // their sweeps keep in registers; beside the exact path it goes to an L1 of 28 KiB.
 #include <cuda_runtime.h>
 
-#include "by_sums.cuh"
-#include "held_row.cuh"
+#include "by_deviation.cuh"
 #include "launch.cuh"
 
 namespace nucleus {
 
 // Masks and edits are out of line, since most rows have none.
-static __device__ __noinline__ void change_held(RowCall call, SlicePlan plan) {
+template <class Room>
+static __device__ __noinline__ void change_held(RowCallIn<Room> call, SlicePlan plan) {
   const DeviceTeam team = call.team();
   const Request r = call.request();
-  change_slices(team, r, plan, PartLoad(team, r.dtype), static_cast<const char *>(r.logits), [] {});
+  change_slices<Room>(team, r, plan, PartLoad(team, r.dtype), static_cast<const char *>(r.logits), [] {});
+}
+
+// Brings a row's part of which the next has been asked for in its place; every other use of a part's barrier is of the same parity.
+template <class Room>
+static __device__ __noinline__ void bring_again(RowCallIn<Room> call, u32 use) {
+  const DeviceTeam team = call.team();
+  const SamplingBatch &batch = team.sh->batch;
+  const PartLoad load(team, batch.dtype);
+  const char *const logits = row_of(batch, call.index);
+  sync_block();  // all know
+  if (threadIdx.x == 0) DeviationState::here()->asked = false;
+  load.wait(use + 1);
+  if (threadIdx.x % 32 == 0) load.start(logits);
+  load.wait(use + 2);
+  const u32 vocab = team.sh->config.vocab_size;
+  load.settle(logits, vocab < batch.row_len ? vocab : batch.row_len);
 }
 
 // Rows that sums do not decide are PENDING afterwards.
-__global__ void __launch_bounds__(THREADS, 2) sum_rows(const __grid_constant__ SamplingBatch batch, u32 slice_room) {
+template <class Room>
+__global__ void __launch_bounds__(THREADS, Room::RESIDENT) sum_rows(const __grid_constant__ SamplingBatch batch, u32 slice_room) {
   Shared *const sh = shared_state();
-  DeviceTeam team;
+  typename Room::Team team;
   team.take_slice(batch.row_len, slice_room);
   const PartLoad load(team, batch.dtype);
   share_batch(sh, batch);
@@ -26,8 +43,10 @@ __global__ void __launch_bounds__(THREADS, 2) sum_rows(const __grid_constant__ S
   team.prepare_meetings();
   team.cluster_sync();
   wait_for_launch_before();
-  let_next_launch_begin();
-  const u32 first = team.share_of(blockIdx.x), step = team.share_of(gridDim.x);
+  // Where rows wait for a cluster, the clusters of the next launch, which take places as they become free, would be fewer than fit.
+  if (Room::RESIDENT > 1 || batch.rows <= gridDim.x) let_next_launch_begin();
+  const auto clusters = [&](u32 blocks) { return Room::BLOCKS ? blocks / Room::BLOCKS : team.share_of(blocks); };
+  const u32 first = clusters(blockIdx.x), step = clusters(gridDim.x);
   // Most often a row has the request of its own number: then that is read before the row is known.
   const bool each = batch.flags & NUCLEUS_BATCH_REQUEST_EACH;
   DescriptionWord word;
@@ -35,27 +54,31 @@ __global__ void __launch_bounds__(THREADS, 2) sum_rows(const __grid_constant__ S
     if (index < batch.rows) word.read(batch, index, each ? index : batch.row[index].request);
   };
   read_description(first);
+  u32 &asked = DeviationState::here()->asked;
+  if (threadIdx.x == 0) asked = false;
 #pragma unroll 1
   for (u32 index = first, use = 0; index < batch.rows; index += step, ++use) {
     const char *const logits = row_of(batch, index);
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");  // other warps wrote to this part
     sync_block();  // what the row before has left is read by its own block alone
-    if (threadIdx.x % 32 == 0) load.start(logits);
+    if (threadIdx.x % 32 == 0 && !asked) load.start(logits);
     if (may_edit(batch)) EditedTokens::of(sh)->clear();
     word.write(sh);
     if (threadIdx.x == 0) sh->unusual = 0;
     sync_block();
+    if (threadIdx.x == 0) asked = false;
     if (each && sh->row.request != index && !(sh->row.flags & NUCLEUS_ROW_PADDING)) {
       share_description(sh, batch, index, sh->row.request);
       sync_block();
     }
     describe_slot(sh, batch);
-    if (may_edit(batch)) ask_for_window(0);
+    if (may_edit(batch)) ask_for_window<Room>(0);
     read_description(index + step);
     const SlicePlan plan = plan_of(*sh);
     const u32 flags = sh->row.flags;
     const bool padding = flags & NUCLEUS_ROW_PADDING, served = flags & NUCLEUS_ROW_PROCESSED && team.whole && plan.sliced && cuts_by_sums(sh->program);
     if (served && !padding) begin_sums();
+    const bool by_deviation = served && !padding && cuts_by_deviation(sh->program), changed = plan.edits || sh->row.mask >= 0 || flags & NUCLEUS_ROW_ALLOWED;
     await_window();
     load.wait(use);
     if (padding) continue;
@@ -65,36 +88,61 @@ __global__ void __launch_bounds__(THREADS, 2) sum_rows(const __grid_constant__ S
         if (!(batch.row[other].flags & NUCLEUS_ROW_PADDING)) batch.out[other].status = PENDING;
       break;
     }
-    const RowCall call{index, slice_room, RawSums{}};
+    const RowCallIn<Room> call{{index, slice_room, RawSums{}}};
     Fate fate = Fate::MANY;
     if (served) {
-      if (plan.edits || sh->row.mask >= 0 || flags & NUCLEUS_ROW_ALLOWED) {
+      if (changed) {
         sync_block();
         change_held(call, plan);
       } else {
-        load.settle(logits, sh->config.vocab_size < batch.row_len ? sh->config.vocab_size : batch.row_len);
+        load.settle(row_of(batch, index), sh->config.vocab_size < batch.row_len ? sh->config.vocab_size : batch.row_len);
+      }
+      if (by_deviation) {
+        if (follow_deviation(call, changed ? batch.rows : index + step)) continue;
+        if (asked) bring_again(call, use);
       }
       sync_block();
-      fate = follow_sums(team, call);
+      fate = follow_sums<Room>(team, call);
     }
     if (fate != Fate::DECIDED && team.rank() == 0) call.out()->status = PENDING;
   }
   team.cluster_sync();  // no block leaves while another may still read its shared memory
 }
 
-cudaError_t launch_sums(const SamplingBatch &batch, cudaStream_t stream) {
-  const auto kernel = reinterpret_cast<const void *>(sum_rows);
-  cudaError_t error = cudaFuncSetAttribute(sum_rows, cudaFuncAttributeMaxDynamicSharedMemorySize, 232448);
-  if (error == cudaSuccess) error = cudaFuncSetAttribute(sum_rows, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
-  Shape shape;
-  if (error == cudaSuccess) error = shape.fit(batch, kernel);
-  if (error != cudaSuccess) return error;
-  // Few clusters where the ways of many rows are tested.
-  const u32 least = (batch.rows + CLUSTER_ROWS - 1) / CLUSTER_ROWS;
-  if (batch.flags & NUCLEUS_BATCH_MANY_ROWS || shape.clusters < least) shape.clusters = least;
+template <class Room>
+static cudaError_t allow_room() {
+  const cudaError_t error = cudaFuncSetAttribute(sum_rows<Room>, cudaFuncAttributeMaxDynamicSharedMemorySize, SHARED_BYTES + SLICE_BYTES_MAX);
+  return error == cudaSuccess ? cudaFuncSetAttribute(sum_rows<Room>, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared) : error;
+}
+template <class Room>
+static cudaError_t launch_shape(const SamplingBatch &batch, const Shape &shape, cudaStream_t stream) {
   cudaLaunchAttribute attributes[2];
   const cudaLaunchConfig_t config = shape.config(attributes, stream, batch.rows <= FIRST_EARLY_MOST);
-  return cudaLaunchKernelEx(&config, sum_rows, batch, shape.room);
+  return cudaLaunchKernelEx(&config, sum_rows<Room>, batch, shape.room);
+}
+
+// Clusters of 3 blocks, of which a multiprocessor has one, take rows in fewer turns than those of 8, of which it has two, and more time for each: worth it if they take no more
+// than 7 turns for 9.
+static bool is_worth(const Shape &wide, const Shape &shape, u32 rows) {
+  const auto turns = [rows](const Shape &of) { return (rows + of.clusters - 1) / of.clusters; };
+  return 9 * turns(wide) <= 7 * turns(shape);
+}
+
+cudaError_t launch_sums(const SamplingBatch &batch, cudaStream_t stream) {
+  cudaError_t error = allow_room<FullRoom>();
+  if (error == cudaSuccess) error = allow_room<ShortRoom>();
+  Shape shape, wide;
+  if (error == cudaSuccess) error = shape.fit(batch, reinterpret_cast<const void *>(sum_rows<FullRoom>));
+  wide.share(batch.row_len, ShortRoom::BLOCKS, 1, ShortRoom::BYTES);
+  if (error == cudaSuccess && wide.room) error = wide.fill(batch.rows, reinterpret_cast<const void *>(sum_rows<ShortRoom>));
+  if (error != cudaSuccess) return error;
+  // Few clusters, and wide ones, where the ways of many rows are tested.
+  const bool many = batch.flags & NUCLEUS_BATCH_MANY_ROWS;
+  const u32 least = (batch.rows + CLUSTER_ROWS - 1) / CLUSTER_ROWS;
+  if (many) shape.clusters = wide.clusters = least;
+  if (wide.room && !batch.cluster && (many || (shape.blocks == MAX_BLOCKS && is_worth(wide, shape, batch.rows)))) return launch_shape<ShortRoom>(batch, wide, stream);
+  shape.clusters = shape.clusters < least ? least : shape.clusters;
+  return launch_shape<FullRoom>(batch, shape, stream);
 }
 
 }  // namespace nucleus

@@ -23,8 +23,8 @@ __device__ __forceinline__ u32 left_of_four(const Bounds &bounds, u32 id, const 
   return left;
 }
 // Calls f(id, logit) for the tokens of this thread's part that are left, -0 read as +0. A short loop, for what takes many instructions a token.
-template <class F>
-__device__ __forceinline__ void each_left(const DeviceTeam &team, const Bounds &bounds, F f) {
+template <class Team, class F>
+__device__ __forceinline__ void each_left(const Team &team, const Bounds &bounds, F f) {
   team.each_four([&](u32 i, float4 v) {
 #pragma unroll 1
     for (u32 left = left_of_four(bounds, team.first + i, v); left; left &= left - 1) {
@@ -34,8 +34,8 @@ __device__ __forceinline__ void each_left(const DeviceTeam &team, const Bounds &
   });
 }
 // The same in line: f(element, id, whether it is left, logit) for all four of each vector that has some.
-template <class F>
-__device__ __forceinline__ void each_of_four(const DeviceTeam &team, const Bounds &bounds, F f) {
+template <class Team, class F>
+__device__ __forceinline__ void each_of_four(const Team &team, const Bounds &bounds, F f) {
   team.each_four([&](u32 i, float4 v) {
     const u32 left = left_of_four(bounds, team.first + i, v);
     if (!left) return;
@@ -46,8 +46,8 @@ __device__ __forceinline__ void each_of_four(const DeviceTeam &team, const Bound
 }
 
 // The same, with fewer instructions where whole logits are cut off below, and nothing above.
-template <class F>
-__device__ __forceinline__ void each_kept(const DeviceTeam &team, const Bounds &bounds, F f) {
+template <class Team, class F>
+__device__ __forceinline__ void each_kept(const Team &team, const Bounds &bounds, F f) {
   if (bounds.top != ~0ull) {
     each_left(team, bounds, [&](u32 id, float x) { f(0, id, true, x); });
     return;

@@ -31,22 +31,6 @@ struct Description {
 // What a block holds beside its slice of the row. The slice's memory, at least SPARE_BYTES, serves as scratch where no slice is held.
 struct Shared : Description {
   u64 delivered;  // mbarrier: other blocks' part of the list is there
-  union {
-    struct {
-      union {
-        Edit edits[SLICE_EDITS + 1];
-        struct {
-          u64 listed_places[LISTED];
-          u64 listed_weights[LISTED];
-        };
-      };
-      union {
-        u64 bins[BINS];           // histogram
-        u32 tokens[TOKENS_HELD];  // the end of the history
-      };
-    };
-    alignas(16) u64 list[LIST_CAPACITY];  // read by pairs
-  };
   u64 part[WARPS][4];
   union {
     struct {
@@ -74,6 +58,22 @@ struct Shared : Description {
   u32 found_bin, told_count, listed, found, kept, verdict, unusual;
   float raw_largest;  // of the row as it came, whose weight at temperature 1 is raw_total
   u64 known_best, known_count, known_total;  // what the exact path begins with: first place, tokens, weight; 0: it is not known
+  union {
+    struct {
+      union {
+        Edit edits[SLICE_EDITS + 1];
+        struct {
+          u64 listed_places[LISTED];
+          u64 listed_weights[LISTED];
+        };
+      };
+      union {
+        u64 bins[BINS];           // histogram
+        u32 tokens[TOKENS_HELD];  // the end of the history
+      };
+    };
+    alignas(16) u64 list[LIST_CAPACITY];  // read by pairs
+  };
 };
 constexpr u32 SHARED_BYTES = (sizeof(Shared) + 127) / 128 * 128;
 constexpr u32 SLICE_BYTES_MAX = 232448 - SHARED_BYTES;  // of shared memory that a block may have
@@ -85,7 +85,7 @@ constexpr u32 SPARE_BYTES = LIST_CAPACITY * sizeof(u64) + (SHARED_EDITS + 1) * s
 // The block's shared memory: Shared, then the slice. Named where it is used, so that the compiler knows the address space.
 extern __shared__ __align__(128) unsigned char shared_memory[];
 __device__ __forceinline__ Shared *shared_state() { return reinterpret_cast<Shared *>(shared_memory); }
-__device__ __forceinline__ float *shared_slice() { return reinterpret_cast<float *>(shared_memory + SHARED_BYTES); }
+__device__ __forceinline__ float *shared_slice(u32 beside = SHARED_BYTES) { return reinterpret_cast<float *>(shared_memory + beside); }
 
 struct DeviceWarp {
   __device__ u32 lane() const { return threadIdx.x & 31; }
@@ -587,16 +587,18 @@ struct DeviceTeam {
     return static_cast<u32>(found[0]) - 1;
   }
 
-  // A list is collected in every block, and then in the leader. What a list lies over, no other block reads any more.
+  // A list of up to MOST places is collected in every block, and then in the leader. What a list lies over, no other block reads any more.
   __device__ __forceinline__ void begin_list() const {
     if (threadIdx.x == 0) sh->listed = 0;
     sync_block();
   }
+  template <u32 MOST = LIST_CAPACITY>
   __device__ __forceinline__ void append(u64 place) const {
     u32 at = atomicAdd(&sh->listed, 1);
-    if (at < LIST_CAPACITY) sh->list[at] = place;
+    if (at < MOST) sh->list[at] = place;
   }
-  // Returns how many tokens all blocks have listed; more than LIST_CAPACITY: they are not in the leader. `own`: a thread's number; becomes their sum.
+  // Returns how many tokens all blocks have listed; more than MOST: they are not in the leader. `own`: a thread's number; becomes their sum.
+  template <u32 MOST = LIST_CAPACITY>
   __device__ __forceinline__ u32 end_list(u64 &own) const {
     sync_block();
     const u64 words[2] = {threadIdx.x < 32 ? sh->listed : 0, DeviceWarp{}.sum(own)};  // the first warp tells for its block
@@ -614,7 +616,7 @@ struct DeviceTeam {
     for (u32 i = threadIdx.x % 32; i < blocks * WARPS; i += 32) own += told[1][i];
     own = DeviceWarp{}.sum(own);
     const u32 elsewhere = all - static_cast<u32>(told[0][0]);
-    if (all > LIST_CAPACITY || !elsewhere) return all;
+    if (all > MOST || !elsewhere) return all;
     if (block) {
       const u32 to = address_in(sh->list + before, 0), barrier = address_in(&sh->delivered, 0);
       UNROLL_NOT
@@ -650,6 +652,34 @@ struct DeviceTeam {
     return value;
   }
 };
+
+// What a block has beside its slice: two blocks are on a multiprocessor, or one whose slice is so large that the end of the lists belongs to it.
+struct FullRoom {
+  using Team = DeviceTeam;
+  static constexpr u32 LIST = LIST_CAPACITY, TOKENS = TOKENS_HELD, BYTES = SHARED_BYTES, RESIDENT = 2, BLOCKS = 0;  // a cluster has a power of two
+};
+struct ShortRoom {
+  struct Team : DeviceTeam {
+    __device__ __forceinline__ explicit Team(const DeviceTeam &team = DeviceTeam()) : DeviceTeam(team) { slice = shared_slice(BYTES); }
+    // By two vectors, of which both are read before the first is looked at: a multiprocessor has but half as many warps.
+    template <class F>
+    __device__ __forceinline__ void each_four(F f) const {
+      const u32 from = threadIdx.x / 32 * span, end = from + span < held ? from + span : held;
+      u32 i = from + threadIdx.x % 32 * 4;
+#pragma unroll 1
+      for (; i + STEP < end; i += 2 * STEP) {
+        const float4 v = *reinterpret_cast<const float4 *>(slice + i), next = *reinterpret_cast<const float4 *>(slice + i + STEP);
+        f(i, v);
+        f(i + STEP, next);
+      }
+      if (i < end) f(i, *reinterpret_cast<const float4 *>(slice + i));
+    }
+  };
+  static constexpr u32 LIST = LIST_CAPACITY / 2, TOKENS = 1600, RESIDENT = 1, BLOCKS = 3;
+  static constexpr u32 BYTES = (sizeof(Shared) - (TOKENS_HELD - TOKENS) * sizeof(u32) + 127) / 128 * 128;  // the tokens are last
+};
+static_assert(ShortRoom::LIST * sizeof(u64) <= (SLICE_EDITS + 1) * sizeof(Edit));
+static_assert(ShortRoom::BYTES + slice_of(151936, ShortRoom::BLOCKS) * 4 <= SHARED_BYTES + SLICE_BYTES_MAX, "3 blocks hold a row");
 
 // The threads over a row in device memory.
 struct PlainTeam : DeviceTeam {

@@ -33,8 +33,8 @@ struct Typical {
     return order_of(octaves * 65536 + (e.weighs ? __float2int_rn(e.f * 65536.0f) : 0));
   }
   // Calls f(id, whether it is left, logit, weight, order) for tokens of this thread's part, those that are left among them.
-  template <class F>
-  __device__ __forceinline__ void each(const DeviceTeam &team, const Bounds &bounds, F f) const {
+  template <class Team, class F>
+  __device__ __forceinline__ void each(const Team &team, const Bounds &bounds, F f) const {
     const DoubleMoments moments(weighing());
     if (!moments.serve) {
       each_left(team, bounds, [&](u32 id, float x) {
@@ -70,8 +70,10 @@ struct OrderRange {
   }
 };
 // Counts weights in units of 2^shift, rounded down.
-__device__ __forceinline__ void range_of_typical(const DeviceTeam &team, const Bounds &bounds, const Typical &typical, u32 shift, const Until &until, u64 (&found)[2]) {
-  u32 *masses = reinterpret_cast<u32 *>(team.sh->bins);
+template <class Team>
+__device__ __forceinline__ void range_of_typical(const Team &team, const Bounds &bounds, const Typical &typical, u32 shift, const Until &until, u64 (&found)[2]) {
+  static_assert(BINS * sizeof(u32) <= sizeof(Shared::listed_places));
+  u32 *masses = reinterpret_cast<u32 *>(team.sh->listed_places);
   UNROLL_NOT
   for (u32 i = threadIdx.x; i < BINS; i += THREADS) masses[i] = 0;
   sync_block();
@@ -83,7 +85,7 @@ __device__ __forceinline__ void range_of_typical(const DeviceTeam &team, const B
   constexpr u32 MOST = BINS / THREADS;
   u32 bins[MOST];
   u64 own[MOST], sum = 0;
-  team.each_bin(BINS, [](const Shared *there, u32 bin) { return reinterpret_cast<const u32 *>(there->bins)[bin]; }, [&](u32 k, u32 bin, u64 units) {
+  team.each_bin(BINS, [](const Shared *there, u32 bin) { return reinterpret_cast<const u32 *>(there->listed_places)[bin]; }, [&](u32 k, u32 bin, u64 units) {
     bins[k] = bin;
     own[k] = units << shift;
     sum += own[k];
@@ -120,22 +122,24 @@ struct TypicalEnd {
     place = own >> ID_BITS << 32 | static_cast<u32>(~((1u << ID_BITS) - 1 - (static_cast<u32>(own) & ((1u << ID_BITS) - 1))));
   }
 };
-// Its key; 0: a list does not hold the tokens among which it is.
-__device__ __forceinline__ u64 end_of_typical(const DeviceTeam &team, const Bounds &bounds, const Typical &typical, const OrderRange &range, const Until &until) {
+// Its key; 0: a list of so many does not hold the tokens among which it is.
+template <u32 MOST, class Team>
+__device__ __forceinline__ u64 end_of_typical(const Team &team, const Bounds &bounds, const Typical &typical, const OrderRange &range, const Until &until) {
   const Weighing w = typical.weighing();
   u64 nearer = 0;
   team.begin_list();
   typical.each(team, bounds, [&](u32 id, bool, float x, u64 q, u32 order) {
     nearer += order < range.near ? q : 0;
-    if (q && order >= range.near && order < range.far) team.append(TypicalEnd::key_of_token(order, range.near, x, id));
+    if (q && order >= range.near && order < range.far) team.template append<MOST>(TypicalEnd::key_of_token(order, range.near, x, id));
   });
-  const u32 listed = team.end_list(nearer);
-  if (listed > LIST_CAPACITY || !listed || until(nearer)) return 0;
+  const u32 listed = team.template end_list<MOST>(nearer);
+  if (listed > MOST || !listed || until(nearer)) return 0;
   return first_in_list(team, listed, nearer, until, false, [&](u64 key) { return w.q(logit_at(TypicalEnd(key, range.near).place)); });
 }
 
 // The first place of the run that ends with this token, and the complement of its last.
-__device__ __forceinline__ void run_of_typical(const DeviceTeam &team, const Bounds &bounds, const Typical &typical, const TypicalEnd &end, u64 (&most)[2]) {
+template <class Team>
+__device__ __forceinline__ void run_of_typical(const Team &team, const Bounds &bounds, const Typical &typical, const TypicalEnd &end, u64 (&most)[2]) {
   float largest = -infinity(), least = infinity();
   u32 largest_id = 0, least_id = 0;
   typical.each(team, bounds, [&](u32 id, bool left, float x, u64, u32 order) {

@@ -1,9 +1,9 @@
 // The kernel against what the reference made of the corpus, in every cluster size, on the bounded and on the exact path; batches repeated to crowds, which take
 // the ways of more rows; the call for one row; logits and rows that are written late; rows so far apart that their elements' indices need more than 32 bits; then
-// rows without peaks, and rows that are drawn from as a whole.
+// rows without peaks, rows that are drawn from as a whole, and rows that top_n_sigma cuts at a token.
 // Usage: gpu_test CORPUS [BATCHES [PART [ROUNDS [STREAMS]]]]
 //   BATCHES: `111`, those of vocabularies up to that; `32000-32000/2`, two of those between, spread over all
-//   PART: `all`; `flat`, `drawn`, or these with a type, a vocabulary and rows such as `drawn,0,3001,20`, which take no batch of the corpus; for tools that are
+//   PART: `all`; `flat`, `drawn`, `deviation`, or these with a type, a vocabulary and rows such as `drawn,0,3001,20`, which take no batch of the corpus; for tools that are
 //     slow, and to be repeated, `processed` with a cluster and flags such as `processed,2,0`, `top`, `single`, `late` or `crowds`, also with a number of rows such as
 //     `late,72`, `top` with flags, too (`top,20,8192`), `portable`, or a cluster and flags such as `0,8`, copies of each batch, and how many rows of them: `0,52,3`,
 //     `0,4,1,1`
@@ -19,6 +19,7 @@
 #include <thread>
 
 #include "corpus.hpp"
+#include "deviation.hpp"
 #include "device.hpp"
 #include "drawn.hpp"
 #include "flat.hpp"
@@ -295,7 +296,8 @@ static void check_all_ways(const CorpusBatch &b, uint32_t number, cudaStream_t s
   for (uint32_t cluster : {0u, 1u, 2u, 4u, 8u})
     for (uint32_t flags : {0u, NUCLEUS_BATCH_EXACT, NUCLEUS_BATCH_EXACT | NUCLEUS_BATCH_UNLISTED, NUCLEUS_BATCH_MANY_ROWS, NUCLEUS_BATCH_ALL_BOUNDED, NUCLEUS_BATCH_ALL_BOUNDED | NUCLEUS_BATCH_ALL_COUNTED | NUCLEUS_BATCH_REQUEST_EACH, NUCLEUS_BATCH_NONE_BOUNDED,
                            NUCLEUS_BATCH_NO_EDITS, NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_NO_EDITS | NUCLEUS_BATCH_ALL_DRAWN,
-                           NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_NONE_WHOLE, NUCLEUS_BATCH_MANY_ROWS | NUCLEUS_BATCH_ALL_DRAWN})
+                           NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_NONE_WHOLE, NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_NONE_WHOLE | NUCLEUS_BATCH_MANY_ROWS,
+                           NUCLEUS_BATCH_MANY_ROWS | NUCLEUS_BATCH_ALL_DRAWN})
       if (!(flags & NUCLEUS_BATCH_EXACT) || cluster) loaded.check(number, Way{cluster, flags});
   for (uint32_t flags : {NUCLEUS_BATCH_SOME_FEW, NUCLEUS_BATCH_ALL_FEW, NUCLEUS_BATCH_SOME_FEW | NUCLEUS_BATCH_NONE_BOUNDED}) loaded.check(number, Way{0, flags});
   loaded.check_top(number);
@@ -366,10 +368,11 @@ int main(int argc, char **argv) {
   const char *part = argc > 3 && std::strcmp(argv[3], "all") ? argv[3] : nullptr;
   const uint32_t rounds = argc > 4 ? std::atoi(argv[4]) : 1, streams = argc > 5 ? std::atoi(argv[5]) : part && std::strcmp(part, "flat") ? 1 : 8;
   std::setvbuf(stdout, nullptr, _IOLBF, 0);
-  const bool flat = !part || !std::strncmp(part, "flat", 4), drawn = !part || !std::strncmp(part, "drawn", 5), corpus = !part || !(flat || drawn);
+  const bool flat = !part || !std::strncmp(part, "flat", 4), drawn = !part || !std::strncmp(part, "drawn", 5), deviation = !part || !std::strncmp(part, "deviation", 9);
+  const bool corpus = !part || !(flat || drawn || deviation);
   share_device_memory = streams > 1;
   std::atomic<uint32_t> flat_results{0};
-  uint32_t drawn_results = 0;
+  uint32_t drawn_results = 0, deviation_results = 0;
   auto go_through = [&](uint32_t thread) {
     cudaStream_t stream = nullptr;
     if (streams > 1) CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
@@ -397,13 +400,15 @@ int main(int argc, char **argv) {
   for (uint32_t thread = 1; thread < streams; ++thread) threads.emplace_back(go_through, thread);
   go_through(0);
   for (std::thread &thread : threads) thread.join();
-  for (uint32_t round = 0; drawn && round < rounds; ++round) {
+  for (uint32_t round = 0; (drawn || deviation) && round < rounds; ++round) {
     uint32_t type, vocab, rows, differ = 0;
     if (part && std::sscanf(part, "drawn,%u,%u,%u", &type, &vocab, &rows) == 3) check_drawn(DrawnRows(type, rows, vocab, 3), drawn_results, differ);
-    else check_all_drawn(drawn_results, differ);
+    else if (part && std::sscanf(part, "deviation,%u,%u,%u", &type, &vocab, &rows) == 3) check_deviation(DeviationRows(type, rows, vocab, 3), deviation_results, differ);
+    else if (drawn) check_all_drawn(drawn_results, differ);
+    if (deviation && !(part && std::strchr(part, ','))) check_all_deviations(deviation_results, differ);
     failures += differ;
   }
-  std::printf("%u results, %u of flat rows, %u of drawn rows, %u top tokens, %u differ, %u not drawn; far rows in %s%s%s\n", results.load(), flat_results.load(), drawn_results, top_results.load(), failures.load(), others.load(),
+  std::printf("%u results, %u of flat rows, %u of drawn rows, %u of rows cut by deviations, %u top tokens, %u differ, %u not drawn; far rows in %s%s%s\n", results.load(), flat_results.load(), drawn_results, deviation_results, top_results.load(), failures.load(), others.load(),
               far[0] ? "f32 " : "", far[1] ? "f16 " : "", far[2] ? "bf16" : "");
   return failures != 0;
 }
