@@ -188,12 +188,16 @@ NUCLEUS_ASSERT(sizeof(SamplingBatch) == 120);
 #define NUCLEUS_BATCH_UNLISTED 1024u
 /* Nothing but the draw follows min_p in any row that it bounds: one block draws from what a flat row keeps, but would be slow at another operation. */
 #define NUCLEUS_BATCH_DRAW_AFTER_MIN_P 2048u
-/* No row that is not bounded has the draw, top_p, min_p, top_k or argmax next to its edits and temperatures: rows of other programs go to launches of clusters at
- * once, since those that weigh whole rows would leave them to these. Said of others it only costs time. */
+/* No row that is not bounded has the draw, top_p, min_p, top_k of 96 at most or argmax next to its edits and temperatures: rows of other programs go to launches of
+ * clusters at once, since those that weigh whole rows would leave them to these. Said of others it only costs time. */
 #define NUCLEUS_BATCH_NONE_WHOLE 4096u
 /* Rows are sampled, and likeliest tokens told, as on devices without clusters or with less than 227 KiB of shared memory a block, for tests; never changes a
  * result. Of the flags above, those for tests are heeded beside it. */
 #define NUCLEUS_BATCH_PORTABLE 8192u
+
+/* No row that is neither bounded nor weighed whole has log-probabilities of what it draws from and a program of edits, temperatures, smoothing, top_n_sigma, typical_p, min_p, epsilon,
+ * eta, top_a and XTC alone, then the draw or mirostat 2: with NUCLEUS_BATCH_NONE_WHOLE, all go to the last launch at once. Said of others it only costs time. */
+#define NUCLEUS_BATCH_NONE_SUMMED 16384u
 
 /* Results of a launch. A CUDA error is NUCLEUS_LAUNCH_CUDA + its code. */
 #define NUCLEUS_LAUNCH_OK 0

@@ -112,7 +112,7 @@ struct Launcher {
     const bool few = !exact && chosen && batch.flags & (NUCLEUS_BATCH_SOME_FEW | NUCLEUS_BATCH_ALL_FEW);
     const bool bounded = !exact && chosen && !(batch.flags & (NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_ALL_FEW));
     const bool whole = !exact && (many || (chosen && !(batch.flags & (NUCLEUS_BATCH_ALL_BOUNDED | NUCLEUS_BATCH_ALL_FEW | NUCLEUS_BATCH_NONE_WHOLE))));
-    const bool sums = !exact && !bounded && !few && batch.flags & NUCLEUS_BATCH_NONE_WHOLE;
+    const bool sums = !exact && !bounded && !few && (batch.flags & (NUCLEUS_BATCH_NONE_WHOLE | NUCLEUS_BATCH_NONE_SUMMED)) == NUCLEUS_BATCH_NONE_WHOLE;
     if (sums) error = launch_sums(batch, stream);
     if (bounded) {
       // Where every row is bounded by a count there is next to nothing left for a launch of clusters, nor where rows are bounded, without edits, and draw from what

@@ -6,8 +6,8 @@ use crate::state::SamplerState;
 
 use super::layout::{
     BATCH_ALL_BOUNDED, BATCH_ALL_COUNTED, BATCH_ALL_DRAWN, BATCH_ALL_FEW, BATCH_DRAW_AFTER_MIN_P,
-    BATCH_NO_EDITS, BATCH_NONE_BOUNDED, BATCH_NONE_WHOLE, BATCH_SOME_FEW, SamplingList,
-    SamplingRow, row_flags,
+    BATCH_NO_EDITS, BATCH_NONE_BOUNDED, BATCH_NONE_SUMMED, BATCH_NONE_WHOLE, BATCH_SOME_FEW,
+    SamplingList, SamplingRow, row_flags,
 };
 use super::slots::SlotRow;
 
@@ -108,6 +108,15 @@ impl<'a> Work<'a> {
         })
     }
 
+    /// Whether every cut of its follows from sums over what is left of the row (`cuts_by_sums` of `sums_state.cuh`).
+    fn is_summed(&self) -> bool {
+        let mut ops = self.params.tables().program.ops().iter();
+        let choice = ops.next_back().map(|op| op.code);
+        self.logprobs == LogprobsMode::Processed
+            && matches!(choice, Some(OpCode::Draw | OpCode::Mirostat2))
+            && ops.all(|op| LEADING.contains(&op.code) || SUMMED.contains(&op.code))
+    }
+
     /// Whether nothing but the draw follows `min_p`, by which few tokens are left.
     fn draws_after_min_p(&self) -> bool {
         let mut ops = self.params.tables().program.ops().iter();
@@ -191,8 +200,20 @@ const LEADING: [OpCode; 5] = [
     OpCode::Penalties,
     OpCode::Temperature,
 ];
-/// The largest `top_k` that the launches for whole rows look at (`plan.cuh`).
-const WHOLE_K: u64 = 384;
+/// Operations whose cuts follow from sums over the row, or that only change what is left of it.
+const SUMMED: [OpCode; 9] = [
+    OpCode::DynamicTemperature,
+    OpCode::Smoothing,
+    OpCode::TopNSigma,
+    OpCode::TypicalP,
+    OpCode::MinP,
+    OpCode::Epsilon,
+    OpCode::Eta,
+    OpCode::TopA,
+    OpCode::Xtc,
+];
+/// The largest `top_k` that the launches for whole rows cut by: three quarters of the warps of a cluster (`plan_row` of `prepare.cuh`).
+const WHOLE_K: u64 = 96;
 /// The largest `top_k` or `min_keep` of a request that few tokens decide (`BOUND_K` of `bounded.cuh`).
 const BOUND_K: u64 = 128;
 /// The most ids that it may edit, its history's repetitions counted (`EDITS_MOST` of `bounded.cuh`).
@@ -241,6 +262,8 @@ pub(super) struct Packed {
     drawn_after: usize,
     /// Rows that are neither, and weighed whole.
     whole: usize,
+    /// Rows that are none of these, and whose cuts follow from sums.
+    summed: usize,
     /// Rows that edit no logits by id.
     unedited: usize,
     /// Of those, the ones that draw from the whole row.
@@ -262,6 +285,7 @@ impl Packed {
         self.counted = 0;
         self.drawn_after = 0;
         self.whole = 0;
+        self.summed = 0;
         self.unedited = 0;
         self.drawn = 0;
         // A mask without words forbids every id, for which one word is needed.
@@ -290,8 +314,10 @@ impl Packed {
                 let by_count = code != OpCode::MinP;
                 self.counted += usize::from(by_count);
                 self.drawn_after += usize::from(!by_count && row.draws_after_min_p());
+            } else if row.is_whole() {
+                self.whole += 1;
             } else {
-                self.whole += usize::from(row.is_whole());
+                self.summed += usize::from(row.is_summed());
             }
         }
     }
@@ -306,6 +332,7 @@ impl Packed {
         let rows = self.rows.len();
         let others = rows - self.few;
         let told = |holds: bool, bit: u32| if holds { bit } else { 0 };
+        let none_whole = self.whole == 0 && self.bounded < others;
         let bounded = match self.bounded {
             _ if others == 0 => return BATCH_ALL_FEW,
             0 => BATCH_NONE_BOUNDED,
@@ -318,7 +345,8 @@ impl Packed {
         };
         bounded
             | told(self.few > 0, BATCH_SOME_FEW)
-            | told(self.whole == 0 && self.bounded < others, BATCH_NONE_WHOLE)
+            | told(none_whole, BATCH_NONE_WHOLE)
+            | told(none_whole && self.summed == 0, BATCH_NONE_SUMMED)
             | told(self.unedited == rows, BATCH_NO_EDITS)
             | told(self.drawn == rows, BATCH_ALL_DRAWN)
     }
@@ -559,6 +587,24 @@ mod tests {
         assert_eq!(
             flag(&[&typical, &min_p], processed),
             BATCH_NO_EDITS | BATCH_NONE_WHOLE
+        );
+        let many = SamplingParams {
+            top_k: Some(200),
+            ..SamplingParams::default()
+        };
+        let none_whole = BATCH_NONE_BOUNDED | BATCH_NO_EDITS | BATCH_NONE_WHOLE;
+        assert_eq!(flag(&[&typical, &many], processed), none_whole);
+        let none = none_whole | BATCH_NONE_SUMMED;
+        assert_eq!(flag(&[&many, &many], processed), none);
+        assert_eq!(flag(&[&typical], LogprobsMode::Raw), none);
+        let fewer = SamplingParams {
+            top_k: Some(96),
+            ..SamplingParams::default()
+        };
+        assert_eq!(
+            flag(&[&many, &fewer], LogprobsMode::Raw),
+            BATCH_NONE_BOUNDED | BATCH_NO_EDITS,
+            "one of them is weighed whole"
         );
         assert_eq!(
             flag(&[&typical, &drawn], processed),
