@@ -33,6 +33,7 @@ constexpr u32 DECIDED = 0, SHARED_OUT = 1, LEFT = 2;
 constexpr u32 CHAIN_TOTAL = 1, CHAIN_LOGPROBS = 2, TOGETHER = 3, DESCRIBED = 4, MARKED = 5, PLANNED = 6, COUNTED = 7, PLANNABLE = 8,
               BOUND_KNOWN = 9, SORTED = 10, ORDERED = 11, LOOKED_AT = 12;
 
+constexpr u32 NOWHERE = ~0u;  // no place
 // In a place that was taken for a token, and turned out to be for none: behind all tokens, and like no other.
 __device__ __forceinline__ u64 no_token(u32 to) { return to + 1; }
 __device__ __forceinline__ bool is_token(u64 place) { return place >> 32; }
@@ -56,6 +57,7 @@ struct Changed {
   u32 id;
   float logit;  // as it came
   u32 riser;
+  u32 to;  // the place that was taken for it; NOWHERE: none
 };
 
 // A row's description, what it asks for, and what a block has found.

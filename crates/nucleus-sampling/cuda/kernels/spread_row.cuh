@@ -29,7 +29,7 @@ struct Block : Sender<DTYPE, BLOCKS> {
   using typename Base::D;
   using typename Base::Half;
   using Base::add_changed, Base::aligned, Base::batch, Base::block, Base::bound, Base::bring_mask, Base::group_largest, Base::index, Base::lane, Base::limit, Base::list_hits, Base::bring;
-  using Base::load, Base::logit, Base::logits, Base::masked, Base::read, Base::reads, Base::send, Base::send_first, Base::send_hits, Base::send_own_hits, Base::send_several, Base::sh, Base::tell_groups, Base::top_of;
+  using Base::load, Base::logit, Base::logits, Base::masked, Base::read, Base::reads, Base::send, Base::send_first, Base::send_to, Base::send_hits, Base::send_own_hits, Base::send_several, Base::sh, Base::tell_groups, Base::top_of;
   using Base::unedited, Base::warp;
   static constexpr u32 DESCRIBES = BLOCK_WARPS - 1;                  // the helping warp that does
   static constexpr u32 MARKERS = HELPERS - 32;                       // threads of the others
@@ -195,7 +195,9 @@ struct Block : Sender<DTYPE, BLOCKS> {
     for (u32 i = warp; i < count; i += BLOCK_WARPS) {
       const Changed token = sh->changes[i];
       const float x = edit_token(sh, r, token, strange);
-      sent += send(lane == 0 && x > -infinity() && x >= threshold, place_of(x, token.id), full);
+      const bool reaches = x > -infinity() && x >= threshold;
+      if (token.to == NOWHERE) sent += send(lane == 0 && reaches, place_of(x, token.id), full);
+      else if (lane == 0) send_to(token.to, reaches ? place_of(x, token.id) : no_token(token.to));  // the warp that took it has counted it
     }
     return sent;
   }

@@ -59,8 +59,8 @@ struct Sender : Reader<DTYPE, BLOCKS> {
     return room_of(first, count);
   }
 
-  // A token whose edits decide.
-  __device__ __forceinline__ void add_changed(u32 id, float x, u32 riser) const { sh->changes[atomicAdd(&sh->changed, 1)] = Changed{id, x, riser}; }
+  // A token whose edits decide, for a place that was taken.
+  __device__ __forceinline__ void add_changed(u32 id, float x, u32 riser, u32 to = NOWHERE) const { sh->changes[atomicAdd(&sh->changed, 1)] = Changed{id, x, riser, to}; }
 
   // Sends the unedited tokens of lanes' vectors that reach the threshold, and lists the others; how many were sent. `LANES` have a hit, vector i of lane j is number
   // i LANES + j of it. `first`, `local`: the lane's first token, by its id and among the block's. `taken`: to the first lane, the first of the places that were taken
@@ -95,11 +95,11 @@ struct Sender : Reader<DTYPE, BLOCKS> {
 #pragma unroll
       for (u32 i = 0; i < EACH * WIDTH; ++i) own = i == bit ? x[i] : own;
       const bool marked = reaching && is_token_marked(local + ids), has = reaching && !marked;
-      if (marked) add_changed(id, own + 0.0f, Changed::REACHES);
-      const u32 of_hit = __ballot_sync(~0u, has) & lanes_of_hit;
+      const u32 of_hit = __ballot_sync(~0u, reaching) & lanes_of_hit;
       const u64 place = place_of(own + 0.0f, id);
-      const bool takes = open && has && !(of_hit & ((1u << lane) - 1));
-      if (takes) send_to(taken + hit, place);
+      const bool takes = open && reaching && !(of_hit & ((1u << lane) - 1));
+      if (marked) add_changed(id, own + 0.0f, Changed::REACHES, takes ? taken + hit : NOWHERE);
+      else if (takes) send_to(taken + hit, place);
       if (of_hit) open = false;
       sent += send(has && !takes, place, full);
       if (full) break;
@@ -111,7 +111,6 @@ struct Sender : Reader<DTYPE, BLOCKS> {
   // Sends the unedited tokens of a vector of each lane that reach the limit, and lists the others; how many were sent to places that were not taken before. `there`: the
   // lane has one, which is in its place of shared memory. `first`, `local`: its first token, by its id and among the block's. `to`: a place that was taken for the vector,
   // NOWHERE: none. `full`: the list has no place any more, and not all are looked at.
-  static constexpr u32 NOWHERE = ~0u;
   __device__ __forceinline__ u32 send_vector(bool there, u32 first, u32 local, u32 to, Limit<DTYPE> limit, bool &full) const {
     const uint4 *const v = &sh->vectors[threadIdx.x];
     u32 sent = 0, reaching = there ? limit.reached_by(*v) : 0;
@@ -122,10 +121,11 @@ struct Sender : Reader<DTYPE, BLOCKS> {
       const u32 at = reaching ? __ffs(reaching) - 1 : 0;
       const float x = logit_in<DTYPE>(v, at) + 0.0f;
       const bool marked = reaching && edits >> at & 1, has = reaching && !marked;
-      if (marked) add_changed(first + at, x, Changed::REACHES);
       const u64 place = place_of(x, first + at);
       const bool own = has && to != NOWHERE;
-      if (own) send_to(to, place), to = NOWHERE;
+      if (own) send_to(to, place);
+      if (marked) add_changed(first + at, x, Changed::REACHES, to);
+      if (own || marked) to = NOWHERE;
       sent += send(has && !own, place, full);
     }
     if (to != NOWHERE) send_to(to, no_token(to));
