@@ -523,7 +523,7 @@ mod tests {
                 .iter()
                 .map(|params| {
                     params
-                        .validate(&VocabInfo::new(100))
+                        .validate(&VocabInfo::new(1_000))
                         .expect("the parameters are valid")
                 })
                 .collect();
