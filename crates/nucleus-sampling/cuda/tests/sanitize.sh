@@ -66,8 +66,7 @@ for tool in $tools; do
   for type in 0 1 2; do start "$tool" 0-0 "drawn,$type,$drawn"; done                        # draws, by one team and by two, one row after another
   start "$tool" 111-111/2 0,4,9,140                                                         # relay: two rows a block
   for part in 0,0 0,64 0,8 0,776 2,2; do start "$tool" 111-111$batches "$part,$rows"; done # few ids, whole rows
-  for part in 2,4104,1,20 0,4106,1,20; do start "$tool" 111-111/2 "$part"; done            # programs by sums: clusters of 2 and of 3
-  start "$tool" 0-0 deviation,0,3001,20
+  for part in 2,4104,1,20 "0,4106,$rows"; do start "$tool" 111-111/2 "$part"; done         # programs by sums: clusters of 2 and of 3
   for part in 1,1 2,1 4,0; do start "$tool" 111-111$batches "$part,$rows"; done            # clusters, and their exact path
   start "$tool" 32000-32000$spread top,1                                                   # likeliest tokens: a cluster of 8, and a block
   for part in top processed,1 processed,2; do start "$tool" 1-5/3 "$part"; done
@@ -76,6 +75,7 @@ for tool in $tools; do
   start "$tool" 6000-6000$batches "0,8,$rows" # rows that keep many tokens
   start "$tool" 1-5/3 "$single"               # the call for one row
   [[ $tool == racecheck ]] && continue
+  for type in 0 2; do start "$tool" 0-0 "deviation,$type,3001,20"; done                         # rows that top_n_sigma cuts at a token
   for part in 0,4,9,25 0,4,9,35 0,4,9,60 0,52,1,2; do start "$tool" 32000-32000/3 "$part"; done # spread: clusters of 4, 3 and 2, and its exact path
   start "$tool" 5-5/2 0,52,9,140                                                                # the exact path of relay
   start "$tool" 0-0 flat,0,8187,140                                                             # and what draws from the rest of min_p's
