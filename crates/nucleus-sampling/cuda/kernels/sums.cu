@@ -15,14 +15,14 @@ static __device__ __noinline__ void change_held(RowCallIn<Room> call, SlicePlan 
   change_slices<Room>(team, r, plan, PartLoad(team, r.dtype), static_cast<const char *>(r.logits), [] {});
 }
 
-// Brings a row's part of which the next has been asked for in its place; every other use of a part's barrier is of the same parity.
+// Brings this warp's part of a row again, in whose place the next row's has been asked for. Its barrier is used twice more, so that the uses of later rows keep their parity.
 template <class Room>
 static __device__ __noinline__ void bring_again(RowCallIn<Room> call, u32 use) {
   const DeviceTeam team = call.team();
   const SamplingBatch &batch = team.sh->batch;
   const PartLoad load(team, batch.dtype);
   const char *const logits = row_of(batch, call.index);
-  sync_block();  // all know
+  sync_block();  // all have seen that it has been asked for
   if (threadIdx.x == 0) DeviationState::here()->asked = false;
   load.wait(use + 1);
   if (threadIdx.x % 32 == 0) load.start(logits);
