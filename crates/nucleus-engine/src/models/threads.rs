@@ -3,6 +3,7 @@
 use std::hint::spin_loop;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::available_parallelism;
+use std::time::{Duration, Instant};
 
 use rayon::{ThreadPool, ThreadPoolBuilder, Yield};
 
@@ -15,6 +16,8 @@ pub(super) struct Threads {
 
 /// Times that a thread looks for work in vain before it lets others have its core: about a tenth of a millisecond.
 const LOOKS: u32 = 1000;
+/// How long it goes on looking in vain after that: far longer than what is not shared out takes, and than waking up does.
+const PATIENCE: Duration = Duration::from_millis(1);
 
 impl Threads {
     /// Starts so many threads, or one for each core.
@@ -63,17 +66,22 @@ impl Drop for SetOnDrop<'_> {
     }
 }
 
-/// Does what other threads of the pool share out, until the flag is set.
+/// Does what other threads of the pool share out, until the flag is set or there has been nothing for a while: the thread may have begun to look
+/// within a part that it has taken from another one, which then waits for its return.
 fn look_for_work(done: &AtomicBool) {
     let mut looks = 0;
+    let mut last = Instant::now();
     while !done.load(Ordering::Acquire) {
         if rayon::yield_now() == Some(Yield::Executed) {
             looks = 0;
         } else if looks < LOOKS {
             looks += 1;
+            last = if looks == LOOKS { Instant::now() } else { last };
             spin_loop();
-        } else {
+        } else if last.elapsed() < PATIENCE {
             std::thread::yield_now();
+        } else {
+            return;
         }
     }
 }
@@ -113,6 +121,26 @@ mod tests {
             });
         });
         assert_eq!(busy.into_inner(), 2);
+    }
+
+    #[test]
+    fn a_thread_does_not_look_for_ever() {
+        let threads = Threads::start(Some(1)).unwrap();
+        threads.install(|| look_for_work(&AtomicBool::new(false)));
+    }
+
+    #[test]
+    fn many_short_steps_end_on_more_threads_than_cores() {
+        let threads = Threads::start(Some(8)).unwrap();
+        for _ in 0..2_000 {
+            threads.install_awake(|| {
+                for _ in 0..4 {
+                    (0..16).into_par_iter().with_max_len(1).for_each(|_| {
+                        std::thread::yield_now();
+                    });
+                }
+            });
+        }
     }
 
     #[test]
