@@ -70,15 +70,17 @@ impl Drop for SetOnDrop<'_> {
 /// within a part that it has taken from another one, which then waits for its return.
 fn look_for_work(done: &AtomicBool) {
     let mut looks = 0;
-    let mut last = Instant::now();
+    let mut vain_since = Instant::now();
     while !done.load(Ordering::Acquire) {
         if rayon::yield_now() == Some(Yield::Executed) {
             looks = 0;
         } else if looks < LOOKS {
             looks += 1;
-            last = if looks == LOOKS { Instant::now() } else { last };
+            if looks == LOOKS {
+                vain_since = Instant::now();
+            }
             spin_loop();
-        } else if last.elapsed() < PATIENCE {
+        } else if vain_since.elapsed() < PATIENCE {
             std::thread::yield_now();
         } else {
             return;
