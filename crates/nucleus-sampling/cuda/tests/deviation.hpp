@@ -71,27 +71,9 @@ struct DeviationRows : DrawnRows {
   }
 };
 
-// Counts results that differ, and all of them.
 inline void check_deviation(const DeviationRows &d, uint32_t &results, uint32_t &failures) {
-  DeviceBatch batch(d, 0, nullptr);
-  const std::vector<SampledToken> expected = batch.sample(8, NUCLEUS_BATCH_EXACT | NUCLEUS_BATCH_UNLISTED);
   const uint32_t sums = NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_NONE_WHOLE;
-  struct { uint32_t cluster, flags; } ways[] = {{0, sums}, {0, sums | NUCLEUS_BATCH_NO_EDITS | NUCLEUS_BATCH_REQUEST_EACH}, {0, sums | NUCLEUS_BATCH_MANY_ROWS}, {1, sums | NUCLEUS_BATCH_MANY_ROWS}, {2, sums | NUCLEUS_BATCH_NO_EDITS}, {4, sums | NUCLEUS_BATCH_MANY_ROWS}, {8, sums}, {0, 0}, {0, NUCLEUS_BATCH_EXACT}};
-  for (auto way : ways) {
-    const std::vector<SampledToken> got = batch.sample(way.cluster, way.flags);
-    for (uint32_t r = 0; r < d.rows; ++r) {
-      results += 1;
-      if (same_result(got[r], expected[r], d.row[r].flags & NUCLEUS_ROW_PROCESSED)) continue;
-      failures += 1;
-      if (failures > 25) continue;
-      const SamplingProgram &program = d.programs[d.row[r].request];
-      std::printf("deviation: type %u, vocabulary %u of %u, row %u of %u, cluster %u, flags %u: token %u, expected %u; kept %u, %u; status %u, %u; logprob %.9g, %.9g; mask %d, flags %u; ops", d.dtype, d.vocab,
-                  d.row_len, r, d.rows, way.cluster, way.flags, got[r].token_id, expected[r].token_id, got[r].kept_count, expected[r].kept_count, got[r].status, expected[r].status, got[r].logprob,
-                  expected[r].logprob, d.row[r].mask, d.row[r].flags);
-      for (uint32_t i = 0; i < program.len; ++i) std::printf(" %u", program.ops[i].code);
-      std::printf("\n");
-    }
-  }
+  check_ways("deviation", d, 0, nullptr, {{0, sums}, {0, sums | NUCLEUS_BATCH_NO_EDITS | NUCLEUS_BATCH_REQUEST_EACH}, {0, sums | NUCLEUS_BATCH_MANY_ROWS}, {1, sums | NUCLEUS_BATCH_MANY_ROWS}, {2, sums | NUCLEUS_BATCH_NO_EDITS}, {4, sums | NUCLEUS_BATCH_MANY_ROWS}, {8, sums}, {0, 0}, {0, NUCLEUS_BATCH_EXACT}}, is_processed, results, failures);
 }
 
 inline void check_all_deviations(uint32_t &results, uint32_t &failures) {

@@ -54,3 +54,31 @@ struct DeviceBatch {
     return out.host();
   }
 };
+
+// One way to work.
+struct Way {
+  uint32_t cluster, flags;
+};
+
+// Every way against the exact path: counts results that differ, and all of them. `name`: of the rows; processed(row): whether its log-probability must be the same to the bit (same_result).
+template <class R, class P>
+void check_ways(const char *name, const R &rows, uint32_t max_edited, cudaStream_t stream, const std::vector<Way> &ways, P processed, uint32_t &results, uint32_t &failures) {
+  DeviceBatch batch(rows, max_edited, stream);
+  const std::vector<SampledToken> expected = batch.sample(8, NUCLEUS_BATCH_EXACT | NUCLEUS_BATCH_UNLISTED);
+  for (const Way &way : ways) {
+    const std::vector<SampledToken> got = batch.sample(way.cluster, way.flags);
+    for (uint32_t r = 0; r < rows.rows; ++r) {
+      results += 1;
+      if (same_result(got[r], expected[r], processed(rows.row[r]))) continue;
+      failures += 1;
+      if (failures > 25) continue;
+      std::printf("%s: type %u, vocabulary %u of %u, row %u of %u, cluster %u, flags %u: token %u, expected %u; kept %u, %u; status %u, %u; logprob %.9g, %.9g; mask %d, biases %u, flags %u; ops", name,
+                  rows.dtype, rows.vocab, rows.row_len, r, rows.rows, way.cluster, way.flags, got[r].token_id, expected[r].token_id, got[r].kept_count, expected[r].kept_count, got[r].status,
+                  expected[r].status, got[r].logprob, expected[r].logprob, rows.row[r].mask, rows.row[r].bias.len, rows.row[r].flags);
+      const SamplingProgram &program = rows.programs[rows.row[r].request];
+      for (uint32_t i = 0; i < program.len; ++i) std::printf(" %u", program.ops[i].code);
+      std::printf("\n");
+    }
+  }
+}
+inline bool is_processed(const SamplingRow &row) { return row.flags & NUCLEUS_ROW_PROCESSED; }

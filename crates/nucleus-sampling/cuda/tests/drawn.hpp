@@ -87,24 +87,9 @@ struct DrawnRows {
   }
 };
 
-// Counts results that differ, and all of them.
 inline void check_drawn(const DrawnRows &d, uint32_t &results, uint32_t &failures) {
-  DeviceBatch batch(d, 0, nullptr);
-  const std::vector<SampledToken> expected = batch.sample(8, NUCLEUS_BATCH_EXACT | NUCLEUS_BATCH_UNLISTED);
   const uint32_t drawn = NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_NO_EDITS | NUCLEUS_BATCH_ALL_DRAWN, many = NUCLEUS_BATCH_MANY_ROWS | NUCLEUS_BATCH_ALL_DRAWN;
-  struct { uint32_t cluster, flags; } ways[] = {{0, drawn}, {0, drawn | NUCLEUS_BATCH_REQUEST_EACH}, {0, many}, {2, many}, {4, many}, {8, many}, {1, many}, {0, NUCLEUS_BATCH_PORTABLE}};
-  for (auto way : ways) {
-    const std::vector<SampledToken> got = batch.sample(way.cluster, way.flags);
-    for (uint32_t r = 0; r < d.rows; ++r) {
-      results += 1;
-      if (same_result(got[r], expected[r], true)) continue;
-      failures += 1;
-      if (failures > 25) continue;
-      std::printf("drawn: type %u, vocabulary %u of %u, row %u of %u, cluster %u, flags %u: token %u, expected %u; kept %u, %u; status %u, %u; logprob %.9g, %.9g; mask %d, flags %u\n", d.dtype,
-                  d.vocab, d.row_len, r, d.rows, way.cluster, way.flags, got[r].token_id, expected[r].token_id, got[r].kept_count, expected[r].kept_count, got[r].status, expected[r].status,
-                  got[r].logprob, expected[r].logprob, d.row[r].mask, d.row[r].flags);
-    }
-  }
+  check_ways("drawn", d, 0, nullptr, {{0, drawn}, {0, drawn | NUCLEUS_BATCH_REQUEST_EACH}, {0, many}, {2, many}, {4, many}, {8, many}, {1, many}, {0, NUCLEUS_BATCH_PORTABLE}}, [](const SamplingRow &) { return true; }, results, failures);
 }
 
 inline void check_all_drawn(uint32_t &results, uint32_t &failures) {

@@ -103,25 +103,8 @@ struct FlatRows {
   }
 };
 
-// Counts results that differ, and all of them.
 inline void check_flat(const FlatRows &f, cudaStream_t stream, uint32_t &results, uint32_t &failures) {
-  DeviceBatch batch(f, 4096, stream);
-  const std::vector<SampledToken> expected = batch.sample(8, NUCLEUS_BATCH_EXACT | NUCLEUS_BATCH_UNLISTED);
-  struct { uint32_t cluster, flags; } ways[] = {{0, NUCLEUS_BATCH_NONE_BOUNDED}, {0, NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_REQUEST_EACH}, {0, 0}, {0, NUCLEUS_BATCH_MANY_ROWS}, {2, NUCLEUS_BATCH_MANY_ROWS}, {8, NUCLEUS_BATCH_MANY_ROWS}, {4, 0}, {0, NUCLEUS_BATCH_ALL_BOUNDED}, {0, NUCLEUS_BATCH_ALL_BOUNDED | NUCLEUS_BATCH_NO_EDITS | NUCLEUS_BATCH_DRAW_AFTER_MIN_P}, {0, NUCLEUS_BATCH_PORTABLE}};
-  for (auto way : ways) {
-    const std::vector<SampledToken> got = batch.sample(way.cluster, way.flags);
-    for (uint32_t r = 0; r < f.rows; ++r) {
-      results += 1;
-      if (same_result(got[r], expected[r], f.row[r].flags & NUCLEUS_ROW_PROCESSED)) continue;
-      failures += 1;
-      if (failures > 25) continue;
-      std::printf("flat: type %u, vocabulary %u, deviation %g, row %u, cluster %u, flags %u: token %u, expected %u; kept %u, %u; status %u, %u; logprob %.9g, %.9g; ops", f.dtype, f.vocab, f.deviation, r,
-                  way.cluster, way.flags, got[r].token_id, expected[r].token_id, got[r].kept_count, expected[r].kept_count, got[r].status, expected[r].status, got[r].logprob, expected[r].logprob);
-      const SamplingProgram &program = f.programs[f.row[r].request];
-      for (uint32_t i = 0; i < program.len; ++i) std::printf(" %u", program.ops[i].code);
-      std::printf("; mask %d, biases %u\n", f.row[r].mask, f.row[r].bias.len);
-    }
-  }
+  check_ways("flat", f, 4096, stream, {{0, NUCLEUS_BATCH_NONE_BOUNDED}, {0, NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_REQUEST_EACH}, {0, 0}, {0, NUCLEUS_BATCH_MANY_ROWS}, {2, NUCLEUS_BATCH_MANY_ROWS}, {8, NUCLEUS_BATCH_MANY_ROWS}, {4, 0}, {0, NUCLEUS_BATCH_ALL_BOUNDED}, {0, NUCLEUS_BATCH_ALL_BOUNDED | NUCLEUS_BATCH_NO_EDITS | NUCLEUS_BATCH_DRAW_AFTER_MIN_P}, {0, NUCLEUS_BATCH_PORTABLE}}, is_processed, results, failures);
 }
 
 // Every `of`-th kind of rows from the `first` on.

@@ -32,11 +32,6 @@ static std::atomic<uint32_t> results{0}, failures{0}, others{0}, top_results{0};
 
 static bool far[3] = {};  // the types whose rows lay far apart
 
-// One way to work.
-struct Way {
-  uint32_t cluster, flags;
-};
-
 template <class T>
 static std::vector<T> repeated(const std::vector<T> &values, uint32_t copies) {
   std::vector<T> all;
@@ -401,12 +396,14 @@ int main(int argc, char **argv) {
   for (uint32_t thread = 1; thread < streams; ++thread) threads.emplace_back(go_through, thread);
   go_through(0);
   for (std::thread &thread : threads) thread.join();
-  for (uint32_t round = 0; (drawn || deviation) && round < rounds; ++round) {
-    uint32_t type, vocab, rows, differ = 0;
-    if (part && std::sscanf(part, "drawn,%u,%u,%u", &type, &vocab, &rows) == 3) check_drawn(DrawnRows(type, rows, vocab, 3), drawn_results, differ);
-    else if (part && std::sscanf(part, "deviation,%u,%u,%u", &type, &vocab, &rows) == 3) check_deviation(DeviationRows(type, rows, vocab, 3), deviation_results, differ);
+  uint32_t type, vocab, rows;
+  const bool one = part && (std::sscanf(part, "drawn,%u,%u,%u", &type, &vocab, &rows) == 3 || std::sscanf(part, "deviation,%u,%u,%u", &type, &vocab, &rows) == 3);
+  for (uint32_t round = 0; round < rounds; ++round) {
+    uint32_t differ = 0;
+    if (drawn && one) check_drawn(DrawnRows(type, rows, vocab, 3), drawn_results, differ);
     else if (drawn) check_all_drawn(drawn_results, differ);
-    if (deviation && !(part && std::strchr(part, ','))) check_all_deviations(deviation_results, differ);
+    if (deviation && one) check_deviation(DeviationRows(type, rows, vocab, 3), deviation_results, differ);
+    else if (deviation) check_all_deviations(deviation_results, differ);
     failures += differ;
   }
   std::printf("%u results, %u of flat rows, %u of drawn rows, %u of rows cut by deviations, %u top tokens, %u differ, %u not drawn; far rows in %s%s%s\n", results.load(), flat_results.load(), drawn_results, deviation_results, top_results.load(), failures.load(), others.load(),
