@@ -26,6 +26,7 @@ fn build() -> Result<(), String> {
         "whole",
         "draw",
         "few",
+        "cuts",
         "sums",
         "top_processed",
     ]

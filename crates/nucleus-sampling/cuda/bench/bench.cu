@@ -208,16 +208,17 @@ int main(int argc, char **argv) {
   bool sweep = argc > 1 && !std::strcmp(argv[1], "clusters");
   // `bench launch ROWS`: every case once on that many rows, for a profiler (profile.py).
   // `bench case NAME`: cases whose name contains NAME, or one of several such as `greedy|min_p`.
-  // `bench exact ROWS NAME`: the exact path alone, of cases whose name contains NAME; 0 rows: every batch size.
+  // `bench exact ROWS NAME`: the exact path alone, of cases whose name contains NAME, on that many rows; 0: every batch size.
   const bool exact_alone = argc > 3 && !std::strcmp(argv[1], "exact");
   // `bench portable NAME`: the same cases as on devices without clusters.
   const bool portable = argc > 2 && !std::strcmp(argv[1], "portable");
   const uint32_t always = portable ? NUCLEUS_BATCH_PORTABLE : 0;
   const char *wanted = portable || (argc > 2 && (!std::strcmp(argv[1], "case") || !std::strcmp(argv[1], "few"))) ? argv[2] : exact_alone ? argv[3] : "";
   const uint32_t launch = argc > 2 && !std::strcmp(argv[1], "launch") ? std::atoi(argv[2]) : 0;
-  for (uint32_t rows : {1u, 8u, 32u, 64u, 128u, 256u, 512u}) {
-    if (launch && rows != launch) continue;
-    if (exact_alone && std::atoi(argv[2]) && rows != static_cast<uint32_t>(std::atoi(argv[2]))) continue;
+  std::vector<uint32_t> sizes{1, 8, 32, 64, 128, 256, 512};
+  if (launch) sizes = {launch};
+  if (exact_alone && std::atoi(argv[2])) sizes = {static_cast<uint32_t>(std::atoi(argv[2]))};
+  for (uint32_t rows : sizes) {
     size_t bytes = static_cast<size_t>(rows) * VOCAB * 4;
     uint32_t copies = rows <= 64 && !exact_alone && !portable ? static_cast<uint32_t>(4ull * prop.l2CacheSize / bytes + 2) : 1;
     std::mt19937 random(rows);  // the same rows whatever the cases are

@@ -1,5 +1,5 @@
 // Rows held in slices that the first operation after edits and temperatures decides, or leaves few tokens of: sweeps by all warps, which meet twice. Nearly all tokens lie below a logit that
-// the k-th certainly reaches, the k-th largest of the warps' own largest logits; what reaches it goes to the leading block as a list. Where that does not tell, the row's program
+// the k-th certainly reaches, the k-th largest of the warps' own largest logits, or of those of their halves; what reaches it goes to the leading block as a list. Where that does not tell, the row's program
 // is run from its beginning by the warp in control.
 #pragma once
 
@@ -7,8 +7,6 @@
 #include "few_chain.cuh"
 
 namespace nucleus {
-
-constexpr u32 HITS_MOST = 24;  // tokens that a warp may have in the list
 
 // What lies behind the warps' parts of the list, in the leading block.
 struct FirstList {
@@ -21,9 +19,12 @@ struct FirstList {
     };
   };
 };
-constexpr u32 PARTS_LENGTH = HITS_MOST * MAX_BLOCKS * WARPS;
-static_assert(sizeof(FirstList) <= sizeof(Shared::list) - PARTS_LENGTH * sizeof(u64));
-__device__ __forceinline__ FirstList *first_list(Shared *sh) { return reinterpret_cast<FirstList *>(sh->list + PARTS_LENGTH); }
+template <class Room>
+__device__ __forceinline__ FirstList *first_list(Shared *sh) {
+  constexpr u32 PARTS_LENGTH = Room::HITS * Room::CLUSTER_WARPS;
+  static_assert(sizeof(FirstList) + PARTS_LENGTH * sizeof(u64) <= Room::LIST * sizeof(u64));
+  return reinterpret_cast<FirstList *>(sh->list + PARTS_LENGTH);
+}
 
 // What every warp knows once all have looked at their parts.
 struct FirstLook {
@@ -31,11 +32,11 @@ struct FirstLook {
   bool strange;      // not of numbers alone, or an edit has found no room
   u64 best;          // the first place; 0: there is none
   u32 own, of_lane;  // the keys of this warp's largest logit, and of this lane's; 0: there is none
-  u32 keys[4];       // those of all warps, four a lane
+  u32 keys[4];       // those of all groups, four a lane: of all warps, or first those, then those of the halves of warps that do not have the warp's
   u32 at;            // of this lane's largest logit, the vector in the slice
   float second;      // the largest logit of the lane's other vectors
 
-  // Of how many warps the largest logit reaches a key.
+  // Of how many groups the largest logit reaches a key.
   __device__ __forceinline__ u32 reaching(u32 tried) const {
     u32 reached = 0;
 #pragma unroll
@@ -44,28 +45,40 @@ struct FirstLook {
   }
 };
 
+// The lesser of the largest keys of a warp's halves.
+__device__ __forceinline__ u32 lesser_of_halves(u32 key) {
+  const bool upper = threadIdx.x & 16;
+  const u32 of_lower = __reduce_max_sync(~0u, upper ? 0 : key), of_upper = __reduce_max_sync(~0u, upper ? key : 0);
+  return of_lower < of_upper ? of_lower : of_upper;
+}
+
 // One meeting; `meanwhile` is called before the others have come.
-template <class F>
+template <class Room, class F>
 __device__ __forceinline__ FirstLook look_for_first(const DeviceTeam &team, F meanwhile) {
   constexpr u32 STRANGE_AT = 24;
   static_assert(NUCLEUS_MAX_VOCAB < 1u << STRANGE_AT && MAX_BLOCKS * WARPS <= 1u << (31 - STRANGE_AT));
   const LaneSurvey own = team.survey();
   const u32 strange = __any_sync(~0u, own.nan || own.infinite || team.unusual()), count = __reduce_add_sync(~0u, static_cast<u32>(own.count));
-  const u64 first = DeviceWarp{}.most(own.best), words[2] = {count | strange << STRANGE_AT, first};
+  const u64 first = DeviceWarp{}.most(own.best);
+  u64 words[2] = {count | strange << STRANGE_AT, first};
+  if constexpr (Room::MAXIMA == 2) words[0] |= static_cast<u64>(lesser_of_halves(static_cast<u32>(own.best >> 32))) << 32;
   const u32 meeting = team.tell_all(words);
   meanwhile();
   const auto told = team.await_all(meeting);
   FirstLook seen;
   u32 sum = 0;
   u64 best = 0;
+  constexpr u32 EACH = 4 / Room::MAXIMA;  // warps a lane
+  static_assert(EACH * 32 >= Room::CLUSTER_WARPS);
 #pragma unroll
-  for (u32 k = 0; k < 4; ++k) {
+  for (u32 k = 0; k < EACH; ++k) {
     const u32 i = k * 32 + threadIdx.x % 32;
     const bool there = i < team.blocks * WARPS;
-    const u64 place = there ? told[1][i] : 0;
-    sum += there ? static_cast<u32>(told[0][i]) : 0;
+    const u64 place = there ? told[1][i] : 0, word = there ? told[0][i] : 0;
+    sum += static_cast<u32>(word);
     best = place > best ? place : best;
     seen.keys[k] = static_cast<u32>(place >> 32);
+    if constexpr (Room::MAXIMA == 2) seen.keys[EACH + k] = static_cast<u32>(word >> 32);
   }
   sum = __reduce_add_sync(~0u, sum);
   seen.count = sum & ((1u << STRANGE_AT) - 1);
@@ -100,13 +113,17 @@ __device__ __forceinline__ u32 largest_reached(const DeviceTeam &team, u32 k, u3
   }
 }
 
-// The largest of 32 warps' largest logits that those of k warps reach; 0: none of them. One barrier of the block.
+// The largest of 32 groups' largest logits that those of k groups reach; 0: none of them. One barrier of the block.
+template <class Room>
 __device__ __forceinline__ u32 kth_of_samples(const DeviceTeam &team, const FirstLook &seen, u32 k) {
   constexpr u32 SAMPLES = 32;
   const u32 lane = threadIdx.x % 32, warps = team.blocks * WARPS;
-  const u64 *const firsts = team.last_told() + MAX_BLOCKS * WARPS;
+  const u64 *const told = team.last_told();
   u32 *const counts = reinterpret_cast<u32 *>(team.sh->part);
-  const auto sample = [&](u32 i) { return static_cast<u32>(firsts[i * warps / SAMPLES] >> 32); };
+  const auto sample = [&](u32 i) {
+    const u32 group = i * warps * Room::MAXIMA / SAMPLES, second = group < warps ? 0 : 1;
+    return static_cast<u32>((second ? told[group - warps] : told[MAX_BLOCKS * WARPS + group]) >> 32);
+  };
 #pragma unroll
   for (u32 i = threadIdx.x / 32; i < SAMPLES; i += WARPS) {
     const u32 reached = seen.reaching(sample(i));
@@ -116,12 +133,13 @@ __device__ __forceinline__ u32 kth_of_samples(const DeviceTeam &team, const Firs
   return __reduce_max_sync(~0u, counts[lane] >= k ? sample(lane) : 0);
 }
 
-// A key that the largest logits of k warps reach, and nearly the largest such; 0: fewer have tokens. Barriers of the block.
-__device__ __forceinline__ u32 kth_of_warps(const DeviceTeam &team, const FirstLook &seen, u32 k) {
+// A key that the largest logits of k groups reach, and nearly the largest such; 0: fewer have tokens. Barriers of the block.
+template <class Room>
+__device__ __forceinline__ u32 kth_of_groups(const DeviceTeam &team, const FirstLook &seen, u32 k) {
   // Closer for more, of which a short list has little room for others.
   constexpr u32 BITS = 5, NEARLY = 15, CLOSER = 13, CLOSER_FROM = 65;
   if (k < CLOSER_FROM) {
-    const u32 sampled = kth_of_samples(team, seen, k);
+    const u32 sampled = kth_of_samples<Room>(team, seen, k);
     if (sampled) return sampled;
     sync_block();
   }
@@ -129,7 +147,7 @@ __device__ __forceinline__ u32 kth_of_warps(const DeviceTeam &team, const FirstL
   const u32 largest = static_cast<u32>(seen.best >> 32);
   u32 least = seen.keys[0];
 #pragma unroll
-  for (u32 i = 1; i < 4; ++i) least = i * 32 < team.blocks * WARPS && seen.keys[i] < least ? seen.keys[i] : least;
+  for (u32 i = 1; i < 4; ++i) least = i % (4 / Room::MAXIMA) * 32 < team.blocks * WARPS && seen.keys[i] < least ? seen.keys[i] : least;
   least = __reduce_min_sync(~0u, least);
   const u32 differ = largest ^ least, highest = differ ? 31 - __clz(differ) : 0;  // bits above are common to all
   return largest_reached<BITS>(team, k, largest & ~((2u << highest) - 1), highest >= BITS ? highest - (BITS - 1) : 0, k < CLOSER_FROM ? NEARLY : CLOSER, [&](u32 tried) { return seen.reaching(tried); });
@@ -137,7 +155,7 @@ __device__ __forceinline__ u32 kth_of_warps(const DeviceTeam &team, const FirstL
 
 // The same of groups of four lanes, of which each warp has GROUPS_OF_WARP, in 16 bits. One meeting.
 constexpr u32 GROUPS_OF_WARP = 8;
-__device__ __noinline__ u32 kth_of_lanes(DeviceTeam team, u32 own, u32 k) {
+inline __device__ __noinline__ u32 kth_of_lanes(DeviceTeam team, u32 own, u32 k) {
   const u32 lane = threadIdx.x % 32;
   u32 key = own >> 16;
 #pragma unroll
@@ -165,16 +183,20 @@ __device__ __noinline__ u32 kth_of_lanes(DeviceTeam team, u32 own, u32 k) {
   }) << 16;
 }
 
+// Groups of whose largest logits so many are reached by a bound.
+template <class Room>
+__device__ __forceinline__ u32 groups_of(const DeviceTeam &team) { return team.blocks * WARPS * Room::MAXIMA; }
 // Whether there is a bound of the k-th largest logit that few more reach than a list holds.
+template <class Room>
 __device__ __forceinline__ bool kth_known(const DeviceTeam &team, u32 k) {
   constexpr u32 LISTED_MOST = 320;  // some 400 reach the bound
-  const u32 warps = team.blocks * WARPS;
-  return k <= warps * 3 / 4 || (k <= warps * GROUPS_OF_WARP / 2 && k <= LISTED_MOST);
+  return k <= groups_of<Room>(team) * 3 / 4 || (k <= team.blocks * WARPS * GROUPS_OF_WARP * 3 / 5 && k <= LISTED_MOST);
 }
 // A key that at least k tokens reach; 0: fewer are there.
+template <class Room>
 __device__ __forceinline__ u32 bound_of_kth(const DeviceTeam &team, const FirstLook &seen, u32 k) {
   if (k == 1) return static_cast<u32>(seen.best >> 32);
-  return k <= team.blocks * WARPS * 3 / 4 ? kth_of_warps(team, seen, k) : kth_of_lanes(team, seen.of_lane, k);
+  return k <= groups_of<Room>(team) * 3 / 4 ? kth_of_groups<Room>(team, seen, k) : kth_of_lanes(team, seen.of_lane, k);
 }
 
 // Tokens of a warp that are in the list, and what they weigh.
@@ -184,9 +206,9 @@ struct Hits {
 };
 
 // Lists the tokens of this warp from `lowest` up, more than -inf, in the leading block's memory, in a part of the list of the warp's own. Not even the leading block sees them before all have met.
-template <class F>
+template <class Room, class F>
 __device__ __forceinline__ Hits send_hits(const DeviceTeam &team, const FirstLook &seen, float lowest, F weight) {
-  const u32 lane = threadIdx.x % 32, part = (team.block * WARPS + threadIdx.x / 32) * HITS_MOST, end_of_warp = (threadIdx.x / 32 + 1) * team.span;
+  const u32 lane = threadIdx.x % 32, part = (team.block * WARPS + threadIdx.x / 32) * Room::HITS, end_of_warp = (threadIdx.x / 32 + 1) * team.span;
   const u32 end = end_of_warp < team.held ? end_of_warp : team.held;
   u64 *const list = team.sh->list + part;
   Hits hits;
@@ -210,12 +232,12 @@ __device__ __forceinline__ Hits send_hits(const DeviceTeam &team, const FirstLoo
       left &= left - 1;
       const float x = team.slice[i] + 0.0f;
       hits.mass += weight(x);
-      if (at >= HITS_MOST) continue;
+      if (at >= Room::HITS) continue;
       const u64 place = place_of(x, team.first + i);
       if (team.leader()) list[at] = place;
       else DeviceTeam::send(DeviceTeam::address_in(list + at, 0), place, DeviceTeam::address_in(&team.sh->delivered, 0));
     }
-    if (!several || hits.count > HITS_MOST) break;
+    if (!several || hits.count > Room::HITS) break;
     vector = end_of_warp - team.span + (__ffs(several) - 1) * 4 + lane * STEP;
     looks = vector < end;
     several &= several - 1;
@@ -231,13 +253,14 @@ struct FirstHits {
   u64 mass, of_row;  // what they weigh, and what all tokens do, where it is asked
   u32 parts[4];      // of four warps, 4 * lane and on: the tokens before theirs and how many they have
 };
-constexpr u32 COUNT_AT = 56, PART_BITS = 8;  // of a word; weights of HITS_MOST tokens are below
-static_assert(HITS_MOST + 1 < 1u << PART_BITS && PART_BITS <= 64 - COUNT_AT);
+constexpr u32 COUNT_AT = 56, PART_BITS = 8;  // of a word; weights of a warp's tokens in the list are below
 
 // One meeting. `mass_of_lane`: what the lane's tokens weigh, those in the list and others; `by_mass`: it is asked.
+template <class Room>
 __device__ __forceinline__ FirstHits all_hits(const DeviceTeam &team, const Hits &own, u64 mass_of_lane, bool by_mass) {
-  const u32 lane = threadIdx.x % 32, most = HITS_MOST + 1;
-  const u64 mass = by_mass && own.count <= HITS_MOST ? DeviceWarp{}.sum(own.mass) : 0;
+  static_assert(Room::HITS + 1 < 1u << PART_BITS && PART_BITS <= 64 - COUNT_AT);
+  const u32 lane = threadIdx.x % 32, most = Room::HITS + 1;
+  const u64 mass = by_mass && own.count <= Room::HITS ? DeviceWarp{}.sum(own.mass) : 0;
   const u64 words[2] = {mass | static_cast<u64>(own.count < most ? own.count : most) << COUNT_AT, by_mass ? DeviceWarp{}.sum(mass_of_lane) : 0};
   const auto told = team.meet(words);
   FirstHits hits{0, 0, true, 0, 0, {0, 0, 0, 0}};
@@ -248,8 +271,8 @@ __device__ __forceinline__ FirstHits all_hits(const DeviceTeam &team, const Hits
     if (i >= team.blocks * WARPS) continue;
     const u64 word = told[0][i];
     const u32 told_count = static_cast<u32>(word >> COUNT_AT);
-    crowded |= told_count > HITS_MOST;
-    hits.parts[e] = told_count < HITS_MOST ? told_count : HITS_MOST;
+    crowded |= told_count > Room::HITS;
+    hits.parts[e] = told_count < Room::HITS ? told_count : Room::HITS;
     hits.count += hits.parts[e];
     hits.mass += word & ((1ull << COUNT_AT) - 1);
     hits.of_row += told[1][i];
@@ -291,6 +314,7 @@ __device__ __forceinline__ void await_hits(const DeviceTeam &team, u32 elsewhere
 }
 
 // Copies the warps' parts of the list, one behind another, to where the slice was. A barrier of the block must follow.
+template <class Room>
 __device__ __forceinline__ void close_up(const DeviceTeam &team, const FirstHits &hits, u64 *places) {
   const u32 lane = threadIdx.x % 32, group = threadIdx.x / 4;  // four threads a part
   u32 part = 0;
@@ -301,7 +325,7 @@ __device__ __forceinline__ void close_up(const DeviceTeam &team, const FirstHits
   }
   const u32 before = part >> PART_BITS, has = part & ((1u << PART_BITS) - 1);
   UNROLL_NOT
-  for (u32 i = lane % 4; i < has; i += 4) places[before + i] = team.sh->list[group * HITS_MOST + i];
+  for (u32 i = lane % 4; i < has; i += 4) places[before + i] = team.sh->list[group * Room::HITS + i];
   if (threadIdx.x == 0 && hits.count < LIST_WORTH) places[hits.count] = 0;  // whoever takes pairs takes it, too
 }
 static_assert(THREADS / 4 == MAX_BLOCKS * WARPS);
@@ -341,8 +365,9 @@ static __device__ __noinline__ void run_first_list(u32 index, u32 first, float t
 }
 
 // The commonest programs on such a list, by a block; false: another, or too long a list. Barriers of the block.
+template <class Room>
 __device__ __forceinline__ bool choose_from_first(Shared *sh, u32 row, const SlicePlan &plan, float s, i32 max_n, u32 count, u64 of_row, u64 uniform) {
-  FirstList *const room = first_list(sh);
+  FirstList *const room = first_list<Room>(sh);
   const SamplingProgram &program = sh->program;
   const SamplingConfig &config = sh->config;
   const u32 lane = threadIdx.x % 32, code = lane < program.len && lane < NUCLEUS_MAX_OPS ? program.ops[lane].code : NUCLEUS_OP_NONE;
@@ -403,15 +428,14 @@ __device__ __forceinline__ bool choose_from_first(Shared *sh, u32 row, const Sli
 
 // By every thread of the cluster, of a row that is masked and edited. MANY: the exact path decides it; STRANGE: from device memory. `early` is called when nobody
 // needs the slices any more, or never.
-template <class F>
+template <class Room, class F>
 __device__ __forceinline__ Fate sample_at_first_cut(const DeviceTeam &team, u32 row, const SlicePlan &plan, F early) {
   Shared *sh = team.sh;
   const bool all = plan.kind == SlicePlan::ALL, by_mass = plan.kind == SlicePlan::MASS, above = plan.kind == SlicePlan::ABOVE;
-  const u32 groups = team.blocks * WARPS;
-  if (!all && !kth_known(team, plan.k)) return Fate::MANY;
+  if (!all && !kth_known<Room>(team, plan.k)) return Fate::MANY;
   float s = 1;
   u64 uniform = 0;
-  const FirstLook seen = look_for_first(team, [&] {
+  const FirstLook seen = look_for_first<Room>(team, [&] {
     s = scale(plan.temperature);
     uniform = uniform_of(sh->row, sh->config);
   });
@@ -435,26 +459,27 @@ __device__ __forceinline__ Fate sample_at_first_cut(const DeviceTeam &team, u32 
     const u64 own[1] = {DeviceWarp{}.sum(team.mass(w))};
     masses = team.meet(own)[0];
   } else {
-    constexpr u32 OF_MASS = 3, OF_GROUPS = 5;  // top_p is looked for in what three of five warps' largest logits reach
-    const u32 least = by_mass && plan.k < groups * OF_MASS / OF_GROUPS ? groups * OF_MASS / OF_GROUPS : plan.k;
-    const u32 bound = bound_of_kth(team, seen, least);
+    constexpr u32 OF_MASS = 3, OF_GROUPS = 5;  // top_p is looked for in what three of five groups' largest logits reach
+    const u32 groups = groups_of<Room>(team), least = by_mass && plan.k < groups * OF_MASS / OF_GROUPS ? groups * OF_MASS / OF_GROUPS : plan.k;
+    const u32 bound = bound_of_kth<Room>(team, seen, least);
     float from = bound ? value_of(bound) : least_finite();
     if (above) {
       lowest = fmaf(plan.temperature, sh->program.ops[plan.op].arg, largest);
       if (lowest < from) from = lowest > -infinity() ? lowest : least_finite();
     }
     Hits own;
-    if (seen.own && value_of(seen.own) >= from) own = send_hits(team, seen, from, [&](float x) { return by_mass ? w.q(x) : 0; });
-    const FirstHits hits = all_hits(team, own, by_mass ? team.mass(w) : 0, by_mass);
+    if (seen.own && value_of(seen.own) >= from) own = send_hits<Room>(team, seen, from, [&](float x) { return by_mass ? w.q(x) : 0; });
+    const FirstHits hits = all_hits<Room>(team, own, by_mass ? team.mass(w) : 0, by_mass);
     if (team.leader()) await_hits(team, hits.elsewhere);
     if (hits.fit && hits.count <= LIST_WORTH && (!by_mass || Until::reaches(hits.of_row, sh->program.ops[plan.op].threshold)(hits.mass))) {
       early();
       if (!team.leader()) return Fate::DECIDED;
-      close_up(team, hits, first_list(sh)->places);
+      FirstList *const list = first_list<Room>(sh);
+      close_up<Room>(team, hits, list->places);
       sync_block();
-      if (choose_from_first(sh, row, plan, w.s, w.max_n, hits.count, hits.of_row, uniform)) return Fate::DECIDED;
-      sort_places<THREADS>(first_list(sh)->places, hits.count);
-      if (threadIdx.x < 32) run_first_list(row, plan.op, plan.temperature, first_list(sh)->places, first_list(sh)->scratch, hits.count, hits.of_row);
+      if (choose_from_first<Room>(sh, row, plan, w.s, w.max_n, hits.count, hits.of_row, uniform)) return Fate::DECIDED;
+      sort_places<THREADS>(list->places, hits.count);
+      if (threadIdx.x < 32) run_first_list(row, plan.op, plan.temperature, list->places, list->scratch, hits.count, hits.of_row);
       return Fate::DECIDED;
     }
     if (threadIdx.x == 0) sh->known_total = hits.of_row;
@@ -465,7 +490,7 @@ __device__ __forceinline__ Fate sample_at_first_cut(const DeviceTeam &team, u32 
     const auto told = team.meet(words);
     u32 of_lane = 0;
     UNROLL_NOT
-    for (u32 i = threadIdx.x % 32; i < groups; i += 32) of_lane += static_cast<u32>(told[1][i]);
+    for (u32 i = threadIdx.x % 32; i < team.blocks * WARPS; i += 32) of_lane += static_cast<u32>(told[1][i]);
     kept = __reduce_add_sync(~0u, of_lane);
     masses = told[0];
   }

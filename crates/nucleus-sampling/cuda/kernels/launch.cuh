@@ -70,6 +70,17 @@ struct Shape {
     clusters = rows < resident ? rows : resident;
     return cudaSuccess;
   }
+  // Clusters of ShortRoom, of which a multiprocessor has a block, as many as are resident; no room: rows are too long for them, or those that would take them otherwise, `beside`,
+  // are not the largest. Where the ways of many rows are tested, as few as see all rows.
+  cudaError_t fit_wide(const SamplingBatch &batch, const Shape &beside, const void *kernel) {
+    const bool many = batch.flags & NUCLEUS_BATCH_MANY_ROWS;
+    share(batch.row_len, ShortRoom::BLOCKS, 1, ShortRoom::BYTES);
+    if (batch.cluster || !(many || beside.blocks == MAX_BLOCKS)) room = 0;
+    if (many) clusters = (batch.rows + CLUSTER_ROWS - 1) / CLUSTER_ROWS;
+    return room && !many ? fill(batch.rows, kernel) : cudaSuccess;
+  }
+  // Rows of a cluster, one after another.
+  u32 turns(u32 rows) const { return (rows + clusters - 1) / clusters; }
   // The blocks that the batch asks for; where rows wait for a cluster, no more than they need, and no fewer than `least`. `slices`: that a block has.
   cudaError_t fit(const SamplingBatch &batch, const void *kernel, u32 slices = 1, u32 least = 1) {
     const u32 wanted = batch.cluster ? batch.cluster : MAX_BLOCKS;
@@ -82,6 +93,12 @@ struct Shape {
     return error;
   }
 };
+
+// A kernel whose blocks hold slices may have all shared memory.
+inline cudaError_t allow_slices(const void *kernel) {
+  const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, SHARED_BYTES + SLICE_BYTES_MAX);
+  return error == cudaSuccess ? cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared) : error;
+}
 
 // Whether rows are sampled without clusters: the device has none, or less shared memory than their kernels take, or this build has no code of them for it;
 // or the batch asks for it.
@@ -109,6 +126,10 @@ cudaError_t launch_few(const SamplingBatch &batch, bool follows, cudaStream_t st
 
 // Rows whose programs' cuts follow from sums get their token, most often; the status of every other row is PENDING afterwards.
 cudaError_t launch_sums(const SamplingBatch &batch, cudaStream_t stream);
+
+// Rows that their first cut decides get their token; the status of every other row is PENDING afterwards. `launched`: false where clusters of the launch that would follow, which
+// are `beside`, take no more time; then nothing is.
+cudaError_t launch_cuts(const SamplingBatch &batch, const Shape &beside, cudaStream_t stream, bool &launched);
 
 // Tells the likeliest tokens of the rows with NUCLEUS_ROW_TOP.
 cudaError_t launch_tops(const SamplingBatch &batch, const Workspace &workspace, const TopCall &call, cudaStream_t stream);

@@ -46,8 +46,7 @@ __global__ void __launch_bounds__(THREADS, 2) sample_rows(const __grid_constant_
     if (many.bits) rows.bits |= draw_by_cluster(batch, whole, division, many, above);
   } else {
     share_batch(team.sh, batch);
-    const u32 count = (batch.rows - rows.first + rows.step - 1) / rows.step;
-    rows.bits = ~0ull >> (64 - count);
+    rows = Rows::all(batch.rows, rows.first, rows.step);
   }
   if (rows.bits) sample_by_cluster(batch, workspace, rows, slice_room, batch.flags & NUCLEUS_BATCH_EXACT, batch.flags & NUCLEUS_BATCH_UNLISTED);
 }
@@ -83,6 +82,7 @@ struct Launcher {
   cudaError_t clusters(bool follows) const {
     Shape shape;
     cudaError_t error = shape.fit(batch, reinterpret_cast<const void *>(sample_rows));
+    if (error == cudaSuccess && !follows && !(batch.flags & NUCLEUS_BATCH_UNLISTED)) error = launch_cuts(batch, shape, stream, follows);
     if (error != cudaSuccess) return error;
     const u32 least = (batch.rows + CLUSTER_ROWS - 1) / CLUSTER_ROWS;
     // Few, too, where there should be nothing left to do.
@@ -105,8 +105,7 @@ struct Launcher {
     return without ? launch_portable(batch, edit_tables(), stream) : by_clusters();
   }
   cudaError_t by_clusters() {
-    cudaError_t error = cudaFuncSetAttribute(sample_rows, cudaFuncAttributeMaxDynamicSharedMemorySize, 232448);
-    if (error == cudaSuccess) error = cudaFuncSetAttribute(sample_rows, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
+    cudaError_t error = allow_slices(reinterpret_cast<const void *>(sample_rows));
     if (error != cudaSuccess) return error;
     const bool exact = batch.flags & NUCLEUS_BATCH_EXACT, many = batch.flags & NUCLEUS_BATCH_MANY_ROWS, chosen = batch.cluster == 0 && !many;
     const bool few = !exact && chosen && batch.flags & (NUCLEUS_BATCH_SOME_FEW | NUCLEUS_BATCH_ALL_FEW);

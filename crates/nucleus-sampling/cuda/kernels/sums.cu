@@ -110,11 +110,6 @@ __global__ void __launch_bounds__(THREADS, Room::RESIDENT) sum_rows(const __grid
 }
 
 template <class Room>
-static cudaError_t allow_room() {
-  const cudaError_t error = cudaFuncSetAttribute(sum_rows<Room>, cudaFuncAttributeMaxDynamicSharedMemorySize, SHARED_BYTES + SLICE_BYTES_MAX);
-  return error == cudaSuccess ? cudaFuncSetAttribute(sum_rows<Room>, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared) : error;
-}
-template <class Room>
 static cudaError_t launch_shape(const SamplingBatch &batch, const Shape &shape, cudaStream_t stream) {
   cudaLaunchAttribute attributes[2];
   const cudaLaunchConfig_t config = shape.config(attributes, stream, batch.rows <= FIRST_EARLY_MOST);
@@ -123,25 +118,21 @@ static cudaError_t launch_shape(const SamplingBatch &batch, const Shape &shape, 
 
 // Clusters of 3 blocks, of which a multiprocessor has one, take rows in fewer turns than those of 8, of which it has two, and more time for each: worth it if they take no more
 // than 7 turns for 9.
-static bool is_worth(const Shape &wide, const Shape &shape, u32 rows) {
-  const auto turns = [rows](const Shape &of) { return (rows + of.clusters - 1) / of.clusters; };
-  return 9 * turns(wide) <= 7 * turns(shape);
+static bool is_worth(const Shape &wide, const Shape &shape, const SamplingBatch &batch) {
+  return wide.room && (batch.flags & NUCLEUS_BATCH_MANY_ROWS || 9 * wide.turns(batch.rows) <= 7 * shape.turns(batch.rows));
 }
 
 cudaError_t launch_sums(const SamplingBatch &batch, cudaStream_t stream) {
-  cudaError_t error = allow_room<FullRoom>();
-  if (error == cudaSuccess) error = allow_room<ShortRoom>();
+  const void *const kernel = reinterpret_cast<const void *>(sum_rows<FullRoom>), *const wide_kernel = reinterpret_cast<const void *>(sum_rows<ShortRoom>);
+  cudaError_t error = allow_slices(kernel);
+  if (error == cudaSuccess) error = allow_slices(wide_kernel);
   Shape shape, wide;
-  if (error == cudaSuccess) error = shape.fit(batch, reinterpret_cast<const void *>(sum_rows<FullRoom>));
-  wide.share(batch.row_len, ShortRoom::BLOCKS, 1, ShortRoom::BYTES);
-  if (error == cudaSuccess && wide.room) error = wide.fill(batch.rows, reinterpret_cast<const void *>(sum_rows<ShortRoom>));
+  if (error == cudaSuccess) error = shape.fit(batch, kernel);
+  if (error == cudaSuccess) error = wide.fit_wide(batch, shape, wide_kernel);
   if (error != cudaSuccess) return error;
-  // Few clusters, and wide ones, where the ways of many rows are tested.
-  const bool many = batch.flags & NUCLEUS_BATCH_MANY_ROWS;
+  if (is_worth(wide, shape, batch)) return launch_shape<ShortRoom>(batch, wide, stream);
   const u32 least = (batch.rows + CLUSTER_ROWS - 1) / CLUSTER_ROWS;
-  if (many) shape.clusters = wide.clusters = least;
-  if (wide.room && !batch.cluster && (many || (shape.blocks == MAX_BLOCKS && is_worth(wide, shape, batch.rows)))) return launch_shape<ShortRoom>(batch, wide, stream);
-  shape.clusters = shape.clusters < least ? least : shape.clusters;
+  if (batch.flags & NUCLEUS_BATCH_MANY_ROWS || shape.clusters < least) shape.clusters = least;
   return launch_shape<FullRoom>(batch, shape, stream);
 }
 

@@ -657,6 +657,7 @@ struct DeviceTeam {
 struct FullRoom {
   using Team = DeviceTeam;
   static constexpr u32 LIST = LIST_CAPACITY, TOKENS = TOKENS_HELD, BYTES = SHARED_BYTES, RESIDENT = 2, BLOCKS = 0;  // a cluster has a power of two
+  static constexpr u32 CLUSTER_WARPS = MAX_BLOCKS * WARPS, MAXIMA = 1, HITS = 24;  // of a cluster, at most; largest logits that a warp tells of its look, and its tokens in the first list
 };
 struct ShortRoom {
   struct Team : DeviceTeam {
@@ -676,6 +677,7 @@ struct ShortRoom {
     }
   };
   static constexpr u32 LIST = LIST_CAPACITY / 2, TOKENS = 1600, RESIDENT = 1, BLOCKS = 3;
+  static constexpr u32 CLUSTER_WARPS = BLOCKS * WARPS, MAXIMA = 2, HITS = 21;
   static constexpr u32 BYTES = (sizeof(Shared) - (TOKENS_HELD - TOKENS) * sizeof(u32) + 127) / 128 * 128;  // the tokens are last
 };
 static_assert(ShortRoom::LIST * sizeof(u64) <= (SLICE_EDITS + 1) * sizeof(Edit));

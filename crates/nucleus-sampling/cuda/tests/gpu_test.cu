@@ -259,7 +259,7 @@ static Loaded repeated_to(const CorpusBatch &b, cudaStream_t stream, uint32_t ro
 static void check_crowds(const CorpusBatch &b, uint32_t number, cudaStream_t stream, uint32_t of_rows = 0) {
   for (uint32_t rows : of_rows ? std::vector<uint32_t>{of_rows} : std::vector<uint32_t>{40, 72, 300}) {
     Loaded crowd = repeated_to(b, stream, rows, !of_rows);
-    for (uint32_t flags : {0u, NUCLEUS_BATCH_ALL_BOUNDED, NUCLEUS_BATCH_ALL_BOUNDED | NUCLEUS_BATCH_ALL_COUNTED | NUCLEUS_BATCH_REQUEST_EACH, NUCLEUS_BATCH_NONE_BOUNDED,
+    for (uint32_t flags : {0u, NUCLEUS_BATCH_EXACT, NUCLEUS_BATCH_ALL_BOUNDED, NUCLEUS_BATCH_ALL_BOUNDED | NUCLEUS_BATCH_ALL_COUNTED | NUCLEUS_BATCH_REQUEST_EACH, NUCLEUS_BATCH_NONE_BOUNDED,
                            NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_NO_EDITS | NUCLEUS_BATCH_ALL_DRAWN, NUCLEUS_BATCH_NONE_WHOLE, NUCLEUS_BATCH_SOME_FEW})
       crowd.check(number, Way{0, flags});
   }
@@ -295,7 +295,7 @@ static void check_all_ways(const CorpusBatch &b, uint32_t number, cudaStream_t s
                            NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_NONE_WHOLE | NUCLEUS_BATCH_NONE_SUMMED,
                            NUCLEUS_BATCH_MANY_ROWS | NUCLEUS_BATCH_ALL_DRAWN})
       if (!(flags & NUCLEUS_BATCH_EXACT) || cluster) loaded.check(number, Way{cluster, flags});
-  for (uint32_t flags : {NUCLEUS_BATCH_SOME_FEW, NUCLEUS_BATCH_ALL_FEW, NUCLEUS_BATCH_SOME_FEW | NUCLEUS_BATCH_NONE_BOUNDED}) loaded.check(number, Way{0, flags});
+  for (uint32_t flags : {NUCLEUS_BATCH_SOME_FEW, NUCLEUS_BATCH_ALL_FEW, NUCLEUS_BATCH_SOME_FEW | NUCLEUS_BATCH_NONE_BOUNDED, NUCLEUS_BATCH_EXACT | NUCLEUS_BATCH_MANY_ROWS}) loaded.check(number, Way{0, flags});
   loaded.check_top(number);
   loaded.check_single(number);
   for (uint32_t cluster : {0u, 1u, 4u}) loaded.check_processed_top(number, Way{cluster, 0});
