@@ -11,7 +11,7 @@ namespace nucleus {
 
 // The exact path over slices, by the warp in control; false: they are not of numbers alone, or do not serve the program.
 __device__ __noinline__ bool sample_slices(RowCall call, bool unlisted) {
-  return sample_exactly(SliceTeam(call.team()), call.request(), EditTable{nullptr, 0}, raw_sums_of_row(shared_state(), nullptr), unlisted, call.out());
+  return sample_exactly(SliceTeam(call.team()), call.request(), EditTable{nullptr, 0}, raw_sums_of_row(shared_state(), shared_state()->row.flags, nullptr), unlisted, call.out());
 }
 
 // What is known of a row that min_p cuts first, after Shared's description of it; a barrier must follow.
@@ -85,7 +85,7 @@ static __device__ __noinline__ void sample_otherwise(u32 index, u32 slice_room, 
   const DeviceTeam team = call.team();
   if (sliced) {
     Fate fate = Fate::MANY;
-    if (!exact && cuts_by_sums(shared_state()->program)) fate = sample_by_sums(RowCall{index, slice_room, raw_sums_of_row(shared_state(), nullptr)});
+    if (!exact && cuts_by_sums(shared_state()->program)) fate = sample_by_sums(RowCall{index, slice_room, raw_sums_of_row(shared_state(), shared_state()->row.flags, nullptr)});
     if (fate == Fate::MANY && in_control(team, [&] { return sample_slices(call, unlisted); })) fate = Fate::DECIDED;
     if (fate == Fate::DECIDED) return;
   }

@@ -78,31 +78,34 @@ __device__ __forceinline__ void cut_each_row(const SamplingBatch &batch, const R
     if (threadIdx.x % 32 == 0) load.prepare();
     team.prepare_meetings();
     team.cluster_arrive_alone();  // the fences tell the others of the barriers
+    sync_block();                 // the batch is there
     wait_for_launch_before();
     // Where rows wait for a cluster, the clusters of the next launch, which take places as they become free, would be fewer than fit.
     if (Room::RESIDENT > 1 || batch.rows <= rows.step) let_next_launch_begin();
-    word = ask_for_row(load, batch, rows.index(rows.bits));
+    word = read_word(batch, rows.index(rows.bits));
+    if (threadIdx.x % 32 == 0) load.start(row_of(batch, rows.index(rows.bits)));
   }
   u64 bits = rows.bits;
-  bool asked = true;
+  u32 left = WARPS;  // the part that is not asked for yet; WARPS: all are
+  constexpr u32 ALL = WARPS + 1;
 #pragma unroll 1
   for (u32 use = 0; bits; ++use, bits &= bits - 1) {
     const u32 index = rows.index(bits);
-    if (!asked) word = ask_for_row(PartLoad(team_now(), batch.dtype), batch, index);
-    asked = false;
+    if (left == ALL) word = ask_for_row(PartLoad(team_now(), batch.dtype), batch, index);
+    else if (left < WARPS && threadIdx.x < 32) ask_for_part(PartLoad(team_now(), batch.dtype, left), batch, index);
+    left = ALL;
     Fate fate = Fate::STRANGE;
     {
       const DeviceTeam team = team_now();
-      describe_row(team.sh, batch, index, word);
-      if (threadIdx.x < 32) share_plan(team.sh);
-      else if (may_edit(batch)) ask_for_window<Room>(32);
+      describe_row<Room>(team.sh, batch, index, word);
       await_window();
-      wait_for_copy(&team.sh->arrived[threadIdx.x / 32], use & 1);
+      if (may_edit(batch)) wait_for_copy(&team.sh->arrived[threadIdx.x / 32], use & 1);  // while others plan
       if (!use) team.cluster_wait();
     }
     sync_block();
     const DeviceTeam team = team_now();
     const u32 flags = team.sh->row.flags;
+    if (!may_edit(batch)) wait_for_copy(&team.sh->arrived[threadIdx.x / 32], use & 1);  // as late as its own part is read
     if (flags & NUCLEUS_ROW_PADDING) continue;
     const bool raw = !(flags & NUCLEUS_ROW_PROCESSED);
     if (slice_room && shared_plan(team.sh).sliced) {
@@ -113,10 +116,13 @@ __device__ __forceinline__ void cut_each_row(const SamplingBatch &batch, const R
       fate = Fate::MANY;
       const DeviceTeam then = team_now();
       if (!uncut && shared_plan(then.sh).kind != SlicePlan::EXACT)
-        fate = sample_at_first_cut<Room>(then, index, shared_plan(then.sh), [&] {
+        fate = sample_at_first_cut<Room>(then, index, shared_plan(then.sh), [&](u32 part) {
           const u64 rest = bits & (bits - 1);
-          asked = true;
-          if (rest) word = ask_for_row(PartLoad(team_now(), batch.dtype), batch, rows.index(rest));
+          left = part;
+          if (rest) [[unlikely]]  // out of the way of a cluster's only row
+            word = ask_for_row(PartLoad(team_now(), batch.dtype), batch, rows.index(rest), part);
+          else
+            sync_block();
         });
     }
     if (fate != Fate::DECIDED && !otherwise(index, fate == Fate::MANY)) break;

@@ -64,8 +64,8 @@ struct DescriptionWord {
     if (t >= 128 && t < 128 + PROGRAM) return reinterpret_cast<const u32 *>(batch.programs + request) + (t - 128);
     return nullptr;
   }
-  __device__ __forceinline__ void read(const SamplingBatch &batch, u32 index, u32 request) {
-    const u32 *from = source(batch, index, request, threadIdx.x);
+  __device__ __forceinline__ void read(const SamplingBatch &batch, u32 index, u32 request, u32 t = threadIdx.x) {
+    const u32 *from = source(batch, index, request, t);
     if (from) word = *from;
   }
   __device__ __forceinline__ void write(Description *d, u32 t = threadIdx.x) const {

@@ -5,6 +5,7 @@
 
 #include "by_sums.cuh"
 #include "few_chain.cuh"
+#include "slice_edits.cuh"
 
 namespace nucleus {
 
@@ -15,16 +16,24 @@ struct FirstList {
     u64 scratch[LIST_WORTH];
     struct {
       u64 sorted[ORDERED_MOST], weights[ORDERED_MOST], weights_by_id[ORDERED_MOST];  // in the order, twice, and by id
-      u32 by_id[ORDERED_MOST], order[ORDERED_MOST];                                  // of a token of the order, how many have smaller ids; of one by id, its index in the order
+      unsigned char by_id[ORDERED_MOST], order[ORDERED_MOST];                        // of a token of the order, how many have smaller ids; of one by id, its index in the order
+      Description description;                                                       // of the row, which may make room for the next one's
     };
   };
 };
+static_assert(sizeof(FirstList) == 2 * LIST_WORTH * sizeof(u64));
+// At the end of where lists are.
 template <class Room>
 __device__ __forceinline__ FirstList *first_list(Shared *sh) {
-  constexpr u32 PARTS_LENGTH = Room::HITS * Room::CLUSTER_WARPS;
-  static_assert(sizeof(FirstList) + PARTS_LENGTH * sizeof(u64) <= Room::LIST * sizeof(u64));
-  return reinterpret_cast<FirstList *>(sh->list + PARTS_LENGTH);
+  constexpr u32 AT = Room::LIST - 2 * LIST_WORTH;
+  static_assert(Room::HITS * Room::CLUSTER_WARPS <= AT);
+  return reinterpret_cast<FirstList *>(sh->list + AT);
 }
+// Whether the next row is described while the first warp runs the program on the ordered list, or ends a draw: what it needs lies where a table of edits in which nothing is noted
+// yet, and the window, leave it as it is.
+template <class Room>
+constexpr bool DESCRIBES_BESIDE = !ONE_BARRIER && Room::LIST * sizeof(u64) <= sizeof(EditedTokens) &&
+                                  (Room::LIST - LIST_WORTH) * sizeof(u64) >= offsetof(EditedTokens, biases);
 
 // What every warp knows once all have looked at their parts.
 struct FirstLook {
@@ -52,9 +61,9 @@ __device__ __forceinline__ u32 lesser_of_halves(u32 key) {
   return of_lower < of_upper ? of_lower : of_upper;
 }
 
-// One meeting; `meanwhile` is called before the others have come.
-template <class Room, class F>
-__device__ __forceinline__ FirstLook look_for_first(const DeviceTeam &team, F meanwhile) {
+// One meeting.
+template <class Room>
+__device__ __forceinline__ FirstLook look_for_first(const DeviceTeam &team) {
   constexpr u32 STRANGE_AT = 24;
   static_assert(NUCLEUS_MAX_VOCAB < 1u << STRANGE_AT && MAX_BLOCKS * WARPS <= 1u << (31 - STRANGE_AT));
   const LaneSurvey own = team.survey();
@@ -62,9 +71,7 @@ __device__ __forceinline__ FirstLook look_for_first(const DeviceTeam &team, F me
   const u64 first = DeviceWarp{}.most(own.best);
   u64 words[2] = {count | strange << STRANGE_AT, first};
   if constexpr (Room::MAXIMA == 2) words[0] |= static_cast<u64>(lesser_of_halves(static_cast<u32>(own.best >> 32))) << 32;
-  const u32 meeting = team.tell_all(words);
-  meanwhile();
-  const auto told = team.await_all(meeting);
+  const auto told = team.meet(words);
   FirstLook seen;
   u32 sum = 0;
   u64 best = 0;
@@ -301,16 +308,14 @@ __device__ __forceinline__ FirstHits all_hits(const DeviceTeam &team, const Hits
   return hits;
 }
 
-// By the leading block: waits for what the others have sent.
+// By the leading block: waits for what the others have sent. Its own warps' tokens are listed when a barrier of the block has followed; then count_delivery.
 __device__ __forceinline__ void await_hits(const DeviceTeam &team, u32 elsewhere) {
-  sync_block();  // what its own warps have listed
   if (!elsewhere) return;
-  Shared *sh = team.sh;
-  const u32 delivery = sh->deliveries;
-  if (threadIdx.x == 0) arrive_expecting(&sh->delivered, elsewhere * static_cast<u32>(sizeof(u64)));
-  wait_for_copy(&sh->delivered, delivery % 2);
-  sync_block();
-  if (threadIdx.x == 0) sh->deliveries = delivery + 1;
+  if (threadIdx.x == 0) arrive_expecting(&team.sh->delivered, elsewhere * static_cast<u32>(sizeof(u64)));
+  wait_for_copy(&team.sh->delivered, team.sh->deliveries % 2);
+}
+__device__ __forceinline__ void count_delivery(const DeviceTeam &team, u32 elsewhere) {
+  if (threadIdx.x == 0 && elsewhere) team.sh->deliveries += 1;
 }
 
 // Copies the warps' parts of the list, one behind another, to where the slice was. A barrier of the block must follow.
@@ -331,9 +336,9 @@ __device__ __forceinline__ void close_up(const DeviceTeam &team, const FirstHits
 static_assert(THREADS / 4 == MAX_BLOCKS * WARPS);
 
 // The log-probability of the row as it came, of which Shared has the largest logit and the weight at temperature 1; by the thread that writes a token of logit x.
-__device__ __forceinline__ RawSums raw_sums_of_row(const Shared *sh, const float *x) {
+__device__ __forceinline__ RawSums raw_sums_of_row(const Shared *sh, u32 flags, const float *x) {
   RawSums raw;
-  if (sh->row.flags & NUCLEUS_ROW_PROCESSED) return raw;
+  if (flags & NUCLEUS_ROW_PROCESSED) return raw;
   raw.wanted = true;
   Weighing unscaled;
   if (!sh->raw_total || !begin_weighing(sh->raw_largest, 1.0f, unscaled)) return raw;
@@ -342,41 +347,48 @@ __device__ __forceinline__ RawSums raw_sums_of_row(const Shared *sh, const float
 }
 
 // By one thread, of a row that goes on in its slot, or whose log-probability is that of the row as it came.
-static __device__ __noinline__ void write_and_go_on(u32 index, u32 token, u32 kept, float logprob) {
+static __device__ __noinline__ void write_and_go_on(const Description *d, u32 index, u32 token, u32 kept, float logprob) {
   const Shared *sh = shared_state();
-  const Request r = RowCall{index, 0, RawSums{}}.request();
+  const Request r = request_of(sh->batch, index, d->row, d->config, d->program);
   Outcome outcome;
   outcome.token = token;
   outcome.kept = kept;
   outcome.logprob = logprob;
-  const float x = sh->row.flags & NUCLEUS_ROW_PROCESSED ? 0.0f : load_logit(r, token) + 0.0f;
-  sh->batch.out[index] = result(outcome, raw_sums_of_row(sh, &x), r);
+  const float x = d->row.flags & NUCLEUS_ROW_PROCESSED ? 0.0f : load_logit(r, token) + 0.0f;
+  sh->batch.out[index] = result(outcome, raw_sums_of_row(sh, d->row.flags, &x), r);
 }
-__device__ __forceinline__ void write_token(const Shared *sh, u32 index, u32 token, u32 kept, float logprob) {
+__device__ __forceinline__ bool goes_on(u32 flags) {
   constexpr u32 COMMITS = NUCLEUS_ROW_SLOT | NUCLEUS_ROW_COMMIT;
-  const u32 flags = sh->row.flags;
-  if (!(flags & NUCLEUS_ROW_PROCESSED) || (flags & COMMITS) == COMMITS) return write_and_go_on(index, token, kept, logprob);
+  return !(flags & NUCLEUS_ROW_PROCESSED) || (flags & COMMITS) == COMMITS;
+}
+// `d`: of the row, read if it goes on.
+__device__ __forceinline__ void write_token(const Shared *sh, const Description *d, u32 flags, u32 index, u32 token, u32 kept, float logprob) {
+  if (goes_on(flags)) return write_and_go_on(d, index, token, kept, logprob);
   sh->batch.out[index] = SampledToken{token, logprob, kept, NUCLEUS_OK, 0};
 }
 
 // The list by the general machine, by one warp.
 static __device__ __noinline__ void run_first_list(u32 index, u32 first, float temperature, u64 *places, u64 *scratch, u32 count, u64 of_row) {
-  run_candidates(RowCall{index, 0, raw_sums_of_row(shared_state(), nullptr)}, ListCall{places, scratch, count, first, temperature, of_row});
+  run_candidates(RowCall{index, 0, raw_sums_of_row(shared_state(), shared_state()->row.flags, nullptr)}, ListCall{places, scratch, count, first, temperature, of_row});
 }
 
 // The commonest programs on such a list, by a block; false: another, or too long a list. Barriers of the block.
 template <class Room>
-__device__ __forceinline__ bool choose_from_first(Shared *sh, u32 row, const SlicePlan &plan, float s, i32 max_n, u32 count, u64 of_row, u64 uniform) {
+__device__ __forceinline__ bool choose_from_first(Shared *sh, u32 row, const SlicePlan plan, float s, i32 max_n, u32 count, u64 of_row, u64 uniform) {
   FirstList *const room = first_list<Room>(sh);
-  const SamplingProgram &program = sh->program;
-  const SamplingConfig &config = sh->config;
-  const u32 lane = threadIdx.x % 32, code = lane < program.len && lane < NUCLEUS_MAX_OPS ? program.ops[lane].code : NUCLEUS_OP_NONE;
+  const u32 lane = threadIdx.x % 32, code = lane < sh->program.len && lane < NUCLEUS_MAX_OPS ? sh->program.ops[lane].code : NUCLEUS_OP_NONE;
   u32 kept = plan.kind == SlicePlan::FIRST && plan.k < count ? plan.k : count;
   if (of_row && kept > CHAIN_MOST) kept = CHAIN_MOST;
-  if (count > ORDERED_MOST || kept > CHAIN_MOST || !is_common(code, program.len, plan.op, config.min_keep, config.flags)) return false;
+  if (count > ORDERED_MOST || kept > CHAIN_MOST || !is_common(code, sh->program.len, plan.op, sh->config.min_keep, sh->config.flags)) return false;
   // Four threads a token tell where it is in the order, and by id.
   const u32 index = threadIdx.x / 4;
   if (threadIdx.x % 4 == 0) room->weights_by_id[index] = 0;
+  const Description *d = sh;
+  if (DESCRIBES_BESIDE<Room>) {
+    static_assert(sizeof(Description) / 4 <= THREADS);
+    d = &room->description;
+    if (threadIdx.x < sizeof(Description) / 4) reinterpret_cast<u32 *>(&room->description)[threadIdx.x] = reinterpret_cast<const u32 *>(static_cast<const Description *>(sh))[threadIdx.x];
+  }
   if (threadIdx.x / 32 * 8 < count) {
     const u64 own = room->places[index];
     u32 rank = 0, lower = 0;
@@ -410,7 +422,7 @@ __device__ __forceinline__ bool choose_from_first(Shared *sh, u32 row, const Sli
     q[i] = room->weights[at + i];
     x[i] = logit_at(room->sorted[at + i]);
   }
-  const Beginning left = truncate<true>(program, plan, logit_at(room->sorted[0]), x, q, kept, of_row);
+  const Beginning left = truncate<true>(d->program, plan, logit_at(room->sorted[0]), x, q, kept, of_row);
   if (!left.kept) {  // the cut lies beyond CHAIN_MOST tokens
     run_first_list(row, plan.op, plan.temperature, room->sorted, room->places, count, of_row);
     return true;
@@ -422,26 +434,21 @@ __device__ __forceinline__ bool choose_from_first(Shared *sh, u32 row, const Sli
   const u32 found = find_drawn<true>(room->weights_by_id, mulhi64(uniform, left.total));
   if (found == ORDERED_MOST) return true;
   const u32 drawn = room->order[found];
-  write_token(sh, row, id_at(room->sorted[drawn]), left.kept, processed_logprob(room->weights[drawn], left.total));
+  write_token(sh, d, d->row.flags, row, id_at(room->sorted[drawn]), left.kept, processed_logprob(room->weights[drawn], left.total));
   return true;
 }
 
-// By every thread of the cluster, of a row that is masked and edited. MANY: the exact path decides it; STRANGE: from device memory. `early` is called when nobody
-// needs the slices any more, or never.
+// By every thread of the cluster, of a row that is masked and edited. MANY: the exact path decides it; STRANGE: from device memory. early(part) is called when the block
+// needs no more of its slice than a warp's part, or than nothing if that is WARPS, or never: a barrier of the block.
 template <class Room, class F>
 __device__ __forceinline__ Fate sample_at_first_cut(const DeviceTeam &team, u32 row, const SlicePlan &plan, F early) {
   Shared *sh = team.sh;
   const bool all = plan.kind == SlicePlan::ALL, by_mass = plan.kind == SlicePlan::MASS, above = plan.kind == SlicePlan::ABOVE;
   if (!all && !kth_known<Room>(team, plan.k)) return Fate::MANY;
-  float s = 1;
-  u64 uniform = 0;
-  const FirstLook seen = look_for_first<Room>(team, [&] {
-    s = scale(plan.temperature);
-    uniform = uniform_of(sh->row, sh->config);
-  });
+  const FirstLook seen = look_for_first<Room>(team);
   if (seen.strange) return Fate::STRANGE;
   if (plan.greedy && seen.best) {
-    if (team.rank() == 0) write_token(sh, row, id_at(seen.best), 1, 0.0f);
+    if (team.rank() == 0) write_token(sh, sh, sh->row.flags, row, id_at(seen.best), 1, 0.0f);
     return Fate::DECIDED;
   }
   if (!seen.best) return Fate::MANY;
@@ -450,13 +457,14 @@ __device__ __forceinline__ Fate sample_at_first_cut(const DeviceTeam &team, u32 
     sh->known_count = seen.count;
   }
   const float largest = logit_at(seen.best);
+  const u64 uniform = sh->uniform;  // the next row's may be there when the token is drawn
   Weighing w;
-  if (!begin_weighing_by(s, largest, w)) return Fate::MANY;
+  if (!begin_weighing_by(sh->scale, largest, w)) return Fate::MANY;
   float lowest = -infinity();  // of what is left
   const u64 *masses;
   u32 kept = seen.count;
   if (all) {
-    const u64 own[1] = {DeviceWarp{}.sum(team.mass(w))};
+    const u64 own[1] = {DeviceWarp{}.sum(DeviceTeam::mass_of(typename Room::Team(team), w))};
     masses = team.meet(own)[0];
   } else {
     constexpr u32 OF_MASS = 3, OF_GROUPS = 5;  // top_p is looked for in what three of five groups' largest logits reach
@@ -469,18 +477,28 @@ __device__ __forceinline__ Fate sample_at_first_cut(const DeviceTeam &team, u32 
     }
     Hits own;
     if (seen.own && value_of(seen.own) >= from) own = send_hits<Room>(team, seen, from, [&](float x) { return by_mass ? w.q(x) : 0; });
-    const FirstHits hits = all_hits<Room>(team, own, by_mass ? team.mass(w) : 0, by_mass);
+    const FirstHits hits = all_hits<Room>(team, own, by_mass ? DeviceTeam::mass_of(typename Room::Team(team), w) : 0, by_mass);
+    const bool listed = hits.fit && hits.count <= LIST_WORTH && (!by_mass || Until::reaches(hits.of_row, sh->program.ops[plan.op].threshold)(hits.mass));
+    if (listed) early(WARPS);
     if (team.leader()) await_hits(team, hits.elsewhere);
-    if (hits.fit && hits.count <= LIST_WORTH && (!by_mass || Until::reaches(hits.of_row, sh->program.ops[plan.op].threshold)(hits.mass))) {
-      early();
+    if (listed) {
       if (!team.leader()) return Fate::DECIDED;
       FirstList *const list = first_list<Room>(sh);
       close_up<Room>(team, hits, list->places);
       sync_block();
-      if (choose_from_first<Room>(sh, row, plan, w.s, w.max_n, hits.count, hits.of_row, uniform)) return Fate::DECIDED;
-      sort_places<THREADS>(list->places, hits.count);
-      if (threadIdx.x < 32) run_first_list(row, plan.op, plan.temperature, list->places, list->scratch, hits.count, hits.of_row);
+      count_delivery(team, hits.elsewhere);
+      const bool chosen = choose_from_first<Room>(sh, row, plan, w.s, w.max_n, hits.count, hits.of_row, uniform);
+      if (DESCRIBES_BESIDE<Room> && chosen && !by_mass) return Fate::DECIDED;
+      if (!chosen) {
+        sort_places<THREADS>(list->places, hits.count);
+        if (threadIdx.x < 32) run_first_list(row, plan.op, plan.temperature, list->places, list->scratch, hits.count, hits.of_row);
+      }
+      sync_block();  // what is read here the next row takes the place of
       return Fate::DECIDED;
+    }
+    if (team.leader()) {
+      sync_block();  // all have waited
+      count_delivery(team, hits.elsewhere);
     }
     if (threadIdx.x == 0) sh->known_total = hits.of_row;
     if (!above || plan.k > 1 || !(lowest > -infinity() && lowest <= largest) || !then_draws(plan, sh->program)) return Fate::MANY;
@@ -495,9 +513,15 @@ __device__ __forceinline__ Fate sample_at_first_cut(const DeviceTeam &team, u32 
     masses = told[0];
   }
   u64 total = 0;
-  team.draw_by(
-      masses, [&](u64 of_all) { return mulhi64(uniform, total = of_all); }, [&](u32, float x) { return x >= lowest ? w.q(x) : 0; },
-      [&](u32 id, float x) { write_token(sh, row, id, kept, processed_logprob(w.q(x), total)); });
+  const DeviceTeam::DrawnPart drawn = team.find_part(masses, [&](u64 of_all) { return mulhi64(uniform, total = of_all); });
+  const u32 part = __shfl_sync(~0u, drawn.part, drawn.owner);
+  const bool here = part / WARPS == team.block;
+  const u32 flags = sh->row.flags;
+  early(here ? part % WARPS : WARPS);
+  if (!here) return Fate::DECIDED;
+  team.template draw_in<DESCRIBES_BESIDE<Room>>(
+      drawn, [&](u32, float x) { return x >= lowest ? w.q(x) : 0; }, [&](u32 id, float x) { write_token(sh, sh, flags, row, id, kept, processed_logprob(w.q(x), total)); });
+  if (!DESCRIBES_BESIDE<Room> || goes_on(flags)) sync_block();
   return Fate::DECIDED;
 }
 

@@ -59,12 +59,14 @@ __device__ __forceinline__ SlicePlan plan_of(const Description &d) {
 }
 
 static_assert(sizeof(SlicePlan) <= sizeof(Shared::plan));
-// That of a block's row, in shared memory.
+// That of a block's row, in shared memory, with the scale.
 __device__ __forceinline__ const SlicePlan &shared_plan(const Shared *sh) { return *reinterpret_cast<const SlicePlan *>(sh->plan); }
-// By the first warp; a barrier must follow.
+// By one warp; a barrier must follow.
 __device__ __forceinline__ void share_plan(Shared *sh) {
   const SlicePlan plan = plan_of(*sh);
-  if (threadIdx.x == 0) *reinterpret_cast<SlicePlan *>(sh->plan) = plan;
+  if (threadIdx.x % 32) return;
+  *reinterpret_cast<SlicePlan *>(sh->plan) = plan;
+  sh->scale = scale(plan.temperature);
 }
 
 // Whether top_p or min_p, at the plan's operation, is followed by the draw.

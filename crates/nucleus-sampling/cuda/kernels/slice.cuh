@@ -9,15 +9,15 @@ namespace nucleus {
 // The logits of a warp's part of the slice on their way to shared memory. 16-bit logits land in the upper half of the part's memory and are widened in place.
 struct PartLoad {
   const DeviceTeam &team;
-  u32 dtype, from, count;  // from: in the slice; count: logits of the part
+  u32 dtype, warp, from, count;  // from: in the slice; count: logits of the part
 
-  __device__ __forceinline__ PartLoad(const DeviceTeam &t, u32 type) : team(t), dtype(type) {
-    const u32 begin = threadIdx.x / 32 * t.span;
+  __device__ __forceinline__ PartLoad(const DeviceTeam &t, u32 type, u32 of_warp = threadIdx.x / 32) : team(t), dtype(type), warp(of_warp) {
+    const u32 begin = warp * t.span;
     from = begin < t.held ? begin : t.held;
     count = from + t.span < t.held ? t.span : t.held - from;
   }
   __device__ static u32 size_of(u32 dtype) { return dtype == NUCLEUS_F32 ? 4 : 2; }
-  __device__ __forceinline__ u64 *barrier() const { return &team.sh->arrived[threadIdx.x / 32]; }
+  __device__ __forceinline__ u64 *barrier() const { return &team.sh->arrived[warp]; }
   __device__ __forceinline__ float *part() const { return team.slice + from; }
   __device__ __forceinline__ char *landing() const { return reinterpret_cast<char *>(part()) + (dtype == NUCLEUS_F32 ? 0 : 2 * team.span); }
   // The first logit of the part of a row.

@@ -5,6 +5,20 @@
 
 namespace nucleus {
 
+// The threads that describe a row are those from here on.
+constexpr u32 DESCRIBING_FROM = 32;
+// racecheck and synccheck lose sight of who has met at a barrier that has a number: built for them, all threads meet.
+#ifdef NUCLEUS_RACECHECK
+constexpr bool ONE_BARRIER = true;
+#else
+constexpr bool ONE_BARRIER = false;
+#endif
+__device__ __forceinline__ bool describes() { return ONE_BARRIER || threadIdx.x >= DESCRIBING_FROM; }
+__device__ __forceinline__ void meet_describing() {
+  if constexpr (ONE_BARRIER) sync_block();
+  else asm volatile("barrier.sync 1, %0;" ::"n"(THREADS - DESCRIBING_FROM) : "memory");
+}
+
 // Tokens of the slice that edits change: an open-addressed table with linear probing, its columns apart, so that few stores empty it.
 struct EditedTokens {
   static constexpr u32 CAPACITY = SLICE_EDITS, EACH = CAPACITY / THREADS, NONE = CAPACITY;

@@ -54,8 +54,16 @@ struct Shared : Description {
   u64 told_all[2];     // mbarriers: all have told
   u32 met[WARPS];      // how often each warp has met the others
   u32 deliveries;
-  u64 found_base, told, raw_total;
-  u32 found_bin, told_count, listed, found, kept, verdict, unusual;
+  union {
+    u64 found_base;
+    u64 uniform;  // that a planned row draws by, until its first cut has failed
+  };
+  u64 told, raw_total;
+  union {
+    u32 found_bin;
+    float scale;  // at its temperature, as long
+  };
+  u32 told_count, listed, found, kept, verdict, unusual;
   float raw_largest;  // of the row as it came, whose weight at temperature 1 is raw_total
   u64 known_best, known_count, known_total;  // what the exact path begins with: first place, tokens, weight; 0: it is not known
   union {
@@ -310,21 +318,24 @@ struct DeviceTeam {
     }
     return s;
   }
-  __device__ __forceinline__ u64 mass(const Weighing &w) const {
+  // What the logits of this thread's part weigh, by a team's each_four.
+  template <class Team>
+  __device__ __forceinline__ static u64 mass_of(const Team &team, const Weighing &w) {
     const DoubleAddends addends(w);
     if (!addends.serve) {
       u64 own = 0;
-      each_four([&](u32, float4 v) { own += (w.q(v.x) + w.q(v.y)) + (w.q(v.z) + w.q(v.w)); });
+      team.each_four([&](u32, float4 v) { own += (w.q(v.x) + w.q(v.y)) + (w.q(v.z) + w.q(v.w)); });
       return own;
     }
     DoubleAddends::Sum sums[2] = {addends.none(), addends.none()};
-    each_four([&](u32, float4 v) {
+    team.each_four([&](u32, float4 v) {
       const float x[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
       for (u32 e = 0; e < 4; ++e) addends.add(x[e], sums[e % 2]);
     });
     return addends.taken(sums[0]) + addends.taken(sums[1]);
   }
+  __device__ __forceinline__ u64 mass(const Weighing &w) const { return mass_of(*this, w); }
   // The warp's part of the row in which a draw falls.
   struct DrawnPart {
     u64 target;
@@ -362,7 +373,11 @@ struct DeviceTeam {
   // The same; target_of(total): from the sum of all.
   template <class T, class F, class D>
   __device__ __forceinline__ bool draw_by(const u64 *masses, T target_of, F weight, D done) const {
-    const DrawnPart drawn = find_part(masses, target_of);
+    return draw_in<false>(find_part(masses, target_of), weight, done);
+  }
+  // The same in the part that it falls in, by its block; others have nothing to do. BY_FIRST: behind the last barrier of the block the first warp alone goes on.
+  template <bool BY_FIRST, class F, class D>
+  __device__ __forceinline__ bool draw_in(const DrawnPart &drawn, F weight, D done) const {
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const u64 target = drawn.target;
     u32 segment = __shfl_sync(~0u, drawn.part, drawn.owner);
@@ -395,8 +410,8 @@ struct DeviceTeam {
     const bool second = wanted - before >= of_first;
     const u32 step = 2 * pair + second;
     at += before + (second ? of_first : 0);
-    if (step % WARPS != warp) return false;
-    if (steps > WARPS) through = weigh_step(step);
+    if (warp != (BY_FIRST ? 0 : step % WARPS)) return false;
+    if (BY_FIRST || steps > WARPS) through = weigh_step(step);
     const u64 of_lane = (q[0] + q[1]) + (q[2] + q[3]);
     at += through - of_lane;
     if (target < at || target - at >= of_lane) return false;

@@ -37,14 +37,13 @@ __global__ void __launch_bounds__(THREADS, 1) top_processed_rows(const __grid_co
     const DescriptionWord word = ask_for_row(load, batch, index);
     team.cluster_sync();  // no block reads what the row before has left any more
     describe_row(sh, batch, index, word);
-    if (may_edit(batch)) ask_for_window(0);
     await_window();
     load.wait(use++);
     sync_block();
     const char *logits = row_of(batch, index);
     const RowCall row{index, slice_room, RawSums{}};
     const TopCall own{call.top + static_cast<u64>(index) * call.count, call.count};
-    const SlicePlan plan = plan_of(*sh);
+    const SlicePlan plan = shared_plan(sh);
     bool told = team.whole && plan.sliced;
     if (told) {
       change_slices(team, row.request(), plan, load, logits, [] {});
