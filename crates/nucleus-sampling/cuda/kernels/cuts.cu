@@ -59,8 +59,9 @@ cudaError_t launch_cuts(const SamplingBatch &batch, char *space, bool pending, b
   if (many || shape.clusters < least) shape.clusters = least;
   const bool by_wide = wide.room;
   const Shape &chosen = by_wide ? wide : shape;
-  // Without anything to tell, the last launch has such clusters of 8, too, and two a multiprocessor.
-  const bool pays = many || (tells ? chosen.turns(batch.rows) <= WHOLE_TURNS_MOST : by_wide || chosen.turns(batch.rows) == 1);
+  // Where there is nothing to tell, the last launch has such clusters of 8, too, and two a multiprocessor.
+  const bool resident = batch.flags & NUCLEUS_BATCH_EXACT && chosen.turns(batch.rows) == 1;
+  const bool pays = many || (tells ? chosen.turns(batch.rows) <= WHOLE_TURNS_MOST : by_wide || resident);
   if (!chosen.room || !pays) return cudaSuccess;
   division = Division{chosen.blocks, chosen.room, 1};
   const Whole whole(space, batch.rows);

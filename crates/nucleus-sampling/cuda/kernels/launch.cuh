@@ -79,6 +79,14 @@ struct Shape {
     if (many) clusters = (batch.rows + CLUSTER_ROWS - 1) / CLUSTER_ROWS;
     return room && !many ? fill(batch.rows, kernel) : cudaSuccess;
   }
+  // A block takes all shared memory of a multiprocessor if as many clusters are resident then.
+  cudaError_t set_apart(u32 rows, const void *kernel) {
+    Shape apart = *this;
+    apart.bytes = SHARED_BYTES + SLICE_BYTES_MAX;
+    const cudaError_t error = apart.fill(rows, kernel);
+    if (apart.clusters == clusters) *this = apart;
+    return error;
+  }
   // Rows of a cluster, one after another.
   u32 turns(u32 rows) const { return (rows + clusters - 1) / clusters; }
   // The blocks that the batch asks for; where rows wait for a cluster, no more than they need, and no fewer than `least`. `slices`: that a block has.

@@ -60,6 +60,8 @@ struct Launcher {
   cudaError_t clusters(bool follows) const {
     Shape shape;
     cudaError_t error = shape.fit(batch, reinterpret_cast<const void *>(sample_rows));
+    // These take places before those of a first cut have ended: two of their blocks would be on one multiprocessor.
+    if (error == cudaSuccess && follows && division.room) error = shape.set_apart(batch.rows, reinterpret_cast<const void *>(sample_rows));
     if (error != cudaSuccess) return error;
     const u32 least = (batch.rows + CLUSTER_ROWS - 1) / CLUSTER_ROWS;
     // Few, too, where there should be nothing left to do.
