@@ -3,6 +3,7 @@
 // is run from its beginning by the warp in control.
 #pragma once
 
+#include "block_chain.cuh"
 #include "by_sums.cuh"
 #include "few_chain.cuh"
 
@@ -428,41 +429,27 @@ __device__ __forceinline__ bool choose_from_first(Shared *sh, u32 row, const Sli
 
 // The same on a sorted list of up to a token a thread, by a block; false: another program. `of_row`: what the row weighs where top_p cuts first, which the list suffices for.
 static __device__ __noinline__ bool choose_by_threads(u32 row, const u64 *places, u64 *through, u32 count, float s, i32 max_n, u64 of_row, u64 uniform) {
-  const Shared *const sh = shared_state();
+  Shared *const sh = shared_state();
   const SlicePlan plan = shared_plan(sh);
   const SamplingProgram &program = sh->program;
-  const u32 t = threadIdx.x, lane = t % 32, last = program.len - 1, code = lane < program.len && lane < NUCLEUS_MAX_OPS ? program.ops[lane].code : NUCLEUS_OP_NONE;
+  const u32 t = threadIdx.x, lane = t % 32, code = lane < program.len && lane < NUCLEUS_MAX_OPS ? program.ops[lane].code : NUCLEUS_OP_NONE;
   if (!is_common(code, program.len, plan.op, sh->config.min_keep, sh->config.flags)) return false;
-  u32 kept = plan.kind == SlicePlan::FIRST && plan.k < count ? plan.k : count;
-  const float x = logit_at(places[t < count ? t : 0]);
-  const u64 q = t < kept ? Exponent(x, s).weight(max_n) : 0;
-  u64 total;
-  const u64 before = prefix_in_block<THREADS>(q, total, 0);
-  through[t] = before + q;
-  sync_block();
-  if (of_row) total = of_row;
-  UNROLL_NOT
-  for (u32 i = plan.op; i < last; ++i) {
-    const SamplingOp &op = program.ops[i];
-    bool passes = t == 0;
-    if (op.code == NUCLEUS_OP_TOP_P) passes |= !Until::reaches(total, op.threshold)(before);
-    else if (op.code == NUCLEUS_OP_MIN_P) passes |= x >= fmaf(plan.temperature, op.arg, logit_at(places[0]));
-    else continue;
-    kept = count_in_block(passes && t < kept, 1 + i % 2);
-    total = through[kept - 1];
-  }
-  if (t >= kept) return true;
+  static_assert(sizeof(BlockChain<THREADS>) <= sizeof sh->part);
+  const u32 first = plan.kind == SlicePlan::FIRST && plan.k < count ? plan.k : count;
+  const Beginning left = reinterpret_cast<BlockChain<THREADS> *>(sh->part)->truncate(program, plan, places, through, count, first, s, max_n, of_row);
+  if (t >= left.kept) return true;
   // The token whose interval, in the order of ids, has the target.
-  const u64 target = mulhi64(uniform, total);
+  const u64 target = mulhi64(uniform, left.total);
   const u32 id = id_at(places[t]);
   u64 earlier = 0, up_to = 0;
 #pragma unroll 4
-  for (u32 i = 0; i < kept; ++i) {
+  for (u32 i = 0; i < left.kept; ++i) {
     const u64 next = through[i];
     earlier += id_at(places[i]) < id ? next - up_to : 0;
     up_to = next;
   }
-  if (target >= earlier && target - earlier < q) write_token(sh, row, id, kept, processed_logprob(q, total));
+  const u64 q = through[t] - (t ? through[t - 1] : 0);
+  if (target >= earlier && target - earlier < q) write_token(sh, row, id, left.kept, processed_logprob(q, left.total));
   return true;
 }
 

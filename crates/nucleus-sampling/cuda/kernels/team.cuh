@@ -176,32 +176,6 @@ __device__ __forceinline__ void sort_places(u64 *places, u32 count) {
     }
 }
 
-// What lies before this thread's own, and the sum over N threads. A barrier before the slot is used again.
-template <u32 N>
-__device__ __forceinline__ u64 prefix_in_block(u64 own, u64 &total, u32 slot) {
-  Shared *sh = shared_state();
-  const u64 through = prefix_sum(own);
-  if (threadIdx.x % 32 == 31) sh->part[threadIdx.x / 32][slot] = through;
-  sync_block();
-  u64 before = through - own;
-  total = 0;
-#pragma unroll 8
-  for (u32 i = 0; i < N / 32; ++i) {
-    before += i < threadIdx.x / 32 ? sh->part[i][slot] : 0;
-    total += sh->part[i][slot];
-  }
-  return before;
-}
-
-// How many threads of THREADS say so. A barrier; two before the slot is used again.
-__device__ __forceinline__ u32 count_in_block(bool own, u32 slot) {
-  Shared *sh = shared_state();
-  const u32 of_warp = __popc(__ballot_sync(~0u, own)), lane = threadIdx.x % 32;
-  if (lane == 0) sh->part[threadIdx.x / 32][slot] = of_warp;
-  sync_block();
-  return __reduce_add_sync(~0u, lane < WARPS ? static_cast<u32>(sh->part[lane][slot]) : 0);
-}
-
 // Adds in shared memory: two additions of 32 bits are the hardware's own; one of 64 bits would be a loop.
 __device__ __forceinline__ void add_by_halves(u64 *to, u64 value) {
   u32 *halves = reinterpret_cast<u32 *>(to), low = static_cast<u32>(value);
