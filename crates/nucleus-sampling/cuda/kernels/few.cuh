@@ -228,7 +228,8 @@ __device__ __forceinline__ u32 list_sorted(FewShared *sh, const Gathered &own, c
 }
 
 // The last place that the usual chain keeps of a sorted list that is long for one warp, by all threads; 0: another program, or a shorter list.
-__device__ __forceinline__ u64 last_of_chain(FewShared *sh, const SlicePlan &plan, u32 count) {
+static __device__ __noinline__ u64 last_of_chain(SlicePlan plan, u32 count) {
+  FewShared *const sh = few_state();
   const SamplingProgram &program = sh->program;
   const u32 lane = threadIdx.x % 32, code = lane < program.len && lane < NUCLEUS_MAX_OPS ? program.ops[lane].code : NUCLEUS_OP_NONE;
   const u32 first = plan.kind == SlicePlan::FIRST && plan.k < count ? plan.k : count;
@@ -281,10 +282,12 @@ __device__ __forceinline__ void sample_few(const SamplingBatch &batch, u32 index
       const u32 allowed = sh->found;
       if (!all) {
         count = list_sorted(sh, gathered, plan);
-        lowest = last_of_chain(sh, plan, count);
-        sync_block();
-        if (threadIdx.x == 0) sh->found = allowed;
-        sync_block();
+        lowest = count > CHAIN_MOST ? last_of_chain(plan, count) : 0;
+        if (lowest) {
+          sync_block();
+          if (threadIdx.x == 0) sh->found = allowed;
+          sync_block();
+        }
       }
       if (lowest) drawn = draw_allowed(sh, r, gathered.publish(sh), lowest, plan.temperature, outcome);
     }
