@@ -483,7 +483,7 @@ __device__ __forceinline__ Fate sample_at_first_cut(const DeviceTeam &team, u32 
   const u64 *masses;
   u32 kept = seen.count;
   if (all) {
-    const u64 own[1] = {DeviceWarp{}.sum(team.mass(w))};
+    const u64 own[1] = {DeviceWarp{}.sum(DeviceTeam::mass_of(typename Room::Team(team), w))};
     masses = team.meet(own)[0];
   } else {
     constexpr u32 OF_MASS = 3, OF_GROUPS = 5;  // top_p is looked for in what three of five groups' largest logits reach
@@ -496,7 +496,7 @@ __device__ __forceinline__ Fate sample_at_first_cut(const DeviceTeam &team, u32 
     }
     Hits own;
     if (seen.own && value_of(seen.own) >= from) own = send_hits<Room>(team, seen, from, [&](float x) { return by_mass ? w.q(x) : 0; });
-    const FirstHits hits = all_hits<Room>(team, own, by_mass ? team.mass(w) : 0, by_mass);
+    const FirstHits hits = all_hits<Room>(team, own, by_mass ? DeviceTeam::mass_of(typename Room::Team(team), w) : 0, by_mass);
     if (team.leader()) await_hits(team, hits.elsewhere);
     if (hits.fit && hits.count <= LIST_WORTH && (!by_mass || Until::reaches(hits.of_row, sh->program.ops[plan.op].threshold)(hits.mass))) {
       early();

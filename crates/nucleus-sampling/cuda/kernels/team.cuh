@@ -312,21 +312,24 @@ struct DeviceTeam {
     }
     return s;
   }
-  __device__ __forceinline__ u64 mass(const Weighing &w) const {
+  // What the logits of this thread's part weigh, by a team's each_four.
+  template <class Team>
+  __device__ __forceinline__ static u64 mass_of(const Team &team, const Weighing &w) {
     const DoubleAddends addends(w);
     if (!addends.serve) {
       u64 own = 0;
-      each_four([&](u32, float4 v) { own += (w.q(v.x) + w.q(v.y)) + (w.q(v.z) + w.q(v.w)); });
+      team.each_four([&](u32, float4 v) { own += (w.q(v.x) + w.q(v.y)) + (w.q(v.z) + w.q(v.w)); });
       return own;
     }
     DoubleAddends::Sum sums[2] = {addends.none(), addends.none()};
-    each_four([&](u32, float4 v) {
+    team.each_four([&](u32, float4 v) {
       const float x[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
       for (u32 e = 0; e < 4; ++e) addends.add(x[e], sums[e % 2]);
     });
     return addends.taken(sums[0]) + addends.taken(sums[1]);
   }
+  __device__ __forceinline__ u64 mass(const Weighing &w) const { return mass_of(*this, w); }
   // The warp's part of the row in which a draw falls.
   struct DrawnPart {
     u64 target;
