@@ -30,6 +30,25 @@ struct Rows {
   __device__ __forceinline__ u32 index(u64 set) const { return first + (__ffsll(static_cast<long long>(set)) - 1) * step; }
 };
 
+// The rows of a cluster that an earlier launch may have left: undecided, or keeping many tokens. A lane has two.
+struct LeftRows {
+  u32 status[2];
+
+  __device__ __forceinline__ LeftRows(const SamplingBatch &batch, u32 cluster, u32 clusters) {
+#pragma unroll
+    for (u32 half = 0; half < 2; ++half) {
+      const u32 index = cluster + (half * 32 + threadIdx.x % 32) * clusters;
+      status[half] = index < batch.rows ? reinterpret_cast<const volatile u32 &>(batch.out[index].status) : NUCLEUS_OK;
+    }
+  }
+  __device__ __forceinline__ bool none() const {
+    static_assert(MANY_ABOVE < MANY_KEPT && MANY_KEPT < PENDING && PENDING == ~0u);
+    return !__any_sync(~0u, status[0] >= MANY_ABOVE || status[1] >= MANY_ABOVE);
+  }
+  // Those of a status, as bits.
+  __device__ __forceinline__ u64 with(u32 wanted) const { return static_cast<u64>(__ballot_sync(~0u, status[1] == wanted)) << 32 | __ballot_sync(~0u, status[0] == wanted); }
+};
+
 // The team over slices. Read anew wherever it is needed: what is kept while functions are called lies in local memory, which hardly any L1 is left for. So does the
 // address of shared memory, unless it is hidden that it is always the same.
 template <class Room>

@@ -1,42 +1,71 @@
-// The launch for rows that their first cut decides, by clusters of 3 blocks: where there are more rows than multiprocessors for 8 blocks each, they take less time than those that have all that the
-// exact path needs.
+// The launch for rows that their first cut decides, by clusters that do nothing else, so that a thread has registers enough, a block a multiprocessor: of 8 blocks if all rows'
+// are resident at once, else of 3, which take more rows at a time. What it leaves goes to the launch behind it, which has the whole exact path.
 #include <cuda_runtime.h>
 
 #include "by_first_cut.cuh"
 #include "launch.cuh"
+#include "many_kept.cuh"
 
 namespace nucleus {
 
-// Rows that their first cut does not decide are PENDING afterwards.
-__global__ void __launch_bounds__(THREADS, ShortRoom::RESIDENT) cut_rows(const __grid_constant__ SamplingBatch batch, u32 slice_room) {
-  const Rows rows = Rows::all(batch.rows, blockIdx.x / ShortRoom::BLOCKS, gridDim.x / ShortRoom::BLOCKS);
+// The rows of a cluster: all, or those that an earlier launch has left PENDING. What their first cut does not decide is PENDING afterwards, or, if `tells`, MANY_KEPT where more
+// tokens are kept than its list has room for.
+template <class Room>
+__global__ void __launch_bounds__(THREADS, 1) cut_rows(const __grid_constant__ SamplingBatch batch, const __grid_constant__ Whole whole, u32 slice_room, bool pending, bool tells) {
+  const typename Room::Team team;
+  const auto clusters = [&](u32 blocks) { return Room::BLOCKS ? blocks / Room::BLOCKS : team.share_of(blocks); };
+  Rows rows = Rows::all(batch.rows, clusters(blockIdx.x), clusters(gridDim.x));
+  if (pending) {
+    let_next_launch_begin();
+    wait_for_launch_before();
+    rows.bits = LeftRows(batch, rows.first, rows.step).with(PENDING);
+    if (!rows.bits) return;
+  }
   share_batch(shared_state(), batch);
-  cut_each_row<ShortRoom>(batch, rows, slice_room, false, [&](u32 index, bool) {
-    const ShortRoom::Team team;
-    // Where it does not decide a cluster's first row, it does not the others either, most often.
-    const bool first = index == rows.first;
-    const u32 end = first ? batch.rows : index + 1;
-    for (u32 other = index + rows.step * team.rank(); other < end; other += rows.step * team.size())
-      if (!(batch.row[other].flags & NUCLEUS_ROW_PADDING)) batch.out[other].status = PENDING;
-    return !first;
+  cut_each_row<Room>(batch, rows, slice_room, false, [&](u32 index, bool sliced) {
+    const typename Room::Team of;
+    const RowCallIn<Room> call{{index, slice_room, RawSums{}}};
+    sync_block();
+    const bool many = tells && sliced && keeps_many(shared_state()) && tell_many<Room>(call, whole);
+    // Where a cluster's first row is of a program that such a cut cannot begin, the others are, too, most often.
+    const bool none = index == rows.first && !pending && !tells && shared_plan(shared_state()).kind == SlicePlan::EXACT;
+    const u32 end = none ? batch.rows : index + 1;
+    for (u32 other = index + rows.step * of.rank(); other < end; other += rows.step * of.size())
+      if (!(batch.row[other].flags & NUCLEUS_ROW_PADDING)) batch.out[other].status = many ? MANY_KEPT : PENDING;
+    return !none;
   });
 }
 
-// Rows up to which clusters of 8 blocks have multiprocessors for themselves.
-constexpr u32 APART_MOST = 16;
-
-cudaError_t launch_cuts(const SamplingBatch &batch, const Shape &beside, cudaStream_t stream, bool &launched) {
-  launched = false;
-  if (batch.rows <= APART_MOST && !(batch.flags & NUCLEUS_BATCH_MANY_ROWS)) return cudaSuccess;
-  const void *const kernel = reinterpret_cast<const void *>(cut_rows);
-  cudaError_t error = allow_slices(kernel);
-  Shape shape;
-  if (error == cudaSuccess) error = shape.fit_wide(batch, beside, kernel);
-  launched = error == cudaSuccess && shape.room;
-  if (!launched) return error;
+template <class Room>
+static cudaError_t launch_room(const SamplingBatch &batch, const Whole &whole, const Shape &shape, bool pending, bool tells, cudaStream_t stream) {
   cudaLaunchAttribute attributes[2];
-  const cudaLaunchConfig_t config = shape.config(attributes, stream, batch.rows <= FIRST_EARLY_MOST);
-  return cudaLaunchKernelEx(&config, cut_rows, batch, shape.room);
+  const cudaLaunchConfig_t config = shape.config(attributes, stream, pending || batch.rows <= FIRST_EARLY_MOST);
+  return cudaLaunchKernelEx(&config, cut_rows<Room>, batch, whole, shape.room, pending, tells);
+}
+
+// Turns of whole rows up to which this takes less time than launch_whole.
+constexpr u32 WHOLE_TURNS_MOST = 2;
+
+cudaError_t launch_cuts(const SamplingBatch &batch, char *space, bool pending, bool tells, cudaStream_t stream, Division &division) {
+  const void *const kernel = reinterpret_cast<const void *>(cut_rows<FullRoom>), *const wide_kernel = reinterpret_cast<const void *>(cut_rows<ShortRoom>);
+  const bool many = batch.flags & NUCLEUS_BATCH_MANY_ROWS;
+  cudaError_t error = allow_slices(kernel);
+  if (error == cudaSuccess) error = allow_slices(wide_kernel);
+  Shape shape, wide;
+  if (error == cudaSuccess) error = shape.fit(batch, kernel);
+  if (error == cudaSuccess && (many || shape.turns(batch.rows) > 1)) error = wide.fit_wide(batch, shape, wide_kernel);
+  if (error != cudaSuccess) return error;
+  const u32 least = (batch.rows + CLUSTER_ROWS - 1) / CLUSTER_ROWS;
+  if (many || shape.clusters < least) shape.clusters = least;
+  const bool by_wide = wide.room;
+  const Shape &chosen = by_wide ? wide : shape;
+  // Where there is nothing to tell, the last launch has such clusters of 8, too, and two a multiprocessor.
+  const bool resident = batch.flags & NUCLEUS_BATCH_EXACT && chosen.turns(batch.rows) == 1;
+  const bool pays = many || (tells ? chosen.turns(batch.rows) <= WHOLE_TURNS_MOST : by_wide || resident);
+  if (!chosen.room || !pays) return cudaSuccess;
+  division = Division{chosen.blocks, chosen.room, 1};
+  const Whole whole(space, batch.rows);
+  return (by_wide ? launch_room<ShortRoom> : launch_room<FullRoom>)(batch, whole, chosen, pending, tells, stream);
 }
 
 }  // namespace nucleus

@@ -51,6 +51,37 @@ struct DoubleAddends {
   }
 };
 
+// The same for tokens of which some do not count, whatever their logits are.
+//
+// A power of two is computed a quarter as large and held between 0 and 1, also where the logit is not a number, and weighs nothing so: sums are of four times the weights,
+// whose unit is 4. For tokens that count the exponent is added under a condition.
+struct AllowedAddends : DoubleAddends {
+  static constexpr float QUARTER = 0.25f;
+  float above;  // the shift with 2 for the power's quarter, and 2 for the sums' unit
+
+  __device__ __forceinline__ explicit AllowedAddends(const Weighing &w) : DoubleAddends(w), above(shift + 4.0f) { zero *= 4.0; }
+  // `counts`: 0 if the token does not.
+  template <bool RAISE>
+  __device__ __forceinline__ void add_if(u32 counts, float x, Sum &sum) const {
+    if (RAISE) x = fmaxf(x, least);
+    const float shifted = x * s + above, f = fmaf(x, s, -(shifted - above));
+    u32 y = bits_of(quarter_of_exp2_fraction(f));
+    asm("{\n.reg .pred p;\nsetp.ne.u32 p, %2, 0;\n@p mad.lo.u32 %0, %1, 8388608, %0;\n}" : "+r"(y) : "r"(bits_of(shifted)), "r"(counts));
+    sum = __dadd_rz(sum, static_cast<double>(float_of(y)));
+  }
+  // exp2_fraction with its coefficients divided by 4.
+  __device__ __forceinline__ static float quarter_of_exp2_fraction(float f) {
+    float p = 0.00015594678f * QUARTER;
+    p = fmaf(p, f, 0.0013406643f * QUARTER);
+    p = fmaf(p, f, 0.009617693f * QUARTER);
+    p = fmaf(p, f, 0.055503014f * QUARTER);
+    p = fmaf(p, f, 0.24022654f * QUARTER);
+    p = fmaf(p, f, 0.69314724f * QUARTER);
+    asm("fma.rn.sat.f32 %0, %0, %1, %2;" : "+f"(p) : "f"(f), "f"(QUARTER));
+    return p;
+  }
+};
+
 // The same with the moment of the surprise, of 128 tokens at most: weight and surprise are exact as doubles, and their product is added in rounding downwards to a sum
 // whose last digit is 1, as Surprise::add rounds.
 struct DoubleMoments : DoubleAddends {
@@ -97,6 +128,14 @@ struct DoubleAddends {
   __device__ __forceinline__ void add(float x, Sum &sum) const {
     words.add(x, sum.high, sum.low);
     sum.count += 1;
+  }
+};
+
+struct AllowedAddends : DoubleAddends {
+  __device__ __forceinline__ explicit AllowedAddends(const Weighing &w) : DoubleAddends(w) {}
+  template <bool RAISE>
+  __device__ __forceinline__ void add_if(u32 counts, float x, Sum &sum) const {
+    if (counts) add(x, sum);
   }
 };
 

@@ -104,7 +104,8 @@ static bool share(const SamplingBatch &batch, Way way, bool follow, DrawShape &s
     while (2 * masks * shape.stages <= count) masks *= 2;
     return masks;
   };
-  auto fits = [&](u32 count) { return static_cast<size_t>(ring_of(count)) * size + masks_of(count) * shape.mask_bytes <= space; };
+  shape.bits_bytes = shape.mask_bytes && kind == Way::HELD && keeps_bits(batch.dtype) ? shape.stages * shape.stage / 8 : 0;
+  auto fits = [&](u32 count) { return static_cast<size_t>(ring_of(count)) * size + masks_of(count) * shape.mask_bytes + shape.bits_bytes <= space; };
   shape.slots = again ? 0 : shape.stages;
   while ((again || follow) && shape.slots < slots && fits(shape.slots + 1)) shape.slots += 1;
   shape.masks = masks_of(shape.slots);
@@ -112,7 +113,7 @@ static bool share(const SamplingBatch &batch, Way way, bool follow, DrawShape &s
   if (shape.mask_bytes && shape.slots >= (shape.masks + 1) * shape.stages) shape.slots = (shape.masks + 1) * shape.stages - 1;
   shape.again = again && shape.slots < shape.stages ? shape.stages - shape.slots : 0;
   shape.ring = ring_of(shape.slots);
-  const size_t held = (static_cast<size_t>(shape.ring) * size + shape.masks * shape.mask_bytes) * teams;
+  const size_t held = (static_cast<size_t>(shape.ring) * size + shape.masks * shape.mask_bytes + shape.bits_bytes) * teams;
   bytes = shape.masks_at + held;
   constexpr u32 BYTES_AHEAD = 32768, BYTES_FEW = 98304;
   const u32 ahead = BYTES_AHEAD / (shape.stage * size * teams);

@@ -101,6 +101,7 @@ struct Drawer {
   using P = PartOf<DTYPE>;
   using Word = typename P::Word;
   static constexpr u32 WIDTH = P::WIDTH, SIZE = P::SIZE, STEP = P::STEP;
+  static constexpr bool KEEPS_BITS = MASKS && keeps_bits(DTYPE);
   static_assert(CHUNK / 32 / SUMS <= 128, "what a lane's sum holds");
 
   const SamplingBatch &batch;
@@ -210,15 +211,62 @@ struct Drawer {
     return P::look_in([&](auto f) { sweep_coming(f); }, all, false);
   }
 
+  // Where this lane keeps what a row's mask allows of its tokens of a stage until they are weighed: a bit each, in their order.
+  __device__ __forceinline__ uint16_t *own_bits(u32 stage) const {
+    unsigned char *const of_team = reinterpret_cast<unsigned char *>(shared_memory) + shape.bits_at() + team * shape.bits_bytes;
+    return reinterpret_cast<uint16_t *>(of_team) + (stage * (stage_ids / CHUNK) + member) * 32 + threadIdx.x % 32;
+  }
+  // One instruction makes conditions of a vector's four bits where these begin at bit 8 or 16; behind the compiler's back, which would test one after another.
+  template <u32 BY>
+  __device__ __forceinline__ static u32 raised(u32 bits) {
+    u32 shifted;
+    asm("shl.b32 %0, %1, %2;" : "=r"(shifted) : "r"(bits), "n"(BY));
+    return shifted;
+  }
+  // Like sweep, with f(vector, its bits).
+  template <class B, class F, class A>
+  __device__ __forceinline__ void sweep_allowed(B before, F f, A after) const {
+    static_assert(WIDTH == 4 || !KEEPS_BITS);
+    const Word *own = ring + member * CHUNK + threadIdx.x % 32 * WIDTH;
+    const uint16_t *bits = own_bits(0);
+    const u32 apart = stage_ids / CHUNK * 32;
+    RingSlot at = start;
+    u32 stage = 0;
+#pragma unroll 1
+    for (; stage < full; ++stage, at.advance(slots), bits += apart) {
+      before(stage, at);
+      const u32 all = *bits, even = raised<8>(all), odd = raised<4>(all);
+      const Word *const memory = own + at.slot * stage_ids;
+#pragma unroll
+      for (u32 v = 0; v < CHUNK / STEP; ++v) f(P::vector(memory, v * STEP), (v % 2 ? odd : even) >> (8 + v / 2 * 8));
+      after(stage, at);
+    }
+#pragma unroll 1
+    for (; stage < stages; ++stage, at.advance(slots), bits += apart) {
+      before(stage, at);
+      const Word *const memory = memory_of(stage, at);
+      const u32 count = count_of(stage);
+      u32 i = threadIdx.x % 32 * WIDTH, left = *bits;
+#pragma unroll 1
+      for (; i + STEP < count; i += 2 * STEP, left >>= 8) {
+        f(P::vector(memory, i), raised<8>(left) >> 8);
+        f(P::vector(memory, i + STEP), raised<4>(left) >> 8);
+      }
+#pragma unroll 1
+      for (; i < count; i += STEP, left >>= WIDTH) f(P::vector(memory, i), raised<8>(left) >> 8);
+      after(stage, at);
+    }
+  }
+
   // The weights of the chunks, of stage i by lane i. `sweep_all` calls begin(stage before), then add(vector) for this lane's tokens, then end() for each stage,
   // and returns the last one.
   enum Pace { AS_THEY_ARE, RAISED, ONE_BY_ONE };
   static constexpr bool FUSES = SIZE == 2;  // what is weighed as it is; nothing is below its lowest logit then
-  template <Pace PACE, class S>
-  __device__ __forceinline__ u64 weigh_by(const Weighing &w, const DoubleAddends &addends, S sweep_all) const {
+  template <Pace PACE, class A, class S>
+  __device__ __forceinline__ u64 weigh_by(const Weighing &w, const A &addends, S sweep_all) const {
     const u32 lane = threadIdx.x % 32;
     u32 low = 0, high = 0;  // told of 27 bits each
-    DoubleAddends::Sum sums[SUMS];
+    typename A::Sum sums[SUMS];
     u64 sum = 0;
     auto tell = [&](u32 stage) {
       const u32 low_sum = __reduce_add_sync(~0u, static_cast<u32>(sum) & 0x7FFFFFFu), high_sum = __reduce_add_sync(~0u, static_cast<u32>(sum >> 27));
@@ -231,13 +279,21 @@ struct Drawer {
       for (u32 i = 0; i < SUMS; ++i) sums[i] = addends.none();
       sum = 0;
     };
-    auto add = [&](uint4 v) {
+    // `bits`: none, or those of the vector's tokens that count.
+    constexpr bool BY_BITS = std::is_same_v<A, AllowedAddends>;
+    auto add = [&](uint4 v, auto... bits) {
       float x[WIDTH];
       P::widen(v, x);
 #pragma unroll
       for (u32 e = 0; e < WIDTH; ++e) {
-        if constexpr (PACE == ONE_BY_ONE) sum += w.q(x[e]);
-        else addends.template add<PACE == RAISED, FUSES && PACE == AS_THEY_ARE>(x[e], sums[e % SUMS]);
+        if constexpr (!BY_BITS) {
+          if constexpr (PACE == ONE_BY_ONE) sum += w.q(x[e]);
+          else addends.template add<PACE == RAISED, FUSES && PACE == AS_THEY_ARE>(x[e], sums[e % SUMS]);
+        } else {
+          const u32 counts = (bits, ...) & 1u << e;
+          if constexpr (PACE == ONE_BY_ONE) sum += counts ? w.q(x[e]) : 0;
+          else addends.template add_if<PACE == RAISED>(counts, x[e], sums[e % SUMS]);
+        }
       }
     };
     tell(sweep_all(begin, add, [&] {
@@ -246,22 +302,26 @@ struct Drawer {
     }));
     return (static_cast<u64>(high) << 27) + low;
   }
-  template <class S>
+  template <class A = DoubleAddends, class S>
   __device__ __forceinline__ u64 weigh_by(const Weighing &w, float lowest, S sweep_all) const {
-    const DoubleAddends addends(w);
+    const A addends(w);
     return !addends.serve            ? weigh_by<ONE_BY_ONE>(w, addends, sweep_all)
            : addends.reach(lowest) ? weigh_by<AS_THEY_ARE>(w, addends, sweep_all)
                                    : weigh_by<RAISED>(w, addends, sweep_all);
   }
-  // `leaves`: nobody reads them after this.
+  // `leaves`: nobody reads them after this. BY_BITS: of what a mask allows.
+  template <bool BY_BITS = false>
   __device__ __forceinline__ u64 weigh(const Weighing &w, float lowest, bool leaves) const {
     const bool leaver = leaves && threadIdx.x % 32 == 0;
-    return weigh_by(w, lowest, [&](auto begin, auto add, auto end) {
-      sweep([&](u32 stage, RingSlot) { begin(stage - 1); }, add, [&](u32, RingSlot at) {
+    return weigh_by<std::conditional_t<BY_BITS, AllowedAddends, DoubleAddends>>(w, lowest, [&](auto begin, auto add, auto end) {
+      auto before = [&](u32 stage, RingSlot) { begin(stage - 1); };
+      auto after = [&](u32, RingSlot at) {
         __syncwarp();
         if (leaver) arrive(&state->weighed[team][at.slot]);
         end();
-      });
+      };
+      if constexpr (BY_BITS) sweep_allowed(before, add, after);
+      else sweep(before, add, after);
       return stages - 1;
     });
   }
@@ -309,6 +369,75 @@ struct Drawer {
       __syncwarp();
     }
     return mask;
+  }
+  // Looks at what a mask allows, and keeps its bits. By few instructions, a stage at a time, since a team's first row waits until these are fetched.
+  __device__ __forceinline__ SeenPart look_by_bits(const unsigned char *mask) const {
+    constexpr u32 VECTORS = CHUNK / STEP;
+    const u32 lane = threadIdx.x % 32, shift = P::mask_shift();
+    const unsigned char *const bytes = mask + lane * WIDTH / 8;
+    const Word *const memory = ring + lane * WIDTH;
+    uint16_t *bits = own_bits(0);
+    const u32 apart = stage_ids / CHUNK * 32;
+    typename P::AllowedPeaks peaks;
+    u32 allowed = 0, stage = 0;
+    RingSlot at = start;
+#pragma unroll 1
+    for (; stage < full; ++stage, at.advance(slots), bits += apart) {
+      await(at);
+      const unsigned char *const from = bytes + (stage * stage_ids + member * CHUNK) / 8;
+      const Word *const of = memory + at.slot * stage_ids + member * CHUNK;
+      uint4 v[VECTORS];
+      u32 own[VECTORS];
+#pragma unroll
+      for (u32 j = 0; j < VECTORS; ++j) {
+        v[j] = P::vector(of, j * STEP);
+        own[j] = from[j * (STEP / 8)] * shift;
+      }
+      const u32 packed = P::packed_bits(own);
+      *bits = static_cast<uint16_t>(packed);
+      allowed += __popc(packed & 0xFFFFu);
+#pragma unroll
+      for (u32 j = 0; j < VECTORS; ++j) peaks.see(v[j], own[j]);
+    }
+#pragma unroll 1
+    for (; stage < stages; ++stage, at.advance(slots), bits += apart) {
+      const u32 count = count_of(stage), chunk = member * chunk_of(stage);
+      const unsigned char *const from = bytes + (stage * stage_ids + chunk) / 8;
+      const Word *const of = memory + at.slot * stage_ids + chunk;
+      await(at);
+      u32 own = 0;
+#pragma unroll 1
+      for (u32 i = 0, place = 0; i + lane * WIDTH < count; i += 2 * STEP, place += 2 * WIDTH) {
+        const bool both = i + STEP + lane * WIDTH < count;
+        const u32 other_i = both ? i + STEP : i;
+        const uint4 one = P::vector(of, i), other = P::vector(of, other_i);
+        const u32 one_bits = from[i / 8] * shift, other_bits = from[other_i / 8] * (both ? shift : 0);
+        peaks.see(one, one_bits);
+        peaks.see(other, other_bits);
+        own |= ((one_bits >> 8 & 15) | (other_bits >> 4 & 0xF0)) << place;
+      }
+      // Of the last vector.
+      if (count % WIDTH && count % STEP / WIDTH == lane) own &= ~(~0u << (count / STEP * WIDTH + count % WIDTH));
+      *bits = static_cast<uint16_t>(own);
+      allowed += __popc(own);
+    }
+    SeenPart seen = P::seen_by_bits(peaks, allowed);
+    if (seen.lowest > -infinity()) return seen;
+    // Those at -inf.
+    u32 out = 0;
+    each_stage([&](u32 stage, RingSlot at) {
+      const Word *const of = memory_of(stage, at) + lane * WIDTH;
+      u32 left = *own_bits(stage);
+#pragma unroll 1
+      for (u32 i = 0; left; i += STEP, left >>= WIDTH) {
+        float x[WIDTH];
+        P::widen(P::vector(of, i), x);
+#pragma unroll
+        for (u32 e = 0; e < WIDTH; ++e) out += left >> e & 1 && x[e] == -infinity();
+      }
+    });
+    seen.count -= __reduce_add_sync(~0u, out);
+    return seen;
   }
   // Puts out what a mask forbids, while it looks at the rest.
   __device__ __forceinline__ SeenPart look_allowed(const unsigned char *mask, u32 all, float s) const {
@@ -384,7 +513,7 @@ struct Drawer {
           if (j * STEP + lane * WIDTH < count) take(v[j], bytes[j], to + j * STEP);
       }
       __syncwarp();
-      const u32 least = SIZE == 4 ? out : out & 0xFFFFu;
+      const u32 least = out & 0xFFFFu;
       const SeenPart seen = P::seen_allowed(peaks, allowed, least);
       if (seen.key) return seen;
       const u32 low = __reduce_max_sync(~0u, peaks.lowest());
@@ -410,7 +539,7 @@ struct Drawer {
 #endif
     const bool raw = plan.flags & RowPlan::RAW, same = plan.s == scale(1.0f) && !mask;
     const bool aligned = (reinterpret_cast<uintptr_t>(batch.logits) | batch.row_stride * SIZE) % 16 == 0;
-    bool wrote = mask;
+    bool wrote = mask && !KEEPS_BITS;
     const u32 there = end < plan.limit ? end : plan.limit, masked = mask && batch.mask_words * 32 < there ? batch.mask_words * 32 : there;
     if (!aligned || (end - slice) % WIDTH || end > plan.limit) wrote |= settle(turn, plan.limit);
     SeenPart seen;
@@ -425,14 +554,17 @@ struct Drawer {
       bool fuses = true;
       auto compare = [&] { fuses = P::fuses(value_of(seen.key), s); };
       if (!last || mask || !raw || same) {
-        seen = MASKS && last && mask ? look_allowed(mask_of(turn, plan), all, plan.s) : look(all);
+        if constexpr (KEEPS_BITS) seen = last && mask ? look_by_bits(mask_of(turn, plan)) : look(all);
+        else seen = MASKS && last && mask ? look_allowed(mask_of(turn, plan), all, plan.s) : look(all);
         told.largest = meeting.meet(seen.key, wrote, compare);
       } else compare();
       if (!last) told.raw_largest = told.largest;
       __syncwarp();
       u64 runs = 0;
-      if (told.largest && told.largest < INFINITE && begin_weighing_by(s, value_of(told.largest), w)) runs = weigh(w, fuses ? seen.lowest : -infinity(), last);
-      else if (last) leave_all();
+      if (told.largest && told.largest < INFINITE && begin_weighing_by(s, value_of(told.largest), w)) {
+        const float lowest = fuses ? seen.lowest : -infinity();
+        runs = KEEPS_BITS && last && mask ? weigh<KEEPS_BITS>(w, lowest, last) : weigh(w, lowest, last);
+      } else if (last) leave_all();
       if (last) told.runs = runs;
       if (!last || (raw && same)) {
         told.raw = sum_of_lanes(runs);

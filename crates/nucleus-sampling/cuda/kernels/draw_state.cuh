@@ -24,6 +24,8 @@ constexpr u32 TURNS_MOST = 80;     // rows of a cluster
 enum class Form { PLAIN, MASKED, AGAIN, AHEAD, AHEAD_MASKED };
 HD constexpr bool looks_ahead(Form form) { return form == Form::AHEAD || form == Form::AHEAD_MASKED; }
 HD constexpr bool takes_masks(Form form) { return form == Form::MASKED || form == Form::AHEAD_MASKED; }
+// Whether masks are conditions of what looks and weighs, where nobody looks ahead; logits of 16 bits are put out, two at a time.
+HD constexpr bool keeps_bits(u32 dtype) { return dtype == NUCLEUS_F32; }
 constexpr u32 threads_of(Form form) { return looks_ahead(form) ? AHEAD_THREADS : DRAW_THREADS; }
 
 // How rows are shared out.
@@ -41,6 +43,7 @@ struct DrawShape {
   u32 copied;         // whether the copy engine brings masks
   u32 again;          // stages that the ring does not hold beside the others: each sweep but a row's first brings so many of them again (draw_again.cuh)
   u32 ahead;          // stages of a team's first row that are asked for before its plan is there, for which reads would else wait behind them
+  u32 bits_bytes;     // of what a team keeps of a row's mask until it is weighed
 
   __host__ __device__ u32 warps() const { return blocks * members; }  // that share a row
   __host__ __device__ u32 chunk_of(u32 at) const { return at + 1 == stages ? last : CHUNK; }
@@ -53,6 +56,7 @@ struct DrawShape {
   __host__ __device__ u32 largest_at() const { return raw_at() + 2 * warps(); }
   __host__ __device__ size_t message_bytes() const { return ((largest_at() + 1) * sizeof(u64) + 127) / 128 * 128; }
   __host__ __device__ u32 rings_at() const { return masks_at + teams * masks * mask_bytes; }
+  __host__ __device__ u32 bits_at() const { return rings_at() + teams * ring * static_cast<u32>(sizeof(float)); }  // of 32-bit logits
   __host__ __device__ u32 told_bytes() const { return (warps() * (stages + 2) + 1) * static_cast<u32>(sizeof(u64)); }
 };
 

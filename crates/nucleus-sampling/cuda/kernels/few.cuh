@@ -1,6 +1,7 @@
 // Rows that a mask or a list allows few ids of: those are gathered, and nothing else of the row is read. A block a row; what does not fit is left PENDING.
 #pragma once
 
+#include "block_chain.cuh"
 #include "few_chain.cuh"
 #include "solo_team.cuh"
 
@@ -21,6 +22,7 @@ struct FewShared : Description {
   Edit edits[FEW_EDITS + 1];
   u64 masses[FEW_THREADS / 32];
   u32 maxima[FEW_THREADS / 32], counts[FEW_THREADS / 32];
+  BlockChain<FEW_THREADS> chain;
   u32 found, strange;
 };
 __device__ __forceinline__ FewShared *few_state() { return reinterpret_cast<FewShared *>(shared_memory); }
@@ -165,8 +167,8 @@ struct Gathered {
   }
 };
 
-// The draw from all allowed tokens, whose largest key this is; true for the one thread that gets the outcome.
-__device__ __forceinline__ bool draw_allowed(FewShared *sh, const Request &r, u32 largest, float temperature, Outcome &outcome) {
+// The draw from the allowed tokens from a place up, whose largest key this is; true for the one thread that gets the outcome.
+__device__ __forceinline__ bool draw_allowed(FewShared *sh, const Request &r, u32 largest, u64 lowest, float temperature, Outcome &outcome) {
   const u32 warp = threadIdx.x / 32;
   Weighing w;
   if (!largest || !begin_weighing(value_of(largest), temperature, w)) {
@@ -180,8 +182,8 @@ __device__ __forceinline__ bool draw_allowed(FewShared *sh, const Request &r, u3
   UNROLL_NOT
   for (u32 i = begin; i < end; ++i) {
     const u64 place = sh->places[i];
-    mass += place ? w.q(logit_at(place)) : 0;
-    there += place != 0;
+    mass += place >= lowest ? w.q(logit_at(place)) : 0;
+    there += place >= lowest;
   }
   const u64 through = DeviceWarp{}.inclusive(mass);
   there = __reduce_add_sync(~0u, there);
@@ -201,7 +203,7 @@ __device__ __forceinline__ bool draw_allowed(FewShared *sh, const Request &r, u3
   if (target < at || target - at >= mass) return false;
   UNROLL_NOT
   for (u32 i = begin; i < end; ++i) {
-    const u64 place = sh->places[i], q = place ? w.q(logit_at(place)) : 0;
+    const u64 place = sh->places[i], q = place >= lowest ? w.q(logit_at(place)) : 0;
     if (target - at < q) {
       outcome.token = id_at(place);
       outcome.logprob = processed_logprob(q, total);
@@ -223,6 +225,17 @@ __device__ __forceinline__ u32 list_sorted(FewShared *sh, const Gathered &own, c
   sync_block();
   sort_places<FEW_THREADS>(sh->places, sh->found);
   return sh->found;
+}
+
+// The last place that the usual chain keeps of a sorted list that is long for one warp, by all threads; 0: another program, or a shorter list.
+static __device__ __noinline__ u64 last_of_chain(SlicePlan plan, u32 count) {
+  FewShared *const sh = few_state();
+  const SamplingProgram &program = sh->program;
+  const u32 lane = threadIdx.x % 32, code = lane < program.len && lane < NUCLEUS_MAX_OPS ? program.ops[lane].code : NUCLEUS_OP_NONE;
+  const u32 first = plan.kind == SlicePlan::FIRST && plan.k < count ? plan.k : count;
+  Weighing w;
+  if (first <= CHAIN_MOST || !is_common(code, program.len, plan.op, sh->config.min_keep, sh->config.flags) || !begin_weighing(logit_at(sh->places[0]), plan.temperature, w)) return 0;
+  return sh->places[sh->chain.truncate(program, plan, sh->places, sh->weights, count, first, w.s, w.max_n, 0).kept - 1];
 }
 
 // The choice from the sorted list, by one warp.
@@ -256,6 +269,7 @@ __device__ __forceinline__ void sample_few(const SamplingBatch &batch, u32 index
   const bool all = plan.kind == SlicePlan::ALL;
   bool drawn = false;
   u32 count = 0;
+  u64 lowest = 1;  // place of what is drawn from by all threads; 0: the list goes to one warp
   Outcome outcome;
   if (serves) {
     list_allowed(sh, r);
@@ -265,8 +279,17 @@ __device__ __forceinline__ void sample_few(const SamplingBatch &batch, u32 index
     sync_block();
     if (serves) {
       const Gathered gathered(sh, r, plan.edits);
-      if (all) drawn = draw_allowed(sh, r, gathered.publish(sh), plan.temperature, outcome);
-      else count = list_sorted(sh, gathered, plan);
+      const u32 allowed = sh->found;
+      if (!all) {
+        count = list_sorted(sh, gathered, plan);
+        lowest = count > CHAIN_MOST ? last_of_chain(plan, count) : 0;
+        if (lowest) {
+          sync_block();
+          if (threadIdx.x == 0) sh->found = allowed;
+          sync_block();
+        }
+      }
+      if (lowest) drawn = draw_allowed(sh, r, gathered.publish(sh), lowest, plan.temperature, outcome);
     }
     sync_block();
     serves = serves && !sh->strange;
@@ -277,7 +300,7 @@ __device__ __forceinline__ void sample_few(const SamplingBatch &batch, u32 index
     if (threadIdx.x == 0) batch.out[index].status = PENDING;
     return;
   }
-  if (!all) {
+  if (!lowest) {
     if (threadIdx.x >= 32) return;
     outcome = choose_allowed(sh, r, plan, count);
     drawn = threadIdx.x == 0;

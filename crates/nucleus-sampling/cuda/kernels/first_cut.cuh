@@ -3,6 +3,7 @@
 // is run from its beginning by the warp in control.
 #pragma once
 
+#include "block_chain.cuh"
 #include "by_sums.cuh"
 #include "few_chain.cuh"
 #include "slice_edits.cuh"
@@ -438,6 +439,32 @@ __device__ __forceinline__ bool choose_from_first(Shared *sh, u32 row, const Sli
   return true;
 }
 
+// The same on a sorted list of up to a token a thread, by a block; false: another program. `of_row`: what the row weighs where top_p cuts first, which the list suffices for.
+static __device__ __noinline__ bool choose_by_threads(u32 row, const u64 *places, u64 *through, u32 count, float s, i32 max_n, u64 of_row, u64 uniform) {
+  Shared *const sh = shared_state();
+  const SlicePlan plan = shared_plan(sh);
+  const SamplingProgram &program = sh->program;
+  const u32 t = threadIdx.x, lane = t % 32, code = lane < program.len && lane < NUCLEUS_MAX_OPS ? program.ops[lane].code : NUCLEUS_OP_NONE;
+  if (!is_common(code, program.len, plan.op, sh->config.min_keep, sh->config.flags)) return false;
+  static_assert(sizeof(BlockChain<THREADS>) <= sizeof sh->part);
+  const u32 first = plan.kind == SlicePlan::FIRST && plan.k < count ? plan.k : count;
+  const Beginning left = reinterpret_cast<BlockChain<THREADS> *>(sh->part)->truncate(program, plan, places, through, count, first, s, max_n, of_row);
+  if (t >= left.kept) return true;
+  // The token whose interval, in the order of ids, has the target.
+  const u64 target = mulhi64(uniform, left.total);
+  const u32 id = id_at(places[t]);
+  u64 earlier = 0, up_to = 0;
+#pragma unroll 4
+  for (u32 i = 0; i < left.kept; ++i) {
+    const u64 next = through[i];
+    earlier += id_at(places[i]) < id ? next - up_to : 0;
+    up_to = next;
+  }
+  const u64 q = through[t] - (t ? through[t - 1] : 0);
+  if (target >= earlier && target - earlier < q) write_token(sh, sh, sh->row.flags, row, id, left.kept, processed_logprob(q, left.total));
+  return true;
+}
+
 // By every thread of the cluster, of a row that is masked and edited. MANY: the exact path decides it; STRANGE: from device memory. early(part) is called when the block
 // needs no more of its slice than a warp's part, or than nothing if that is WARPS, or never: a barrier of the block.
 template <class Room, class F>
@@ -491,7 +518,9 @@ __device__ __forceinline__ Fate sample_at_first_cut(const DeviceTeam &team, u32 
       if (DESCRIBES_BESIDE<Room> && chosen && !by_mass) return Fate::DECIDED;
       if (!chosen) {
         sort_places<THREADS>(list->places, hits.count);
-        if (threadIdx.x < 32) run_first_list(row, plan.op, plan.temperature, list->places, list->scratch, hits.count, hits.of_row);
+        static_assert(LIST_WORTH <= THREADS);
+        const bool common = choose_by_threads(row, list->places, list->scratch, hits.count, w.s, w.max_n, hits.of_row, uniform);
+        if (!common && threadIdx.x < 32) run_first_list(row, plan.op, plan.temperature, list->places, list->scratch, hits.count, hits.of_row);
       }
       sync_block();  // what is read here the next row takes the place of
       return Fate::DECIDED;

@@ -79,6 +79,14 @@ struct Shape {
     if (many) clusters = (batch.rows + CLUSTER_ROWS - 1) / CLUSTER_ROWS;
     return room && !many ? fill(batch.rows, kernel) : cudaSuccess;
   }
+  // A block takes all shared memory of a multiprocessor if as many clusters are resident then.
+  cudaError_t set_apart(u32 rows, const void *kernel) {
+    Shape apart = *this;
+    apart.bytes = SHARED_BYTES + SLICE_BYTES_MAX;
+    const cudaError_t error = apart.fill(rows, kernel);
+    if (apart.clusters == clusters) *this = apart;
+    return error;
+  }
   // Rows of a cluster, one after another.
   u32 turns(u32 rows) const { return (rows + clusters - 1) / clusters; }
   // The blocks that the batch asks for; where rows wait for a cluster, no more than they need, and no fewer than `least`. `slices`: that a block has.
@@ -127,12 +135,13 @@ cudaError_t launch_few(const SamplingBatch &batch, bool follows, cudaStream_t st
 // Rows whose programs' cuts follow from sums get their token, most often; the status of every other row is PENDING afterwards.
 cudaError_t launch_sums(const SamplingBatch &batch, cudaStream_t stream);
 
-// Rows that their first cut decides get their token; the status of every other row is PENDING afterwards. `launched`: false where clusters of the launch that would follow, which
-// are `beside`, take no more time; then nothing is.
-cudaError_t launch_cuts(const SamplingBatch &batch, const Shape &beside, cudaStream_t stream, bool &launched);
-
 // Tells the likeliest tokens of the rows with NUCLEUS_ROW_TOP.
 cudaError_t launch_tops(const SamplingBatch &batch, const Workspace &workspace, const TopCall &call, cudaStream_t stream);
+
+// Rows that their first cut decides get their token; the status of every other row is PENDING afterwards. With `pending`, of rows that an earlier launch left PENDING; if `tells`,
+// MANY_KEPT where top_p keeps too many. `division`: how rows were shared out; no room if nothing was launched: rows are too long, or so many that it would take more time than
+// launch_whole, or, unless it tells, than the last launch alone.
+cudaError_t launch_cuts(const SamplingBatch &batch, char *space, bool pending, bool tells, cudaStream_t stream, Division &division);
 
 // Rows that all draw from the whole of their row get their token; the status of every other row is PENDING afterwards. With `pending`, of rows that an earlier
 // launch left PENDING. `division`: how rows were shared out; no room if they are too long, then nothing was launched.

@@ -307,6 +307,32 @@ struct PartOf {
     }
     return make_uint4(w[0], w[1], w[2], w[3]);
   }
+  // Bits of a lane's four vectors of 32-bit logits, each first at FIRST_BIT, in the lower half of a word, of which the upper is anything.
+  __device__ __forceinline__ static u32 packed_bits(const u32 *bits) {
+    const u32 even = __byte_perm(bits[0], bits[2], 0x0051), odd = __byte_perm(bits[1], bits[3], 0x0051) << 4;
+    return (even & 0x0F0Fu) | (odd & ~0x0F0Fu);
+  }
+  // The largest of 32-bit logits that a mask allows, NaN if one is, and the largest unsigned word of all.
+  struct AllowedPeaks {
+    float most[2] = {-infinity(), -infinity()};
+    Peaks words;
+
+    __device__ __forceinline__ void see(uint4 v, u32 bits) {
+      const u32 w[4] = {v.x, v.y, v.z, v.w};
+      words.see_low(v);
+      // By branches, so that each becomes the condition of one instruction.
+#pragma unroll
+      for (u32 i = 0; i < 4; ++i)
+        if (bits & 1u << (FIRST_BIT + i)) asm volatile("max.NaN.f32 %0, %0, %1;" : "+f"(most[i % 2]) : "f"(float_of(w[i])));
+    }
+  };
+  // What is seen of so many allowed ones. Its lowest is -inf where a logit may be.
+  __device__ __forceinline__ static SeenPart seen_by_bits(const AllowedPeaks &peaks, u32 allowed) {
+    const float most = max_nan(peaks.most[0], peaks.most[1]);
+    const u32 own = most == most ? most > -infinity() ? key_of(most + 0.0f) : 0 : UNUSUAL;
+    const u32 key = __reduce_max_sync(~0u, own), low = __reduce_max_sync(~0u, peaks.words.lowest());
+    return SeenPart{key, 0, __reduce_add_sync(~0u, allowed), low >= OUT ? -infinity() : low & 1u << (8 * SIZE - 1) ? widened(low) : 0.0f, 0};
+  }
   static constexpr u32 MASK_GROUP = 32 * 32;  // tokens for which each lane has a word of a mask
   // This lane's word of a group, on its way; missing ones forbid. `at`: the group's first token, counted from the word that has the part's first one.
   __device__ __forceinline__ u32 mask_word(const u32 *mask, u32 words, u32 at) const {

@@ -8,26 +8,6 @@
 
 namespace nucleus {
 
-// The rows of a cluster: all that are undecided, and those that keep many tokens, which an earlier launch may have left. A lane has two.
-struct OwnRows {
-  u32 first, step, status[2];
-
-  __device__ __forceinline__ OwnRows(const SamplingBatch &batch, u32 cluster, u32 clusters) : first(cluster), step(clusters) {
-#pragma unroll
-    for (u32 half = 0; half < 2; ++half) {
-      const u32 index = cluster + (half * 32 + threadIdx.x % 32) * clusters;
-      status[half] = index < batch.rows ? reinterpret_cast<const volatile u32 &>(batch.out[index].status) : NUCLEUS_OK;
-    }
-  }
-  __device__ __forceinline__ bool none() const {
-    static_assert(MANY_ABOVE < MANY_KEPT && MANY_KEPT < PENDING && PENDING == ~0u);
-    return !__any_sync(~0u, status[0] >= MANY_ABOVE || status[1] >= MANY_ABOVE);
-  }
-  __device__ __forceinline__ Rows with(u32 wanted) const {
-    return Rows{first, step, static_cast<u64>(__ballot_sync(~0u, status[1] == wanted)) << 32 | __ballot_sync(~0u, status[0] == wanted)};
-  }
-};
-
 // `pending`: of the rows that an earlier launch left. `whole`, `division`: what was found of rows that keep many tokens.
 __global__ void __launch_bounds__(THREADS, 2) sample_rows(const __grid_constant__ SamplingBatch batch, const __grid_constant__ Workspace workspace,
                                                           const __grid_constant__ Whole whole, const __grid_constant__ Division division, u32 slice_room, bool pending) {
@@ -36,14 +16,12 @@ __global__ void __launch_bounds__(THREADS, 2) sample_rows(const __grid_constant_
   if (pending) {
     let_next_launch_begin();
     wait_for_launch_before();
-    const OwnRows own(batch, rows.first, rows.step);
-    if (own.none()) return;  // most often, and at once: what has passed through the cache since the launch before has left no instructions there
+    const LeftRows left(batch, rows.first, rows.step);
+    if (left.none()) return;  // most often, and at once: what has passed through the cache since the launch before has left no instructions there
     share_batch(team.sh, batch);
-    rows = own.with(PENDING);
-    Rows many = own.with(MANY_KEPT);
-    const u64 above = own.with(MANY_ABOVE).bits;
-    many.bits |= above;
-    if (many.bits) rows.bits |= draw_by_cluster(batch, whole, division, many, above);
+    rows.bits = left.with(PENDING);
+    const u64 above = left.with(MANY_ABOVE), many = left.with(MANY_KEPT) | above;
+    if (many) rows.bits |= draw_by_cluster(batch, whole, division, Rows{rows.first, rows.step, many}, above);
   } else {
     share_batch(team.sh, batch);
     rows = Rows::all(batch.rows, rows.first, rows.step);
@@ -82,7 +60,8 @@ struct Launcher {
   cudaError_t clusters(bool follows) const {
     Shape shape;
     cudaError_t error = shape.fit(batch, reinterpret_cast<const void *>(sample_rows));
-    if (error == cudaSuccess && !follows && !(batch.flags & NUCLEUS_BATCH_UNLISTED)) error = launch_cuts(batch, shape, stream, follows);
+    // These take places before those of a first cut have ended: two of their blocks would be on one multiprocessor.
+    if (error == cudaSuccess && follows && division.room) error = shape.set_apart(batch.rows, reinterpret_cast<const void *>(sample_rows));
     if (error != cudaSuccess) return error;
     const u32 least = (batch.rows + CLUSTER_ROWS - 1) / CLUSTER_ROWS;
     // Few, too, where there should be nothing left to do.
@@ -123,8 +102,11 @@ struct Launcher {
       if (error == cudaSuccess && last) return error;
     }
     if (error == cudaSuccess && few) error = launch_few(batch, bounded, stream);
-    if (error == cudaSuccess && whole) error = launch_whole(batch, workspace + layout.whole, bounded || few, stream, division);
-    const bool done = division.room && !bounded && !few && batch.flags & NUCLEUS_BATCH_ALL_DRAWN;
+    // Whole rows that are not all drawn from, and rows that no launch has seen.
+    const bool drawn = batch.flags & NUCLEUS_BATCH_ALL_DRAWN, held = whole && !many && !drawn, unseen = !(sums || bounded || few || whole) && !(batch.flags & NUCLEUS_BATCH_UNLISTED);
+    if (error == cudaSuccess && (held || unseen)) error = launch_cuts(batch, workspace + layout.whole, bounded || few, held || many, stream, division);
+    if (error == cudaSuccess && whole && !division.room) error = launch_whole(batch, workspace + layout.whole, bounded || few, stream, division);
+    const bool done = division.room && !bounded && !few && whole && drawn;
     return error == cudaSuccess && !done ? clusters(sums || bounded || few || division.room) : error;
   }
 };

@@ -155,8 +155,10 @@ __device__ __forceinline__ void sort_places(u64 *places, u32 count) {
     const u32 shares = 1u << bits, share = threadIdx.x & (shares - 1), index = threadIdx.x >> bits;
     u64 own = index < count ? places[index] : 0;
     u32 rank = 0;
-    UNROLL_8
-    for (u32 i = share; i < count; i += shares) rank += places[i] > own;
+    if (threadIdx.x / 32 * 32 >> bits < count) {  // the warp has a place
+      UNROLL_8
+      for (u32 i = share; i < count; i += shares) rank += places[i] > own;
+    }
     UNROLL_NOT
     for (u32 step = shares / 2; step; step /= 2) rank += __shfl_xor_sync(~0u, rank, step);
     sync_block();

@@ -38,7 +38,7 @@ for part in 0,4 0,36 0,4,9,25 0,4,9,35 0,4,9,60 0,52,9,25; do start 32000-32000/
 for vocabulary in 111-111 5-5 3000-3000/6 6000-6000/6; do
   for part in 0,4,20,300 0,52,20,300 0,68,20,300; do start "$vocabulary" "$part"; done # relay
 done
-for part in 0,0 0,2 0,8 0,264 0,776 0,4104 0,4106 0,64 0,128 0,72; do # whole rows, draws, programs by sums, few ids
+for part in 0,0 0,2 0,3 0,8 0,264 0,776 0,4104 0,4106 0,64 0,128 0,72; do # held and whole rows, draws, programs by sums, few ids
   start 1-111 "$part"
   start 3000-6000/8 "$part"
 done

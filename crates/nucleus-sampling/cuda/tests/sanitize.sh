@@ -65,8 +65,8 @@ for tool in $tools; do
   start "$tool" 32000-32000$spread 0,4,1,1                                                  # spread, a cluster of 8; for racecheck and synccheck of 2
   for type in 0 1 2; do start "$tool" 0-0 "drawn,$type,$drawn"; done                        # draws, by one team and by two, one row after another
   start "$tool" 111-111/2 0,4,9,140                                                         # relay: two rows a block
-  for part in 0,0 0,64 0,8 0,776 2,2; do start "$tool" 111-111$batches "$part,$rows"; done # few ids, whole rows
-  for part in 2,4104,1,20 "0,4106,$rows"; do start "$tool" 111-111/2 "$part"; done         # programs by sums: clusters of 2 and of 3
+  for part in 0,0 0,64 0,8 0,776 2,2; do start "$tool" 111-111$batches "$part,$rows"; done # few ids, held rows, whole rows
+  for part in 2,4104,1,20 "0,4106,$rows" "0,3,$rows"; do start "$tool" 111-111/2 "$part"; done # programs by sums: clusters of 2 and of 3; first cuts by clusters of 3
   for part in 1,1 2,1 4,0; do start "$tool" 111-111$batches "$part,$rows"; done            # clusters, and their exact path
   start "$tool" 32000-32000$spread top,1                                                   # likeliest tokens: a cluster of 8, and a block
   for part in top processed,1 processed,2; do start "$tool" 1-5/3 "$part"; done
