@@ -106,7 +106,9 @@ static uint32_t what_is_known(const Case &c) {
       summed &= code != NUCLEUS_OP_TOP_K && code != NUCLEUS_OP_TOP_P && code != NUCLEUS_OP_TFS && code != NUCLEUS_OP_ARGMAX;
     }
     const bool whole = op->code == NUCLEUS_OP_TOP_K ? op->threshold <= 96 : op->code == NUCLEUS_OP_DRAW || op->code == NUCLEUS_OP_TOP_P || op->code == NUCLEUS_OP_MIN_P || op->code == NUCLEUS_OP_ARGMAX;
-    return NUCLEUS_BATCH_NONE_BOUNDED | unedited | (drawn ? NUCLEUS_BATCH_ALL_DRAWN : 0) | (whole ? 0 : NUCLEUS_BATCH_NONE_WHOLE | (summed ? 0 : NUCLEUS_BATCH_NONE_SUMMED));
+    const bool cut = op->code == NUCLEUS_OP_TOP_K && op->threshold <= 230;
+    const uint32_t rest = whole ? 0 : NUCLEUS_BATCH_NONE_WHOLE | (summed ? 0 : NUCLEUS_BATCH_NONE_SUMMED | (cut ? 0 : NUCLEUS_BATCH_NONE_CUT));
+    return NUCLEUS_BATCH_NONE_BOUNDED | unedited | (drawn ? NUCLEUS_BATCH_ALL_DRAWN : 0) | rest;
   }
   for (uint32_t i = 0; i < c.program.len; ++i)
     if (c.program.ops[i].code == NUCLEUS_OP_TOP_K || c.program.ops[i].code == NUCLEUS_OP_ARGMAX) return NUCLEUS_BATCH_ALL_BOUNDED | NUCLEUS_BATCH_ALL_COUNTED | unedited;

@@ -194,10 +194,11 @@ NUCLEUS_ASSERT(sizeof(SamplingBatch) == 120);
 /* Rows are sampled, and likeliest tokens told, as on devices without clusters or with less than 227 KiB of shared memory a block, for tests; never changes a
  * result. Of the flags above, those for tests are heeded beside it. */
 #define NUCLEUS_BATCH_PORTABLE 8192u
-
 /* No row that is neither bounded nor weighed whole has log-probabilities of what it draws from and a program of edits, temperatures, smoothing, top_n_sigma, typical_p, min_p, epsilon,
  * eta, top_a and XTC alone, then the draw or mirostat 2: with NUCLEUS_BATCH_NONE_WHOLE, all go to the last launch at once. Said of others it only costs time. */
 #define NUCLEUS_BATCH_NONE_SUMMED 16384u
+/* Of those, no row has top_k of 230 at most next to its edits and temperatures: all go to the last launch without the one for first cuts. Said of others it only costs time. */
+#define NUCLEUS_BATCH_NONE_CUT 32768u
 
 /* Results of a launch. A CUDA error is NUCLEUS_LAUNCH_CUDA + its code. */
 #define NUCLEUS_LAUNCH_OK 0

@@ -103,7 +103,8 @@ struct Launcher {
     }
     if (error == cudaSuccess && few) error = launch_few(batch, bounded, stream);
     // Whole rows that are not all drawn from, and rows that no launch has seen.
-    const bool drawn = batch.flags & NUCLEUS_BATCH_ALL_DRAWN, held = whole && !many && !drawn, unseen = !(sums || bounded || few || whole) && !(batch.flags & NUCLEUS_BATCH_UNLISTED);
+    const bool drawn = batch.flags & NUCLEUS_BATCH_ALL_DRAWN, held = whole && !many && !drawn;
+    const bool unseen = !(sums || bounded || few || whole) && !(batch.flags & (NUCLEUS_BATCH_UNLISTED | NUCLEUS_BATCH_NONE_CUT));
     if (error == cudaSuccess && (held || unseen)) error = launch_cuts(batch, workspace + layout.whole, bounded || few, held || many, stream, division);
     if (error == cudaSuccess && whole && !division.room) error = launch_whole(batch, workspace + layout.whole, bounded || few, stream, division);
     const bool done = division.room && !bounded && !few && whole && drawn;

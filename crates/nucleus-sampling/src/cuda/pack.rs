@@ -6,8 +6,8 @@ use crate::state::SamplerState;
 
 use super::layout::{
     BATCH_ALL_BOUNDED, BATCH_ALL_COUNTED, BATCH_ALL_DRAWN, BATCH_ALL_FEW, BATCH_DRAW_AFTER_MIN_P,
-    BATCH_NO_EDITS, BATCH_NONE_BOUNDED, BATCH_NONE_SUMMED, BATCH_NONE_WHOLE, BATCH_SOME_FEW,
-    SamplingList, SamplingRow, row_flags,
+    BATCH_NO_EDITS, BATCH_NONE_BOUNDED, BATCH_NONE_CUT, BATCH_NONE_SUMMED, BATCH_NONE_WHOLE,
+    BATCH_SOME_FEW, SamplingList, SamplingRow, row_flags,
 };
 use super::slots::SlotRow;
 
@@ -106,6 +106,13 @@ impl<'a> Work<'a> {
                 OpCode::Draw | OpCode::TopP | OpCode::MinP | OpCode::Argmax
             ),
         })
+    }
+
+    /// Whether its first cut is a `top_k` that is made before the last launch, where it is not weighed whole.
+    fn is_cut(&self) -> bool {
+        let mut ops = self.params.tables().program.ops().iter();
+        let decides = ops.find(|op| !LEADING.contains(&op.code));
+        decides.is_some_and(|op| op.code == OpCode::TopK && op.threshold <= CUT_K)
     }
 
     /// Whether every cut of its follows from sums over what is left of the row (`cuts_by_sums` of `sums_state.cuh`).
@@ -214,6 +221,8 @@ const SUMMED: [OpCode; 9] = [
 ];
 /// The largest `top_k` that the launches for whole rows cut by: three quarters of the warps of a cluster (`plan_row` of `prepare.cuh`).
 const WHOLE_K: u64 = 96;
+/// The largest `top_k` of a first cut by clusters of 3 blocks (`kth_known` of `first_cut.cuh`).
+const CUT_K: u64 = 230;
 /// The largest `top_k` or `min_keep` of a request that few tokens decide (`BOUND_K` of `bounded.cuh`).
 const BOUND_K: u64 = 128;
 /// The most ids that it may edit, its history's repetitions counted (`EDITS_MOST` of `bounded.cuh`).
@@ -264,6 +273,8 @@ pub(super) struct Packed {
     whole: usize,
     /// Rows that are none of these, and whose cuts follow from sums.
     summed: usize,
+    /// And those whose first cut is made before the last launch.
+    cut: usize,
     /// Rows that edit no logits by id.
     unedited: usize,
     /// Of those, the ones that draw from the whole row.
@@ -286,6 +297,7 @@ impl Packed {
         self.drawn_after = 0;
         self.whole = 0;
         self.summed = 0;
+        self.cut = 0;
         self.unedited = 0;
         self.drawn = 0;
         // A mask without words forbids every id, for which one word is needed.
@@ -318,6 +330,7 @@ impl Packed {
                 self.whole += 1;
             } else {
                 self.summed += usize::from(row.is_summed());
+                self.cut += usize::from(row.is_cut());
             }
         }
     }
@@ -347,6 +360,7 @@ impl Packed {
             | told(self.few > 0, BATCH_SOME_FEW)
             | told(none_whole, BATCH_NONE_WHOLE)
             | told(none_whole && self.summed == 0, BATCH_NONE_SUMMED)
+            | told(none_whole && self.summed + self.cut == 0, BATCH_NONE_CUT)
             | told(self.unedited == rows, BATCH_NO_EDITS)
             | told(self.drawn == rows, BATCH_ALL_DRAWN)
     }
@@ -596,7 +610,14 @@ mod tests {
         assert_eq!(flag(&[&typical, &many], processed), none_whole);
         let none = none_whole | BATCH_NONE_SUMMED;
         assert_eq!(flag(&[&many, &many], processed), none);
-        assert_eq!(flag(&[&typical], LogprobsMode::Raw), none);
+        let all = SamplingParams {
+            top_k: Some(231),
+            ..SamplingParams::default()
+        };
+        assert_eq!(flag(&[&all, &many], processed), none, "one of them is cut");
+        assert_eq!(flag(&[&all], processed), none | BATCH_NONE_CUT);
+        let raw = flag(&[&typical], LogprobsMode::Raw);
+        assert_eq!(raw, none | BATCH_NONE_CUT);
         let fewer = SamplingParams {
             top_k: Some(96),
             ..SamplingParams::default()
