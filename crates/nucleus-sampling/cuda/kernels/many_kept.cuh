@@ -22,10 +22,11 @@ __device__ __forceinline__ bool list_edited(const DeviceTeam &team, const Reques
   table->clear();
   ask_for_window<Room>(0);
   await_window();
-  u32 *const in_part = reinterpret_cast<u32 *>(sh->part);
-  if (threadIdx.x < WARPS) in_part[threadIdx.x] = 0;
   sync_block();
   note_edited_tokens<Room>(team, r, shared_plan(sh));
+  sync_block();
+  u32 *const in_part = reinterpret_cast<u32 *>(sh->part);  // in which the breakers of passages were looked for
+  if (threadIdx.x < WARPS) in_part[threadIdx.x] = 0;
   sync_block();
   u32 ids[EditedTokens::EACH], at[EditedTokens::EACH];
 #pragma unroll
