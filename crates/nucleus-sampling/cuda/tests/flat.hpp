@@ -71,6 +71,14 @@ struct FlatRows {
     SamplingProgram p = {};
     const bool penalties = random() % 3 == 0;
     if (penalties) add(p, NUCLEUS_OP_PENALTIES, 0, 0);
+    const bool passages = penalties && r % 2;  // DRY, whose breaker is in the window
+    if (passages) {
+      c.dry_multiplier = 0.8f;
+      c.dry_base = 1.75f;
+      c.dry_allowed_length = 1;
+      c.dry_penalty_last_n = 300;
+      add(p, NUCLEUS_OP_DRY, 0, 0);
+    }
     const float temperature = random() % 2 ? 0.4f + 1.6f * uniform() : 1.0f;
     if (temperature != 1.0f) add(p, NUCLEUS_OP_TEMPERATURE, temperature, 0);
     const uint32_t kind = random() % 4;
@@ -88,6 +96,11 @@ struct FlatRows {
     w.history = {arena.size(), 500, 0};
     w.prompt_len = 100;
     for (uint32_t i = 0; i < 500; ++i) arena.push_back(random() % vocab);
+    if (passages) {
+      const uint32_t breaker = arena[arena.size() - 100];
+      w.breakers = {arena.size(), 1, 0};
+      arena.insert(arena.end(), {0, 1, breaker});  // one sequence, of one id
+    }
     const uint32_t biases = random() % 3 == 0 ? 40 : 0;
     w.bias = {arena.size(), biases, 0};
     for (uint32_t i = 0; i < biases; ++i) {
