@@ -58,8 +58,7 @@ __global__ void __launch_bounds__(THREADS, 1) top_processed_rows(const __grid_co
 }
 
 cudaError_t launch_tops(const SamplingBatch &batch, const Workspace &workspace, const TopCall &call, cudaStream_t stream) {
-  cudaError_t error = cudaFuncSetAttribute(top_processed_rows, cudaFuncAttributeMaxDynamicSharedMemorySize, 232448);
-  if (error == cudaSuccess) error = cudaFuncSetAttribute(top_processed_rows, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
+  cudaError_t error = allow_slices(reinterpret_cast<const void *>(top_processed_rows));
   Shape shape;
   if (error == cudaSuccess) error = shape.fit(batch, reinterpret_cast<const void *>(top_processed_rows));
   if (error != cudaSuccess) return error;

@@ -39,15 +39,9 @@ constexpr size_t WHOLE_BYTES_MAX = 232448;  // of shared memory that a block may
 
 size_t whole_bytes(size_t rows) { return rows * Whole::ROW_BYTES + Whole::BYTES; }
 
-template <class K>
-static cudaError_t allow_shared_memory(K kernel) {
-  const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, WHOLE_BYTES_MAX);
-  return error == cudaSuccess ? cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared) : error;
-}
-
 template <class K, class... A>
 static cudaError_t launch_a_block_each(u32 rows, u32 threads, size_t bytes, bool follows, cudaStream_t stream, K kernel, A... arguments) {
-  const cudaError_t error = allow_shared_memory(kernel);
+  const cudaError_t error = allow_slices(reinterpret_cast<const void *>(kernel));
   if (error != cudaSuccess) return error;
   cudaLaunchAttribute overlap = begins_early();
   cudaLaunchConfig_t config = {};
@@ -98,7 +92,7 @@ cudaError_t launch_whole(const SamplingBatch &batch, char *space, bool pending, 
     if (error != cudaSuccess || division.room) return error;
   }
   const WeighKernel kernel = batch.masks && batch.mask_words ? weigh_kernel<true>(batch.dtype) : weigh_kernel<false>(batch.dtype);
-  error = allow_shared_memory(kernel);
+  error = allow_slices(reinterpret_cast<const void *>(kernel));
   Shape shape;
   u32 slices = 0;
   if (error == cudaSuccess) error = share_out(batch, kernel, shape, slices);

@@ -1,6 +1,6 @@
 //! Rows as the plain data that a launch reads: fixed-size descriptions, and their lists one after another in an arena.
 
-use crate::config::{CompiledParams, OpCode, Program, SamplingConfig};
+use crate::config::{CompiledParams, Op, OpCode, Program, SamplingConfig};
 use crate::row::{LogprobsMode, Row};
 use crate::state::SamplerState;
 
@@ -72,15 +72,17 @@ impl<'a> Work<'a> {
         }
     }
 
+    /// The first operation that neither edits logits by id nor is a temperature.
+    fn decides(&self) -> Option<&Op> {
+        let mut ops = self.params.tables().program.ops().iter();
+        ops.find(|op| !LEADING.contains(&op.code))
+    }
+
     /// The operation that leaves few tokens, if they alone decide: edits by id and temperatures come first, then `top_k`, `min_p` or
     /// the largest logit, and the log-probability does not ask for the whole row.
     fn bounded_by(&self) -> Option<OpCode> {
         let tables = self.params.tables();
-        let decides = tables
-            .program
-            .ops()
-            .iter()
-            .find(|op| !LEADING.contains(&op.code))?;
+        let decides = self.decides()?;
         let first = match decides.code {
             OpCode::TopK => decides.threshold <= BOUND_K,
             OpCode::MinP => u64::from(self.params.config().min_keep) <= BOUND_K,
@@ -97,9 +99,7 @@ impl<'a> Work<'a> {
 
     /// Whether the row is weighed whole, or cut by the launches that do that, unless it is bounded.
     fn is_whole(&self) -> bool {
-        let mut ops = self.params.tables().program.ops().iter();
-        let decides = ops.find(|op| !LEADING.contains(&op.code));
-        decides.is_some_and(|op| match op.code {
+        self.decides().is_some_and(|op| match op.code {
             OpCode::TopK => op.threshold <= WHOLE_K,
             code => matches!(
                 code,
@@ -110,9 +110,8 @@ impl<'a> Work<'a> {
 
     /// Whether its first cut is a `top_k` that is made before the last launch, where it is not weighed whole.
     fn is_cut(&self) -> bool {
-        let mut ops = self.params.tables().program.ops().iter();
-        let decides = ops.find(|op| !LEADING.contains(&op.code));
-        decides.is_some_and(|op| op.code == OpCode::TopK && op.threshold <= CUT_K)
+        self.decides()
+            .is_some_and(|op| op.code == OpCode::TopK && op.threshold <= CUT_K)
     }
 
     /// Whether every cut of its follows from sums over what is left of the row (`cuts_by_sums` of `sums_state.cuh`).
@@ -161,12 +160,7 @@ impl<'a> Work<'a> {
     /// Whether the token is drawn from the whole row, as it came but for temperatures and a mask.
     fn draws_from_all(&self) -> bool {
         let tables = self.params.tables();
-        let decides = tables
-            .program
-            .ops()
-            .iter()
-            .find(|op| !LEADING.contains(&op.code));
-        decides.is_some_and(|op| op.code == OpCode::Draw)
+        self.decides().is_some_and(|op| op.code == OpCode::Draw)
             && tables.allowed.is_none()
             && !self.edits()
     }
