@@ -96,8 +96,12 @@ static uint32_t what_is_known(const Case &c) {
   if (c.few()) return NUCLEUS_BATCH_ALL_FEW;
   const uint32_t unedited = c.edits ? 0 : NUCLEUS_BATCH_NO_EDITS;
   if (!c.bounded) {
-    bool drawn = true;
-    for (uint32_t i = 0; i < c.program.len; ++i) drawn &= c.program.ops[i].code == NUCLEUS_OP_TEMPERATURE || c.program.ops[i].code == NUCLEUS_OP_DRAW;
+    bool drawn = true, cut_by_top_p = !c.edits;
+    for (uint32_t i = 0; i < c.program.len; ++i) {
+      const uint32_t code = c.program.ops[i].code;
+      drawn &= code == NUCLEUS_OP_TEMPERATURE || code == NUCLEUS_OP_DRAW;
+      cut_by_top_p &= code == NUCLEUS_OP_TEMPERATURE || code == NUCLEUS_OP_DRAW || (code == NUCLEUS_OP_TOP_P && i + 2 == c.program.len);
+    }
     const SamplingOp *op = c.program.ops;
     while (is_leading(op->code)) ++op;
     bool summed = !c.raw;
@@ -108,7 +112,7 @@ static uint32_t what_is_known(const Case &c) {
     const bool whole = op->code == NUCLEUS_OP_TOP_K ? op->threshold <= 96 : op->code == NUCLEUS_OP_DRAW || op->code == NUCLEUS_OP_TOP_P || op->code == NUCLEUS_OP_MIN_P || op->code == NUCLEUS_OP_ARGMAX;
     const bool cut = op->code == NUCLEUS_OP_TOP_K && op->threshold <= 230;
     const uint32_t rest = whole ? 0 : NUCLEUS_BATCH_NONE_WHOLE | (summed ? 0 : NUCLEUS_BATCH_NONE_SUMMED | (cut ? 0 : NUCLEUS_BATCH_NONE_CUT));
-    return NUCLEUS_BATCH_NONE_BOUNDED | unedited | (drawn ? NUCLEUS_BATCH_ALL_DRAWN : 0) | rest;
+    return NUCLEUS_BATCH_NONE_BOUNDED | unedited | (drawn ? NUCLEUS_BATCH_ALL_DRAWN : 0) | (cut_by_top_p ? NUCLEUS_BATCH_DRAWN_AFTER_TOP_P : 0) | rest;
   }
   for (uint32_t i = 0; i < c.program.len; ++i)
     if (c.program.ops[i].code == NUCLEUS_OP_TOP_K || c.program.ops[i].code == NUCLEUS_OP_ARGMAX) return NUCLEUS_BATCH_ALL_BOUNDED | NUCLEUS_BATCH_ALL_COUNTED | unedited;

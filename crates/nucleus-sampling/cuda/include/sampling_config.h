@@ -199,6 +199,9 @@ NUCLEUS_ASSERT(sizeof(SamplingBatch) == 120);
 #define NUCLEUS_BATCH_NONE_SUMMED 16384u
 /* Of those, no row has top_k of 230 at most next to its edits and temperatures: all go to the last launch without the one for first cuts. Said of others it only costs time. */
 #define NUCLEUS_BATCH_NONE_CUT 32768u
+/* With NUCLEUS_BATCH_NO_EDITS: every row draws from the whole of its row, or from what top_p keeps of it: temperatures, then top_p, if any, then the draw, without a list of
+ * allowed ids. Said of others it only costs time. */
+#define NUCLEUS_BATCH_DRAWN_AFTER_TOP_P 65536u
 
 /* Results of a launch. A CUDA error is NUCLEUS_LAUNCH_CUDA + its code. */
 #define NUCLEUS_LAUNCH_OK 0

@@ -3,7 +3,7 @@
 
 #include "draw_again.cuh"
 #include "draw_ahead.cuh"
-#include "draw_finish.cuh"
+#include "draw_top_p.cuh"
 #include "launch.cuh"
 
 namespace nucleus::draw {
@@ -19,7 +19,7 @@ __device__ __forceinline__ void begin() {
 }
 
 template <u32 DTYPE, Form FORM>
-__global__ void __launch_bounds__(threads_of(FORM), 1) draw_rows(const __grid_constant__ SamplingBatch batch, const __grid_constant__ DrawShape shape, bool pending) {
+__global__ void __launch_bounds__(threads_of(FORM), 1) draw_rows(const __grid_constant__ SamplingBatch batch, const __grid_constant__ DrawShape shape, const __grid_constant__ Whole whole, bool pending) {
   using D = Drawer<DTYPE, FORM == Form::MASKED>;
   u32 block;
   asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(block));
@@ -39,28 +39,45 @@ __global__ void __launch_bounds__(threads_of(FORM), 1) draw_rows(const __grid_co
       return;
     }
   }
-  if (threadIdx.x >= BRING_FROM && threadIdx.x < DRAW_THREADS) {
+  constexpr u32 BRING_FROM = bring_from(FORM), BEHIND = behind_bringers(FORM);
+  if (threadIdx.x >= BRING_FROM && threadIdx.x < BEHIND) {
     const Bringer<DTYPE, FORM> bringer{batch, shape, turns, state, block, warp - BRING_FROM / 32};
     if (bringer.team < shape.teams) bringer.prepare();
     begin();
     if (bringer.team < shape.teams && threadIdx.x % 32 == 0) bringer.take_turns();
     return;
   }
-  if (warp >= WARPS && threadIdx.x < DRAW_THREADS) {
-    const Finisher<DTYPE> finisher{batch, shape, turns, state, block};
+  if (warp >= WARPS && threadIdx.x < BRING_FROM) {
+    const auto finisher = [&] {
+      const Finisher<DTYPE, FORM> usual{batch, shape, turns, state, block};
+      if constexpr (FORM == Form::TOP_P) return ListFinisher<DTYPE>{usual, whole, lists_of(shape)};
+      else return usual;
+    }();
     finisher.prepare();
     begin();
     finisher.plan(pending);
     finisher.take_turns();
     return;
   }
-  const u32 weigher = warp < WARPS ? warp : warp - DRAW_THREADS / 32, team = weigher / shape.members, member = weigher % shape.members;
-  D drawer{batch, shape, turns, state, block, team, member, slice, end, rings + team * shape.ring, Meeting(state, shape, team, shape.members, !looks_ahead(FORM) && member == 0, block * shape.members + member),
+  if constexpr (FORM == Form::TOP_P) {
+    if (threadIdx.x >= BEHIND) {
+      const u32 number = warp - BEHIND / 32, team = number & (shape.teams - 1);
+      const Lister<DTYPE> lister{batch, shape, turns, state, lists_of(shape), block, number, team, rings + team * shape.ring};
+      lister.prepare();
+      begin();
+      lister.take_turns();
+      return;
+    }
+  }
+  const u32 weigher = warp < WARPS ? warp : warp - BEHIND / 32, team = weigher / shape.members, member = weigher % shape.members;
+  const u32 groups = FORM == Form::TOP_P ? shape.groups : 1;
+  D drawer{batch, shape, turns, state, block, team, member, slice, end, rings + team * shape.ring, Meeting(state, shape, team, shape.members, !looks_ahead(FORM) && member == 0, block * shape.members + member, groups),
            kept(shape.slots), kept(shape.stage), kept(shape.stages), kept(shape.last)};
   if (drawer.meeting.first_warp) drawer.meeting.prepare();
   begin();
   if constexpr (FORM == Form::AGAIN) AgainDrawer<DTYPE>{drawer, kept(shape.again)}.take_turns();
   else if constexpr (looks_ahead(FORM)) AheadDrawer<DTYPE>{drawer}.take_turns();
+  else if constexpr (FORM == Form::TOP_P) ListedDrawer<DTYPE>{drawer, lists_of(shape)}.take_turns();
   else drawer.take_turns();
 }
 
@@ -69,13 +86,14 @@ constexpr u32 LEAST_BLOCKS = 2;       // what is sent within a cluster needs one
 
 // How rows may be shared out: by clusters of so many blocks and teams. AGAIN: stages come again, of which a ring holds `slots` at most; AHEAD: some warps look ahead.
 struct Way {
-  enum Kind { HELD, AGAIN, AHEAD };
+  enum Kind { HELD, AGAIN, AHEAD };  // of batches that top_p may cut rows of, HELD alone
   u32 blocks, teams;
   Kind kind = HELD;
   u32 slots = SLOTS_MOST;
 };
 
 static bool has_masks(const SamplingBatch &batch) { return batch.masks && batch.mask_words; }
+static bool may_cut(const SamplingBatch &batch) { return !(batch.flags & NUCLEUS_BATCH_ALL_DRAWN); }
 
 // False: rows are too long, or nothing need come again. `follow`: rows follow one another in a team.
 static bool share(const SamplingBatch &batch, Way way, bool follow, DrawShape &shape, size_t &bytes) {
@@ -96,7 +114,8 @@ static bool share(const SamplingBatch &batch, Way way, bool follow, DrawShape &s
   shape.mask_bytes = has_masks(batch) && !again ? (least / 8 + 127) / 128 * 128 : 0;
   // 16 bytes at a time, of which the last may lie behind a mask's words.
   shape.copied = (reinterpret_cast<uintptr_t>(batch.masks) | batch.mask_stride * 4) % 16 == 0;
-  shape.masks_at = static_cast<u32>(sizeof(DrawState) + shape.message_bytes());
+  shape.groups = !may_cut(batch) ? 0 : 2 * shape.warps() <= ROW_WARPS ? 2 : 1;
+  shape.masks_at = static_cast<u32>(sizeof(DrawState) + shape.message_bytes() + (may_cut(batch) ? sizeof(Lists) : 0));
   const size_t space = (BYTES_MAX - shape.masks_at) / teams;
   auto ring_of = [&](u32 count) { return count == shape.stages ? least : count * shape.stage; };
   auto masks_of = [&](u32 count) {
@@ -124,9 +143,10 @@ static bool share(const SamplingBatch &batch, Way way, bool follow, DrawShape &s
 // The first that lets every row be resident is the fastest then.
 constexpr Way WAYS[] = {{8, 1}, {6, 1}, {5, 1}, {4, 1}, {6, 2}, {3, 1}, {2, 1}, {3, 2}};
 
-using Kernel = void (*)(SamplingBatch, DrawShape, bool);
+using Kernel = void (*)(SamplingBatch, DrawShape, Whole, bool);
 struct Kernels {
   Kernel of[3];  // by the kind of way
+  u32 threads[3];
 };
 
 struct Chosen {
@@ -141,9 +161,9 @@ struct Chosen {
 // False, and nothing is chosen: a block does not hold its slice of a row.
 static bool choose_way(const SamplingBatch &batch, const Kernels &kernels, Way way, Chosen &chosen, cudaError_t &error) {
   Chosen other;
-  if (error != cudaSuccess || !share(batch, way, true, other.shape, other.grid.bytes)) return false;
+  if (error != cudaSuccess || !kernels.of[way.kind] || !share(batch, way, true, other.shape, other.grid.bytes)) return false;
   other.way = way;
-  other.grid.threads = way.kind == Way::AHEAD ? AHEAD_THREADS : DRAW_THREADS;
+  other.grid.threads = kernels.threads[way.kind];
   other.grid.blocks = way.blocks;
   error = other.grid.fill(batch.rows, reinterpret_cast<const void *>(kernels.of[way.kind]));
   chosen = other;
@@ -183,11 +203,13 @@ static cudaError_t choose(const SamplingBatch &batch, const Kernels &kernel, Cho
 }
 
 template <u32 DTYPE>
-static cudaError_t launch(const SamplingBatch &batch, bool pending, cudaStream_t stream, Division &division) {
-  const Kernels kernels{has_masks(batch) ? draw_rows<DTYPE, Form::MASKED> : draw_rows<DTYPE, Form::PLAIN>, draw_rows<DTYPE, Form::AGAIN>,
-                        has_masks(batch) ? draw_rows<DTYPE, Form::AHEAD_MASKED> : draw_rows<DTYPE, Form::AHEAD>};
+static cudaError_t launch(const SamplingBatch &batch, char *space, bool pending, cudaStream_t stream, Division &division) {
+  const Kernels kernels = may_cut(batch)     ? Kernels{{draw_rows<DTYPE, Form::TOP_P>}, {threads_of(Form::TOP_P)}}
+                          : has_masks(batch) ? Kernels{{draw_rows<DTYPE, Form::MASKED>, draw_rows<DTYPE, Form::AGAIN>, draw_rows<DTYPE, Form::AHEAD_MASKED>}, {DRAW_THREADS, DRAW_THREADS, AHEAD_THREADS}}
+                                             : Kernels{{draw_rows<DTYPE, Form::PLAIN>, draw_rows<DTYPE, Form::AGAIN>, draw_rows<DTYPE, Form::AHEAD>}, {DRAW_THREADS, DRAW_THREADS, AHEAD_THREADS}};
   cudaError_t error = cudaSuccess;
   for (Kernel kernel : kernels.of) {
+    if (!kernel) continue;
     if (error == cudaSuccess) error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES_MAX);
     if (error == cudaSuccess) error = cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
   }
@@ -204,17 +226,17 @@ static cudaError_t launch(const SamplingBatch &batch, bool pending, cudaStream_t
   division = Division{shape.blocks, shape.room, 1};
   cudaLaunchAttribute attributes[2];
   const cudaLaunchConfig_t config = grid.config(attributes, stream, true);
-  return cudaLaunchKernelEx(&config, kernels.of[chosen.way.kind], batch, shape, pending);
+  return cudaLaunchKernelEx(&config, kernels.of[chosen.way.kind], batch, shape, Whole(space, batch.rows), pending);
 }
 
 }  // namespace nucleus::draw
 
 namespace nucleus {
 
-cudaError_t launch_draw(const SamplingBatch &batch, bool pending, cudaStream_t stream, Division &division) {
-  return batch.dtype == NUCLEUS_F32   ? draw::launch<NUCLEUS_F32>(batch, pending, stream, division)
-         : batch.dtype == NUCLEUS_F16 ? draw::launch<NUCLEUS_F16>(batch, pending, stream, division)
-                                      : draw::launch<NUCLEUS_BF16>(batch, pending, stream, division);
+cudaError_t launch_draw(const SamplingBatch &batch, char *space, bool pending, cudaStream_t stream, Division &division) {
+  return batch.dtype == NUCLEUS_F32   ? draw::launch<NUCLEUS_F32>(batch, space, pending, stream, division)
+         : batch.dtype == NUCLEUS_F16 ? draw::launch<NUCLEUS_F16>(batch, space, pending, stream, division)
+                                      : draw::launch<NUCLEUS_BF16>(batch, space, pending, stream, division);
 }
 
 }  // namespace nucleus

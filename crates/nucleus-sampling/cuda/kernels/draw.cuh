@@ -33,7 +33,7 @@ struct Bringer {
     const u32 lane = threadIdx.x % 32;
     if (lane < shape.slots) {
       init_barrier(&state->arrived[team][lane], 1);
-      init_barrier(&state->weighed[team][lane], shape.members);
+      init_barrier(&state->weighed[team][lane], shape.members + (FORM == Form::TOP_P ? shape.listers() : 0));
       init_barrier(&state->masked[team][lane], 1);
     }
   }
@@ -339,6 +339,11 @@ struct Drawer {
     u64 runs = 0, raw = 0;
     u32 there = 0, largest = 0, raw_largest = 0;
   };
+  // Whether the copy engine cannot bring all of a slice as tokens.
+  __device__ __forceinline__ bool needs_settling(u32 limit) const {
+    const bool aligned = (reinterpret_cast<uintptr_t>(batch.logits) | batch.row_stride * SIZE) % 16 == 0;
+    return !aligned || (end - slice) % WIDTH || end > limit;
+  }
   // Brings what the copy engine could not; true: it wrote.
   __device__ __forceinline__ bool settle(u32 turn, u32 limit) const {
     bool wrote = false;
@@ -538,10 +543,9 @@ struct Drawer {
     if (MASKS && !mask) await_mask(turn);  // synccheck wants somebody to
 #endif
     const bool raw = plan.flags & RowPlan::RAW, same = plan.s == scale(1.0f) && !mask;
-    const bool aligned = (reinterpret_cast<uintptr_t>(batch.logits) | batch.row_stride * SIZE) % 16 == 0;
     bool wrote = mask && !KEEPS_BITS;
     const u32 there = end < plan.limit ? end : plan.limit, masked = mask && batch.mask_words * 32 < there ? batch.mask_words * 32 : there;
-    if (!aligned || (end - slice) % WIDTH || end > plan.limit) wrote |= settle(turn, plan.limit);
+    if (needs_settling(plan.limit)) wrote |= settle(turn, plan.limit);
     SeenPart seen;
     Weighing w;
     // Twice where logits are weighed as they came, too: first so, then with the temperature, and without what a mask forbids.

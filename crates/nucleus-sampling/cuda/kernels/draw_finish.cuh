@@ -6,7 +6,7 @@
 
 namespace nucleus::draw {
 
-constexpr u32 FINISH_THREADS = 32 * FINISH_WARPS, FINISH_BARRIER = 1;
+constexpr u32 FINISH_BARRIER = 1;
 
 // Where a draw falls: a run of the row.
 struct Fall {
@@ -14,9 +14,10 @@ struct Fall {
   u32 first, end;             // ids
 };
 
-template <u32 DTYPE>
+template <u32 DTYPE, Form FORM>
 struct Finisher {
   using P = PartOf<DTYPE>;
+  static constexpr u32 FINISHERS = finish_warps(FORM), FINISH_THREADS = 32 * FINISHERS;
   static constexpr u32 WIDTH = P::WIDTH, EACH = 8, VECTORS = EACH / WIDTH;  // EACH: tokens that a thread reads at once
 
   const SamplingBatch &batch;
@@ -29,6 +30,13 @@ struct Finisher {
   __device__ __forceinline__ static void sync() {
     __syncwarp();  // its lanes arrive together
     asm volatile("bar.sync %0, %1;" ::"n"(FINISH_BARRIER), "n"(FINISH_THREADS) : "memory");
+  }
+  // The same; whether any thread asks for something.
+  __device__ __forceinline__ static bool sync_or(bool asks) {
+    u32 any;
+    __syncwarp();
+    asm volatile("{\n.reg .pred p, q;\nsetp.ne.u32 p, %1, 0;\nbarrier.cta.red.or.pred q, %2, %3, p;\nselp.u32 %0, 1, 0, q;\n}" : "=r"(any) : "r"(static_cast<u32>(asks)), "n"(FINISH_BARRIER), "n"(FINISH_THREADS) : "memory");
+    return any;
   }
   __device__ __forceinline__ void expect() const {
     if (thread() == 0) arrive_expecting(&state->summed, shape.told_bytes());
@@ -51,14 +59,15 @@ struct Finisher {
   __device__ __forceinline__ void plan(bool pending) const {
     const Division division{shape.blocks, shape.room, 1};
     const u32 warp = thread() / 32, lane = threadIdx.x % 32;
-    static_assert(TEAMS_MOST <= FINISH_WARPS);
+    static_assert(TEAMS_MOST <= FINISHERS);
 #pragma unroll 1
-    for (u32 turn = warp < shape.teams ? warp : warp + shape.teams + block * FINISH_WARPS; turn < turns.rows;) {
-      const RowPlan row = plan_row_without_edits(batch, division, turns.index(turn), pending);
+    for (u32 turn = warp < shape.teams ? warp : warp + shape.teams + block * FINISHERS; turn < turns.rows;) {
+      RowPlan row = plan_row_without_edits(batch, division, turns.index(turn), pending);
+      if (FORM == Form::TOP_P && row.kind != SlicePlan::ALL && !(row.kind == SlicePlan::MASS && row.flags & RowPlan::DRAWS)) row.kind = SlicePlan::EXACT;
       const bool own = turn < shape.teams;
       if (own && lane == 0) state->plans[turn].hold(row, &state->planned[turn]);
       if (!own && lane < shape.blocks) state->plans[turn].tell(row, &state->planned[turn], lane);
-      turn += own ? shape.teams + block * FINISH_WARPS : shape.blocks * FINISH_WARPS;
+      turn += own ? shape.teams + block * FINISHERS : shape.blocks * FINISHERS;
     }
   }
 
@@ -155,7 +164,7 @@ struct Finisher {
   // The token, of the run in which it is; one thread calls done(id, logit, weight). `meanwhile` is called while logits are on their way.
   template <class M, class D>
   __device__ __forceinline__ void draw_from(const Request &r, const Weighing &w, const Fall &fall, M meanwhile, D done) const {
-    static_assert(CHUNK == EACH * FINISH_THREADS);
+    static_assert(CHUNK <= EACH * FINISH_THREADS);
     const u32 lane = threadIdx.x % 32, end = fall.end < r.limit ? fall.end : r.limit, id = fall.first + thread() * EACH;
     float x[EACH];
     read(r, id, end, x);
@@ -171,7 +180,7 @@ struct Finisher {
     sync();
     u64 before = fall.before + through - mine;
 #pragma unroll
-    for (u32 i = 0; i + 1 < FINISH_WARPS; ++i) before += i < thread() / 32 ? state->of_warps[i] : 0;
+    for (u32 i = 0; i + 1 < FINISHERS; ++i) before += i < thread() / 32 ? state->of_warps[i] : 0;
     const u64 rest = fall.target - before;
     if (fall.target < before || rest >= mine) return;
     u32 chosen = 0;
@@ -187,70 +196,95 @@ struct Finisher {
     done(id + chosen, logit + 0.0f, weight);
   }
 
-  __device__ __forceinline__ void finish(u32 turn, u32 use) const {
-    const u32 index = turns.index(turn);
+  // What is known of a row before it is decided.
+  struct Known {
+    u32 index, key, raw_key;  // keys: of the largest logit, and before temperatures and masks
+    RowPlan plan;
+    Request r;
+    u64 uniform;
+    Weighing w;
+    u32 status;
+  };
+  // `use`: rows that this block has finished before.
+  __device__ __forceinline__ Known learn(u32 turn, u32 use) const {
+    Known row;
+    row.index = turns.index(turn);
     sync();  // the description of the row before is read no more
-    describe(index);
+    describe(row.index);
     receive(&state->planned[turn], 0);
-    const RowPlan plan = state->plans[turn].plan();
-    const Request r = request_of(batch, index, state->description.row, state->description.config, state->description.program);
-    const u64 uniform = uniform_of(r);
+    row.plan = state->plans[turn].plan();
+    row.r = request_of(batch, row.index, state->description.row, state->description.config, state->description.program);
+    row.uniform = uniform_of(row.r);
     receive(&state->summed, use & 1);
     expect();
     const u64 largest = draw_messages()[shape.largest_at()];
-    const u32 key = static_cast<u32>(largest);
-    Weighing w;
-    u32 status = NUCLEUS_OK;
-    if (!begin_weighing_by(plan.s, value_of(key), w)) status = NUCLEUS_OVERFLOW;
-    if (!key) status = NUCLEUS_EMPTY;
-    if (key >= INFINITE) status = key == INFINITE ? NUCLEUS_OVERFLOW : NUCLEUS_NAN;
-    if (!plan.served()) status = PENDING;
-    const Fall fall = find(uniform);
-    SampledToken *const out = batch.out + index;
+    row.key = static_cast<u32>(largest);
+    row.raw_key = static_cast<u32>(largest >> 32);
+    row.status = NUCLEUS_OK;
+    if (!begin_weighing_by(row.plan.s, value_of(row.key), row.w)) row.status = NUCLEUS_OVERFLOW;
+    if (!row.key) row.status = NUCLEUS_EMPTY;
+    if (row.key >= INFINITE) row.status = row.key == INFINITE ? NUCLEUS_OVERFLOW : NUCLEUS_NAN;
+    if (!row.plan.served()) row.status = PENDING;
+    return row;
+  }
+  // What else warps have told of a row.
+  struct Rest {
     u64 raw_mass = 0;
     u32 there = 0;
-    auto read_rest = [&] {
-      const u32 lane = threadIdx.x % 32;
-      u64 mass = 0;
+  };
+  __device__ __forceinline__ Rest read_rest(const Known &row) const {
+    Rest rest;
+    u64 mass = 0;
 #pragma unroll 1
-      for (u32 warp = lane; warp < shape.warps(); warp += 32) {
-        mass += draw_messages()[shape.raw_at() + warp];
-        there += static_cast<u32>(draw_messages()[shape.there_at() + warp]);
-      }
-      there = __reduce_add_sync(~0u, there);
-      if (plan.flags & RowPlan::RAW) raw_mass = DeviceWarp{}.sum(mass);
-    };
-    if (status == NUCLEUS_OK) {
-      draw_from(r, w, fall, read_rest, [&](u32 id, float x, u64 q) {
+    for (u32 warp = threadIdx.x % 32; warp < shape.warps(); warp += 32) {
+      mass += draw_messages()[shape.raw_at() + warp];
+      rest.there += static_cast<u32>(draw_messages()[shape.there_at() + warp]);
+    }
+    rest.there = __reduce_add_sync(~0u, rest.there);
+    if (row.plan.flags & RowPlan::RAW) rest.raw_mass = DeviceWarp{}.sum(mass);
+    return rest;
+  }
+  // What log-probabilities of the row as it came start from; `id`: that of this token alone is asked for.
+  __device__ __forceinline__ RawSums raw_sums(const Known &row, u64 mass, const u32 *id) const {
+    RawSums raw;
+    raw.wanted = row.plan.flags & RowPlan::RAW;
+    Weighing unscaled;
+    if (!raw.wanted || !row.raw_key || row.raw_key >= INFINITE || !begin_weighing(value_of(row.raw_key), 1.0f, unscaled)) return raw;
+    unscaled.sums.total = mass;
+    return id ? raw_sums_for(value_of(row.raw_key), unscaled, load_logit(row.r, *id) + 0.0f) : raw_sums_of(value_of(row.raw_key), unscaled);
+  }
+  // The token of a row that is drawn from as a whole, or why there is none.
+  __device__ __forceinline__ void decide(const Known &row) const {
+    const Fall fall = find(row.uniform);
+    SampledToken *const out = batch.out + row.index;
+    Rest rest;
+    if (row.status == NUCLEUS_OK) {
+      draw_from(row.r, row.w, fall, [&] { rest = read_rest(row); }, [&](u32 id, float x, u64 q) {
         Outcome outcome;
         outcome.token = id;
-        outcome.kept = there;
-        RawSums raw;
-        raw.wanted = plan.flags & RowPlan::RAW;
-        const u32 raw_key = static_cast<u32>(largest >> 32);
-        Weighing unscaled;
-        if (!raw.wanted) {
-          outcome.logprob = processed_logprob(q, fall.total);
-        } else if (raw_key && raw_key < INFINITE && begin_weighing(value_of(raw_key), 1.0f, unscaled)) {
-          unscaled.sums.total = raw_mass;
-          raw = raw_sums_for(value_of(raw_key), unscaled, load_logit(r, id) + 0.0f);
-        }
-        *out = result(outcome, raw, r);
+        outcome.kept = rest.there;
+        if (!(row.plan.flags & RowPlan::RAW)) outcome.logprob = processed_logprob(q, fall.total);
+        *out = result(outcome, raw_sums(row, rest.raw_mass, &id), row.r);
       });
-    } else if (thread() == 0 && !(plan.flags & RowPlan::SKIPPED)) {
+    } else if (thread() == 0 && !(row.plan.flags & RowPlan::SKIPPED)) {
       Outcome failed;
-      failed.status = status;
-      if (status == PENDING) out->status = PENDING;
-      else *out = result(failed, RawSums{}, r);
+      failed.status = row.status;
+      if (row.status == PENDING) out->status = PENDING;
+      else *out = result(failed, RawSums{}, row.r);
     }
-    if (turn + shape.blocks >= turns.rows) return;
-    sync();  // all have read what was told
-    if (thread() < shape.blocks)
+  }
+  // Tells all blocks that what was told has been read, after a barrier, if they will tell more.
+  __device__ __forceinline__ void release(u32 turn) const {
+    if (turn + shape.blocks < turns.rows && thread() < shape.blocks)
       asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(address_in(shared_address(&state->freed[block]), thread())) : "memory");
   }
   __device__ __forceinline__ void take_turns() const {
 #pragma unroll 1
-    for (u32 turn = block, use = 0; turn < turns.rows; turn += shape.blocks, ++use) finish(turn, use);
+    for (u32 turn = block, use = 0; turn < turns.rows; turn += shape.blocks, ++use) {
+      decide(learn(turn, use));
+      sync();  // all have read what was told
+      release(turn);
+    }
   }
 };
 

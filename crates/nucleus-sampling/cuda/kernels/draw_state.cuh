@@ -12,21 +12,26 @@ constexpr u32 SLOTS_MOST = 16;     // of a team's ring
 constexpr u32 RUNS = 1024;         // chunks of a row, at most
 constexpr u32 RUNS_AT_ONCE = 16;   // that a lane reads
 constexpr u32 TEAMS_MOST = 2;
-constexpr u32 FINISH_WARPS = 2;
-constexpr u32 BRING_FROM = THREADS + 32 * FINISH_WARPS;  // the first thread of the warps that bring stages, one a team
-constexpr u32 DRAW_THREADS = BRING_FROM + 32 * TEAMS_MOST;
+constexpr u32 FINISH_WARPS = 2, LIST_FINISH_WARPS = 4;  // the latter where rows may be cut by top_p
+constexpr u32 DRAW_THREADS = THREADS + 32 * (FINISH_WARPS + TEAMS_MOST);
+constexpr u32 LISTERS = 2;         // warps that list tokens where rows may be cut by top_p
 constexpr u32 LOOKERS = 4;         // warps that look ahead where some do: a block's first; as many of those that weigh are its last then
 constexpr u32 AHEAD_THREADS = DRAW_THREADS + 32 * LOOKERS;
 constexpr u32 TURNS_MOST = 80;     // rows of a cluster
 
 // What a kernel is for: rows without masks; rows with them; rows whose slices a ring does not hold (draw_again.cuh); rows that follow one another, without masks and with
-// them (draw_ahead.cuh).
-enum class Form { PLAIN, MASKED, AGAIN, AHEAD, AHEAD_MASKED };
+// them (draw_ahead.cuh); rows without masks that top_p may cut (draw_top_p.cuh).
+enum class Form { PLAIN, MASKED, AGAIN, AHEAD, AHEAD_MASKED, TOP_P };
 HD constexpr bool looks_ahead(Form form) { return form == Form::AHEAD || form == Form::AHEAD_MASKED; }
 HD constexpr bool takes_masks(Form form) { return form == Form::MASKED || form == Form::AHEAD_MASKED; }
 // Whether masks are conditions of what looks and weighs, where nobody looks ahead; logits of 16 bits are put out, two at a time.
 HD constexpr bool keeps_bits(u32 dtype) { return dtype == NUCLEUS_F32; }
-constexpr u32 threads_of(Form form) { return looks_ahead(form) ? AHEAD_THREADS : DRAW_THREADS; }
+HD constexpr u32 finish_warps(Form form) { return form == Form::TOP_P ? LIST_FINISH_WARPS : FINISH_WARPS; }
+// The first threads of the warps that bring stages, one a team, and of those behind them: some that weigh, or that list tokens.
+HD constexpr u32 bring_from(Form form) { return THREADS + 32 * finish_warps(form); }
+HD constexpr u32 behind_bringers(Form form) { return bring_from(form) + 32 * TEAMS_MOST; }
+constexpr u32 threads_of(Form form) { return behind_bringers(form) + 32 * (looks_ahead(form) ? LOOKERS : form == Form::TOP_P ? LISTERS : 0); }
+static_assert(threads_of(Form::PLAIN) == DRAW_THREADS && threads_of(Form::AHEAD) == AHEAD_THREADS);
 
 // How rows are shared out.
 struct DrawShape {
@@ -44,8 +49,11 @@ struct DrawShape {
   u32 again;          // stages that the ring does not hold beside the others: each sweep but a row's first brings so many of them again (draw_again.cuh)
   u32 ahead;          // stages of a team's first row that are asked for before its plan is there, for which reads would else wait behind them
   u32 bits_bytes;     // of what a team keeps of a row's mask until it is weighed
+  u32 groups;         // where tokens are listed: largest logits that a warp tells, one, or one of each half of its lanes
 
   __host__ __device__ u32 warps() const { return blocks * members; }  // that share a row
+  __host__ __device__ u32 listers() const { return groups ? LISTERS / teams : 0; }  // of a team
+  __host__ __device__ u32 senders() const { return blocks * listers(); }
   __host__ __device__ u32 chunk_of(u32 at) const { return at + 1 == stages ? last : CHUNK; }
   // What is told of a row: the chunks' weights in the order of ids, what each warp's weigh at T = 1 before any edit, how many tokens of them are there, and the
   // row's largest logits. Lanes that read RUNS_AT_ONCE weights each find them in different banks.
@@ -57,7 +65,7 @@ struct DrawShape {
   __host__ __device__ size_t message_bytes() const { return ((largest_at() + 1) * sizeof(u64) + 127) / 128 * 128; }
   __host__ __device__ u32 rings_at() const { return masks_at + teams * masks * mask_bytes; }
   __host__ __device__ u32 bits_at() const { return rings_at() + teams * ring * static_cast<u32>(sizeof(float)); }  // of 32-bit logits
-  __host__ __device__ u32 told_bytes() const { return (warps() * (stages + 2) + 1) * static_cast<u32>(sizeof(u64)); }
+  __host__ __device__ u32 told_bytes() const { return (warps() * (stages + 2) + 1 + senders()) * static_cast<u32>(sizeof(u64)); }
 };
 
 __device__ __forceinline__ u32 address_in(u32 own, u32 block) {
@@ -130,7 +138,7 @@ struct alignas(128) DrawState {
   u64 planned[TURNS_MOST];              // mbarriers: the plan is there
   DrawnPlan plans[TURNS_MOST];
   Description description;              // of the row that is finished
-  u64 of_warps[FINISH_WARPS];           // what they have found their tokens to weigh
+  u64 of_warps[LIST_FINISH_WARPS];      // what they have found their tokens to weigh
 };
 __device__ __forceinline__ DrawState *draw_state() { return reinterpret_cast<DrawState *>(shared_memory); }
 __device__ __forceinline__ u64 *draw_messages() { return reinterpret_cast<u64 *>(shared_memory + sizeof(DrawState)); }
@@ -162,12 +170,13 @@ struct Meeting {
   bool first_warp;                  // of the team in this block
 
   // `tellers`: warps of a block that meet; `first`: this is their first; `own`: its number among those of all blocks.
-  __device__ __forceinline__ Meeting(DrawState *s, const DrawShape &shape, u32 team, u32 tellers, bool first, u32 own)
-      : state(s), buffer(team * BUFFERS), bytes(shape.blocks * tellers * sizeof(u32)), first_warp(first) {
-    const u32 lane = threadIdx.x % 32;
-    if (lane >= shape.blocks) return;
-    to = address_in(shared_address(&state->maxima[buffer][own]), lane);
-    barrier = address_in(shared_address(&state->told[buffer]), lane);
+  // `groups`: largest logits that a warp tells.
+  __device__ __forceinline__ Meeting(DrawState *s, const DrawShape &shape, u32 team, u32 tellers, bool first, u32 own, u32 groups = 1)
+      : state(s), buffer(team * BUFFERS), bytes(shape.blocks * tellers * groups * sizeof(u32)), first_warp(first) {
+    const u32 lane = threadIdx.x % 32, half = groups == 2 ? lane / 16 : 0, block = groups == 2 ? lane % 16 : lane;
+    if (block >= shape.blocks) return;
+    to = address_in(shared_address(&state->maxima[buffer][own * groups + half]), block);
+    barrier = address_in(shared_address(&state->told[buffer]), block);
   }
   // By the team's first warp, before a barrier of the cluster.
   __device__ __forceinline__ void prepare() const {
@@ -180,7 +189,7 @@ struct Meeting {
     __syncwarp();  // racecheck takes a warp's initialisations for those of another lane
     if (lane < BUFFERS) arrive_expecting(&state->told[buffer + lane], bytes);
   }
-  // Tells a warp's largest logit; returns the row's, when all have told theirs. `wrote`: what is copied later follows what the warp wrote to shared memory.
+  // Tells a warp's largest logit, or a half's; returns the row's, when all have told theirs. `wrote`: what is copied later follows what the warp wrote to shared memory.
   // `meanwhile` is called while it waits for the others.
   template <class M>
   __device__ __forceinline__ u32 meet(u32 key, bool wrote, M meanwhile) {

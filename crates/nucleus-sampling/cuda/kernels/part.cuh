@@ -23,6 +23,7 @@ struct SeenPart {
   u32 count;     // tokens that are there
   float lowest;  // no logit is below it
   i32 of_lane;   // the largest logit of this lane, as a signed word: below 0 if all are negative, or there is none
+  float most_of_lane;  // this lane's largest logit, where it is asked for
 };
 
 template <u32 DTYPE>
@@ -142,14 +143,15 @@ struct PartOf {
     __device__ __forceinline__ u32 lowest() const { return SIZE == 4 ? low : low >> 16 > (low & 0xFFFFu) ? low >> 16 : low & 0xFFFFu; }
   };
   // `sweep` calls what it is given for every vector of this lane, of `all` tokens. `halves`: the largest logits of halves of the lanes are asked for.
-  template <class S>
+  template <bool LANES = false, class S>
   __device__ __forceinline__ static SeenPart look_in(S sweep, u32 all, bool halves) {
     Peaks peaks;
     sweep([&](uint4 v) { peaks.see(v); });
-    return seen_by(peaks.high, __reduce_max_sync(~0u, peaks.lowest()), sweep, all, halves, UNCOUNTED);
+    return seen_by<LANES>(peaks.high, __reduce_max_sync(~0u, peaks.lowest()), sweep, all, halves, UNCOUNTED);
   }
-  // The same where the largest words are known: this lane's signed one or two, the warp's unsigned one. `known`: how many tokens are there, or UNCOUNTED.
-  template <class S>
+  // The same where the largest words are known: this lane's signed one or two, the warp's unsigned one. `known`: how many tokens are there, or UNCOUNTED. LANES: each lane's largest logit is
+  // asked for, too.
+  template <bool LANES = false, class S>
   __device__ __forceinline__ static SeenPart seen_by(u32 high, u32 low, S sweep, u32 all, bool halves, u32 known) {
     i32 most = signed_of(high);
     const i32 of_lane = most;
@@ -170,10 +172,12 @@ struct PartOf {
       if (known == UNCOUNTED) seen.count = __reduce_add_sync(~0u, there(sweep));
     }
     seen.of_half = most >= 0 ? key_of(widened(static_cast<u32>(most)) + 0.0f) : 0;
-    if (__any_sync(~0u, most < 0) && seen.count) {  // all are negative
+    if (LANES) seen.most_of_lane = of_lane >= 0 ? widened(static_cast<u32>(of_lane)) : -infinity();
+    if (__any_sync(~0u, (LANES ? of_lane : most) < 0) && seen.count) {  // all are negative
       u32 least = ~0u;
       sweep([&](uint4 v) { least = least_unsigned(least_unsigned(least, v.x, v.y), v.z, v.w); });
       if (SIZE == 2) least = least >> 16 < (least & 0xFFFFu) ? least >> 16 : least & 0xFFFFu;
+      if (LANES && of_lane < 0 && least < OUT) seen.most_of_lane = widened(least);
       // Of lanes without tokens nothing is known, nor of those whose logits are not all negative.
 #pragma unroll
       for (u32 step = halves ? 8 : 16; step; step /= 2) {

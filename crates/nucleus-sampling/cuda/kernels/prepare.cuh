@@ -150,6 +150,7 @@ __device__ __forceinline__ RowPlan plan_row_without_edits(const SamplingBatch &b
   if (threadIdx.x % 32 >= len) op = SamplingOp{NUCLEUS_OP_NONE, 0, 0};
   const SlicePlan plan = plan_of(op, len, lists != 0, min_keep);
   RowPlan to = plan_row(batch, division, plan, flags, mask, vocab, __shfl_sync(~0u, op.arg, plan.op), skipped);
+  if (plan.op + 2 == len && __shfl_sync(~0u, op.code, plan.op + 1) == NUCLEUS_OP_DRAW) to.flags |= RowPlan::DRAWS;
   if (plan.edits || (batch.flags & NUCLEUS_BATCH_ALL_DRAWN && to.kind != SlicePlan::ALL)) to.kind = SlicePlan::EXACT;
   return to;
 }

@@ -102,8 +102,11 @@ struct Launcher {
       if (error == cudaSuccess && last) return error;
     }
     if (error == cudaSuccess && few) error = launch_few(batch, bounded, stream);
-    // Whole rows that are not all drawn from, and rows that no launch has seen.
-    const bool drawn = batch.flags & NUCLEUS_BATCH_ALL_DRAWN, held = whole && !many && !drawn;
+    // Rows that are drawn from alone; other whole rows, and rows that no launch has seen.
+    constexpr u32 CUT_BY_TOP_P = NUCLEUS_BATCH_NO_EDITS | NUCLEUS_BATCH_DRAWN_AFTER_TOP_P;
+    const bool drawn = batch.flags & NUCLEUS_BATCH_ALL_DRAWN, cut_by_top_p = (batch.flags & CUT_BY_TOP_P) == CUT_BY_TOP_P && !(batch.masks && batch.mask_words);
+    if (error == cudaSuccess && whole && (drawn || cut_by_top_p)) error = launch_draw(batch, workspace + layout.whole, bounded || few, stream, division);
+    const bool held = whole && !many && !drawn && !division.room;
     const bool unseen = !(sums || bounded || few || whole) && !(batch.flags & (NUCLEUS_BATCH_UNLISTED | NUCLEUS_BATCH_NONE_CUT));
     if (error == cudaSuccess && (held || unseen)) error = launch_cuts(batch, workspace + layout.whole, bounded || few, held || many, stream, division);
     if (error == cudaSuccess && whole && !division.room) error = launch_whole(batch, workspace + layout.whole, bounded || few, stream, division);

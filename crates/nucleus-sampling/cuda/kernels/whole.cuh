@@ -17,7 +17,7 @@ constexpr u32 INFINITE = 0xFF800000u;          // the key of +inf
 
 // What the second and third launch need to know of a row.
 struct alignas(16) RowPlan {
-  enum Flag : u32 { RAW = 1, MASKED = 2, SKIPPED = 4 };  // SKIPPED: the row is not of this launch
+  enum Flag : u32 { RAW = 1, MASKED = 2, SKIPPED = 4, DRAWS = 8 };  // SKIPPED: the row is not of this launch; DRAWS: the draw follows the cut
   uint16_t kind;  // SlicePlan::Kind; EXACT: not decided here
   uint16_t flags;
   u32 k, limit, edited;

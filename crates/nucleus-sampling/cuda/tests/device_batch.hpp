@@ -23,6 +23,11 @@ SamplingBatch batch_of(const Held &held, uint32_t dtype, uint32_t rows, uint32_t
   return batch;
 }
 
+// Fills memory with edits of a token, after which no draw would find another one.
+__global__ void leave_edits(uint2 *memory, size_t count) {
+  for (size_t i = blockIdx.x * blockDim.x + threadIdx.x; i < count; i += gridDim.x * blockDim.x) memory[i] = make_uint2(3, __float_as_uint(40.0f));
+}
+
 struct DeviceBatch {
   DeviceArray<SamplingRow> row;
   DeviceArray<SamplingConfig> configs;
@@ -43,12 +48,13 @@ struct DeviceBatch {
     batch.logits = logits.data;
   }
 
-  // The results of one way to work, from poisoned memory; `left`: the bytes that the workspace begins with.
-  std::vector<SampledToken> sample(uint32_t cluster, uint32_t flags, int left = 0x5A) {
+  // The results of one way to work, from poisoned memory. `edits`: the workspace's reads as edits of a token, else as no id.
+  std::vector<SampledToken> sample(uint32_t cluster, uint32_t flags, bool edits = false) {
     batch.cluster = cluster;
     batch.flags = flags;
     CHECK(cudaMemsetAsync(out.data, 0xA5, out.count * sizeof(SampledToken), stream));
-    CHECK(cudaMemsetAsync(workspace.data, left, workspace.count, stream));
+    CHECK(cudaMemsetAsync(workspace.data, 0x5A, workspace.count, stream));
+    if (edits) leave_edits<<<64, 256, 0, stream>>>(reinterpret_cast<uint2 *>(workspace.data), workspace.count / sizeof(uint2));
     if (int code = launch_advanced_sample_batch(&batch, workspace.data, workspace.count, stream)) { std::printf("launch: %d\n", code); std::exit(1); }
     CHECK(cudaStreamSynchronize(stream));
     return out.host();
@@ -65,10 +71,10 @@ template <class R, class P>
 void check_ways(const char *name, const R &rows, uint32_t max_edited, cudaStream_t stream, const std::vector<Way> &ways, P processed, uint32_t &results, uint32_t &failures) {
   DeviceBatch batch(rows, max_edited, stream);
   const std::vector<SampledToken> expected = batch.sample(8, NUCLEUS_BATCH_EXACT | NUCLEUS_BATCH_UNLISTED);
-  bool zero = false;  // every other way, so that what was left there would be taken for the edit of a token
+  bool edits = false;  // every other way, so that what an earlier batch has left is not taken for this one's
   for (const Way &way : ways) {
-    const std::vector<SampledToken> got = batch.sample(way.cluster, way.flags, zero ? 0 : 0x5A);
-    zero = !zero;
+    const std::vector<SampledToken> got = batch.sample(way.cluster, way.flags, edits);
+    edits = !edits;
     for (uint32_t r = 0; r < rows.rows; ++r) {
       results += 1;
       if (same_result(got[r], expected[r], processed(rows.row[r]))) continue;

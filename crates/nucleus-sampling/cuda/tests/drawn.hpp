@@ -1,4 +1,4 @@
-// Batches of which every row draws from the whole of its row: the launch for them against the exact path.
+// Batches of which every row draws from the whole of its row, or from what top_p keeps of it: the launches for them against the exact path.
 #pragma once
 
 #include <cuda_fp16.h>
@@ -10,6 +10,7 @@
 
 struct DrawnRows {
   uint32_t dtype, rows, vocab, row_len;
+  bool cut;  // by top_p, most of them; without masks
   std::vector<SamplingRow> row;
   std::vector<SamplingConfig> configs;
   std::vector<SamplingProgram> programs;
@@ -18,14 +19,15 @@ struct DrawnRows {
   std::mt19937 random;
 
   // `beyond`: logits of a row that are no tokens.
-  DrawnRows(uint32_t type, uint32_t count, uint32_t vocab_size, uint32_t beyond)
-      : dtype(type), rows(count), vocab(vocab_size), row_len(vocab_size + beyond), random(count * 31 + vocab_size + type) {
+  DrawnRows(uint32_t type, uint32_t count, uint32_t vocab_size, uint32_t beyond, bool by_top_p = false)
+      : dtype(type), rows(count), vocab(vocab_size), row_len(vocab_size + beyond), cut(by_top_p), random(count * 31 + vocab_size + type) {
     fill_logits();
-    fill_masks();
+    if (!cut) fill_masks();
     for (uint32_t r = 0; r < rows; ++r) describe(r);
   }
   // Rows that end with what is no token have masks that are too short.
   uint32_t mask_words() const {
+    if (cut) return 0;
     const uint32_t words = (vocab + 31) / 32, missing = 8;
     return row_len > vocab && words > 2 * missing ? words - missing : words;
   }
@@ -46,7 +48,7 @@ struct DrawnRows {
     else std::memcpy(&logits[at * 2], &half, 2);
   }
 
-  // Rows with peaks and without, of negative logits alone, with tokens that are out, with few tokens, without any, and with NaN or +inf.
+  // Rows with peaks and without, of negative logits alone, with tokens that are out, with few tokens, without any, with NaN or +inf, and with many logits that are the same.
   void fill_logits() {
     std::normal_distribution<float> normal(0, 1);
     std::vector<float> base(1 << 16);
@@ -61,6 +63,7 @@ struct DrawnRows {
         if (kind == 4 && (i / 700) % 3 == r % 3) x = -INFINITY;
         if (kind == 5 && i % 1000 != r % 5) x = -INFINITY;
         if (kind == 6 && r % 4 == 0) x = -INFINITY;
+        if (kind == 8) x = std::rint(4 * x) / 4;
         put(row_at + i, x);
       }
       for (uint32_t i = 0; i < 20 && kind < 3; ++i) put(row_at + random() % vocab, 8 + 8 * uniform());
@@ -74,11 +77,14 @@ struct DrawnRows {
     c.vocab_size = vocab;
     SamplingProgram p = {};
     if (random() % 4) p.ops[p.len++] = SamplingOp{NUCLEUS_OP_TEMPERATURE, TEMPERATURES[random() % 5], 0};
+    static const double SHARES[] = {0.02, 0.3, 0.6, 0.9, 0.95, 0.99, 0.9999, 1.0};
+    if (cut && random() % 8) p.ops[p.len++] = SamplingOp{NUCLEUS_OP_TOP_P, 0, static_cast<uint64_t>(SHARES[random() % 8] * 4294967296.0)};
+    if (cut && random() % 8 == 0) c.min_keep = random() % 200;
     p.ops[p.len++] = SamplingOp{NUCLEUS_OP_DRAW, 0, 0};
     SamplingRow w = {};
     w.request = rows - 1 - r;
     w.position = random() % 1000;
-    w.mask = random() % 2 ? -1 : static_cast<int32_t>(random() % MASKS);
+    w.mask = cut || random() % 2 ? -1 : static_cast<int32_t>(random() % MASKS);
     w.flags = (random() % 3 ? NUCLEUS_ROW_PROCESSED : 0) | (random() % 3 ? 0 : NUCLEUS_ROW_UNIFORM) | (random() % 16 ? 0 : NUCLEUS_ROW_PADDING);
     w.uniform = random() % 3 == 0 ? 0 : random() % 2 ? ~0ull : static_cast<uint64_t>(random()) << 32 | random();
     row.push_back(w);
@@ -91,18 +97,25 @@ inline void check_drawn(const DrawnRows &d, uint32_t &results, uint32_t &failure
   const uint32_t drawn = NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_NO_EDITS | NUCLEUS_BATCH_ALL_DRAWN, many = NUCLEUS_BATCH_MANY_ROWS | NUCLEUS_BATCH_ALL_DRAWN;
   check_ways("drawn", d, 0, nullptr, {{0, drawn}, {0, drawn | NUCLEUS_BATCH_REQUEST_EACH}, {0, many}, {2, many}, {4, many}, {8, many}, {1, many}, {0, NUCLEUS_BATCH_PORTABLE}}, [](const SamplingRow &) { return true; }, results, failures);
 }
+inline void check_cut(const DrawnRows &d, uint32_t &results, uint32_t &failures) {
+  const uint32_t cut = NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_NO_EDITS | NUCLEUS_BATCH_DRAWN_AFTER_TOP_P, many = cut | NUCLEUS_BATCH_MANY_ROWS, whole = NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_NO_EDITS;
+  check_ways("top_p", d, 0, nullptr, {{0, cut}, {0, cut | NUCLEUS_BATCH_REQUEST_EACH}, {0, many}, {2, many}, {4, many}, {8, many}, {1, many}, {0, whole}, {8, whole | NUCLEUS_BATCH_MANY_ROWS}, {0, NUCLEUS_BATCH_PORTABLE}},
+             is_processed, results, failures);
+}
 
-inline void check_all_drawn(uint32_t &results, uint32_t &failures) {
+// check(rows) for rows of every shape, those that top_p cuts or those that are drawn from as a whole.
+template <class F>
+void each_drawn(bool cut, F check) {
   for (uint32_t dtype : {0u, 1u, 2u}) {
     for (uint32_t rows : {1u, 13u, 24u, 70u})
       for (uint32_t vocab : {1u, 5u, 111u, 3001u, 32000u})
-        for (uint32_t beyond : {0u, 3u}) check_drawn(DrawnRows(dtype, rows, vocab, beyond), results, failures);
+        for (uint32_t beyond : {0u, 3u}) check(DrawnRows(dtype, rows, vocab, beyond, cut));
     for (uint32_t rows : {3u, 20u, 40u}) {
-      check_drawn(DrawnRows(dtype, rows, 151936, 0), results, failures);
-      check_drawn(DrawnRows(dtype, rows, 151931, 5), results, failures);
+      check(DrawnRows(dtype, rows, 151936, 0, cut));
+      check(DrawnRows(dtype, rows, 151931, 5, cut));
     }
-    check_drawn(DrawnRows(dtype, 140, 151936, 0), results, failures);
-    check_drawn(DrawnRows(dtype, 20, 262144, 0), results, failures);
-    check_drawn(DrawnRows(dtype, 5, NUCLEUS_MAX_VOCAB, 0), results, failures);
+    check(DrawnRows(dtype, 140, 151936, 0, cut));
+    check(DrawnRows(dtype, 20, 262144, 0, cut));
+    check(DrawnRows(dtype, 5, NUCLEUS_MAX_VOCAB, 0, cut));
   }
 }

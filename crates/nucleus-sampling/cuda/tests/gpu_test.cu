@@ -1,9 +1,9 @@
 // The kernel against what the reference made of the corpus, in every cluster size, on the bounded and on the exact path; batches repeated to crowds, which take
 // the ways of more rows; the call for one row; logits and rows that are written late; rows so far apart that their elements' indices need more than 32 bits; then
-// rows without peaks, rows that are drawn from as a whole, and rows that top_n_sigma cuts at a token.
+// rows without peaks, rows that are drawn from as a whole or cut by top_p, and rows that top_n_sigma cuts at a token.
 // Usage: gpu_test CORPUS [BATCHES [PART [ROUNDS [STREAMS]]]]
 //   BATCHES: `111`, those of vocabularies up to that; `32000-32000/2`, two of those between, spread over all
-//   PART: `all`; `flat`, `drawn`, `deviation`, or these with a type, a vocabulary and rows such as `drawn,0,3001,20`, which take no batch of the corpus; for tools that are
+//   PART: `all`; `flat`, `drawn`, `top_p`, `deviation`, or these with a type, a vocabulary and rows such as `drawn,0,3001,20`, which take no batch of the corpus; for tools that are
 //     slow, and to be repeated, `processed` with a cluster and flags such as `processed,2,0`, `top`, `single`, `late` or `crowds`, also with a number of rows such as
 //     `late,72`, `top` with flags, too (`top,20,8192`), `portable`, or a cluster and flags such as `0,8`, copies of each batch, and how many rows of them: `0,52,3`,
 //     `0,4,1,1`
@@ -26,6 +26,7 @@
 #include "single.hpp"
 
 constexpr uint32_t UNTOUCHED = 0xA5A5A5A5u;  // words of results before a launch
+constexpr uint32_t TOP_P_CUTS = NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_NO_EDITS | NUCLEUS_BATCH_DRAWN_AFTER_TOP_P;
 constexpr uint32_t COUNTED_FROM_LEN = 200;    // of rows, from which the caller never says untruly that a count bounds them: a block alone is slow then
 
 static std::atomic<uint32_t> results{0}, failures{0}, others{0}, top_results{0};  // others: rows of which the caller says what is not so
@@ -260,7 +261,7 @@ static void check_crowds(const CorpusBatch &b, uint32_t number, cudaStream_t str
   for (uint32_t rows : of_rows ? std::vector<uint32_t>{of_rows} : std::vector<uint32_t>{40, 72, 300}) {
     Loaded crowd = repeated_to(b, stream, rows, !of_rows);
     for (uint32_t flags : {0u, NUCLEUS_BATCH_EXACT, NUCLEUS_BATCH_ALL_BOUNDED, NUCLEUS_BATCH_ALL_BOUNDED | NUCLEUS_BATCH_ALL_COUNTED | NUCLEUS_BATCH_REQUEST_EACH, NUCLEUS_BATCH_NONE_BOUNDED,
-                           NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_NO_EDITS | NUCLEUS_BATCH_ALL_DRAWN, NUCLEUS_BATCH_NONE_WHOLE, NUCLEUS_BATCH_SOME_FEW})
+                           NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_NO_EDITS | NUCLEUS_BATCH_ALL_DRAWN, TOP_P_CUTS, NUCLEUS_BATCH_NONE_WHOLE, NUCLEUS_BATCH_SOME_FEW})
       crowd.check(number, Way{0, flags});
   }
 }
@@ -269,7 +270,7 @@ static void check_crowds(const CorpusBatch &b, uint32_t number, cudaStream_t str
 static void check_late(const CorpusBatch &b, uint32_t number, cudaStream_t stream, uint32_t of_rows = 0) {
   for (uint32_t rows : of_rows ? std::vector<uint32_t>{of_rows} : std::vector<uint32_t>{1, 72}) {
     Loaded loaded = repeated_to(b, stream, rows, !of_rows);
-    for (uint32_t flags : {0u, NUCLEUS_BATCH_ALL_BOUNDED, NUCLEUS_BATCH_NONE_BOUNDED, NUCLEUS_BATCH_NO_EDITS, NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_NO_EDITS | NUCLEUS_BATCH_ALL_DRAWN,
+    for (uint32_t flags : {0u, NUCLEUS_BATCH_ALL_BOUNDED, NUCLEUS_BATCH_NONE_BOUNDED, NUCLEUS_BATCH_NO_EDITS, NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_NO_EDITS | NUCLEUS_BATCH_ALL_DRAWN, TOP_P_CUTS,
                            NUCLEUS_BATCH_SOME_FEW, NUCLEUS_BATCH_ALL_FEW, NUCLEUS_BATCH_SOME_FEW | NUCLEUS_BATCH_NONE_BOUNDED})
       loaded.check_late(number, Way{0, flags});
   }
@@ -290,7 +291,7 @@ static void check_all_ways(const CorpusBatch &b, uint32_t number, cudaStream_t s
   Loaded loaded(b, stream);
   for (uint32_t cluster : {0u, 1u, 2u, 4u, 8u})
     for (uint32_t flags : {0u, NUCLEUS_BATCH_EXACT, NUCLEUS_BATCH_EXACT | NUCLEUS_BATCH_UNLISTED, NUCLEUS_BATCH_MANY_ROWS, NUCLEUS_BATCH_ALL_BOUNDED, NUCLEUS_BATCH_ALL_BOUNDED | NUCLEUS_BATCH_ALL_COUNTED | NUCLEUS_BATCH_REQUEST_EACH, NUCLEUS_BATCH_NONE_BOUNDED,
-                           NUCLEUS_BATCH_NO_EDITS, NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_NO_EDITS | NUCLEUS_BATCH_ALL_DRAWN,
+                           NUCLEUS_BATCH_NO_EDITS, NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_NO_EDITS | NUCLEUS_BATCH_ALL_DRAWN, TOP_P_CUTS, TOP_P_CUTS | NUCLEUS_BATCH_MANY_ROWS,
                            NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_NONE_WHOLE, NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_NONE_WHOLE | NUCLEUS_BATCH_MANY_ROWS,
                            NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_NONE_WHOLE | NUCLEUS_BATCH_NONE_SUMMED, NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_NONE_WHOLE | NUCLEUS_BATCH_NONE_SUMMED | NUCLEUS_BATCH_NONE_CUT,
                            NUCLEUS_BATCH_MANY_ROWS | NUCLEUS_BATCH_ALL_DRAWN})
@@ -365,10 +366,10 @@ int main(int argc, char **argv) {
   const uint32_t rounds = argc > 4 ? std::atoi(argv[4]) : 1, streams = argc > 5 ? std::atoi(argv[5]) : part && std::strcmp(part, "flat") ? 1 : 8;
   std::setvbuf(stdout, nullptr, _IOLBF, 0);
   const bool flat = !part || !std::strncmp(part, "flat", 4), drawn = !part || !std::strncmp(part, "drawn", 5), deviation = !part || !std::strncmp(part, "deviation", 9);
-  const bool corpus = !part || !(flat || drawn || deviation);
+  const bool cut = !part || !std::strncmp(part, "top_p", 5), corpus = !part || !(flat || drawn || cut || deviation);
   share_device_memory = streams > 1;
   std::atomic<uint32_t> flat_results{0};
-  uint32_t drawn_results = 0, deviation_results = 0;
+  uint32_t drawn_results = 0, cut_results = 0, deviation_results = 0;
   auto go_through = [&](uint32_t thread) {
     cudaStream_t stream = nullptr;
     if (streams > 1) CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
@@ -397,16 +398,19 @@ int main(int argc, char **argv) {
   go_through(0);
   for (std::thread &thread : threads) thread.join();
   uint32_t type, vocab, rows;
-  const bool one = part && (std::sscanf(part, "drawn,%u,%u,%u", &type, &vocab, &rows) == 3 || std::sscanf(part, "deviation,%u,%u,%u", &type, &vocab, &rows) == 3);
+  const char *const shape = part ? std::strchr(part, ',') : nullptr;
+  const bool one = shape && std::sscanf(shape, ",%u,%u,%u", &type, &vocab, &rows) == 3;
   for (uint32_t round = 0; round < rounds; ++round) {
     uint32_t differ = 0;
     if (drawn && one) check_drawn(DrawnRows(type, rows, vocab, 3), drawn_results, differ);
-    else if (drawn) check_all_drawn(drawn_results, differ);
+    else if (drawn) each_drawn(false, [&](const DrawnRows &d) { check_drawn(d, drawn_results, differ); });
+    if (cut && one) check_cut(DrawnRows(type, rows, vocab, 3, true), cut_results, differ);
+    else if (cut) each_drawn(true, [&](const DrawnRows &d) { check_cut(d, cut_results, differ); });
     if (deviation && one) check_deviation(DeviationRows(type, rows, vocab, 3), deviation_results, differ);
     else if (deviation) check_all_deviations(deviation_results, differ);
     failures += differ;
   }
-  std::printf("%u results, %u of flat rows, %u of drawn rows, %u of rows cut by deviations, %u top tokens, %u differ, %u not drawn; far rows in %s%s%s\n", results.load(), flat_results.load(), drawn_results, deviation_results, top_results.load(), failures.load(), others.load(),
+  std::printf("%u results, %u of flat rows, %u of drawn rows, %u of rows cut by top_p, %u by deviations, %u top tokens, %u differ, %u not drawn; far rows in %s%s%s\n", results.load(), flat_results.load(), drawn_results, cut_results, deviation_results, top_results.load(), failures.load(), others.load(),
               far[0] ? "f32 " : "", far[1] ? "f16 " : "", far[2] ? "bf16" : "");
   return failures != 0;
 }

@@ -1,0 +1,452 @@
+// Draws from what top_p keeps of rows without edits, beside draws from whole rows.
+//
+// The largest logits that warps tell each other, or halves of them, tell a bound that some hundred tokens reach, 32 (1/3 + ... + 1/32) = 82 of independent logits on average. One more
+// warp a team finds it while the others weigh, looks at the tokens of those lanes of its team whose largest logit reaches it, and sends what does to the block that finishes the row, which
+// is also told what all tokens weigh. If what it has been sent weighs enough, that block sorts it, cuts, and draws. Rows that keep more are described to the launch behind this one (cut.cuh).
+#pragma once
+
+#include "draw_finish.cuh"
+
+namespace nucleus::draw {
+
+constexpr u32 LIST_MOST = 256;  // tokens that a row is decided by
+constexpr u32 SENDERS_MOST = MAX_BLOCKS * LISTERS;
+constexpr u32 SENT_MOST = 64;   // that a lister sends of a row
+
+struct alignas(16) Listed {
+  u64 place, weight;
+};
+
+// What a block holds beside DrawState.
+struct alignas(128) Lists {
+  static constexpr u32 AT_ONCE = 16;      // keys that are compared in one go
+  u64 sent[SENDERS_MOST][SENT_MOST];      // of the row that this block finishes: what listers of all blocks have sent, as places
+  u64 told[SENDERS_MOST];                 // how many each has sent, or would have
+  Listed tokens[LIST_MOST];               // in the order of logits
+  u64 places[LIST_MOST];                  // as they came; then what each of the order and all before it weigh
+  u32 keys[LIST_MOST + AT_ONCE];          // what they are sorted by, as they came
+  u64 delivered;                          // mbarrier: all that was sent is there
+  u64 masses[2][LIST_FINISH_WARPS];       // of the finishing warps: what all tokens weigh, and at T = 1 before any edit
+  u32 there[LIST_FINISH_WARPS];           // tokens
+  u32 passing[LIST_FINISH_WARPS];
+  u64 seen[TEAMS_MOST];                   // mbarriers: the team's warps have left what lanes have seen of a row
+  u64 noted[TEAMS_MOST];                  // mbarriers: its listers have read that
+  float most[TEAMS_MOST][WARPS * 32];     // the largest logit of each lane; a team's
+  uint16_t lanes[LISTERS][WARPS * 32];    // those with tokens to be sent; a lister's
+};
+__device__ __forceinline__ Lists *lists_of(const DrawShape &shape) { return reinterpret_cast<Lists *>(shared_memory + sizeof(DrawState) + shape.message_bytes()); }
+
+// Stores a word in a block's shared memory, which a barrier there counts.
+__device__ __forceinline__ void send(u32 to, u64 word, u32 barrier) {
+  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.u64 [%0], %1, [%2];" ::"r"(to), "l"(word), "r"(barrier) : "memory");
+}
+
+// A warp that weighs its chunks of every row, and leaves what its lanes have seen.
+template <u32 DTYPE>
+struct ListedDrawer : Drawer<DTYPE, false> {
+  using D = Drawer<DTYPE, false>;
+  using typename D::P;
+  using typename D::Told;
+  using D::state, D::shape, D::team, D::member, D::meeting;
+  Lists *lists;
+  u32 left = 0;  // rows of which it has left something
+
+  // From the row's logits to what is told of it.
+  __device__ __forceinline__ Told weigh_row(u32 turn) {
+    receive(&state->planned[turn], 0);
+    const RowPlan plan = state->plans[turn].plan();
+    Told told;
+    if (!plan.served()) {
+      D::leave_all();
+      return told;
+    }
+    const bool raw = plan.flags & RowPlan::RAW, same = plan.s == scale(1.0f);
+    const bool wrote = D::needs_settling(plan.limit) && D::settle(turn, plan.limit);
+    D::end_at(D::end < plan.limit ? D::end : plan.limit);
+    const SeenPart seen = P::template look_in<true>([&](auto f) { D::sweep_coming(f); }, D::full * CHUNK + D::rest, shape.groups == 2);
+    // So that a lister which has not read the largest logits of a row yet finds them when those of the next but one are told.
+    if (left) wait_for_copy(&lists->noted[team], (left - 1) & 1);
+    if (plan.kind == SlicePlan::MASS) {
+      left += 1;
+      lists->most[team][member * 32 + threadIdx.x % 32] = seen.most_of_lane;
+      arrive_as_warp(&lists->seen[team]);
+    }
+    bool fuses = true;
+    told.largest = meeting.meet(seen.of_half, wrote, [&] { fuses = P::fuses(value_of(seen.key), plan.s); });
+    told.raw_largest = told.largest;
+    told.there = seen.count;
+    __syncwarp();
+    // Twice where logits are weighed as they came, too.
+#pragma unroll 1
+    for (u32 pass = raw && !same ? 0 : 1; pass < 2; ++pass) {
+      const bool last = pass == 1;
+      const float s = last ? plan.s : scale(1.0f);
+      Weighing w;
+      u64 runs = 0;
+      if (told.largest && told.largest < INFINITE && begin_weighing_by(s, value_of(told.largest), w)) {
+        const bool exact = last ? fuses : P::fuses(value_of(seen.key), s);
+        runs = D::weigh(w, exact ? seen.lowest : -infinity(), last);
+      } else if (last) D::leave_all();
+      if (last) told.runs = runs;
+      if (raw && (!last || same)) told.raw = sum_of_lanes(runs);
+    }
+    return told;
+  }
+  __device__ __forceinline__ void take_turns() {
+    D::take_turns([&](u32 turn) { return weigh_row(turn); });
+  }
+};
+
+// A warp that sends tokens of some of its team's warps. A stage is left when it, too, needs it no more.
+template <u32 DTYPE>
+struct Lister {
+  using P = PartOf<DTYPE>;
+  using Word = typename P::Word;
+  static constexpr u32 WIDTH = P::WIDTH, OF_STAGE = CHUNK / P::STEP, AT_ONCE = 8;  // OF_STAGE: vectors of a lane in a stage; AT_ONCE: warps of a team
+
+  const SamplingBatch &batch;
+  const DrawShape &shape;
+  const Turns &turns;
+  DrawState *state;
+  Lists *lists;
+  u32 block, number, team;  // number: of the block's listers
+  const Word *ring;
+
+  // Before a barrier of the cluster.
+  __device__ __forceinline__ void prepare() const {
+    if (threadIdx.x % 32 || number >= shape.teams) return;
+    init_barrier(&lists->seen[number], shape.members * ARRIVING_LANES);
+    init_barrier(&lists->noted[number], shape.listers());
+  }
+  // A logit that some hundred tokens reach: the third least of the 32 largest logits of shares of the groups; where not every share has a logit, the least there is.
+  __device__ __forceinline__ float bound_of(const u32 *maxima) const {
+    u32 most = 0;
+#pragma unroll
+    for (u32 i = 0; i < ROW_WARPS; i += 32) {
+      const u32 key = maxima[i + threadIdx.x % 32];  // 0 of groups that are not there
+      most = key > most ? key : most;
+    }
+    u32 least = __reduce_min_sync(~0u, most);
+    if (!least) return least_finite();  // tokens at -inf are out
+#pragma unroll
+    for (u32 i = 0; i < 2; ++i) {
+      const u32 next = __reduce_min_sync(~0u, most > least ? most : ~0u);
+      least = next == ~0u ? least : next;
+    }
+    return fmaxf(value_of(least), least_finite());
+  }
+  // Notes the lanes that have tokens to be sent; returns how many.
+  __device__ __forceinline__ u32 note_lanes(float threshold) const {
+    static_assert(WARPS % (LISTERS * AT_ONCE) == 0);
+    const u32 lane = threadIdx.x % 32, members = shape.members / shape.listers(), first = shape.listers() > 1 ? number * members : 0;
+    u32 count = 0;
+#pragma unroll 1
+    for (u32 member = first; member < first + members; member += AT_ONCE) {
+      float most[AT_ONCE];
+#pragma unroll
+      for (u32 i = 0; i < AT_ONCE; ++i) most[i] = lists->most[team][(member + i) * 32 + lane];
+#pragma unroll
+      for (u32 i = 0; i < AT_ONCE; ++i) {
+        const u32 reach = __ballot_sync(~0u, most[i] >= threshold);
+        if (most[i] >= threshold) lists->lanes[number][count + __popc(reach & ((1u << lane) - 1))] = static_cast<uint16_t>((member + i) * 32 + lane);
+        count += __popc(reach);
+      }
+    }
+    __syncwarp();
+    return count;
+  }
+  // A vector of a noted lane in a stage: where it lies in a chunk, and where that begins in the stage, if it is a whole one.
+  struct Vector {
+    u32 in_chunk, chunk_at;
+
+  };
+  __device__ __forceinline__ Vector vector_at(u32 i, u32 lanes) const {
+    if (i >= lanes * OF_STAGE) return Vector{CHUNK, 0};
+    const u32 of = lists->lanes[number][i / OF_STAGE];
+    return Vector{i % OF_STAGE * P::STEP + of % 32 * WIDTH, of / 32 * CHUNK};
+  }
+  // Where tokens of a row go, and how many have gone.
+  struct Sent {
+    u32 to, delivered, count;
+  };
+  // Sends a vector's tokens that reach the threshold, those before `end`; `first`: the stage's first id.
+  __device__ __forceinline__ void send_tokens(const Vector &v, const Word *memory, u32 chunk, u32 first, u32 end, float threshold, Sent &sent) const {
+    const u32 at = v.chunk_at / CHUNK * chunk + v.in_chunk, id = first + at;
+    const bool there = v.in_chunk < chunk && id < end;
+    float x[WIDTH], most = -infinity();
+    P::widen(P::vector(memory, there ? at : 0), x);
+#pragma unroll
+    for (u32 e = 0; e < WIDTH; ++e) most = fmaxf(most, x[e]);
+    u32 those = __ballot_sync(~0u, there && most >= threshold);
+    if (!those) return;
+    u32 reach = 0;
+#pragma unroll
+    for (u32 e = 0; e < WIDTH; ++e) reach |= there && x[e] >= threshold && id + e < end ? 1u << e : 0;
+#pragma unroll 1
+    for (; (those = __ballot_sync(~0u, reach != 0)) != 0; sent.count += __popc(those), reach &= reach - 1) {
+      const u32 place = sent.count + __popc(those & ((1u << threadIdx.x % 32) - 1)), e = (__ffs(reach) - 1) & (WIDTH - 1);
+      if (reach && place < SENT_MOST) send(sent.to + place * static_cast<u32>(sizeof(u64)), place_of(P::one(memory, at + e) + 0.0f, id + e), sent.delivered);
+    }
+  }
+  // Of rows that top_p cuts tokens are sent to block `to`, which has finished so many rows before; of all it is told how many.
+  __device__ __forceinline__ void take_turns() const {
+    constexpr u32 KEPT = 2;  // vectors of a stage that a lane keeps the places of
+    const u32 lane = threadIdx.x % 32, sender = block * shape.listers() + number % shape.listers(), own_at = shared_address(lists->sent[sender]), told_at = shared_address(&lists->told[sender]), delivered_at = shared_address(&lists->delivered);
+    const u32 slots = kept(shape.slots), stages = kept(shape.stages), stage_ids = kept(shape.stage), slice = block * shape.room;
+    RingSlot at;
+    u32 met = 0, listed = 0, to = team, use = 0;
+#pragma unroll 1
+    for (u32 turn = team; turn < turns.rows; turn += shape.teams, to += shape.teams) {
+      for (; to >= shape.blocks; to -= shape.blocks) use += 1;
+      receive(&state->planned[turn], 0);
+      const RowPlan plan = state->plans[turn].plan();
+      float threshold = 0;
+      u32 lanes = 0;
+      Vector kept_at[KEPT];
+      if (plan.served() && plan.kind == SlicePlan::MASS) {
+        const u32 buffer = team * BUFFERS + met % BUFFERS;
+        receive(&state->told[buffer], met / BUFFERS & 1);
+        threshold = bound_of(state->maxima[buffer]);
+        wait_for_copy(&lists->seen[team], listed & 1);
+        listed += 1;
+        lanes = note_lanes(threshold);
+        if (lane == 0) arrive(&lists->noted[team]);
+#pragma unroll
+        for (u32 i = 0; i < KEPT; ++i) kept_at[i] = vector_at(i * 32 + lane, lanes);
+      }
+      met += plan.served();
+      if (use) receive(&state->freed[to], (use - 1) & 1);
+      Sent sent{address_in(own_at, to), address_in(delivered_at, to), 0};
+      const u32 end = slice + shape.room < plan.limit ? slice + shape.room : plan.limit;
+#pragma unroll 1
+      for (u32 stage = 0, first = slice; stage < stages; ++stage, at.advance(slots), first += stage_ids) {
+        wait_for_copy(&state->arrived[team][at.slot], at.parity);
+        if (lanes) {
+          const Word *const memory = ring + at.slot * stage_ids;
+          const u32 chunk = shape.chunk_of(stage);
+#pragma unroll
+          for (u32 i = 0; i < KEPT; ++i)
+            if (i * 32 < lanes * OF_STAGE) send_tokens(kept_at[i], memory, chunk, first, end, threshold, sent);
+#pragma unroll 1
+          for (u32 i = KEPT * 32; i < lanes * OF_STAGE; i += 32) send_tokens(vector_at(i + lane, lanes), memory, chunk, first, end, threshold, sent);
+        }
+        __syncwarp();
+        if (lane == 0) arrive(&state->weighed[team][at.slot]);
+      }
+      if (lane == 0) send(address_in(told_at, to), sent.count, address_in(shared_address(&state->summed), to));
+    }
+  }
+};
+
+template <u32 DTYPE>
+struct ListFinisher : Finisher<DTYPE, Form::TOP_P> {
+  using F = Finisher<DTYPE, Form::TOP_P>;
+  using P = typename F::P;
+  using typename F::Known;
+  using F::batch, F::shape, F::turns, F::state, F::block, F::thread, F::sync, F::FINISH_THREADS;
+  const Whole &whole;
+  Lists *lists;
+
+  // Before a barrier of the cluster.
+  __device__ __forceinline__ void prepare() const {
+    F::prepare();
+    if (thread() == 0) init_barrier(&lists->delivered, 1);
+  }
+  // What all warps have told of a row, to every thread.
+  struct Summary {
+    u64 total, raw_mass;
+    u32 there, listed;
+  };
+  // The same, with the list brought together; more than LIST_MOST are listed if not all had a place. After it nothing of what was told is read. `use`: rows before that had a list.
+  __device__ __forceinline__ Summary sum_up(bool raw, u32 use) const {
+    static_assert(ROW_WARPS == FINISH_THREADS && RUNS_AT_ONCE % 4 == 0);
+    const u64 *const messages = draw_messages();
+    const u32 t = thread(), lane = t % 32, warp = t / 32, each = shape.runs_of_lane() / LIST_FINISH_WARPS;
+    u64 mass = 0;
+#pragma unroll 1
+    for (u32 i = 0; i < each; i += 4) {
+      const ulonglong2 *const runs = reinterpret_cast<const ulonglong2 *>(&messages[DrawShape::run_at(t * each + i)]);
+      mass += (runs[0].x + runs[0].y) + (runs[1].x + runs[1].y);
+    }
+    const bool tells = t < shape.warps();
+    const u64 of_warp = DeviceWarp{}.sum(mass);
+    const u32 there = __reduce_add_sync(~0u, tells ? static_cast<u32>(messages[shape.there_at() + t]) : 0);
+    if (raw) {
+      const u64 raw_of_warp = DeviceWarp{}.sum(tells ? messages[shape.raw_at() + t] : 0);
+      if (lane == 0) lists->masses[1][warp] = raw_of_warp;
+    }
+    if (lane == 0) {
+      lists->masses[0][warp] = of_warp;
+      lists->there[warp] = there;
+    }
+    // A lane for each lister, then so many threads that bring together what it has sent.
+    constexpr u32 SHARE = FINISH_THREADS / SENDERS_MOST;
+    static_assert(SENDERS_MOST <= 32);
+    const u32 told = lane < shape.senders() ? static_cast<u32>(lists->told[lane]) : 0, own = told < SENT_MOST ? told : SENT_MOST;
+    u32 through = own;
+#pragma unroll
+    for (u32 step = 1; step < SENDERS_MOST; step <<= 1) {
+      const u32 other = __shfl_up_sync(~0u, through, step);
+      through += lane >= step ? other : 0;
+    }
+    const u32 all = __shfl_sync(~0u, through, SENDERS_MOST - 1), count = __shfl_sync(~0u, own, t / SHARE), from = __shfl_sync(~0u, through, t / SHARE) - count;
+    bool crowded = __any_sync(~0u, told > SENT_MOST);
+    if (t == 0) arrive_expecting(&lists->delivered, all * static_cast<u32>(sizeof(u64)));
+    receive(&lists->delivered, use & 1);
+    crowded |= all > LIST_MOST;
+    if (!crowded) {
+#pragma unroll 1
+      for (u32 i = t % SHARE; i < count; i += SHARE) {
+        const u64 place = lists->sent[t / SHARE][i];
+        lists->places[from + i] = place;
+        lists->keys[from + i] = sort_key(place);
+        lists->tokens[from + i].place = 0;
+      }
+      if (t < Lists::AT_ONCE) lists->keys[all + t] = 0;
+    }
+    sync();
+    Summary sums{0, 0, 0, crowded ? LIST_MOST + 1 : all};
+#pragma unroll
+    for (u32 i = 0; i < LIST_FINISH_WARPS; ++i) {
+      sums.total += lists->masses[0][i];
+      if (raw) sums.raw_mass += lists->masses[1][i];
+      sums.there += lists->there[i];
+    }
+    return sums;
+  }
+  // What is sorted by: logits, or logits of 16 bits, which leave bits of the word free, with a part of the id. Tokens of one key must be told apart otherwise.
+  __device__ __forceinline__ static u32 sort_key(u64 place) {
+    constexpr u32 FREE = 13;
+    static_assert(NUCLEUS_MAX_VOCAB <= 1u << 19);
+    const u32 key = static_cast<u32>(place >> 32);
+    return P::SIZE == 4 ? key : (key & ~0u << FREE) | (static_cast<u32>(place) >> (19 - FREE) & ~(~0u << FREE));
+  }
+  // Sorts the list, descending, by counting, and weighs it.
+  __device__ __forceinline__ void sort(const Weighing &w, u32 count) const {
+    constexpr u32 AT_ONCE = Lists::AT_ONCE;
+    const u32 t = thread(), padded = (count + AT_ONCE - 1) / AT_ONCE * AT_ONCE;
+#pragma unroll 1
+    for (u32 i = t; i < count; i += FINISH_THREADS) {
+      const u32 key = lists->keys[i];
+      u32 before[2] = {0, 0};
+#pragma unroll 1
+      for (u32 first = 0; first < padded; first += AT_ONCE) {
+#pragma unroll
+        for (u32 j = 0; j < AT_ONCE; j += 4) {
+          const uint4 others = *reinterpret_cast<const uint4 *>(&lists->keys[first + j]);
+          before[0] += others.x > key;
+          before[1] += others.y > key;
+          before[0] += others.z > key;
+          before[1] += others.w > key;
+        }
+      }
+      const u64 place = lists->places[i];
+      lists->tokens[before[0] + before[1]] = Listed{place, w.q(logit_at(place))};
+    }
+    sync();
+    // Tokens of one key come to one place, and leave another as it was.
+    bool lost = false;
+#pragma unroll 1
+    for (u32 i = t; i < count; i += FINISH_THREADS) lost |= lists->tokens[i].place == 0;
+    if (!F::sync_or(lost)) return;
+#pragma unroll 1
+    for (u32 i = t; i < count; i += FINISH_THREADS) {
+      const u64 place = lists->places[i];
+      u32 before = 0;
+#pragma unroll 4
+      for (u32 j = 0; j < count; ++j) before += lists->places[j] > place;
+      lists->tokens[before] = Listed{place, w.q(logit_at(place))};
+    }
+    sync();
+  }
+  // Of the sorted list: how many tokens come before what all before them suffices; 0: the list does not suffice. Afterwards `places` has the weights of beginnings.
+  __device__ __forceinline__ u32 cut(const Until &until, u32 count) const {
+    const u32 t = thread(), lane = t % 32, warp = t / 32;
+    u64 weighed = 0;
+    u32 kept = 0;
+#pragma unroll 1
+    for (u32 first = 0; first < count; first += FINISH_THREADS) {
+      const u32 i = first + t;
+      const u64 own = i < count ? lists->tokens[i].weight : 0, through = prefix_sum(own);
+      if (lane == 31) state->of_warps[warp] = through;
+      sync();
+      u64 before = weighed + through - own;
+#pragma unroll
+      for (u32 other = 0; other < LIST_FINISH_WARPS; ++other) {
+        before += other < warp ? state->of_warps[other] : 0;
+        weighed += state->of_warps[other];
+      }
+      if (i < count) lists->places[i] = before + own;
+      const u32 passing = __popc(__ballot_sync(~0u, i < count && (i == 0 || !until(before))));
+      if (lane == 0) lists->passing[warp] = passing;
+      sync();
+#pragma unroll
+      for (u32 other = 0; other < LIST_FINISH_WARPS; ++other) kept += lists->passing[other];
+    }
+    return until(weighed) ? kept : 0;
+  }
+  // The row's token from what it keeps of the list; false: that is more.
+  __device__ __forceinline__ bool choose(const Known &row, const Summary &sums, u64 threshold, u32 least) const {
+    const u32 count = sums.listed;
+    if (count > LIST_MOST) return false;
+    sort(row.w, count);
+    u32 kept = cut(Until::reaches(sums.total, threshold), count);
+    if (!kept || (least > count && count < sums.there)) return false;
+    if (kept < least) kept = least < count ? least : count;
+    const u64 mass = lists->places[kept - 1], target = mulhi64(row.uniform, mass);
+#pragma unroll 1
+    for (u32 i = thread(); i < kept; i += FINISH_THREADS) {
+      const Listed own = lists->tokens[i];
+      const u32 id = id_at(own.place);
+      u64 before = 0;
+#pragma unroll 4
+      for (u32 j = 0; j < kept; ++j) {
+        const Listed other = lists->tokens[j];
+        before += id_at(other.place) < id ? other.weight : 0;
+      }
+      if (target < before || target - before >= own.weight) continue;
+      Outcome outcome;
+      outcome.token = id;
+      outcome.kept = kept;
+      outcome.logprob = processed_logprob(own.weight, mass);
+      batch.out[row.index] = result(outcome, F::raw_sums(row, sums.raw_mass, &id), row.r);
+    }
+    return true;
+  }
+  // `listed`: rows before that had a list.
+  __device__ __forceinline__ void finish(u32 turn, u32 use, u32 &listed) const {
+    const Known row = F::learn(turn, use);
+    const bool cut = row.plan.kind == SlicePlan::MASS;
+    if (row.status != NUCLEUS_OK || !cut) {
+      // Of a row that cannot be weighed nothing of the list is needed, but it must have come.
+      if (cut) sum_up(false, listed);
+      F::decide(row);
+      sync();  // all have read what was told
+      F::release(turn);
+    } else {
+      const Description &d = state->description;
+      const u64 threshold = d.program.ops[d.program.len - 2].threshold;
+      const u32 least = d.config.min_keep ? d.config.min_keep : 1;
+      const Summary sums = sum_up(row.plan.flags & RowPlan::RAW, listed);
+      F::release(turn);
+      if (!choose(row, sums, threshold, least) && thread() < 32) {
+        RowPlan plan{};
+        plan.kind = SlicePlan::MASS;
+        plan.temperature = plan_of(d).temperature;
+        if (thread() == 0) {
+          whole.plans[row.index] = plan;
+          whole.many[row.index] = ManyKept{sums.total, threshold, least, value_of(row.key), F::raw_sums(row, sums.raw_mass, nullptr)};
+          batch.out[row.index].status = MANY_KEPT;
+        }
+      }
+    }
+    listed += cut;
+  }
+  __device__ __forceinline__ void take_turns() const {
+    u32 listed = 0;
+#pragma unroll 1
+    for (u32 turn = block, use = 0; turn < turns.rows; turn += shape.blocks, ++use) finish(turn, use, listed);
+  }
+};
+
+}  // namespace nucleus::draw
