@@ -10,7 +10,7 @@ OPS = ["none", "dry", "no_repeat_ngram", "penalties", "temperature", "dynamic_te
        "min_p", "epsilon", "eta", "top_a", "tfs", "xtc", "argmax", "draw", "mirostat_1", "mirostat_2", "adaptive_p"]
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 PROCESSED, FEW = 2, 128  # of a row
-EXACT, ALL_BOUNDED, NONE_BOUNDED, ALL_COUNTED, ALL_FEW, NO_EDITS, ALL_DRAWN, DRAW_AFTER_MIN_P, NONE_WHOLE = 1, 4, 8, 32, 128, 256, 512, 2048, 4096  # of a batch
+EXACT, ALL_BOUNDED, NONE_BOUNDED, ALL_COUNTED, ALL_FEW, NO_EDITS, ALL_DRAWN, DRAW_AFTER_MIN_P, NONE_WHOLE, DRAWN_AFTER_TOP_P = 1, 4, 8, 32, 128, 256, 512, 2048, 4096, 65536  # of a batch
 # Field order of SamplingConfig with neutral values; the floats, then the integers.
 FLOATS = dict(temperature=1, dynatemp_range=0, dynatemp_exponent=1, smoothing_factor=0, smoothing_curve=1, top_p=1, min_p=0, typical_p=1,
               top_n_sigma=0, epsilon_cutoff=0, eta_cutoff=0, top_a=0, tfs_z=1, xtc_probability=0, xtc_threshold=0.1, repetition_penalty=1,
@@ -68,8 +68,9 @@ def known(ops, edits):
     if first == "min_p":
         names = [name for name, _, _ in ops]
         return ALL_BOUNDED | unedited | (DRAW_AFTER_MIN_P if names[names.index("min_p") + 1] == "draw" else 0)
-    drawn = not edits and all(name in ("temperature", "draw") for name, _, _ in ops)
-    return NONE_BOUNDED | unedited | (ALL_DRAWN if drawn else 0) | (0 if first in ("top_p", "draw") else NONE_WHOLE)
+    names = [name for name, _, _ in ops if name != "temperature"]
+    drawn = 0 if edits else ALL_DRAWN if names == ["draw"] else DRAWN_AFTER_TOP_P if names == ["top_p", "draw"] else 0
+    return NONE_BOUNDED | unedited | drawn | (0 if first in ("top_p", "draw") else NONE_WHOLE)
 
 
 class Sampler:

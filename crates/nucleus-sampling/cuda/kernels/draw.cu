@@ -20,7 +20,7 @@ __device__ __forceinline__ void begin() {
 
 template <u32 DTYPE, Form FORM>
 __global__ void __launch_bounds__(threads_of(FORM), 1) draw_rows(const __grid_constant__ SamplingBatch batch, const __grid_constant__ DrawShape shape, const __grid_constant__ Whole whole, bool pending) {
-  using D = Drawer<DTYPE, FORM == Form::MASKED>;
+  using D = Drawer<DTYPE, FORM == Form::MASKED || FORM == Form::TOP_P_MASKED, lists_tokens(FORM)>;
   u32 block;
   asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(block));
   const u32 cluster = blockIdx.x / shape.blocks, clusters = gridDim.x / shape.blocks;
@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(threads_of(FORM), 1) draw_rows(const __grid_co
   if (warp >= WARPS && threadIdx.x < BRING_FROM) {
     const auto finisher = [&] {
       const Finisher<DTYPE, FORM> usual{batch, shape, turns, state, block};
-      if constexpr (FORM == Form::TOP_P) return ListFinisher<DTYPE>{usual, whole, lists_of(shape)};
+      if constexpr (lists_tokens(FORM)) return ListFinisher<DTYPE, FORM>{usual, whole, lists_of(shape)};
       else return usual;
     }();
     finisher.prepare();
@@ -59,10 +59,10 @@ __global__ void __launch_bounds__(threads_of(FORM), 1) draw_rows(const __grid_co
     finisher.take_turns();
     return;
   }
-  if constexpr (FORM == Form::TOP_P) {
+  if constexpr (lists_tokens(FORM)) {
     if (threadIdx.x >= BEHIND) {
       const u32 number = warp - BEHIND / 32, team = number & (shape.teams - 1);
-      const Lister<DTYPE> lister{batch, shape, turns, state, lists_of(shape), block, number, team, rings + team * shape.ring};
+      const Lister<DTYPE, takes_masks(FORM)> lister{batch, shape, turns, state, lists_of(shape), block, number, team, rings + team * shape.ring};
       lister.prepare();
       begin();
       lister.take_turns();
@@ -70,14 +70,14 @@ __global__ void __launch_bounds__(threads_of(FORM), 1) draw_rows(const __grid_co
     }
   }
   const u32 weigher = warp < WARPS ? warp : warp - BEHIND / 32, team = weigher / shape.members, member = weigher % shape.members;
-  const u32 groups = FORM == Form::TOP_P ? shape.groups : 1;
+  const u32 groups = lists_tokens(FORM) ? shape.groups : 1;
   D drawer{batch, shape, turns, state, block, team, member, slice, end, rings + team * shape.ring, Meeting(state, shape, team, shape.members, !looks_ahead(FORM) && member == 0, block * shape.members + member, groups),
            kept(shape.slots), kept(shape.stage), kept(shape.stages), kept(shape.last)};
   if (drawer.meeting.first_warp) drawer.meeting.prepare();
   begin();
   if constexpr (FORM == Form::AGAIN) AgainDrawer<DTYPE>{drawer, kept(shape.again)}.take_turns();
   else if constexpr (looks_ahead(FORM)) AheadDrawer<DTYPE>{drawer}.take_turns();
-  else if constexpr (FORM == Form::TOP_P) ListedDrawer<DTYPE>{drawer, lists_of(shape)}.take_turns();
+  else if constexpr (lists_tokens(FORM)) ListedDrawer<DTYPE, takes_masks(FORM)>{drawer, lists_of(shape)}.take_turns();
   else drawer.take_turns();
 }
 
@@ -114,7 +114,11 @@ static bool share(const SamplingBatch &batch, Way way, bool follow, DrawShape &s
   shape.mask_bytes = has_masks(batch) && !again ? (least / 8 + 127) / 128 * 128 : 0;
   // 16 bytes at a time, of which the last may lie behind a mask's words.
   shape.copied = (reinterpret_cast<uintptr_t>(batch.masks) | batch.mask_stride * 4) % 16 == 0;
-  shape.groups = !may_cut(batch) ? 0 : 2 * shape.warps() <= ROW_WARPS ? 2 : 1;
+  if (may_cut(batch)) {
+    shape.groups = 2 * shape.warps() <= ROW_WARPS ? 2 : 1;
+    shape.listers = LISTERS / teams;
+    shape.places = SENT_MOST / shape.senders();
+  }
   shape.masks_at = static_cast<u32>(sizeof(DrawState) + shape.message_bytes() + (may_cut(batch) ? sizeof(Lists) : 0));
   const size_t space = (BYTES_MAX - shape.masks_at) / teams;
   auto ring_of = [&](u32 count) { return count == shape.stages ? least : count * shape.stage; };
@@ -204,7 +208,7 @@ static cudaError_t choose(const SamplingBatch &batch, const Kernels &kernel, Cho
 
 template <u32 DTYPE>
 static cudaError_t launch(const SamplingBatch &batch, char *space, bool pending, cudaStream_t stream, Division &division) {
-  const Kernels kernels = may_cut(batch)     ? Kernels{{draw_rows<DTYPE, Form::TOP_P>}, {threads_of(Form::TOP_P)}}
+  const Kernels kernels = may_cut(batch)     ? Kernels{{has_masks(batch) ? draw_rows<DTYPE, Form::TOP_P_MASKED> : draw_rows<DTYPE, Form::TOP_P>}, {threads_of(Form::TOP_P)}}
                           : has_masks(batch) ? Kernels{{draw_rows<DTYPE, Form::MASKED>, draw_rows<DTYPE, Form::AGAIN>, draw_rows<DTYPE, Form::AHEAD_MASKED>}, {DRAW_THREADS, DRAW_THREADS, AHEAD_THREADS}}
                                              : Kernels{{draw_rows<DTYPE, Form::PLAIN>, draw_rows<DTYPE, Form::AGAIN>, draw_rows<DTYPE, Form::AHEAD>}, {DRAW_THREADS, DRAW_THREADS, AHEAD_THREADS}};
   cudaError_t error = cudaSuccess;

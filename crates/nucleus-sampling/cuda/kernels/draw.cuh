@@ -33,7 +33,7 @@ struct Bringer {
     const u32 lane = threadIdx.x % 32;
     if (lane < shape.slots) {
       init_barrier(&state->arrived[team][lane], 1);
-      init_barrier(&state->weighed[team][lane], shape.members + (FORM == Form::TOP_P ? shape.listers() : 0));
+      init_barrier(&state->weighed[team][lane], shape.members + (lists_tokens(FORM) ? shape.listers : 0));
       init_barrier(&state->masked[team][lane], 1);
     }
   }
@@ -95,8 +95,8 @@ struct Bringer {
   }
 };
 
-// A warp with its chunks of every row of its team. MASKS: rows may have masks.
-template <u32 DTYPE, bool MASKS>
+// A warp with its chunks of every row of its team. MASKS: rows may have masks. LISTS: tokens may be listed (draw_top_p.cuh).
+template <u32 DTYPE, bool MASKS, bool LISTS = false>
 struct Drawer {
   using P = PartOf<DTYPE>;
   using Word = typename P::Word;
@@ -208,8 +208,10 @@ struct Drawer {
     }
   }
   __device__ __forceinline__ SeenPart look(u32 all) const {
-    return P::look_in([&](auto f) { sweep_coming(f); }, all, false);
+    return P::template look_in<LISTS>([&](auto f) { sweep_coming(f); }, all, tells_halves());
   }
+  // Whether halves of the lanes tell a largest logit each.
+  __device__ __forceinline__ bool tells_halves() const { return LISTS && shape.groups == 2; }
 
   // Where this lane keeps what a row's mask allows of its tokens of a stage until they are weighed: a bit each, in their order.
   __device__ __forceinline__ uint16_t *own_bits(u32 stage) const {
@@ -426,7 +428,7 @@ struct Drawer {
       *bits = static_cast<uint16_t>(own);
       allowed += __popc(own);
     }
-    SeenPart seen = P::seen_by_bits(peaks, allowed);
+    SeenPart seen = P::template seen_by_bits<LISTS>(peaks, allowed, tells_halves());
     if (seen.lowest > -infinity()) return seen;
     // Those at -inf.
     u32 out = 0;
@@ -519,17 +521,18 @@ struct Drawer {
       }
       __syncwarp();
       const u32 least = out & 0xFFFFu;
-      const SeenPart seen = P::seen_allowed(peaks, allowed, least);
+      const SeenPart seen = P::template seen_allowed<LISTS>(peaks, allowed, least, tells_halves());
       if (seen.key) return seen;
       const u32 low = __reduce_max_sync(~0u, peaks.lowest());
-      if (low < P::OUT) return P::seen_by(peaks.high, low > least ? low : least, sweep, all, false, seen.count);
+      if (low < P::OUT) return P::template seen_by<LISTS>(peaks.high, low > least ? low : least, sweep, all, tells_halves(), seen.count);
       // Logits at -inf, or a forbidden one that is not a number: what is left is looked at as any other row.
-      if (out == P::OUT_WORD) return P::look_in(sweep, all, false);
+      if (out == P::OUT_WORD) return P::template look_in<LISTS>(sweep, all, tells_halves());
       out = P::OUT_WORD;
     }
   }
-  // From the row's logits to what is told of it.
-  __device__ __forceinline__ Told weigh_row(u32 turn) {
+  // From the row's logits to what is told of it. `looked`: called with what the row's last look has seen, before the warps meet over it.
+  template <class L>
+  __device__ __forceinline__ Told weigh_row(u32 turn, L looked) {
     receive(&state->planned[turn], 0);
     const RowPlan plan = state->plans[turn].plan();
     Told told;
@@ -560,7 +563,8 @@ struct Drawer {
       if (!last || mask || !raw || same) {
         if constexpr (KEEPS_BITS) seen = last && mask ? look_by_bits(mask_of(turn, plan)) : look(all);
         else seen = MASKS && last && mask ? look_allowed(mask_of(turn, plan), all, plan.s) : look(all);
-        told.largest = meeting.meet(seen.key, wrote, compare);
+        if (last || !mask) looked(plan, seen);
+        told.largest = meeting.meet(LISTS ? seen.of_half : seen.key, wrote, compare);
       } else compare();
       if (!last) told.raw_largest = told.largest;
       __syncwarp();
@@ -611,7 +615,7 @@ struct Drawer {
     }
   }
   __device__ __forceinline__ void take_turns() {
-    take_turns([&](u32 turn) { return weigh_row(turn); });
+    take_turns([&](u32 turn) { return weigh_row(turn, [](const RowPlan &, const SeenPart &) {}); });
   }
 };
 

@@ -15,22 +15,24 @@ constexpr u32 TEAMS_MOST = 2;
 constexpr u32 FINISH_WARPS = 2, LIST_FINISH_WARPS = 4;  // the latter where rows may be cut by top_p
 constexpr u32 DRAW_THREADS = THREADS + 32 * (FINISH_WARPS + TEAMS_MOST);
 constexpr u32 LISTERS = 2;         // warps that list tokens where rows may be cut by top_p
+constexpr u32 SENT_MOST = 512;     // places for the tokens that are sent of a row, of which each lister has as many
 constexpr u32 LOOKERS = 4;         // warps that look ahead where some do: a block's first; as many of those that weigh are its last then
 constexpr u32 AHEAD_THREADS = DRAW_THREADS + 32 * LOOKERS;
 constexpr u32 TURNS_MOST = 80;     // rows of a cluster
 
 // What a kernel is for: rows without masks; rows with them; rows whose slices a ring does not hold (draw_again.cuh); rows that follow one another, without masks and with
-// them (draw_ahead.cuh); rows without masks that top_p may cut (draw_top_p.cuh).
-enum class Form { PLAIN, MASKED, AGAIN, AHEAD, AHEAD_MASKED, TOP_P };
+// them (draw_ahead.cuh); rows that top_p may cut, without masks and with them (draw_top_p.cuh).
+enum class Form { PLAIN, MASKED, AGAIN, AHEAD, AHEAD_MASKED, TOP_P, TOP_P_MASKED };
 HD constexpr bool looks_ahead(Form form) { return form == Form::AHEAD || form == Form::AHEAD_MASKED; }
-HD constexpr bool takes_masks(Form form) { return form == Form::MASKED || form == Form::AHEAD_MASKED; }
+HD constexpr bool takes_masks(Form form) { return form == Form::MASKED || form == Form::AHEAD_MASKED || form == Form::TOP_P_MASKED; }
+HD constexpr bool lists_tokens(Form form) { return form == Form::TOP_P || form == Form::TOP_P_MASKED; }
 // Whether masks are conditions of what looks and weighs, where nobody looks ahead; logits of 16 bits are put out, two at a time.
 HD constexpr bool keeps_bits(u32 dtype) { return dtype == NUCLEUS_F32; }
-HD constexpr u32 finish_warps(Form form) { return form == Form::TOP_P ? LIST_FINISH_WARPS : FINISH_WARPS; }
+HD constexpr u32 finish_warps(Form form) { return lists_tokens(form) ? LIST_FINISH_WARPS : FINISH_WARPS; }
 // The first threads of the warps that bring stages, one a team, and of those behind them: some that weigh, or that list tokens.
 HD constexpr u32 bring_from(Form form) { return THREADS + 32 * finish_warps(form); }
 HD constexpr u32 behind_bringers(Form form) { return bring_from(form) + 32 * TEAMS_MOST; }
-constexpr u32 threads_of(Form form) { return behind_bringers(form) + 32 * (looks_ahead(form) ? LOOKERS : form == Form::TOP_P ? LISTERS : 0); }
+constexpr u32 threads_of(Form form) { return behind_bringers(form) + 32 * (looks_ahead(form) ? LOOKERS : lists_tokens(form) ? LISTERS : 0); }
 static_assert(threads_of(Form::PLAIN) == DRAW_THREADS && threads_of(Form::AHEAD) == AHEAD_THREADS);
 
 // How rows are shared out.
@@ -50,10 +52,11 @@ struct DrawShape {
   u32 ahead;          // stages of a team's first row that are asked for before its plan is there, for which reads would else wait behind them
   u32 bits_bytes;     // of what a team keeps of a row's mask until it is weighed
   u32 groups;         // where tokens are listed: largest logits that a warp tells, one, or one of each half of its lanes
+  u32 listers;        // of a team
+  u32 places;         // of a lister, for the tokens that it sends of a row
 
   __host__ __device__ u32 warps() const { return blocks * members; }  // that share a row
-  __host__ __device__ u32 listers() const { return groups ? LISTERS / teams : 0; }  // of a team
-  __host__ __device__ u32 senders() const { return blocks * listers(); }
+  __host__ __device__ u32 senders() const { return blocks * listers; }
   __host__ __device__ u32 chunk_of(u32 at) const { return at + 1 == stages ? last : CHUNK; }
   // What is told of a row: the chunks' weights in the order of ids, what each warp's weigh at T = 1 before any edit, how many tokens of them are there, and the
   // row's largest logits. Lanes that read RUNS_AT_ONCE weights each find them in different banks.

@@ -1,17 +1,16 @@
 // Draws from what top_p keeps of rows without edits, beside draws from whole rows.
 //
-// The largest logits that warps tell each other, or halves of them, tell a bound that some hundred tokens reach, 32 (1/3 + ... + 1/32) = 82 of independent logits on average. One more
-// warp a team finds it while the others weigh, looks at the tokens of those lanes of its team whose largest logit reaches it, and sends what does to the block that finishes the row, which
-// is also told what all tokens weigh. If what it has been sent weighs enough, that block sorts it, cuts, and draws. Rows that keep more are described to the launch behind this one (cut.cuh).
+// The largest logits that warps tell each other, or halves of them, tell a bound that some hundred tokens reach: of independent logits 32 (1/3 + ... + 1/32) = 82 on average. Two more
+// warps of a block, the listers, find it while the others weigh, look at the tokens of those lanes whose largest logit reaches it, and send what does to the block that finishes the row,
+// which is also told what all tokens weigh. If the list weighs enough, that block sorts it, cuts, and draws. Rows that keep more are described to the launch behind this one (cut.cuh).
 #pragma once
 
 #include "draw_finish.cuh"
 
 namespace nucleus::draw {
 
-constexpr u32 LIST_MOST = 256;  // tokens that a row is decided by
+constexpr u32 LIST_MOST = 192;  // tokens that a row is decided by
 constexpr u32 SENDERS_MOST = MAX_BLOCKS * LISTERS;
-constexpr u32 SENT_MOST = 64;   // that a lister sends of a row
 
 struct alignas(16) Listed {
   u64 place, weight;
@@ -19,20 +18,20 @@ struct alignas(16) Listed {
 
 // What a block holds beside DrawState.
 struct alignas(128) Lists {
-  static constexpr u32 AT_ONCE = 16;      // keys that are compared in one go
-  u64 sent[SENDERS_MOST][SENT_MOST];      // of the row that this block finishes: what listers of all blocks have sent, as places
-  u64 told[SENDERS_MOST];                 // how many each has sent, or would have
-  Listed tokens[LIST_MOST];               // in the order of logits
-  u64 places[LIST_MOST];                  // as they came; then what each of the order and all before it weigh
-  u32 keys[LIST_MOST + AT_ONCE];          // what they are sorted by, as they came
-  u64 delivered;                          // mbarrier: all that was sent is there
-  u64 masses[2][LIST_FINISH_WARPS];       // of the finishing warps: what all tokens weigh, and at T = 1 before any edit
-  u32 there[LIST_FINISH_WARPS];           // tokens
+  static constexpr u32 AT_ONCE = 16;  // keys that are compared in one go
+  u64 sent[SENT_MOST];                // of the row that this block finishes: what listers of all blocks have sent, as places
+  u64 told[SENDERS_MOST];             // how many each has sent, or would have
+  Listed tokens[LIST_MOST];           // in the order of logits
+  u64 places[LIST_MOST];              // as they came; then what each of the order and all before it weigh
+  u32 keys[LIST_MOST + AT_ONCE];      // what they are sorted by, as they came
+  u64 delivered;                      // mbarrier: all that was sent is there
+  u64 masses[2][LIST_FINISH_WARPS];   // of the finishing warps: what all tokens weigh, and at T = 1 before any edit
+  u32 there[LIST_FINISH_WARPS];       // tokens
   u32 passing[LIST_FINISH_WARPS];
-  u64 seen[TEAMS_MOST];                   // mbarriers: the team's warps have left what lanes have seen of a row
-  u64 noted[TEAMS_MOST];                  // mbarriers: its listers have read that
-  float most[TEAMS_MOST][WARPS * 32];     // the largest logit of each lane; a team's
-  uint16_t lanes[LISTERS][WARPS * 32];    // those with tokens to be sent; a lister's
+  u64 seen[TEAMS_MOST];               // mbarriers: the team's warps have left what lanes have seen of a row
+  u64 noted[TEAMS_MOST];              // mbarriers: its listers have read that
+  float most[WARPS * 32];             // the largest logit of each lane of all teams
+  uint16_t lanes[WARPS * 32];         // those with tokens to be sent, of each lister
 };
 __device__ __forceinline__ Lists *lists_of(const DrawShape &shape) { return reinterpret_cast<Lists *>(shared_memory + sizeof(DrawState) + shape.message_bytes()); }
 
@@ -42,67 +41,33 @@ __device__ __forceinline__ void send(u32 to, u64 word, u32 barrier) {
 }
 
 // A warp that weighs its chunks of every row, and leaves what its lanes have seen.
-template <u32 DTYPE>
-struct ListedDrawer : Drawer<DTYPE, false> {
-  using D = Drawer<DTYPE, false>;
-  using typename D::P;
-  using typename D::Told;
-  using D::state, D::shape, D::team, D::member, D::meeting;
+template <u32 DTYPE, bool MASKS>
+struct ListedDrawer : Drawer<DTYPE, MASKS, true> {
+  using D = Drawer<DTYPE, MASKS, true>;
+  using D::team;
   Lists *lists;
   u32 left = 0;  // rows of which it has left something
 
-  // From the row's logits to what is told of it.
-  __device__ __forceinline__ Told weigh_row(u32 turn) {
-    receive(&state->planned[turn], 0);
-    const RowPlan plan = state->plans[turn].plan();
-    Told told;
-    if (!plan.served()) {
-      D::leave_all();
-      return told;
-    }
-    const bool raw = plan.flags & RowPlan::RAW, same = plan.s == scale(1.0f);
-    const bool wrote = D::needs_settling(plan.limit) && D::settle(turn, plan.limit);
-    D::end_at(D::end < plan.limit ? D::end : plan.limit);
-    const SeenPart seen = P::template look_in<true>([&](auto f) { D::sweep_coming(f); }, D::full * CHUNK + D::rest, shape.groups == 2);
-    // So that a lister which has not read the largest logits of a row yet finds them when those of the next but one are told.
-    if (left) wait_for_copy(&lists->noted[team], (left - 1) & 1);
-    if (plan.kind == SlicePlan::MASS) {
-      left += 1;
-      lists->most[team][member * 32 + threadIdx.x % 32] = seen.most_of_lane;
-      arrive_as_warp(&lists->seen[team]);
-    }
-    bool fuses = true;
-    told.largest = meeting.meet(seen.of_half, wrote, [&] { fuses = P::fuses(value_of(seen.key), plan.s); });
-    told.raw_largest = told.largest;
-    told.there = seen.count;
-    __syncwarp();
-    // Twice where logits are weighed as they came, too.
-#pragma unroll 1
-    for (u32 pass = raw && !same ? 0 : 1; pass < 2; ++pass) {
-      const bool last = pass == 1;
-      const float s = last ? plan.s : scale(1.0f);
-      Weighing w;
-      u64 runs = 0;
-      if (told.largest && told.largest < INFINITE && begin_weighing_by(s, value_of(told.largest), w)) {
-        const bool exact = last ? fuses : P::fuses(value_of(seen.key), s);
-        runs = D::weigh(w, exact ? seen.lowest : -infinity(), last);
-      } else if (last) D::leave_all();
-      if (last) told.runs = runs;
-      if (raw && (!last || same)) told.raw = sum_of_lanes(runs);
-    }
-    return told;
-  }
   __device__ __forceinline__ void take_turns() {
-    D::take_turns([&](u32 turn) { return weigh_row(turn); });
+    D::take_turns([&](u32 turn) {
+      return D::weigh_row(turn, [&](const RowPlan &plan, const SeenPart &seen) {
+        // A lister which has not read the largest logits of a row yet finds them until those of the next but one are told.
+        if (left) wait_for_copy(&lists->noted[team], (left - 1) & 1);
+        if (plan.kind != SlicePlan::MASS) return;
+        left += 1;
+        lists->most[(team * D::shape.members + D::member) * 32 + threadIdx.x % 32] = seen.most_of_lane;
+        arrive_as_warp(&lists->seen[team]);
+      });
+    });
   }
 };
 
-// A warp that sends tokens of some of its team's warps. A stage is left when it, too, needs it no more.
-template <u32 DTYPE>
+// A lister of some of a team's warps. A stage is left when it, too, needs it no more; all stages of a row with a mask when it does not need that.
+template <u32 DTYPE, bool MASKS>
 struct Lister {
   using P = PartOf<DTYPE>;
   using Word = typename P::Word;
-  static constexpr u32 WIDTH = P::WIDTH, OF_STAGE = CHUNK / P::STEP, AT_ONCE = 8;  // OF_STAGE: vectors of a lane in a stage; AT_ONCE: warps of a team
+  static constexpr u32 WIDTH = P::WIDTH, OF_STAGE = CHUNK / P::STEP;  // OF_STAGE: vectors of a lane in a stage
 
   const SamplingBatch &batch;
   const DrawShape &shape;
@@ -116,9 +81,9 @@ struct Lister {
   __device__ __forceinline__ void prepare() const {
     if (threadIdx.x % 32 || number >= shape.teams) return;
     init_barrier(&lists->seen[number], shape.members * ARRIVING_LANES);
-    init_barrier(&lists->noted[number], shape.listers());
+    init_barrier(&lists->noted[number], shape.listers);
   }
-  // A logit that some hundred tokens reach: the third least of the 32 largest logits of shares of the groups; where not every share has a logit, the least there is.
+  // The bound: the groups are shared out to lanes, and the third least of the lanes' largest logits is taken; where a lane has none, every token reaches it.
   __device__ __forceinline__ float bound_of(const u32 *maxima) const {
     u32 most = 0;
 #pragma unroll
@@ -135,22 +100,21 @@ struct Lister {
     }
     return fmaxf(value_of(least), least_finite());
   }
+  __device__ __forceinline__ u32 first_of_team() const { return team * shape.members * 32; }
   // Notes the lanes that have tokens to be sent; returns how many.
   __device__ __forceinline__ u32 note_lanes(float threshold) const {
-    static_assert(WARPS % (LISTERS * AT_ONCE) == 0);
-    const u32 lane = threadIdx.x % 32, members = shape.members / shape.listers(), first = shape.listers() > 1 ? number * members : 0;
+    // Half the block's warps: those of one of two teams, or half of one team's.
+    constexpr u32 MEMBERS = WARPS / LISTERS;
+    const u32 lane = threadIdx.x % 32, first = number * MEMBERS * 32;
+    float most[MEMBERS];
+#pragma unroll
+    for (u32 i = 0; i < MEMBERS; ++i) most[i] = lists->most[first + i * 32 + lane];
     u32 count = 0;
-#pragma unroll 1
-    for (u32 member = first; member < first + members; member += AT_ONCE) {
-      float most[AT_ONCE];
 #pragma unroll
-      for (u32 i = 0; i < AT_ONCE; ++i) most[i] = lists->most[team][(member + i) * 32 + lane];
-#pragma unroll
-      for (u32 i = 0; i < AT_ONCE; ++i) {
-        const u32 reach = __ballot_sync(~0u, most[i] >= threshold);
-        if (most[i] >= threshold) lists->lanes[number][count + __popc(reach & ((1u << lane) - 1))] = static_cast<uint16_t>((member + i) * 32 + lane);
-        count += __popc(reach);
-      }
+    for (u32 i = 0; i < MEMBERS; ++i) {
+      const u32 reach = __ballot_sync(~0u, most[i] >= threshold);
+      if (most[i] >= threshold) lists->lanes[first + count + __popc(reach & ((1u << lane) - 1))] = static_cast<uint16_t>(first - first_of_team() + i * 32 + lane);
+      count += __popc(reach);
     }
     __syncwarp();
     return count;
@@ -158,40 +122,47 @@ struct Lister {
   // A vector of a noted lane in a stage: where it lies in a chunk, and where that begins in the stage, if it is a whole one.
   struct Vector {
     u32 in_chunk, chunk_at;
-
   };
   __device__ __forceinline__ Vector vector_at(u32 i, u32 lanes) const {
     if (i >= lanes * OF_STAGE) return Vector{CHUNK, 0};
-    const u32 of = lists->lanes[number][i / OF_STAGE];
+    const u32 of = lists->lanes[number * (WARPS / LISTERS) * 32 + i / OF_STAGE];
     return Vector{i % OF_STAGE * P::STEP + of % 32 * WIDTH, of / 32 * CHUNK};
   }
-  // Where tokens of a row go, and how many have gone.
-  struct Sent {
-    u32 to, delivered, count;
+  // Of a row: which tokens are sent, where they go, and how many have gone.
+  struct Sending {
+    float threshold;
+    u32 end;                    // ids from there on are no tokens
+    const unsigned char *mask;  // of the slice; null: all are allowed
+    u32 to, delivered, count = 0;
   };
-  // Sends a vector's tokens that reach the threshold, those before `end`; `first`: the stage's first id.
-  __device__ __forceinline__ void send_tokens(const Vector &v, const Word *memory, u32 chunk, u32 first, u32 end, float threshold, Sent &sent) const {
+  // Sends a vector's tokens. `first`: the stage's first id.
+  __device__ __forceinline__ void send_tokens(const Vector &v, const Word *memory, u32 chunk, u32 first, Sending &row) const {
     const u32 at = v.chunk_at / CHUNK * chunk + v.in_chunk, id = first + at;
-    const bool there = v.in_chunk < chunk && id < end;
+    const bool there = v.in_chunk < chunk && id < row.end;
     float x[WIDTH], most = -infinity();
     P::widen(P::vector(memory, there ? at : 0), x);
 #pragma unroll
     for (u32 e = 0; e < WIDTH; ++e) most = fmaxf(most, x[e]);
-    u32 those = __ballot_sync(~0u, there && most >= threshold);
+    u32 those = __ballot_sync(~0u, there && most >= row.threshold);
     if (!those) return;
     u32 reach = 0;
 #pragma unroll
-    for (u32 e = 0; e < WIDTH; ++e) reach |= there && x[e] >= threshold && id + e < end ? 1u << e : 0;
+    for (u32 e = 0; e < WIDTH; ++e) reach |= there && x[e] >= row.threshold && id + e < row.end ? 1u << e : 0;
+    if (MASKS && row.mask && reach) {
+      const u32 of_slice = id - block * shape.room;
+      reach &= row.mask[of_slice / 8] >> of_slice % 8;
+    }
 #pragma unroll 1
-    for (; (those = __ballot_sync(~0u, reach != 0)) != 0; sent.count += __popc(those), reach &= reach - 1) {
-      const u32 place = sent.count + __popc(those & ((1u << threadIdx.x % 32) - 1)), e = (__ffs(reach) - 1) & (WIDTH - 1);
-      if (reach && place < SENT_MOST) send(sent.to + place * static_cast<u32>(sizeof(u64)), place_of(P::one(memory, at + e) + 0.0f, id + e), sent.delivered);
+    for (; (those = __ballot_sync(~0u, reach != 0)) != 0; row.count += __popc(those), reach &= reach - 1) {
+      const u32 place = row.count + __popc(those & ((1u << threadIdx.x % 32) - 1)), e = (__ffs(reach) - 1) & (WIDTH - 1);
+      if (reach && place < shape.places) send(row.to + place * static_cast<u32>(sizeof(u64)), place_of(P::one(memory, at + e) + 0.0f, id + e), row.delivered);
     }
   }
   // Of rows that top_p cuts tokens are sent to block `to`, which has finished so many rows before; of all it is told how many.
   __device__ __forceinline__ void take_turns() const {
     constexpr u32 KEPT = 2;  // vectors of a stage that a lane keeps the places of
-    const u32 lane = threadIdx.x % 32, sender = block * shape.listers() + number % shape.listers(), own_at = shared_address(lists->sent[sender]), told_at = shared_address(&lists->told[sender]), delivered_at = shared_address(&lists->delivered);
+    const u32 lane = threadIdx.x % 32, sender = block * shape.listers + (number & (shape.listers - 1));
+    const u32 own_at = shared_address(&lists->sent[sender * shape.places]), told_at = shared_address(&lists->told[sender]), delivered_at = shared_address(&lists->delivered);
     const u32 slots = kept(shape.slots), stages = kept(shape.stages), stage_ids = kept(shape.stage), slice = block * shape.room;
     RingSlot at;
     u32 met = 0, listed = 0, to = team, use = 0;
@@ -200,24 +171,40 @@ struct Lister {
       for (; to >= shape.blocks; to -= shape.blocks) use += 1;
       receive(&state->planned[turn], 0);
       const RowPlan plan = state->plans[turn].plan();
-      float threshold = 0;
+      const bool masked = MASKS && plan.served() && plan.flags & RowPlan::MASKED;
       u32 lanes = 0;
+      Sending row{};
       Vector kept_at[KEPT];
+      // With a mask and raw log-probabilities the warps meet twice.
+      met += plan.served() + (masked && plan.flags & RowPlan::RAW);
       if (plan.served() && plan.kind == SlicePlan::MASS) {
-        const u32 buffer = team * BUFFERS + met % BUFFERS;
-        receive(&state->told[buffer], met / BUFFERS & 1);
-        threshold = bound_of(state->maxima[buffer]);
+        const u32 last = met - 1, buffer = team * BUFFERS + last % BUFFERS;
+        // They are done with the first meeting when they have seen the rest.
         wait_for_copy(&lists->seen[team], listed & 1);
         listed += 1;
-        lanes = note_lanes(threshold);
+        receive(&state->told[buffer], last / BUFFERS & 1);
+        row.threshold = bound_of(state->maxima[buffer]);
+        lanes = note_lanes(row.threshold);
         if (lane == 0) arrive(&lists->noted[team]);
 #pragma unroll
         for (u32 i = 0; i < KEPT; ++i) kept_at[i] = vector_at(i * 32 + lane, lanes);
       }
-      met += plan.served();
       if (use) receive(&state->freed[to], (use - 1) & 1);
-      Sent sent{address_in(own_at, to), address_in(delivered_at, to), 0};
-      const u32 end = slice + shape.room < plan.limit ? slice + shape.room : plan.limit;
+      row.to = address_in(own_at, to);
+      row.delivered = address_in(delivered_at, to);
+      row.end = slice + shape.room < plan.limit ? slice + shape.room : plan.limit;
+      if (masked) {
+        const u32 of_team = turn >> (shape.teams - 1), place = of_team & (shape.masks - 1), words = batch.mask_words * 32;
+        wait_for_copy(&state->masked[team][place], (of_team & shape.masks) != 0);
+        row.mask = mask_memory(shape, team, place);
+        row.end = row.end < words ? row.end : words;
+      }
+      RingSlot leaves = at;
+      auto leave = [&] {
+        __syncwarp();
+        if (lane == 0) arrive(&state->weighed[team][leaves.slot]);
+        leaves.advance(slots);
+      };
 #pragma unroll 1
       for (u32 stage = 0, first = slice; stage < stages; ++stage, at.advance(slots), first += stage_ids) {
         wait_for_copy(&state->arrived[team][at.slot], at.parity);
@@ -226,21 +213,23 @@ struct Lister {
           const u32 chunk = shape.chunk_of(stage);
 #pragma unroll
           for (u32 i = 0; i < KEPT; ++i)
-            if (i * 32 < lanes * OF_STAGE) send_tokens(kept_at[i], memory, chunk, first, end, threshold, sent);
+            if (i * 32 < lanes * OF_STAGE) send_tokens(kept_at[i], memory, chunk, first, row);
 #pragma unroll 1
-          for (u32 i = KEPT * 32; i < lanes * OF_STAGE; i += 32) send_tokens(vector_at(i + lane, lanes), memory, chunk, first, end, threshold, sent);
+          for (u32 i = KEPT * 32; i < lanes * OF_STAGE; i += 32) send_tokens(vector_at(i + lane, lanes), memory, chunk, first, row);
         }
-        __syncwarp();
-        if (lane == 0) arrive(&state->weighed[team][at.slot]);
+        if (!masked) leave();
       }
-      if (lane == 0) send(address_in(told_at, to), sent.count, address_in(shared_address(&state->summed), to));
+      if (masked)
+        for (u32 stage = 0; stage < stages; ++stage) leave();
+      if (lane == 0) send(address_in(told_at, to), row.count, address_in(shared_address(&state->summed), to));
     }
   }
 };
 
-template <u32 DTYPE>
-struct ListFinisher : Finisher<DTYPE, Form::TOP_P> {
-  using F = Finisher<DTYPE, Form::TOP_P>;
+// The warps that finish rows, cut or not.
+template <u32 DTYPE, Form FORM>
+struct ListFinisher : Finisher<DTYPE, FORM> {
+  using F = Finisher<DTYPE, FORM>;
   using P = typename F::P;
   using typename F::Known;
   using F::batch, F::shape, F::turns, F::state, F::block, F::thread, F::sync, F::FINISH_THREADS;
@@ -282,7 +271,7 @@ struct ListFinisher : Finisher<DTYPE, Form::TOP_P> {
     // A lane for each lister, then so many threads that bring together what it has sent.
     constexpr u32 SHARE = FINISH_THREADS / SENDERS_MOST;
     static_assert(SENDERS_MOST <= 32);
-    const u32 told = lane < shape.senders() ? static_cast<u32>(lists->told[lane]) : 0, own = told < SENT_MOST ? told : SENT_MOST;
+    const u32 told = lane < shape.senders() ? static_cast<u32>(lists->told[lane]) : 0, room = shape.places, own = told < room ? told : room;
     u32 through = own;
 #pragma unroll
     for (u32 step = 1; step < SENDERS_MOST; step <<= 1) {
@@ -290,14 +279,14 @@ struct ListFinisher : Finisher<DTYPE, Form::TOP_P> {
       through += lane >= step ? other : 0;
     }
     const u32 all = __shfl_sync(~0u, through, SENDERS_MOST - 1), count = __shfl_sync(~0u, own, t / SHARE), from = __shfl_sync(~0u, through, t / SHARE) - count;
-    bool crowded = __any_sync(~0u, told > SENT_MOST);
+    bool crowded = __any_sync(~0u, told > room);
     if (t == 0) arrive_expecting(&lists->delivered, all * static_cast<u32>(sizeof(u64)));
     receive(&lists->delivered, use & 1);
     crowded |= all > LIST_MOST;
     if (!crowded) {
 #pragma unroll 1
       for (u32 i = t % SHARE; i < count; i += SHARE) {
-        const u64 place = lists->sent[t / SHARE][i];
+        const u64 place = lists->sent[t / SHARE * room + i];
         lists->places[from + i] = place;
         lists->keys[from + i] = sort_key(place);
         lists->tokens[from + i].place = 0;

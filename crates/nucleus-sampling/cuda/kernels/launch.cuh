@@ -143,7 +143,7 @@ cudaError_t launch_tops(const SamplingBatch &batch, const Workspace &workspace, 
 // launch_whole, or, unless it tells, than the last launch alone.
 cudaError_t launch_cuts(const SamplingBatch &batch, char *space, bool pending, bool tells, cudaStream_t stream, Division &division);
 
-// Rows that draw from the whole of their row get their token and, unless all do (NUCLEUS_BATCH_ALL_DRAWN), those without masks that draw from what top_p keeps, or MANY_KEPT if that
+// Rows that draw from the whole of their row get their token and, unless all do (NUCLEUS_BATCH_ALL_DRAWN), those that draw from what top_p keeps, or MANY_KEPT if that
 // is too much for a list; the status of every other row is PENDING afterwards. With `pending`, of rows that an earlier launch left PENDING. `division`: how rows were shared out; no
 // room if they are too long, then nothing was launched.
 cudaError_t launch_draw(const SamplingBatch &batch, char *space, bool pending, cudaStream_t stream, Division &division);

@@ -330,12 +330,23 @@ struct PartOf {
         if (bits & 1u << (FIRST_BIT + i)) asm volatile("max.NaN.f32 %0, %0, %1;" : "+f"(most[i % 2]) : "f"(float_of(w[i])));
     }
   };
-  // What is seen of so many allowed ones. Its lowest is -inf where a logit may be.
-  __device__ __forceinline__ static SeenPart seen_by_bits(const AllowedPeaks &peaks, u32 allowed) {
+  // What is seen of so many allowed ones. Its lowest is -inf where a logit may be. LANES, `halves`: as of seen_by.
+  template <bool LANES>
+  __device__ __forceinline__ static SeenPart seen_by_bits(const AllowedPeaks &peaks, u32 allowed, bool halves) {
     const float most = max_nan(peaks.most[0], peaks.most[1]);
     const u32 own = most == most ? most > -infinity() ? key_of(most + 0.0f) : 0 : UNUSUAL;
     const u32 key = __reduce_max_sync(~0u, own), low = __reduce_max_sync(~0u, peaks.words.lowest());
-    return SeenPart{key, 0, __reduce_add_sync(~0u, allowed), low >= OUT ? -infinity() : low & 1u << (8 * SIZE - 1) ? widened(low) : 0.0f, 0};
+    return SeenPart{key, LANES ? largest_of_half(own, key, halves) : 0, __reduce_add_sync(~0u, allowed), low >= OUT ? -infinity() : low & 1u << (8 * SIZE - 1) ? widened(low) : 0.0f, 0, most};
+  }
+  // The largest of this half's lanes, or all lanes'.
+  __device__ __forceinline__ static u32 largest_of_half(u32 own, u32 of_all, bool halves) {
+    if (!halves) return of_all;
+#pragma unroll
+    for (u32 step = 8; step; step /= 2) {
+      const u32 other = __shfl_xor_sync(~0u, own, step);
+      own = other > own ? other : own;
+    }
+    return own;
   }
   static constexpr u32 MASK_GROUP = 32 * 32;  // tokens for which each lane has a word of a mask
   // This lane's word of a group, on its way; missing ones forbid. `at`: the group's first token, counted from the word that has the part's first one.
@@ -350,12 +361,18 @@ struct PartOf {
     const u32 of = i + threadIdx.x % 32 * WIDTH, own = __shfl_sync(~0u, word, of / 32);
     return SIZE == 4 ? own >> of % 32 : __byte_perm(own, 0, 0x4440u + of / 8 % 4);
   }
-  // What is seen where some logits are not negative and all are numbers, of which the mask allows so many, and others became `out`; else its key is 0.
-  __device__ __forceinline__ static SeenPart seen_allowed(const Peaks &peaks, u32 allowed, u32 out) {
+  // What is seen where some logits are not negative and all are numbers, of which the mask allows so many, and others became `out`; else its key is 0. `halves`: so it is where all of a
+  // half's are negative. LANES: a lane of negative ones tells a largest logit of -0, which is not too small.
+  template <bool LANES = false>
+  __device__ __forceinline__ static SeenPart seen_allowed(const Peaks &peaks, u32 allowed, u32 out, bool halves = false) {
     const i32 of_lane = signed_of(peaks.high), most = __reduce_max_sync(~0u, of_lane);
     const u32 lowest = __reduce_max_sync(~0u, peaks.lowest()), low = lowest > out ? lowest : out;
     SeenPart seen{0, 0, __reduce_add_sync(~0u, allowed), low & 1u << (8 * SIZE - 1) ? widened(low) : 0.0f, of_lane};
-    if (most >= 0 && most <= static_cast<i32>(TOO_LARGE) && lowest < OUT) seen.key = seen.of_half = key_of(widened(static_cast<u32>(most)) + 0.0f);
+    if (LANES) seen.most_of_lane = of_lane >= 0 ? widened(static_cast<u32>(of_lane)) : -0.0f;
+    const u32 own = of_lane >= 0 ? key_of(widened(static_cast<u32>(of_lane)) + 0.0f) : 0;
+    if (LANES && halves && __any_sync(~0u, !(seen.of_half = largest_of_half(own, 0, true)))) return seen;
+    if (most >= 0 && most <= static_cast<i32>(TOO_LARGE) && lowest < OUT) seen.key = key_of(widened(static_cast<u32>(most)) + 0.0f);
+    if (!halves) seen.of_half = seen.key;
     return seen;
   }
   // Puts out what a mask of so many words forbids, while it looks at the rest. `next`, `second`: this lane's words of the first two groups.

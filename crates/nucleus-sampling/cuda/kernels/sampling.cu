@@ -104,7 +104,7 @@ struct Launcher {
     if (error == cudaSuccess && few) error = launch_few(batch, bounded, stream);
     // Rows that are drawn from alone; other whole rows, and rows that no launch has seen.
     constexpr u32 CUT_BY_TOP_P = NUCLEUS_BATCH_NO_EDITS | NUCLEUS_BATCH_DRAWN_AFTER_TOP_P;
-    const bool drawn = batch.flags & NUCLEUS_BATCH_ALL_DRAWN, cut_by_top_p = (batch.flags & CUT_BY_TOP_P) == CUT_BY_TOP_P && !(batch.masks && batch.mask_words);
+    const bool drawn = batch.flags & NUCLEUS_BATCH_ALL_DRAWN, cut_by_top_p = (batch.flags & CUT_BY_TOP_P) == CUT_BY_TOP_P;
     if (error == cudaSuccess && whole && (drawn || cut_by_top_p)) error = launch_draw(batch, workspace + layout.whole, bounded || few, stream, division);
     const bool held = whole && !many && !drawn && !division.room;
     const bool unseen = !(sums || bounded || few || whole) && !(batch.flags & (NUCLEUS_BATCH_UNLISTED | NUCLEUS_BATCH_NONE_CUT));

@@ -10,7 +10,7 @@
 
 struct DrawnRows {
   uint32_t dtype, rows, vocab, row_len;
-  bool cut;  // by top_p, most of them; without masks
+  bool cut, masked;  // cut: by top_p, most of them
   std::vector<SamplingRow> row;
   std::vector<SamplingConfig> configs;
   std::vector<SamplingProgram> programs;
@@ -19,15 +19,15 @@ struct DrawnRows {
   std::mt19937 random;
 
   // `beyond`: logits of a row that are no tokens.
-  DrawnRows(uint32_t type, uint32_t count, uint32_t vocab_size, uint32_t beyond, bool by_top_p = false)
-      : dtype(type), rows(count), vocab(vocab_size), row_len(vocab_size + beyond), cut(by_top_p), random(count * 31 + vocab_size + type) {
+  DrawnRows(uint32_t type, uint32_t count, uint32_t vocab_size, uint32_t beyond, bool by_top_p = false, bool with_masks = true)
+      : dtype(type), rows(count), vocab(vocab_size), row_len(vocab_size + beyond), cut(by_top_p), masked(with_masks), random(count * 31 + vocab_size + type) {
     fill_logits();
-    if (!cut) fill_masks();
+    if (masked) fill_masks();
     for (uint32_t r = 0; r < rows; ++r) describe(r);
   }
   // Rows that end with what is no token have masks that are too short.
   uint32_t mask_words() const {
-    if (cut) return 0;
+    if (!masked) return 0;
     const uint32_t words = (vocab + 31) / 32, missing = 8;
     return row_len > vocab && words > 2 * missing ? words - missing : words;
   }
@@ -84,7 +84,7 @@ struct DrawnRows {
     SamplingRow w = {};
     w.request = rows - 1 - r;
     w.position = random() % 1000;
-    w.mask = cut || random() % 2 ? -1 : static_cast<int32_t>(random() % MASKS);
+    w.mask = !masked || random() % 2 ? -1 : static_cast<int32_t>(random() % MASKS);
     w.flags = (random() % 3 ? NUCLEUS_ROW_PROCESSED : 0) | (random() % 3 ? 0 : NUCLEUS_ROW_UNIFORM) | (random() % 16 ? 0 : NUCLEUS_ROW_PADDING);
     w.uniform = random() % 3 == 0 ? 0 : random() % 2 ? ~0ull : static_cast<uint64_t>(random()) << 32 | random();
     row.push_back(w);
@@ -105,17 +105,17 @@ inline void check_cut(const DrawnRows &d, uint32_t &results, uint32_t &failures)
 
 // check(rows) for rows of every shape, those that top_p cuts or those that are drawn from as a whole.
 template <class F>
-void each_drawn(bool cut, F check) {
+void each_drawn(bool cut, bool masked, F check) {
   for (uint32_t dtype : {0u, 1u, 2u}) {
     for (uint32_t rows : {1u, 13u, 24u, 70u})
       for (uint32_t vocab : {1u, 5u, 111u, 3001u, 32000u})
-        for (uint32_t beyond : {0u, 3u}) check(DrawnRows(dtype, rows, vocab, beyond, cut));
+        for (uint32_t beyond : {0u, 3u}) check(DrawnRows(dtype, rows, vocab, beyond, cut, masked));
     for (uint32_t rows : {3u, 20u, 40u}) {
-      check(DrawnRows(dtype, rows, 151936, 0, cut));
-      check(DrawnRows(dtype, rows, 151931, 5, cut));
+      check(DrawnRows(dtype, rows, 151936, 0, cut, masked));
+      check(DrawnRows(dtype, rows, 151931, 5, cut, masked));
     }
-    check(DrawnRows(dtype, 140, 151936, 0, cut));
-    check(DrawnRows(dtype, 20, 262144, 0, cut));
-    check(DrawnRows(dtype, 5, NUCLEUS_MAX_VOCAB, 0, cut));
+    check(DrawnRows(dtype, 140, 151936, 0, cut, masked));
+    check(DrawnRows(dtype, 20, 262144, 0, cut, masked));
+    check(DrawnRows(dtype, 5, NUCLEUS_MAX_VOCAB, 0, cut, masked));
   }
 }

@@ -403,9 +403,11 @@ int main(int argc, char **argv) {
   for (uint32_t round = 0; round < rounds; ++round) {
     uint32_t differ = 0;
     if (drawn && one) check_drawn(DrawnRows(type, rows, vocab, 3), drawn_results, differ);
-    else if (drawn) each_drawn(false, [&](const DrawnRows &d) { check_drawn(d, drawn_results, differ); });
-    if (cut && one) check_cut(DrawnRows(type, rows, vocab, 3, true), cut_results, differ);
-    else if (cut) each_drawn(true, [&](const DrawnRows &d) { check_cut(d, cut_results, differ); });
+    else if (drawn) each_drawn(false, true, [&](const DrawnRows &d) { check_drawn(d, drawn_results, differ); });
+    for (bool masked : {false, true}) {
+      if (cut && one) check_cut(DrawnRows(type, rows, vocab, 3, true, masked), cut_results, differ);
+      else if (cut) each_drawn(true, masked, [&](const DrawnRows &d) { check_cut(d, cut_results, differ); });
+    }
     if (deviation && one) check_deviation(DeviationRows(type, rows, vocab, 3), deviation_results, differ);
     else if (deviation) check_all_deviations(deviation_results, differ);
     failures += differ;

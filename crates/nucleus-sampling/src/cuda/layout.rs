@@ -186,6 +186,8 @@ pub(super) const BATCH_NONE_WHOLE: u32 = 4096;
 pub(super) const BATCH_NONE_SUMMED: u32 = 16384;
 /// The launch's bit that says that of those no row has a first cut that is made before the last launch, which spares it the launch for those.
 pub(super) const BATCH_NONE_CUT: u32 = 32768;
+/// The launch's bit that says that every row draws from the whole of its row, or from what `top_p` keeps of it, as it came but for temperatures and a mask.
+pub(super) const BATCH_DRAWN_AFTER_TOP_P: u32 = 65536;
 /// The launch's bit that samples as on devices without clusters.
 pub(super) const BATCH_PORTABLE: u32 = 8192;
 /// A device's status beyond [`Status`](crate::Status): more ids are edited than the workspace has room for.

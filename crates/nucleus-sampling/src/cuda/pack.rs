@@ -6,8 +6,8 @@ use crate::state::SamplerState;
 
 use super::layout::{
     BATCH_ALL_BOUNDED, BATCH_ALL_COUNTED, BATCH_ALL_DRAWN, BATCH_ALL_FEW, BATCH_DRAW_AFTER_MIN_P,
-    BATCH_NO_EDITS, BATCH_NONE_BOUNDED, BATCH_NONE_CUT, BATCH_NONE_SUMMED, BATCH_NONE_WHOLE,
-    BATCH_SOME_FEW, SamplingList, SamplingRow, row_flags,
+    BATCH_DRAWN_AFTER_TOP_P, BATCH_NO_EDITS, BATCH_NONE_BOUNDED, BATCH_NONE_CUT, BATCH_NONE_SUMMED,
+    BATCH_NONE_WHOLE, BATCH_SOME_FEW, SamplingList, SamplingRow, row_flags,
 };
 use super::slots::SlotRow;
 
@@ -123,11 +123,10 @@ impl<'a> Work<'a> {
             && ops.all(|op| LEADING.contains(&op.code) || SUMMED.contains(&op.code))
     }
 
-    /// Whether nothing but the draw follows `min_p`, by which few tokens are left.
-    fn draws_after_min_p(&self) -> bool {
+    /// Whether nothing but the draw follows an operation that leaves few tokens.
+    fn draws_after(&self, code: OpCode) -> bool {
         let mut ops = self.params.tables().program.ops().iter();
-        ops.any(|op| op.code == OpCode::MinP)
-            && ops.next().is_some_and(|op| op.code == OpCode::Draw)
+        ops.any(|op| op.code == code) && ops.next().is_some_and(|op| op.code == OpCode::Draw)
     }
 
     /// Whether a mask or a list allows few ids and the request can do with these alone: edits by id come first, and the log-probability does
@@ -157,11 +156,10 @@ impl<'a> Work<'a> {
             || tables.program.ops().iter().any(|op| edits_by_id(op.code))
     }
 
-    /// Whether the token is drawn from the whole row, as it came but for temperatures and a mask.
-    fn draws_from_all(&self) -> bool {
-        let tables = self.params.tables();
-        self.decides().is_some_and(|op| op.code == OpCode::Draw)
-            && tables.allowed.is_none()
+    /// Whether the row is as it came, but for temperatures and a mask, where its token is drawn from all of it, or where `code` cuts.
+    fn decides_unedited(&self, code: OpCode) -> bool {
+        self.decides().is_some_and(|op| op.code == code)
+            && self.params.tables().allowed.is_none()
             && !self.edits()
     }
 
@@ -273,6 +271,8 @@ pub(super) struct Packed {
     unedited: usize,
     /// Of those, the ones that draw from the whole row.
     drawn: usize,
+    /// And those that draw from what `top_p` keeps of it.
+    drawn_after_top_p: usize,
 }
 
 impl Packed {
@@ -294,6 +294,7 @@ impl Packed {
         self.cut = 0;
         self.unedited = 0;
         self.drawn = 0;
+        self.drawn_after_top_p = 0;
         // A mask without words forbids every id, for which one word is needed.
         self.mask_words = rows
             .clone()
@@ -312,14 +313,16 @@ impl Packed {
             self.max_edited = self.max_edited.max(row.edited());
             self.tops.push(row.top);
             self.unedited += usize::from(!row.edits());
-            self.drawn += usize::from(row.draws_from_all());
+            self.drawn += usize::from(row.decides_unedited(OpCode::Draw));
+            self.drawn_after_top_p +=
+                usize::from(row.decides_unedited(OpCode::TopP) && row.draws_after(OpCode::TopP));
             if few {
                 self.few += 1;
             } else if let Some(code) = row.bounded_by() {
                 self.bounded += 1;
                 let by_count = code != OpCode::MinP;
                 self.counted += usize::from(by_count);
-                self.drawn_after += usize::from(!by_count && row.draws_after_min_p());
+                self.drawn_after += usize::from(!by_count && row.draws_after(code));
             } else if row.is_whole() {
                 self.whole += 1;
             } else {
@@ -356,7 +359,13 @@ impl Packed {
             | told(none_whole && self.summed == 0, BATCH_NONE_SUMMED)
             | told(none_whole && self.summed + self.cut == 0, BATCH_NONE_CUT)
             | told(self.unedited == rows, BATCH_NO_EDITS)
-            | told(self.drawn == rows, BATCH_ALL_DRAWN)
+            | match self.drawn {
+                drawn if drawn == rows => BATCH_ALL_DRAWN,
+                drawn => told(
+                    drawn + self.drawn_after_top_p == rows,
+                    BATCH_DRAWN_AFTER_TOP_P,
+                ),
+            }
     }
 
     fn row(&mut self, request: u32, row: &Work<'_>) -> SamplingRow {
@@ -586,6 +595,31 @@ mod tests {
         assert_eq!(
             flag(&[&drawn, &drawn], processed),
             BATCH_NONE_BOUNDED | BATCH_NO_EDITS | BATCH_ALL_DRAWN
+        );
+        let top_p = SamplingParams {
+            top_p: Some(0.9),
+            ..SamplingParams::default()
+        };
+        let cut = BATCH_NONE_BOUNDED | BATCH_NO_EDITS | BATCH_DRAWN_AFTER_TOP_P;
+        assert_eq!(flag(&[&top_p, &drawn], processed), cut);
+        assert_eq!(flag(&[&top_p], LogprobsMode::Raw), cut);
+        let then_typical = SamplingParams {
+            typical_p: Some(0.9),
+            samplers: Some(vec!["top_p".to_owned(), "typical_p".to_owned()]),
+            ..top_p.clone()
+        };
+        assert_eq!(
+            flag(&[&top_p, &then_typical], processed),
+            BATCH_NONE_BOUNDED | BATCH_NO_EDITS,
+            "more is cut off after top_p"
+        );
+        let biased_top_p = SamplingParams {
+            logit_bias: Some([(1, 2.0)].into_iter().collect()),
+            ..top_p.clone()
+        };
+        assert_eq!(
+            flag(&[&top_p, &biased_top_p], processed),
+            BATCH_NONE_BOUNDED
         );
         assert_eq!(flag(&[&greedy], LogprobsMode::Raw), BATCH_NONE_BOUNDED);
         let typical = SamplingParams {
