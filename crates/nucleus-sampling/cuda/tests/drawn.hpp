@@ -79,6 +79,7 @@ struct DrawnRows {
     if (random() % 4) p.ops[p.len++] = SamplingOp{NUCLEUS_OP_TEMPERATURE, TEMPERATURES[random() % 5], 0};
     static const double SHARES[] = {0.02, 0.3, 0.6, 0.9, 0.95, 0.99, 0.9999, 1.0};
     if (cut && random() % 8) p.ops[p.len++] = SamplingOp{NUCLEUS_OP_TOP_P, 0, static_cast<uint64_t>(SHARES[random() % 8] * 4294967296.0)};
+    if (cut && random() % 16 == 0) p.ops[p.len++] = SamplingOp{NUCLEUS_OP_MIN_P, -3.0f, 0};  // which another launch has to decide
     if (cut && random() % 8 == 0) c.min_keep = random() % 200;
     p.ops[p.len++] = SamplingOp{NUCLEUS_OP_DRAW, 0, 0};
     SamplingRow w = {};
@@ -97,10 +98,12 @@ inline void check_drawn(const DrawnRows &d, uint32_t &results, uint32_t &failure
   const uint32_t drawn = NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_NO_EDITS | NUCLEUS_BATCH_ALL_DRAWN, many = NUCLEUS_BATCH_MANY_ROWS | NUCLEUS_BATCH_ALL_DRAWN;
   check_ways("drawn", d, 0, nullptr, {{0, drawn}, {0, drawn | NUCLEUS_BATCH_REQUEST_EACH}, {0, many}, {2, many}, {4, many}, {8, many}, {1, many}, {0, NUCLEUS_BATCH_PORTABLE}}, [](const SamplingRow &) { return true; }, results, failures);
 }
-inline void check_cut(const DrawnRows &d, uint32_t &results, uint32_t &failures) {
+// By the first so many ways.
+inline void check_cut(const DrawnRows &d, uint32_t most_ways, uint32_t &results, uint32_t &failures) {
   const uint32_t cut = NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_NO_EDITS | NUCLEUS_BATCH_DRAWN_AFTER_TOP_P, many = cut | NUCLEUS_BATCH_MANY_ROWS, whole = NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_NO_EDITS;
-  check_ways("top_p", d, 0, nullptr, {{0, cut}, {0, cut | NUCLEUS_BATCH_REQUEST_EACH}, {0, many}, {2, many}, {4, many}, {8, many}, {1, many}, {0, whole}, {8, whole | NUCLEUS_BATCH_MANY_ROWS}, {0, NUCLEUS_BATCH_PORTABLE}},
-             is_processed, results, failures);
+  std::vector<Way> ways{{0, cut}, {0, many}, {0, cut | NUCLEUS_BATCH_REQUEST_EACH}, {2, many}, {4, many}, {8, many}, {1, many}, {0, whole}, {8, whole | NUCLEUS_BATCH_MANY_ROWS}, {0, NUCLEUS_BATCH_PORTABLE}};
+  if (ways.size() > most_ways) ways.resize(most_ways);
+  check_ways("top_p", d, 0, nullptr, ways, is_processed, results, failures);
 }
 
 // check(rows) for rows of every shape, those that top_p cuts or those that are drawn from as a whole.

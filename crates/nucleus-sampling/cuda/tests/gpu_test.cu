@@ -3,10 +3,10 @@
 // rows without peaks, rows that are drawn from as a whole or cut by top_p, and rows that top_n_sigma cuts at a token.
 // Usage: gpu_test CORPUS [BATCHES [PART [ROUNDS [STREAMS]]]]
 //   BATCHES: `111`, those of vocabularies up to that; `32000-32000/2`, two of those between, spread over all
-//   PART: `all`; `flat`, `drawn`, `top_p`, `deviation`, or these with a type, a vocabulary and rows such as `drawn,0,3001,20`, which take no batch of the corpus; for tools that are
-//     slow, and to be repeated, `processed` with a cluster and flags such as `processed,2,0`, `top`, `single`, `late` or `crowds`, also with a number of rows such as
-//     `late,72`, `top` with flags, too (`top,20,8192`), `portable`, or a cluster and flags such as `0,8`, copies of each batch, and how many rows of them: `0,52,3`,
-//     `0,4,1,1`
+//   PART: `all`; `flat`, `drawn`, `top_p`, `deviation`, which take no batch of the corpus. For tools that are slow, and to be repeated: these with a type, a vocabulary and rows such
+//     as `drawn,0,3001,20`, top_p with how many ways, too (`top_p,0,3001,1,1`); `processed` with a cluster and flags such as `processed,2,0`, `top`, `single`, `late` or `crowds`, also
+//     with a number of rows such as `late,72`, `top` with flags, too (`top,20,8192`), `portable`, or a cluster and flags such as `0,8`, copies of each batch, and how many rows of
+//     them: `0,52,3`, `0,4,1,1`
 //   ROUNDS: how often a part is gone through
 //   STREAMS: so many threads at once, each with a stream of its own: they share `all` out (8 unless told), and each goes through the whole of another part (1)
 #include <cuda_fp16.h>
@@ -397,16 +397,16 @@ int main(int argc, char **argv) {
   for (uint32_t thread = 1; thread < streams; ++thread) threads.emplace_back(go_through, thread);
   go_through(0);
   for (std::thread &thread : threads) thread.join();
-  uint32_t type, vocab, rows;
+  uint32_t type, vocab, rows, ways = ~0u;
   const char *const shape = part ? std::strchr(part, ',') : nullptr;
-  const bool one = shape && std::sscanf(shape, ",%u,%u,%u", &type, &vocab, &rows) == 3;
+  const bool one = shape && std::sscanf(shape, ",%u,%u,%u,%u", &type, &vocab, &rows, &ways) >= 3;
   for (uint32_t round = 0; round < rounds; ++round) {
     uint32_t differ = 0;
     if (drawn && one) check_drawn(DrawnRows(type, rows, vocab, 3), drawn_results, differ);
     else if (drawn) each_drawn(false, true, [&](const DrawnRows &d) { check_drawn(d, drawn_results, differ); });
     for (bool masked : {false, true}) {
-      if (cut && one) check_cut(DrawnRows(type, rows, vocab, 3, true, masked), cut_results, differ);
-      else if (cut) each_drawn(true, masked, [&](const DrawnRows &d) { check_cut(d, cut_results, differ); });
+      if (cut && one) check_cut(DrawnRows(type, rows, vocab, 3, true, masked), ways, cut_results, differ);
+      else if (cut) each_drawn(true, masked, [&](const DrawnRows &d) { check_cut(d, ways, cut_results, differ); });
     }
     if (deviation && one) check_deviation(DeviationRows(type, rows, vocab, 3), deviation_results, differ);
     else if (deviation) check_all_deviations(deviation_results, differ);

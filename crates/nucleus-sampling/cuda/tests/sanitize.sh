@@ -60,11 +60,11 @@ start() {
 # What reaches every kernel, the longest runs first. A part is a cluster and flags (sampling_config.h), copies of the batch, rows. racecheck, which takes a minute for a few
 # blocks, gets a row at a time.
 for tool in $tools; do
-  rows=1,20 batches=/4 spread=/3 drawn=40000,20 single=single
-  [[ $tool == racecheck ]] && rows=1,1 batches=/1 spread=/1 drawn=3001,3 single=single,1
+  rows=1,20 batches=/4 spread=/3 drawn=40000,20 cut=40000,20 single=single
+  [[ $tool == racecheck ]] && rows=1,1 batches=/1 spread=/1 drawn=3001,3 cut=3001,1,1 single=single,1
   start "$tool" 32000-32000$spread 0,4,1,1                                                  # spread, a cluster of 8; for racecheck and synccheck of 2
   for type in 0 1 2; do start "$tool" 0-0 "drawn,$type,$drawn"; done                        # draws, by one team and by two, one row after another
-  for type in 0 1 2; do start "$tool" 0-0 "top_p,$type,$drawn"; done                        # the same with lists, and what is left of them
+  for type in 0 1 2; do start "$tool" 0-0 "top_p,$type,$cut"; done                          # the same with lists, and what is left of them
   start "$tool" 111-111/2 0,4,9,140                                                         # relay: two rows a block
   for part in 0,0 0,64 0,8 0,776 2,2; do start "$tool" 111-111$batches "$part,$rows"; done # few ids, held rows, whole rows
   for part in 2,4104,1,20 "0,4106,$rows" "0,3,$rows"; do start "$tool" 111-111/2 "$part"; done # programs by sums: clusters of 2 and of 3; first cuts by clusters of 3
