@@ -286,12 +286,7 @@ __device__ __forceinline__ FirstHits all_hits(const DeviceTeam &team, const Hits
     hits.of_row += told[1][i];
   }
   const u32 of_lane = hits.count;
-  u32 before = of_lane;
-#pragma unroll
-  for (u32 step = 1; step < 32; step <<= 1) {
-    const u32 lower = __shfl_up_sync(~0u, before, step);
-    before += lane >= step ? lower : 0;
-  }
+  u32 before = prefix_sum(of_lane);
   hits.count = __shfl_sync(~0u, before, 31);
   hits.elsewhere = hits.count - __shfl_sync(~0u, before, WARPS / 4 - 1);
   hits.fit = !__any_sync(~0u, crowded);
