@@ -30,6 +30,15 @@ __device__ __forceinline__ u64 prefix_sum_by_shuffles(u64 v) {
   return v;
 }
 
+// What tokens are sorted by where 32 bits have to do: logits, or logits of 16 bits (`shorts`), which leave bits of the word free once they are widened, with a part of the id. Tokens
+// of one key must be told apart otherwise.
+__device__ __forceinline__ u32 sort_key(u64 place, bool shorts) {
+  constexpr u32 ID_BITS = 19, FREE = 13;
+  static_assert(NUCLEUS_MAX_VOCAB <= 1u << ID_BITS);
+  const u32 key = static_cast<u32>(place >> 32);
+  return shorts ? (key & ~0u << FREE) | (static_cast<u32>(place) >> (ID_BITS - FREE) & ~(~0u << FREE)) : key;
+}
+
 // A beginning of the order: how many tokens, and what they weigh.
 struct Beginning {
   u32 kept;

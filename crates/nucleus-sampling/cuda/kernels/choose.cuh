@@ -200,13 +200,11 @@ __device__ __noinline__ bool choose_by_block(u32 index, u32 count, u64 of_row, u
 // then, by counting places. `shorts`: every logit has 16 bits. Barriers precede and follow.
 __device__ __forceinline__ void sort_listed(u32 count, bool shorts) {
   Shared *sh = shared_state();
-  constexpr u32 AT_ONCE = 2, FREE = 13;  // FREE: bits that are the same in all logits of 16 bits, once widened
-  static_assert(NUCLEUS_MAX_VOCAB <= 1u << 19);
+  constexpr u32 AT_ONCE = 2;
   const u32 t = threadIdx.x, padded = (count + AT_ONCE - 1) / AT_ONCE * AT_ONCE;
   u32 *keys = reinterpret_cast<u32 *>(sh->listed_weights);
   const u64 own = t < count ? sh->listed_places[t] : 0;
-  u32 key = static_cast<u32>(own >> 32);
-  if (shorts && own) key = (key & ~0u << FREE) | (static_cast<u32>(own) >> (19 - FREE) & ~(~0u << FREE));
+  const u32 key = sort_key(own, shorts && own);
   keys[t] = key;
   sync_block();
   u32 rank = 0;

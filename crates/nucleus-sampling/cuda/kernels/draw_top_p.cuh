@@ -288,7 +288,7 @@ struct ListFinisher : Finisher<DTYPE, FORM> {
       for (u32 i = t % SHARE; i < count; i += SHARE) {
         const u64 place = lists->sent[t / SHARE * room + i];
         lists->places[from + i] = place;
-        lists->keys[from + i] = sort_key(place);
+        lists->keys[from + i] = sort_key(place, P::SIZE == 2);
         lists->tokens[from + i].place = 0;
       }
       if (t < Lists::AT_ONCE) lists->keys[all + t] = 0;
@@ -302,13 +302,6 @@ struct ListFinisher : Finisher<DTYPE, FORM> {
       sums.there += lists->there[i];
     }
     return sums;
-  }
-  // What is sorted by: logits, or logits of 16 bits, which leave bits of the word free, with a part of the id. Tokens of one key must be told apart otherwise.
-  __device__ __forceinline__ static u32 sort_key(u64 place) {
-    constexpr u32 FREE = 13;
-    static_assert(NUCLEUS_MAX_VOCAB <= 1u << 19);
-    const u32 key = static_cast<u32>(place >> 32);
-    return P::SIZE == 4 ? key : (key & ~0u << FREE) | (static_cast<u32>(place) >> (19 - FREE) & ~(~0u << FREE));
   }
   // Sorts the list, descending, by counting, and weighs it.
   __device__ __forceinline__ void sort(const Weighing &w, u32 count) const {
