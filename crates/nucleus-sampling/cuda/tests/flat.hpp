@@ -97,7 +97,7 @@ struct FlatRows {
     w.prompt_len = 100;
     for (uint32_t i = 0; i < 500; ++i) arena.push_back(random() % vocab);
     if (passages) {
-      const uint32_t breaker = arena[arena.size() - 100];
+      const uint32_t breaker = arena[arena.size() - 1 - random() % 300];  // wherever a block looks for it
       w.breakers = {arena.size(), 1, 0};
       arena.insert(arena.end(), {0, 1, breaker});  // one sequence, of one id
     }
