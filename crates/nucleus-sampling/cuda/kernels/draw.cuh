@@ -49,7 +49,7 @@ struct Bringer {
   // By one lane. Of rows that are not aligned nothing is copied.
   __device__ __forceinline__ void take_turns() const {
     const u32 slice = block * shape.room, end = slice + shape.room < batch.row_len ? slice + shape.room : batch.row_len;
-    const bool aligned = (reinterpret_cast<uintptr_t>(batch.logits) | batch.row_stride * SIZE) % 16 == 0;
+    const bool aligned = PartOf<DTYPE>::aligned(batch);
     const u32 slot_bytes = shape.stage * SIZE, ring = shared_address(shared_memory) + shape.rings_at() + team * shape.ring * SIZE;
     constexpr bool MASKED = takes_masks(FORM);
     // The stage before which a row's mask is asked for: the one behind which others of its mask's place have been looked at.
@@ -343,8 +343,7 @@ struct Drawer {
   };
   // Whether the copy engine cannot bring all of a slice as tokens.
   __device__ __forceinline__ bool needs_settling(u32 limit) const {
-    const bool aligned = (reinterpret_cast<uintptr_t>(batch.logits) | batch.row_stride * SIZE) % 16 == 0;
-    return !aligned || (end - slice) % WIDTH || end > limit;
+    return !P::aligned(batch) || (end - slice) % WIDTH || end > limit;
   }
   // Brings what the copy engine could not; true: it wrote.
   __device__ __forceinline__ bool settle(u32 turn, u32 limit) const {
@@ -598,10 +597,7 @@ struct Drawer {
     const u32 lane = threadIdx.x % 32;
     if (use) receive(&state->freed[to], (use - 1) & 1);
     const u64 word = lane < stages ? told.runs : lane == stages ? told.raw : lane == stages + 1 ? told.there : static_cast<u64>(told.raw_largest) << 32 | told.largest;
-    if (at)
-      asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.u64 [%0], %1, [%2];" ::"r"(address_in(at, to)), "l"(word),
-                   "r"(address_in(shared_address(&state->summed), to))
-                   : "memory");
+    if (at) send_u64(address_in(at, to), word, address_in(shared_address(&state->summed), to));
   }
   template <class W>
   __device__ __forceinline__ void take_turns(W weigh_one) {

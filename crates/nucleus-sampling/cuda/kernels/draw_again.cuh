@@ -172,7 +172,7 @@ struct AgainDrawer : Drawer<DTYPE, false> {
     }
     const u32 *mask = plan.flags & RowPlan::MASKED ? batch.masks + static_cast<u64>(plan.mask) * batch.mask_stride : nullptr;
     const bool raw = plan.flags & RowPlan::RAW, same = plan.s == scale(1.0f) && !mask, twice = raw && !same;
-    c.settles = (reinterpret_cast<uintptr_t>(batch.logits) | batch.row_stride * P::SIZE) % 16 || (end - slice) % WIDTH || end > plan.limit;
+    c.settles = D::needs_settling(plan.limit);
     D::end_at(end < plan.limit ? end : plan.limit);
     const u32 all = full * CHUNK + rest;
     SeenPart seen;

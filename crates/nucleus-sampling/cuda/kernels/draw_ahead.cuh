@@ -243,9 +243,8 @@ struct Looker {
     if (MASKS && !mask) await_mask(turn);  // synccheck wants somebody to
 #endif
     const bool raw = plan.flags & RowPlan::RAW, same = plan.s == scale(1.0f) && !mask, twice = raw && !same;
-    const bool aligned = (reinterpret_cast<uintptr_t>(batch.logits) | batch.row_stride * SIZE) % 16 == 0;
     const u32 there = end < plan.limit ? end : plan.limit, masked = mask && batch.mask_words * 32 < there ? batch.mask_words * 32 : there;
-    const bool wrote = (!aligned || (end - slice) % WIDTH || end > plan.limit) && settle(turn, plan.limit);
+    const bool wrote = (!P::aligned(batch) || (end - slice) % WIDTH || end > plan.limit) && settle(turn, plan.limit);
     SeenPart seen{};
     u32 largest = 0;
 #pragma unroll 1

@@ -71,12 +71,6 @@ struct DrawShape {
   __host__ __device__ u32 told_bytes() const { return (warps() * (stages + 2) + 1 + senders()) * static_cast<u32>(sizeof(u64)); }
 };
 
-__device__ __forceinline__ u32 address_in(u32 own, u32 block) {
-  u32 there;
-  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(own), "r"(block));
-  return there;
-}
-
 // What is left of a row's plan where all of it is drawn from.
 struct alignas(16) DrawnPlan {
   u32 packed;  // limit, then kind and flags of 4 bits each
@@ -199,9 +193,7 @@ struct Meeting {
     const u32 own = met % BUFFERS, parity = met / BUFFERS & 1;
     u64 *told = &state->told[buffer + own];
     if (to)
-      asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.u32 [%0], %1, [%2];" ::"r"(to + own * static_cast<u32>(sizeof(state->maxima[0]))), "r"(key),
-                   "r"(barrier + own * static_cast<u32>(sizeof(u64)))
-                   : "memory");
+      send_u32(to + own * static_cast<u32>(sizeof(state->maxima[0])), key, barrier + own * static_cast<u32>(sizeof(u64)));
     met += 1;
     if (wrote) asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
     meanwhile();

@@ -35,11 +35,6 @@ struct alignas(128) Lists {
 };
 __device__ __forceinline__ Lists *lists_of(const DrawShape &shape) { return reinterpret_cast<Lists *>(shared_memory + sizeof(DrawState) + shape.message_bytes()); }
 
-// Stores a word in a block's shared memory, which a barrier there counts.
-__device__ __forceinline__ void send(u32 to, u64 word, u32 barrier) {
-  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.u64 [%0], %1, [%2];" ::"r"(to), "l"(word), "r"(barrier) : "memory");
-}
-
 // A warp that weighs its chunks of every row, and leaves what its lanes have seen.
 template <u32 DTYPE, bool MASKS>
 struct ListedDrawer : Drawer<DTYPE, MASKS, true> {
@@ -155,7 +150,7 @@ struct Lister {
 #pragma unroll 1
     for (; (those = __ballot_sync(~0u, reach != 0)) != 0; row.count += __popc(those), reach &= reach - 1) {
       const u32 place = row.count + __popc(those & ((1u << threadIdx.x % 32) - 1)), e = (__ffs(reach) - 1) & (WIDTH - 1);
-      if (reach && place < shape.places) send(row.to + place * static_cast<u32>(sizeof(u64)), place_of(P::one(memory, at + e) + 0.0f, id + e), row.delivered);
+      if (reach && place < shape.places) send_u64(row.to + place * static_cast<u32>(sizeof(u64)), place_of(P::one(memory, at + e) + 0.0f, id + e), row.delivered);
     }
   }
   // Of rows that top_p cuts tokens are sent to block `to`, which has finished so many rows before; of all it is told how many.
@@ -221,7 +216,7 @@ struct Lister {
       }
       if (masked)
         for (u32 stage = 0; stage < stages; ++stage) leave();
-      if (lane == 0) send(address_in(told_at, to), row.count, address_in(shared_address(&state->summed), to));
+      if (lane == 0) send_u64(address_in(told_at, to), row.count, address_in(shared_address(&state->summed), to));
     }
   }
 };

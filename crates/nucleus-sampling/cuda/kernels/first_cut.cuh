@@ -243,7 +243,7 @@ __device__ __forceinline__ Hits send_hits(const DeviceTeam &team, const FirstLoo
       if (at >= Room::HITS) continue;
       const u64 place = place_of(x, team.first + i);
       if (team.leader()) list[at] = place;
-      else DeviceTeam::send(DeviceTeam::address_in(list + at, 0), place, DeviceTeam::address_in(&team.sh->delivered, 0));
+      else send_u64(DeviceTeam::address_in(list + at, 0), place, DeviceTeam::address_in(&team.sh->delivered, 0));
     }
     if (!several || hits.count > Room::HITS) break;
     vector = end_of_warp - team.span + (__ffs(several) - 1) * 4 + lane * STEP;

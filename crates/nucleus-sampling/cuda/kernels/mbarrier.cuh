@@ -45,6 +45,19 @@ __device__ __forceinline__ void start_copy_of_once_read(const void *to, const vo
                  : "memory");
 }
 
+// The same shared memory of another block of the cluster, and messages to it: stores that one of its barriers counts, so that nothing need be fenced; waited for like copies.
+__device__ __forceinline__ u32 address_in(u32 own, u32 block) {
+  u32 there;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(own), "r"(block));
+  return there;
+}
+__device__ __forceinline__ void send_u32(u32 to, u32 word, u32 barrier) {
+  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.u32 [%0], %1, [%2];" ::"r"(to), "r"(word), "r"(barrier) : "memory");
+}
+__device__ __forceinline__ void send_u64(u32 to, u64 word, u32 barrier) {
+  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.u64 [%0], %1, [%2];" ::"r"(to), "l"(word), "r"(barrier) : "memory");
+}
+
 // Waits for the end of a barrier's phase of this parity.
 __device__ __forceinline__ void wait_for_copy(const u64 *mbarrier, u32 parity) {
   const u32 barrier = shared_address(mbarrier);

@@ -63,6 +63,8 @@ struct PartOf {
     asm("cvt.rn.f16.f32 %0, %1;" : "=h"(half) : "f"(x));
     return widen_f16(half);
   }
+  // Whether all rows begin where the copy engine can read them.
+  __device__ __forceinline__ static bool aligned(const SamplingBatch &batch) { return (reinterpret_cast<uintptr_t>(batch.logits) | batch.row_stride * SIZE) % 16 == 0; }
   __device__ __forceinline__ static float one(const Word *part, u32 i) { return widened(part[i]); }
   __device__ __forceinline__ static uint4 vector(const Word *part, u32 i) { return *reinterpret_cast<const uint4 *>(part + i); }
   __device__ __forceinline__ static void widen(uint4 v, float *x) {

@@ -144,18 +144,6 @@ struct Deal {
   __device__ __forceinline__ static u32 local(u32 id) { return id / (STRIDE * BLOCKS) * STRIDE + id % STRIDE; }
 };
 
-// Messages to another block of the cluster: stores that one of its mbarriers counts, so that nothing need be fenced; waited for like copies.
-__device__ __forceinline__ u32 address_in(u32 own, u32 block) {
-  u32 there;
-  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(own), "r"(block));
-  return there;
-}
-__device__ __forceinline__ void send_word(u32 to, u32 word, u32 barrier) {
-  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.u32 [%0], %1, [%2];" ::"r"(to), "r"(word), "r"(barrier) : "memory");
-}
-__device__ __forceinline__ void send_place(u32 to, u64 place, u32 barrier) {
-  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.u64 [%0], %1, [%2];" ::"r"(to), "l"(place), "r"(barrier) : "memory");
-}
 // One of its arrivals, and how many bytes it stands for; it orders nothing, since the messages are counted themselves.
 __device__ __forceinline__ void announce(u32 barrier, u32 bytes) {
   asm volatile("mbarrier.arrive.expect_tx.relaxed.cluster.shared::cluster.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");

@@ -47,7 +47,7 @@ struct ManyAbove : Sender<DTYPE, BLOCKS> {
     sync_block();
     if (warp == 0) {
       const u32 of_block = __reduce_max_sync(~0u, lane < BLOCK_WARPS ? sh->maxima[lane] : 0);
-      if (lane < BLOCKS) send_word(address_in(shared_address(&sh->reach[block]), lane), of_block, address_in(shared_address(&sh->told), lane));
+      if (lane < BLOCKS) send_u32(address_in(shared_address(&sh->reach[block]), lane), of_block, address_in(shared_address(&sh->told), lane));
     }
     wait_for_copy(&sh->told, 1);
     return value_of(__reduce_max_sync(~0u, lane < BLOCKS ? sh->reach[lane] : 0));
@@ -61,7 +61,7 @@ struct ManyAbove : Sender<DTYPE, BLOCKS> {
     Cell::template sweep<BLOCK_WARPS>(
         row(), threshold, w, sh->staged[warp], [&](u32 number) { return D::at(block, number / CELLS, 0) + number % CELLS * CELL_IDS; },
         [&](u32 cell, u64 word) {
-          if (lane == 0) send_place(to + cell * 8, word, barrier);
+          if (lane == 0) send_u64(to + cell * 8, word, barrier);
           sent += 1;
         });
     if (lane == 0) announce(barrier, 8 * sent);

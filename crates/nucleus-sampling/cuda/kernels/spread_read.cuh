@@ -294,7 +294,7 @@ struct Reader {
   // Tells every block the largest logits of this block's groups of threads.
   __device__ __forceinline__ void tell_groups(u32 key) const {
     const u32 place = (block * READER_WARPS + warp) * D::IN_WARP + lane / D::LANES, to = lane % D::LANES;
-    if (to < BLOCKS) send_word(address_in(shared_address(&sh->groups[place]), to), key, address_in(shared_address(&sh->told), to));
+    if (to < BLOCKS) send_u32(address_in(shared_address(&sh->groups[place]), to), key, address_in(shared_address(&sh->told), to));
   }
 
   // Two instructions, where the compiler would select.

@@ -45,7 +45,7 @@ struct Sender : Reader<DTYPE, BLOCKS> {
   // How many of them there are.
   __device__ __forceinline__ static u32 room_of(u32 first, u32 count) { return first >= LISTED ? 0 : LISTED - first < count ? LISTED - first : count; }
   __device__ __forceinline__ void send_to(u32 to, u64 place) const {
-    if (to < LISTED) send_place(address_in(shared_address(&sh->places[to]), 0), place, address_in(shared_address(&sh->arrived), 0));
+    if (to < LISTED) send_u64(address_in(shared_address(&sh->places[to]), 0), place, address_in(shared_address(&sh->arrived), 0));
   }
   // Whether places from there on are behind the list's: then it does not decide the row, and no more need be sent.
   __device__ __forceinline__ static bool is_full(u32 first) { return first >= LISTED; }

@@ -436,15 +436,7 @@ struct DeviceTeam {
     publish_barriers();
   }
   // The same word of another block's shared memory, as an address.
-  __device__ __forceinline__ static u32 address_in(const void *word, u32 other) {
-    u32 there;
-    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(shared_address(word)), "r"(other));
-    return there;
-  }
-  // A store to another block's shared memory that a barrier there counts.
-  __device__ __forceinline__ static void send(u32 to, u64 word, u32 barrier) {
-    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.u64 [%0], %1, [%2];" ::"r"(to), "l"(word), "r"(barrier) : "memory");
-  }
+  __device__ __forceinline__ static u32 address_in(const void *word, u32 other) { return nucleus::address_in(shared_address(word), other); }
   // Every warp tells all warps of the team its words; returns where those of all will be, a row a word, once they have been waited for. What was told at one meeting may be
   // read until the next but one, to which nobody comes before all have been at the next. No fence: it orders nothing but these words.
   template <u32 N>
@@ -461,7 +453,7 @@ struct DeviceTeam {
     if (lane < blocks) {
       const u32 barrier = address_in(&sh->told_all[turn], lane), to = address_in(&sh->mail[turn][0][block * WARPS + warp], lane);
 #pragma unroll
-      for (u32 k = 0; k < N; ++k) send(to + k * static_cast<u32>(sizeof sh->mail[0][0]), words[k], barrier);
+      for (u32 k = 0; k < N; ++k) send_u64(to + k * static_cast<u32>(sizeof sh->mail[0][0]), words[k], barrier);
     }
     if (threadIdx.x == 0) arrive_expecting(&sh->told_all[turn], blocks * WARPS * N * static_cast<u32>(sizeof(u64)));
     __syncwarp();
@@ -637,7 +629,7 @@ struct DeviceTeam {
     if (block) {
       const u32 to = address_in(sh->list + before, 0), barrier = address_in(&sh->delivered, 0);
       UNROLL_NOT
-      for (u32 i = threadIdx.x; i < here; i += THREADS) send(to + i * static_cast<u32>(sizeof(u64)), sh->list[i], barrier);
+      for (u32 i = threadIdx.x; i < here; i += THREADS) send_u64(to + i * static_cast<u32>(sizeof(u64)), sh->list[i], barrier);
     } else {
       const u32 delivery = sh->deliveries;
       if (threadIdx.x == 0) arrive_expecting(&sh->delivered, elsewhere * static_cast<u32>(sizeof(u64)));

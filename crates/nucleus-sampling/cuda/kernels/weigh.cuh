@@ -54,9 +54,7 @@ struct Exchange {
   __device__ __forceinline__ void send(u32 key) {
     const u32 turn = sent++ % TURNS;
     if (to)
-      asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.u32 [%0], %1, [%2];" ::"r"(to + turn * static_cast<u32>(sizeof(state->maxima[0]))),
-                   "r"(key), "r"(barrier + turn * static_cast<u32>(sizeof(u64)))
-                   : "memory");
+      send_u32(to + turn * static_cast<u32>(sizeof(state->maxima[0])), key, barrier + turn * static_cast<u32>(sizeof(u64)));
   }
   // All warps' maxima are there; returns the largest.
   __device__ __forceinline__ u32 meet() {

@@ -85,10 +85,9 @@ static cudaError_t share_out(const SamplingBatch &batch, WeighKernel kernel, Sha
 }
 
 cudaError_t launch_whole(const SamplingBatch &batch, char *space, bool pending, cudaStream_t stream, Division &division) {
-  const bool drawn = batch.flags & NUCLEUS_BATCH_ALL_DRAWN, plans = drawn || batch.flags & NUCLEUS_BATCH_NO_EDITS;
-  cudaError_t error = cudaSuccess;
+  const bool plans = batch.flags & (NUCLEUS_BATCH_ALL_DRAWN | NUCLEUS_BATCH_NO_EDITS);
   const WeighKernel kernel = batch.masks && batch.mask_words ? weigh_kernel<true>(batch.dtype) : weigh_kernel<false>(batch.dtype);
-  error = allow_slices(reinterpret_cast<const void *>(kernel));
+  cudaError_t error = allow_slices(reinterpret_cast<const void *>(kernel));
   Shape shape;
   u32 slices = 0;
   if (error == cudaSuccess) error = share_out(batch, kernel, shape, slices);
