@@ -76,6 +76,7 @@ struct Case {
   bool flat = false;  // logits of deviation 1 without peaks
   uint32_t allowed = 0;  // ids that a mask allows; 0: there is none
   bool told_few = true;  // the caller says so of few
+  std::vector<const Case *> others{};  // batches are mixed: a row is like one of these, each as likely
 
   bool few() const { return told_few && allowed && allowed <= 4096; }
 };
@@ -86,6 +87,16 @@ static SamplingProgram program(std::vector<SamplingOp> ops) {
   return p;
 }
 
+// Whether rows are drawn from as a whole but for temperatures; or after top_p, without edits.
+static bool is_drawn(const Case &c) {
+  return !c.edits && std::all_of(c.program.ops, c.program.ops + c.program.len, [](const SamplingOp &op) { return op.code == NUCLEUS_OP_TEMPERATURE || op.code == NUCLEUS_OP_DRAW; });
+}
+static bool is_cut_by_top_p(const Case &c) {
+  const uint32_t len = c.program.len;
+  return !c.edits && len > 1 && c.program.ops[len - 2].code == NUCLEUS_OP_TOP_P &&
+         std::all_of(c.program.ops, c.program.ops + len - 2, [](const SamplingOp &op) { return op.code == NUCLEUS_OP_TEMPERATURE; });
+}
+
 // Whether an operation edits logits by id, or is a temperature.
 static bool is_leading(uint32_t code) {
   return code == NUCLEUS_OP_NONE || code == NUCLEUS_OP_DRY || code == NUCLEUS_OP_NO_REPEAT_NGRAM || code == NUCLEUS_OP_PENALTIES || code == NUCLEUS_OP_TEMPERATURE;
@@ -94,14 +105,14 @@ static bool is_leading(uint32_t code) {
 // What a caller says of a batch of such rows.
 static uint32_t what_is_known(const Case &c) {
   if (c.few()) return NUCLEUS_BATCH_ALL_FEW;
+  if (!c.others.empty()) {
+    const auto any = [&](auto holds) { return std::any_of(c.others.begin(), c.others.end(), [&](const Case *of) { return holds(*of); }); };
+    return (any([](const Case &of) { return of.edits; }) ? 0 : NUCLEUS_BATCH_NO_EDITS) | (any([](const Case &of) { return !of.bounded && !is_drawn(of) && !is_cut_by_top_p(of); }) ? 0 : NUCLEUS_BATCH_NONE_WHOLE) |
+           (any([](const Case &of) { return of.bounded; }) ? 0 : NUCLEUS_BATCH_NONE_BOUNDED);
+  }
   const uint32_t unedited = c.edits ? 0 : NUCLEUS_BATCH_NO_EDITS;
   if (!c.bounded) {
-    bool drawn = true, cut_by_top_p = !c.edits;
-    for (uint32_t i = 0; i < c.program.len; ++i) {
-      const uint32_t code = c.program.ops[i].code;
-      drawn &= code == NUCLEUS_OP_TEMPERATURE || code == NUCLEUS_OP_DRAW;
-      cut_by_top_p &= code == NUCLEUS_OP_TEMPERATURE || code == NUCLEUS_OP_DRAW || (code == NUCLEUS_OP_TOP_P && i + 2 == c.program.len);
-    }
+    const bool drawn = is_drawn(c), cut_by_top_p = drawn || is_cut_by_top_p(c);
     const SamplingOp *op = c.program.ops;
     while (is_leading(op->code)) ++op;
     bool summed = !c.raw;
@@ -190,6 +201,16 @@ int main(int argc, char **argv) {
     masked.allowed = VOCAB / 2;
     cases.push_back(masked);
   }
+  const auto named = [&](const char *name) { return &*std::find_if(cases.begin(), cases.end(), [&](const Case &c) { return !std::strcmp(c.name, name); }); };
+  std::vector<Case> mixed;
+  for (auto [name, of] : {std::pair{"mixed: all on, top_p", std::vector{"all on", "top_p"}}, {"mixed: greedy, T + draw", std::vector{"greedy", "T + draw"}}, {"mixed: top_k + top_p, top_p", std::vector{"top_k + top_p", "top_p"}},
+                          {"mixed: all on, top_p, T + draw, penalties", std::vector{"all on", "top_p", "T + draw", "penalties, T, top_p"}}, {"mixed: top_p, T + draw, penalties", std::vector{"top_p", "T + draw", "penalties, T, top_p"}},
+                          {"mixed: top_p, penalties", std::vector{"top_p", "penalties, T, top_p"}}, {"mixed: all on, all on, all on, top_p", std::vector{"all on", "all on", "all on", "top_p"}},
+                          {"mixed: all on, T + draw, sigma", std::vector{"all on", "T + draw", "sigma, T, draw"}}}) {
+    mixed.push_back(Case{name, {}, false, false});
+    for (const char *one : of) mixed.back().others.push_back(new Case(*named(one)));
+  }
+  for (const Case &c : mixed) cases.push_back(c);
   // `bench few [NAME]`: rows of which few ids are allowed, by the kernel for them and by those for masks, in pairs; of cases whose name contains NAME.
   std::vector<std::string> names;
   if (argc > 1 && !std::strcmp(argv[1], "few")) {
@@ -210,6 +231,7 @@ int main(int argc, char **argv) {
         }
       }
   }
+  const bool unsorted = getenv("UNSORTED") != nullptr;
   const bool brief = argc > 1 && (!std::strcmp(argv[argc - 1], "brief") || !std::strcmp(argv[1], "few"));  // without the exact path
   bool sweep = argc > 1 && !std::strcmp(argv[1], "clusters");
   // `bench launch ROWS`: every case once on that many rows, for a profiler (profile.py).
@@ -274,7 +296,11 @@ int main(int argc, char **argv) {
       std::vector<SamplingRow> row(rows);
       std::vector<SamplingConfig> configs(rows);
       std::vector<SamplingProgram> programs(rows, c.program);
+      std::vector<uint32_t> of_kind[4];
       for (uint32_t r = 0; r < rows; ++r) {
+        const Case &like = c.others.empty() ? c : *c.others[random() % c.others.size()];
+        programs[r] = like.program;
+        of_kind[like.bounded ? 0 : is_drawn(like) ? 1 : is_cut_by_top_p(like) ? 2 : 3].push_back(r);
         SamplingConfig &g = configs[r];
         g = {};
         g.seed = r + 1;
@@ -301,9 +327,13 @@ int main(int argc, char **argv) {
         row[r].history = {arena.size(), 1024, 0};
         row[r].prompt_len = 24;
         for (int i = 0; i < 1024; ++i) arena.push_back(random() % VOCAB);
-        row[r].bias = {arena.size(), c.edits ? 16u : 0u, 0};
+        row[r].bias = {arena.size(), like.edits ? 16u : 0u, 0};
         for (uint32_t i = 0; i < 16; ++i) { float value = 1.0f; uint32_t word; std::memcpy(&word, &value, 4); arena.push_back(i * 9001); arena.push_back(word); }
       }
+      std::vector<uint32_t> numbers;
+      for (const std::vector<uint32_t> &kind : of_kind) numbers.insert(numbers.end(), kind.begin(), kind.end());
+      DeviceArray<uint32_t> d_numbers(numbers);
+      const SamplingOrder order{c.others.empty() || unsorted ? nullptr : d_numbers.data, static_cast<uint32_t>(of_kind[0].size()), static_cast<uint32_t>(of_kind[1].size()), static_cast<uint32_t>(of_kind[2].size()), 0};
       DeviceArray<SamplingRow> d_row(row);
       DeviceArray<SamplingConfig> d_configs(configs);
       DeviceArray<SamplingProgram> d_programs(programs);
@@ -330,7 +360,8 @@ int main(int argc, char **argv) {
         b.dtype = dtype;
         b.cluster = cluster;
         b.flags = always | flags | NUCLEUS_BATCH_REQUEST_EACH | what_is_known(c);
-        int code = launch_advanced_sample_batch(&b, workspace.data, workspace.count, s);
+        if (unsorted) b.flags &= ~NUCLEUS_BATCH_NONE_WHOLE;
+        int code = launch_sorted_sample_batch(&b, &order, workspace.data, workspace.count, s);
         if (code) { std::printf("launch %d\n", code); std::exit(1); }
       };
       if (launch) {

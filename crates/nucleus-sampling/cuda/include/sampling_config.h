@@ -203,6 +203,15 @@ NUCLEUS_ASSERT(sizeof(SamplingBatch) == 120);
  * allowed ids. Said of others it only costs time. */
 #define NUCLEUS_BATCH_DRAWN_AFTER_TOP_P 65536u
 
+/* What the caller knows of a batch with rows of several kinds: each kind goes to the launches for it, which see no other rows. Of what is not so it only costs time.
+ * `order` is null or, in device memory, [rows]: the rows' numbers, each once, first those that are bounded (NUCLEUS_BATCH_ALL_BOUNDED), then those that
+ * NUCLEUS_BATCH_ALL_DRAWN could be said of, then those that are not edited either and draw from what top_p keeps, then all others. */
+typedef struct {
+  const uint32_t *order;
+  uint32_t bounded, drawn, cut_by_top_p, reserved; /* rows of the first kinds */
+} SamplingOrder;
+NUCLEUS_ASSERT(sizeof(SamplingOrder) == 24);
+
 /* Results of a launch. A CUDA error is NUCLEUS_LAUNCH_CUDA + its code. */
 #define NUCLEUS_LAUNCH_OK 0
 #define NUCLEUS_LAUNCH_INVALID 1   /* a size, stride, dtype or pointer of the batch is out of range */
@@ -216,6 +225,9 @@ size_t sampling_workspace_size(uint32_t rows, uint32_t max_edited);
 /* Samples every row, in one or more launches that overlap; returns once the work is queued on the stream (a cudaStream_t). Allocates nothing,
  * synchronises nothing and can be captured in a CUDA graph. One workspace serves one stream at a time. */
 int launch_advanced_sample_batch(const SamplingBatch *batch, void *workspace, size_t workspace_bytes, void *stream);
+
+/* The same with the rows' kinds; the batch's flags tell of others than the first three kinds whether they go to launches for whole rows (NUCLEUS_BATCH_NONE_WHOLE). */
+int launch_sorted_sample_batch(const SamplingBatch *batch, const SamplingOrder *order, void *workspace, size_t workspace_bytes, void *stream);
 
 /* A token and its log-probability. */
 typedef struct { uint32_t token_id; float logprob; } SamplingLogprob;

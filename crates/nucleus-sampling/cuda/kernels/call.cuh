@@ -20,6 +20,13 @@ __device__ __forceinline__ void wait_for_launch_before() {
 #endif
 }
 
+// The rows of a batch that a launch takes: all, or `rows` of them.
+struct PartOfBatch : SamplingBatch {
+  const u32 *order;  // their numbers; null: as they are
+
+  __device__ __forceinline__ u32 row_number(u32 i) const { return order ? order[i] : i; }
+};
+
 // Room in a list for the tokens that lanes of a warp have: the index of this lane's. `total` counts them all.
 __device__ __forceinline__ u32 reserve(u32 *total, bool has) {
   const u32 lanes = __ballot_sync(~0u, has), lane = threadIdx.x % 32;

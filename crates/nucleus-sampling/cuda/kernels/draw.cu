@@ -19,12 +19,12 @@ __device__ __forceinline__ void begin() {
 }
 
 template <u32 DTYPE, Form FORM>
-__global__ void __launch_bounds__(threads_of(FORM), 1) draw_rows(const __grid_constant__ SamplingBatch batch, const __grid_constant__ DrawShape shape, const __grid_constant__ Whole whole, bool pending) {
+__global__ void __launch_bounds__(threads_of(FORM), 1) draw_rows(const __grid_constant__ PartOfBatch batch, const __grid_constant__ DrawShape shape, const __grid_constant__ Whole whole, bool pending) {
   using D = Drawer<DTYPE, FORM == Form::MASKED || FORM == Form::TOP_P_MASKED, lists_tokens(FORM)>;
   u32 block;
   asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(block));
   const u32 cluster = blockIdx.x / shape.blocks, clusters = gridDim.x / shape.blocks;
-  const Turns turns{cluster, clusters, (batch.rows - cluster + clusters - 1) / clusters};
+  const Turns turns{batch, cluster, clusters, (batch.rows - cluster + clusters - 1) / clusters};
   DrawState *const state = draw_state();
   const u32 warp = threadIdx.x / 32;
   const u32 slice = block * shape.room < batch.row_len ? block * shape.room : batch.row_len, end = slice + shape.room < batch.row_len ? slice + shape.room : batch.row_len;
@@ -56,6 +56,7 @@ __global__ void __launch_bounds__(threads_of(FORM), 1) draw_rows(const __grid_co
     finisher.prepare();
     begin();
     finisher.plan(pending);
+    finisher.mark_others();
     finisher.take_turns();
     return;
   }
@@ -147,7 +148,7 @@ static bool share(const SamplingBatch &batch, Way way, bool follow, DrawShape &s
 // The first that lets every row be resident is the fastest then.
 constexpr Way WAYS[] = {{8, 1}, {6, 1}, {5, 1}, {4, 1}, {6, 2}, {3, 1}, {2, 1}, {3, 2}};
 
-using Kernel = void (*)(SamplingBatch, DrawShape, Whole, bool);
+using Kernel = void (*)(PartOfBatch, DrawShape, Whole, bool);
 struct Kernels {
   Kernel of[3];  // by the kind of way
   u32 threads[3];
@@ -207,7 +208,7 @@ static cudaError_t choose(const SamplingBatch &batch, const Kernels &kernel, Cho
 }
 
 template <u32 DTYPE>
-static cudaError_t launch(const SamplingBatch &batch, char *space, bool pending, cudaStream_t stream, Division &division) {
+static cudaError_t launch(const PartOfBatch &batch, const Whole &whole, bool pending, u32 others, cudaStream_t stream, Division &division) {
   const Kernels kernels = may_cut(batch)     ? Kernels{{has_masks(batch) ? draw_rows<DTYPE, Form::TOP_P_MASKED> : draw_rows<DTYPE, Form::TOP_P>}, {threads_of(Form::TOP_P)}}
                           : has_masks(batch) ? Kernels{{draw_rows<DTYPE, Form::MASKED>, draw_rows<DTYPE, Form::AGAIN>, draw_rows<DTYPE, Form::AHEAD_MASKED>}, {DRAW_THREADS, DRAW_THREADS, AHEAD_THREADS}}
                                              : Kernels{{draw_rows<DTYPE, Form::PLAIN>, draw_rows<DTYPE, Form::AGAIN>, draw_rows<DTYPE, Form::AHEAD>}, {DRAW_THREADS, DRAW_THREADS, AHEAD_THREADS}};
@@ -227,20 +228,21 @@ static cudaError_t launch(const SamplingBatch &batch, char *space, bool pending,
   const u32 turns = (batch.rows + grid.clusters - 1) / grid.clusters;
   if (turns > TURNS_MOST) return cudaSuccess;
   if (turns <= shape.teams && chosen.way.kind != Way::AGAIN) share(batch, chosen.way, false, shape, grid.bytes);
+  shape.others = others;
   division = Division{shape.blocks, shape.room, 1};
   cudaLaunchAttribute attributes[2];
   const cudaLaunchConfig_t config = grid.config(attributes, stream, true);
-  return cudaLaunchKernelEx(&config, kernels.of[chosen.way.kind], batch, shape, Whole(space, batch.rows), pending);
+  return cudaLaunchKernelEx(&config, kernels.of[chosen.way.kind], batch, shape, whole, pending);
 }
 
 }  // namespace nucleus::draw
 
 namespace nucleus {
 
-cudaError_t launch_draw(const SamplingBatch &batch, char *space, bool pending, cudaStream_t stream, Division &division) {
-  return batch.dtype == NUCLEUS_F32   ? draw::launch<NUCLEUS_F32>(batch, space, pending, stream, division)
-         : batch.dtype == NUCLEUS_F16 ? draw::launch<NUCLEUS_F16>(batch, space, pending, stream, division)
-                                      : draw::launch<NUCLEUS_BF16>(batch, space, pending, stream, division);
+cudaError_t launch_draw(const PartOfBatch &batch, const Whole &whole, bool pending, u32 others, cudaStream_t stream, Division &division) {
+  return batch.dtype == NUCLEUS_F32   ? draw::launch<NUCLEUS_F32>(batch, whole, pending, others, stream, division)
+         : batch.dtype == NUCLEUS_F16 ? draw::launch<NUCLEUS_F16>(batch, whole, pending, others, stream, division)
+                                      : draw::launch<NUCLEUS_BF16>(batch, whole, pending, others, stream, division);
 }
 
 }  // namespace nucleus

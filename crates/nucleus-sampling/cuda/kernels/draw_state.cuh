@@ -54,6 +54,7 @@ struct DrawShape {
   u32 groups;         // where tokens are listed: largest logits that a warp tells, one, or one of each half of its lanes
   u32 listers;        // of a team
   u32 places;         // of a lister, for the tokens that it sends of a row
+  u32 others;         // rows behind those of the launch in their order
 
   __host__ __device__ u32 warps() const { return blocks * members; }  // that share a row
   __host__ __device__ u32 senders() const { return blocks * listers; }
@@ -142,9 +143,10 @@ __device__ __forceinline__ u64 *draw_messages() { return reinterpret_cast<u64 *>
 
 // The rows of a cluster.
 struct Turns {
+  const PartOfBatch &batch;
   u32 cluster, clusters, rows;
 
-  __device__ __forceinline__ u32 index(u32 turn) const { return cluster + turn * clusters; }
+  __device__ __forceinline__ u32 index(u32 turn) const { return batch.row_number(cluster + turn * clusters); }
 };
 
 // Waits for messages of other blocks.

@@ -124,10 +124,10 @@ cudaError_t launch_description(SamplingRow *to, const SamplingRow &row, cudaStre
 // Bounded requests get their token; the status of every other row is PENDING afterwards. `last`: no launch follows, so that every other row gets its token, too.
 // Where rows are few, and not short: clusters of blocks.
 constexpr u32 SPREAD_TO = 66, SPREAD_FROM_LEN = 8192;
-cudaError_t launch_spread(const SamplingBatch &batch, const Workspace &workspace, bool last, cudaStream_t stream);
+cudaError_t launch_spread(const PartOfBatch &batch, const Workspace &workspace, bool last, cudaStream_t stream);
 
 // The same everywhere: a block a multiprocessor.
-cudaError_t launch_relay(const SamplingBatch &batch, const Workspace &workspace, bool last, cudaStream_t stream);
+cudaError_t launch_relay(const PartOfBatch &batch, const Workspace &workspace, bool last, cudaStream_t stream);
 
 // Rows with NUCLEUS_ROW_FEW get their token or PENDING; unless another launch went before, so does every other row PENDING.
 cudaError_t launch_few(const SamplingBatch &batch, bool follows, cudaStream_t stream);
@@ -145,8 +145,8 @@ cudaError_t launch_cuts(const SamplingBatch &batch, char *space, bool pending, b
 
 // Rows that draw from the whole of their row get their token and, unless all do (NUCLEUS_BATCH_ALL_DRAWN), those that draw from what top_p keeps, or MANY_KEPT if that
 // is too much for a list; the status of every other row is PENDING afterwards. With `pending`, of rows that an earlier launch left PENDING. `division`: how rows were shared out; no
-// room if they are too long, then nothing was launched.
-cudaError_t launch_draw(const SamplingBatch &batch, char *space, bool pending, cudaStream_t stream, Division &division);
+// room if they are too long, then nothing was launched. `others`: rows behind these in the batch's order, whose status is PENDING afterwards.
+cudaError_t launch_draw(const PartOfBatch &batch, const Whole &whole, bool pending, u32 others, cudaStream_t stream, Division &division);
 
 // Bytes of workspace that launch_whole needs.
 size_t whole_bytes(size_t rows);

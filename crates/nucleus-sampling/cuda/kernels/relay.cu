@@ -9,7 +9,7 @@ namespace nucleus::relay {
 
 // One block on a multiprocessor, so that nothing of its state is spilled.
 template <u32 DTYPE>
-__global__ void __launch_bounds__(BLOCK_THREADS, 1) sample_by_relay(const __grid_constant__ SamplingBatch batch, const __grid_constant__ Workspace workspace, bool last) {
+__global__ void __launch_bounds__(BLOCK_THREADS, 1) sample_by_relay(const __grid_constant__ PartOfBatch batch, const __grid_constant__ Workspace workspace, bool last) {
   State *const sh = state();
   const u32 lane = threadIdx.x - 2 * TEAM_THREADS;
   if (lane < 32) {
@@ -64,7 +64,7 @@ __global__ void __launch_bounds__(BLOCK_THREADS, 1) sample_by_relay(const __grid
 constexpr u32 MULTIPROCESSORS = 132;  // of the devices this is tuned for
 
 template <u32 DTYPE>
-static cudaError_t launch(const SamplingBatch &batch, const Workspace &workspace, bool last, cudaStream_t stream) {
+static cudaError_t launch(const PartOfBatch &batch, const Workspace &workspace, bool last, cudaStream_t stream) {
   const auto kernel = sample_by_relay<DTYPE>;
   cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, SHARED_MOST);
   if (error == cudaSuccess) error = cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
@@ -84,7 +84,7 @@ static cudaError_t launch(const SamplingBatch &batch, const Workspace &workspace
 
 namespace nucleus {
 
-cudaError_t launch_relay(const SamplingBatch &batch, const Workspace &workspace, bool last, cudaStream_t stream) {
+cudaError_t launch_relay(const PartOfBatch &batch, const Workspace &workspace, bool last, cudaStream_t stream) {
   return batch.dtype == NUCLEUS_F32   ? relay::launch<NUCLEUS_F32>(batch, workspace, last, stream)
          : batch.dtype == NUCLEUS_F16 ? relay::launch<NUCLEUS_F16>(batch, workspace, last, stream)
                                       : relay::launch<NUCLEUS_BF16>(batch, workspace, last, stream);

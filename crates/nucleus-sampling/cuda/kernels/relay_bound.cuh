@@ -150,7 +150,7 @@ __device__ __forceinline__ void follow_rows(const SamplingBatch &batch) {
   State *const sh = state();
   u32 turn = 0;
   UNROLL_NOT
-  for (u32 index = blockIdx.x; index < batch.rows; index += gridDim.x, ++turn) {
+  for (u32 taken = blockIdx.x; taken < batch.rows; taken += gridDim.x, ++turn) {
     const u32 at = turn % 2, parity = turn / 2 % 2;
     wait_for_copy(&sh->ready[at], parity);
     Follower follower{&sh->rows[at]};

@@ -169,18 +169,18 @@ __device__ __forceinline__ bool is_aligned(const SamplingBatch &batch, u32 index
 }
 
 // Describes all rows of the block, each as soon as the place of the one before the last is free.
-__device__ __forceinline__ void describe_rows(const SamplingBatch &batch) {
+__device__ __forceinline__ void describe_rows(const PartOfBatch &batch) {
   State *const sh = state();
   const u32 local = Describing::thread();
   const bool leads = local < 32;  // the warp that the words come to
-  u32 index = blockIdx.x;
+  u32 taken = blockIdx.x, index = batch.row_number(taken);
   if (leads) {
     ComingDescription::start_row(batch, index);
     ComingDescription::start_rest(batch, index);
   }
   UNROLL_NOT
-  for (u32 turn = 0; index < batch.rows; index += gridDim.x, ++turn) {
-    const u32 at = turn % 2, after = index + gridDim.x;
+  for (u32 turn = 0;; taken += gridDim.x, ++turn) {
+    const u32 at = turn % 2;
     Row *const row = &sh->rows[at];
     if (turn) wait_for_copy(&sh->finished[at], (turn - 1) / 2 % 2);
     if (turn > 1) wait_for_copy(&sh->followed_to_end[at], (turn - 2) / 2 % 2);
@@ -225,9 +225,11 @@ __device__ __forceinline__ void describe_rows(const SamplingBatch &batch) {
     }
     if (!wanted && turn == 0) Marking::sync();
     arrive_as_warp(&sh->known[at]);
-    if (!leads || after >= batch.rows) continue;
-    ComingDescription::start_row(batch, after);
-    ComingDescription::start_rest(batch, after);
+    if (taken + gridDim.x >= batch.rows) return;
+    index = batch.row_number(taken + gridDim.x);
+    if (!leads) continue;
+    ComingDescription::start_row(batch, index);
+    ComingDescription::start_rest(batch, index);
   }
 }
 

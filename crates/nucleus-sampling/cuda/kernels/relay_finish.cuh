@@ -185,7 +185,7 @@ __device__ __forceinline__ void rehearse(u32 local) {
 }
 
 // All rows of the block; those that are not decided are counted. `last`: see what_is_left.
-__device__ __forceinline__ void finish_rows(const SamplingBatch &batch, bool last) {
+__device__ __forceinline__ void finish_rows(const PartOfBatch &batch, bool last) {
   State *const sh = state();
   const u32 local = threadIdx.x - TEAM_THREADS;
   Marking::sync();  // the first row's ids are there
@@ -198,8 +198,8 @@ __device__ __forceinline__ void finish_rows(const SamplingBatch &batch, bool las
   arrive_as_warp(&sh->finished[1]);
   u32 turn = 0;
   UNROLL_NOT
-  for (u32 index = blockIdx.x; index < batch.rows; index += gridDim.x, ++turn) {
-    const u32 at = turn % 2, parity = turn / 2 % 2;
+  for (u32 taken = blockIdx.x; taken < batch.rows; taken += gridDim.x, ++turn) {
+    const u32 at = turn % 2, parity = turn / 2 % 2, index = batch.row_number(taken);
     Row *const row = &sh->rows[at];
     wait_for_copy(&sh->known[at], parity);
     Finishing::sync();  // what belongs to the row before is no longer needed

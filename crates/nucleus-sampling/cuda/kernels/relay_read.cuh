@@ -46,12 +46,14 @@ struct Masks {
   __device__ __forceinline__ bool aligned() const { return (reinterpret_cast<uintptr_t>(first) | stride * 4) % 16 == 0; }
 };
 
-// A row's mask, for the thread that fills the ring; asked for long before it is needed.
-struct MaskAhead {
-  u32 mask = ~0u, flags = NUCLEUS_ROW_PADDING;
+// A row's number and mask, for the thread that fills the ring; asked for long before they are needed.
+struct RowAhead {
+  u32 index = 0, mask = ~0u, flags = NUCLEUS_ROW_PADDING;
 
-  __device__ __forceinline__ void load(const SamplingBatch &batch, u32 index) {
-    if (index >= batch.rows) return;
+  // `turn`: of the rows that the launch takes.
+  __device__ __forceinline__ void load(const PartOfBatch &batch, u32 turn) {
+    if (turn >= batch.rows) return;
+    index = batch.row_number(turn);
     const SamplingRow *const row = batch.row + index;
     asm volatile("ld.global.u32 %0, [%1];" : "=r"(mask) : "l"(&row->mask));
     asm volatile("ld.global.u32 %0, [%1];" : "=r"(flags) : "l"(&row->flags));
@@ -73,7 +75,7 @@ __device__ __forceinline__ void sync_half() {
 // Fills the ring with the rows of the block and their masks, one stage after another, by one thread. The engine copies 16 bytes at a time; what is left of a
 // row is read when it is needed.
 template <u32 DTYPE>
-__device__ __forceinline__ void fill_ring(const SamplingBatch &batch) {
+__device__ __forceinline__ void fill_ring(const PartOfBatch &batch) {
   using S = Stages<DTYPE>;
   State *const sh = state();
   const u32 stages = S::count(batch);
@@ -85,15 +87,15 @@ __device__ __forceinline__ void fill_ring(const SamplingBatch &batch) {
     arrive_expecting(&sh->arrived[at], bytes);
     start_copy(ring_of_masks() + at * STAGE_MASK_BYTES, mask + first, bytes, &sh->arrived[at]);
   };
-  MaskAhead next;
+  RowAhead next;
   next.load(batch, blockIdx.x);
   RingPlace place;
   u32 filled = 0;
   UNROLL_NOT
-  for (u32 index = blockIdx.x; index < batch.rows; index += gridDim.x) {
-    const MaskAhead own = next;
-    next.load(batch, index + gridDim.x);
-    const char *from = S::row(batch, index);
+  for (u32 taken = blockIdx.x; taken < batch.rows; taken += gridDim.x) {
+    const RowAhead own = next;
+    next.load(batch, taken + gridDim.x);
+    const char *from = S::row(batch, own.index);
     const bool aligned = reinterpret_cast<uintptr_t>(from) % 16 == 0;
     UNROLL_NOT
     for (u32 left = batch.row_len, stage = 0; stage < stages; ++stage, ++filled, left -= S::IDS, from += TILE_BYTES) {
@@ -355,14 +357,14 @@ struct Reader {
 
 // All rows of the block.
 template <u32 DTYPE>
-__device__ __forceinline__ void read_rows(const SamplingBatch &batch) {
+__device__ __forceinline__ void read_rows(const PartOfBatch &batch) {
   State *const sh = state();
   const u32 stages = Stages<DTYPE>::count(batch);
   const u32 half = threadIdx.x / HALF_THREADS;
   RingPlace place = RingPlace{}.later(half);
   u32 turn = 0;
   UNROLL_NOT
-  for (u32 index = blockIdx.x; index < batch.rows; index += gridDim.x, ++turn) {
+  for (u32 taken = blockIdx.x; taken < batch.rows; taken += gridDim.x, ++turn) {
     const u32 own = (half + turn * stages) % HALVES;
     Row *const row = &sh->rows[turn % 2];
     const u32 parity = turn / 2 % 2;
@@ -371,7 +373,7 @@ __device__ __forceinline__ void read_rows(const SamplingBatch &batch) {
     const u32 *const mask = row->row.flags & NUCLEUS_ROW_PADDING ? nullptr : masks.of(row->row.mask);
     const u32 vocab = row->config.vocab_size, exist = vocab < batch.row_len ? vocab : batch.row_len;
     const u32 held = mask && masks.words < (exist + 31) / 32 ? masks.words * 32 : exist;
-    const Reader<DTYPE> reader{row, Stages<DTYPE>::row(batch, index), mask, held, masks.aligned()};
+    const Reader<DTYPE> reader{row, Stages<DTYPE>::row(batch, batch.row_number(taken)), mask, held, masks.aligned()};
     reader.read(place, own, stages, &sh->ready[turn % 2], parity, turn == 0);
     arrive_as_warp(&sh->read[turn % 2]);
   }

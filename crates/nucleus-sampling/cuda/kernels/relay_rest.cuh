@@ -52,12 +52,13 @@ static __device__ __noinline__ bool draw_above(u32 index, u32 largest) {
 
 // All of them. The other warps have ended.
 template <u32 DTYPE>
-static __device__ __noinline__ void sample_rest(const SamplingBatch &batch, const Workspace &workspace) {
+static __device__ __noinline__ void sample_rest(const PartOfBatch &batch, const Workspace &workspace) {
   Shared *const sh = shared_state();
   sync_block();  // all know that there are such rows
   DeviceTeam{}.prepare_meetings();
   UNROLL_NOT
-  for (u32 index = blockIdx.x; index < batch.rows; index += gridDim.x) {
+  for (u32 taken = blockIdx.x; taken < batch.rows; taken += gridDim.x) {
+    const u32 index = batch.row_number(taken);
     sync_block();
     share_row(sh, batch, index, batch.row[index].flags & NUCLEUS_ROW_PADDING ? 0 : batch.row[index].request);
     share_batch(sh, batch);

@@ -51,6 +51,7 @@ struct Layout {
 
 struct Launcher {
   const SamplingBatch &batch;
+  const SamplingOrder order;
   const Layout layout;
   char *workspace;
   cudaStream_t stream;
@@ -71,8 +72,16 @@ struct Launcher {
     if (follows) shape.clusters = share_evenly(batch.rows, shape.clusters);
     cudaLaunchAttribute attributes[2];
     const cudaLaunchConfig_t config = shape.config(attributes, stream, follows || batch.rows <= FIRST_EARLY_MOST);
-    const Whole whole(workspace + layout.whole, batch.rows);
-    return cudaLaunchKernelEx(&config, sample_rows, batch, edit_tables(), whole, division, shape.room, follows);
+    return cudaLaunchKernelEx(&config, sample_rows, batch, edit_tables(), whole_rows(), division, shape.room, follows);
+  }
+
+  Whole whole_rows() const { return Whole(workspace + layout.whole, batch.rows); }
+  PartOfBatch all_rows() const { return PartOfBatch{batch, nullptr}; }
+  // So many rows of the order.
+  PartOfBatch rows_from(u32 first, u32 count) const {
+    PartOfBatch part{batch, order.order + first};
+    part.rows = count;
+    return part;
   }
 
   Workspace edit_tables() const { return Workspace{reinterpret_cast<Edit *>(workspace), layout.capacity, batch.max_edited}; }
@@ -83,6 +92,22 @@ struct Launcher {
     if (error != cudaSuccess) return error;
     return without ? launch_portable(batch, edit_tables(), stream) : by_clusters();
   }
+  // Clusters for few rows, if they are not short.
+  static auto launch_for(const PartOfBatch &part) { return part.row_len >= SPREAD_FROM_LEN && part.rows <= SPREAD_TO ? launch_spread : launch_relay; }
+
+  // Rows of the kinds that the order tells, by launches for each. Afterwards every row has a status, unless `sorted` is false: then nothing was launched but those for few allowed ids.
+  cudaError_t by_kind(bool few, bool &sorted) {
+    const u32 drawn = order.drawn + order.cut_by_top_p, known = order.bounded + drawn;
+    cudaError_t error = few ? launch_few(batch, false, stream) : cudaSuccess;
+    PartOfBatch part = rows_from(order.bounded, drawn);
+    part.flags = (part.flags & ~NUCLEUS_BATCH_ALL_DRAWN) | (order.cut_by_top_p ? 0 : NUCLEUS_BATCH_ALL_DRAWN);
+    if (error == cudaSuccess) error = launch_draw(part, whole_rows(), few, few ? 0 : batch.rows - known, stream, division);
+    sorted = division.room;
+    if (error != cudaSuccess || !sorted || !order.bounded) return error;
+    part = rows_from(0, order.bounded);
+    return launch_for(part)(part, edit_tables(), false, stream);
+  }
+
   cudaError_t by_clusters() {
     cudaError_t error = allow_slices(reinterpret_cast<const void *>(sample_rows));
     if (error != cudaSuccess) return error;
@@ -91,27 +116,37 @@ struct Launcher {
     const bool bounded = !exact && chosen && !(batch.flags & (NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_ALL_FEW));
     const bool whole = !exact && (many || (chosen && !(batch.flags & (NUCLEUS_BATCH_ALL_BOUNDED | NUCLEUS_BATCH_ALL_FEW | NUCLEUS_BATCH_NONE_WHOLE))));
     const bool sums = !exact && !bounded && !few && (batch.flags & (NUCLEUS_BATCH_NONE_WHOLE | NUCLEUS_BATCH_NONE_SUMMED)) == NUCLEUS_BATCH_NONE_WHOLE;
-    if (sums) error = launch_sums(batch, stream);
-    if (bounded) {
-      // Where every row is bounded by a count there is next to nothing left for a launch of clusters, nor where rows are bounded, without edits, and draw from what
-      // min_p keeps; of short rows more may be, of which most have edits.
-      constexpr u32 DRAWN_HERE = NUCLEUS_BATCH_ALL_BOUNDED | NUCLEUS_BATCH_NO_EDITS | NUCLEUS_BATCH_DRAW_AFTER_MIN_P;
-      const bool long_rows = batch.row_len >= SPREAD_FROM_LEN, spread = long_rows && batch.rows <= SPREAD_TO;
-      const bool all_here = batch.flags & NUCLEUS_BATCH_ALL_COUNTED || (batch.flags & DRAWN_HERE) == DRAWN_HERE, last = all_here && !few && long_rows;
-      error = (spread ? launch_spread : launch_relay)(batch, edit_tables(), last, stream);
-      if (error == cudaSuccess && last) return error;
+    bool sorted = false, seen = false;  // seen: every row has a status
+    if (!exact && (chosen || many) && order.order && order.drawn + order.cut_by_top_p) {
+      error = by_kind(few, sorted);
+      seen = sorted || few;
     }
-    if (error == cudaSuccess && few) error = launch_few(batch, bounded, stream);
+    const Division of_draws = division;
+    division.room = 0;
+    if (error == cudaSuccess && !seen) {
+      if (sums) error = launch_sums(batch, stream);
+      if (bounded) {
+        // Where every row is bounded by a count there is next to nothing left for a launch of clusters, nor where rows are bounded, without edits, and draw from what
+        // min_p keeps; of short rows more may be, of which most have edits.
+        constexpr u32 DRAWN_HERE = NUCLEUS_BATCH_ALL_BOUNDED | NUCLEUS_BATCH_NO_EDITS | NUCLEUS_BATCH_DRAW_AFTER_MIN_P;
+        const bool all_here = batch.flags & NUCLEUS_BATCH_ALL_COUNTED || (batch.flags & DRAWN_HERE) == DRAWN_HERE, last = all_here && !few && batch.row_len >= SPREAD_FROM_LEN;
+        error = launch_for(all_rows())(all_rows(), edit_tables(), last, stream);
+        if (error == cudaSuccess && last) return error;
+      }
+      if (error == cudaSuccess && few) error = launch_few(batch, bounded, stream);
+      seen = sums || bounded || few;
+    }
     // Rows that are drawn from alone; other whole rows, and rows that no launch has seen.
     constexpr u32 CUT_BY_TOP_P = NUCLEUS_BATCH_NO_EDITS | NUCLEUS_BATCH_DRAWN_AFTER_TOP_P;
     const bool drawn = batch.flags & NUCLEUS_BATCH_ALL_DRAWN, cut_by_top_p = (batch.flags & CUT_BY_TOP_P) == CUT_BY_TOP_P;
-    if (error == cudaSuccess && whole && (drawn || cut_by_top_p)) error = launch_draw(batch, workspace + layout.whole, bounded || few, stream, division);
+    if (error == cudaSuccess && whole && !sorted && (drawn || cut_by_top_p)) error = launch_draw(all_rows(), whole_rows(), seen, 0, stream, division);
     const bool held = whole && !many && !drawn && !division.room;
-    const bool unseen = !(sums || bounded || few || whole) && !(batch.flags & (NUCLEUS_BATCH_UNLISTED | NUCLEUS_BATCH_NONE_CUT));
-    if (error == cudaSuccess && (held || unseen)) error = launch_cuts(batch, workspace + layout.whole, bounded || few, held || many, stream, division);
-    if (error == cudaSuccess && whole && !division.room) error = launch_whole(batch, workspace + layout.whole, bounded || few, stream, division);
-    const bool done = division.room && !bounded && !few && whole && drawn;
-    return error == cudaSuccess && !done ? clusters(sums || bounded || few || division.room) : error;
+    const bool unseen = !(seen || whole) && !(batch.flags & (NUCLEUS_BATCH_UNLISTED | NUCLEUS_BATCH_NONE_CUT));
+    if (error == cudaSuccess && (held || unseen)) error = launch_cuts(batch, workspace + layout.whole, seen, held || many, stream, division);
+    if (error == cudaSuccess && whole && !division.room) error = launch_whole(batch, workspace + layout.whole, seen, stream, division);
+    const bool done = division.room && !seen && whole && drawn;
+    if (!division.room) division = of_draws;
+    return error == cudaSuccess && !done ? clusters(seen || division.room) : error;
   }
 };
 
@@ -161,11 +196,18 @@ extern "C" size_t sampling_workspace_size(uint32_t rows, uint32_t max_edited) {
 }
 
 extern "C" int launch_advanced_sample_batch(const SamplingBatch *batch, void *workspace, size_t workspace_bytes, void *stream) {
-  if (!valid(batch)) return NUCLEUS_LAUNCH_INVALID;
+  const SamplingOrder none = {};
+  return launch_sorted_sample_batch(batch, &none, workspace, workspace_bytes, stream);
+}
+
+extern "C" int launch_sorted_sample_batch(const SamplingBatch *batch, const SamplingOrder *order, void *workspace, size_t workspace_bytes, void *stream) {
+  if (!valid(batch) || !order) return NUCLEUS_LAUNCH_INVALID;
+  const u64 known = static_cast<u64>(order->bounded) + order->drawn + order->cut_by_top_p;
+  if (order->order && known > batch->rows) return NUCLEUS_LAUNCH_INVALID;
   if (batch->rows == 0) return NUCLEUS_LAUNCH_OK;
   const Layout layout(batch->rows, batch->max_edited);
   if (!workspace || workspace_bytes < layout.bytes) return NUCLEUS_LAUNCH_WORKSPACE;
-  cudaError_t error = Launcher{*batch, layout, static_cast<char *>(workspace), static_cast<cudaStream_t>(stream)}.all();
+  cudaError_t error = Launcher{*batch, *order, layout, static_cast<char *>(workspace), static_cast<cudaStream_t>(stream)}.all();
   return error == cudaSuccess ? NUCLEUS_LAUNCH_OK : NUCLEUS_LAUNCH_CUDA + static_cast<int>(error);
 }
 
@@ -175,7 +217,7 @@ extern "C" int launch_top_processed(const SamplingBatch *batch, uint32_t count, 
   if (!top) return NUCLEUS_LAUNCH_INVALID;
   const Layout layout(batch->rows, batch->max_edited);
   if (!workspace || workspace_bytes < layout.bytes) return NUCLEUS_LAUNCH_WORKSPACE;
-  const Launcher launcher{*batch, layout, static_cast<char *>(workspace), static_cast<cudaStream_t>(stream)};
+  const Launcher launcher{*batch, SamplingOrder{}, layout, static_cast<char *>(workspace), static_cast<cudaStream_t>(stream)};
   bool without = false;
   cudaError_t error = without_clusters(*batch, without);
   if (error == cudaSuccess) error = (without ? launch_portable_tops : launch_tops)(*batch, launcher.edit_tables(), TopCall{top, count}, launcher.stream);

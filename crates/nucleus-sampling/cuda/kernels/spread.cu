@@ -26,11 +26,11 @@ static __device__ __noinline__ void sample_undecided(const SamplingBatch &batch,
 
 // `last`: no launch follows.
 template <u32 DTYPE, u32 BLOCKS>
-__global__ void __launch_bounds__(BLOCK_THREADS, 1) sample_spread(const __grid_constant__ SamplingBatch batch, const __grid_constant__ Workspace workspace, bool last) {
+__global__ void __launch_bounds__(BLOCK_THREADS, 1) sample_spread(const __grid_constant__ PartOfBatch batch, const __grid_constant__ Workspace workspace, bool last) {
   const DeviceTeam team;
   asm volatile("" ::"r"(static_cast<u32>(last)));  // the line that it is in comes now
   RowState *const sh = kept_row_state();
-  const u32 index = blockIdx.x / BLOCKS;
+  const u32 index = batch.row_number(blockIdx.x / BLOCKS);
   const bool decided = Block<DTYPE, BLOCKS>(batch, team, sh).collect();
   if (sh->row.flags & NUCLEUS_ROW_PADDING) return;
   if (decided) {
@@ -59,7 +59,7 @@ __global__ void __launch_bounds__(BLOCK_THREADS, 1) sample_spread(const __grid_c
 constexpr u32 EXACT_BYTES = SHARED_BYTES + SPARE_BYTES, SPREAD_BYTES = sizeof(RowState) > EXACT_BYTES ? sizeof(RowState) : EXACT_BYTES;
 
 template <u32 DTYPE, u32 BLOCKS>
-static cudaError_t launch(const SamplingBatch &batch, const Workspace &workspace, bool last, cudaStream_t stream) {
+static cudaError_t launch(const PartOfBatch &batch, const Workspace &workspace, bool last, cudaStream_t stream) {
   const auto kernel = sample_spread<DTYPE, BLOCKS>;
   cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, SPREAD_BYTES);
   if (error == cudaSuccess) error = cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
@@ -88,7 +88,7 @@ constexpr u32 EIGHTS = 15, FOURS = 30, THREES = 39;
 #endif
 
 template <u32 DTYPE>
-static cudaError_t launch(const SamplingBatch &batch, const Workspace &workspace, bool last, cudaStream_t stream) {
+static cudaError_t launch(const PartOfBatch &batch, const Workspace &workspace, bool last, cudaStream_t stream) {
   static_assert(Deal<DTYPE, 4>::FROM_LEN <= SPREAD_FROM_LEN && Deal<DTYPE, 3>::FROM_LEN <= SPREAD_FROM_LEN && Deal<DTYPE, 2>::FROM_LEN <= SPREAD_FROM_LEN);
   if (batch.rows <= EIGHTS && batch.row_len >= Deal<DTYPE, 8>::FROM_LEN) return launch<DTYPE, 8>(batch, workspace, last, stream);
   if (batch.rows <= FOURS) return launch<DTYPE, 4>(batch, workspace, last, stream);
@@ -100,7 +100,7 @@ static cudaError_t launch(const SamplingBatch &batch, const Workspace &workspace
 
 namespace nucleus {
 
-cudaError_t launch_spread(const SamplingBatch &batch, const Workspace &workspace, bool last, cudaStream_t stream) {
+cudaError_t launch_spread(const PartOfBatch &batch, const Workspace &workspace, bool last, cudaStream_t stream) {
   return batch.dtype == NUCLEUS_F32   ? spread::launch<NUCLEUS_F32>(batch, workspace, last, stream)
          : batch.dtype == NUCLEUS_F16 ? spread::launch<NUCLEUS_F16>(batch, workspace, last, stream)
                                       : spread::launch<NUCLEUS_BF16>(batch, workspace, last, stream);

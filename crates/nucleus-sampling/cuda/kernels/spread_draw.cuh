@@ -82,7 +82,7 @@ struct ManyAbove : Sender<DTYPE, BLOCKS> {
 
 // False: the row is not decided. By all threads of the cluster, after it has met.
 template <u32 DTYPE, u32 BLOCKS>
-static __device__ __noinline__ bool draw_above(const SamplingBatch &batch) {
+static __device__ __noinline__ bool draw_above(const PartOfBatch &batch) {
   const DeviceTeam team;
   const ManyAbove<DTYPE, BLOCKS> own(batch, team.block, row_state());
   const SlicePlan plan = own.sh->plan;

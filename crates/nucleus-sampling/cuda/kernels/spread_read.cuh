@@ -30,14 +30,14 @@ struct Reader {
     uint4 v[VECTORS];
   };
 
-  const SamplingBatch &batch;
+  const PartOfBatch &batch;
   RowState *const sh;
   const u32 index, block, warp, lane;
   const char *const logits;
 
-  __device__ __forceinline__ Reader(const SamplingBatch &b, u32 own, RowState *state)
-      : batch(b), sh(state), index(blockIdx.x / BLOCKS), block(own), warp(threadIdx.x / 32), lane(threadIdx.x % 32),
-        logits(static_cast<const char *>(b.logits) + static_cast<u64>(blockIdx.x / BLOCKS) * b.row_stride * SIZE) {}
+  __device__ __forceinline__ Reader(const PartOfBatch &b, u32 own, RowState *state)
+      : batch(b), sh(state), index(b.row_number(blockIdx.x / BLOCKS)), block(own), warp(threadIdx.x / 32), lane(threadIdx.x % 32),
+        logits(static_cast<const char *>(b.logits) + static_cast<u64>(index) * b.row_stride * SIZE) {}
 
   __device__ __forceinline__ bool reads() const { return threadIdx.x < READERS; }
   __device__ __forceinline__ bool aligned() const { return reinterpret_cast<uintptr_t>(logits) % 16 == 0; }

@@ -3,6 +3,13 @@
 
 #include "corpus.hpp"
 #include "device.hpp"
+#include "order.hpp"
+
+// One way to work.
+struct Way {
+  uint32_t cluster, flags;
+  Sorted sorted = Sorted::NOT;
+};
 
 // A batch of what a test holds on the device, without its logits.
 template <class Held>
@@ -35,6 +42,7 @@ struct DeviceBatch {
   DeviceArray<uint32_t> arena, masks;
   DeviceArray<char> logits, workspace;
   DeviceArray<SampledToken> out;
+  DeviceOrder truly, at_random;
   SamplingBatch batch = {};
   cudaStream_t stream;
 
@@ -42,46 +50,42 @@ struct DeviceBatch {
   template <class R>
   DeviceBatch(const R &rows, uint32_t max_edited, cudaStream_t on)
       : row(rows.row), configs(rows.configs), programs(rows.programs), arena(rows.arena), masks(rows.masks), logits(rows.logits),
-        workspace(sampling_workspace_size(rows.rows, max_edited)), out(rows.rows), stream(on) {
+        workspace(sampling_workspace_size(rows.rows, max_edited)), out(rows.rows), truly(rows.row, rows.programs, Sorted::TRULY), at_random(rows.row, rows.programs, Sorted::AT_RANDOM), stream(on) {
     batch = batch_of(*this, rows.dtype, rows.rows, rows.row_len, rows.mask_words(), max_edited);
     batch.row_stride = rows.row_len;
     batch.logits = logits.data;
   }
 
   // The results of one way to work, from poisoned memory. `edits`: the workspace's reads as edits of a token, else as no id.
-  std::vector<SampledToken> sample(uint32_t cluster, uint32_t flags, bool edits = false) {
-    batch.cluster = cluster;
-    batch.flags = flags;
+  std::vector<SampledToken> sample(const Way &way, bool edits = false) {
+    batch.cluster = way.cluster;
+    batch.flags = way.flags;
+    const SamplingOrder order = way.sorted == Sorted::TRULY ? truly.order : way.sorted == Sorted::AT_RANDOM ? at_random.order : SamplingOrder{};
     CHECK(cudaMemsetAsync(out.data, 0xA5, out.count * sizeof(SampledToken), stream));
     CHECK(cudaMemsetAsync(workspace.data, 0x5A, workspace.count, stream));
     if (edits) leave_edits<<<64, 256, 0, stream>>>(reinterpret_cast<uint2 *>(workspace.data), workspace.count / sizeof(uint2));
-    if (int code = launch_advanced_sample_batch(&batch, workspace.data, workspace.count, stream)) { std::printf("launch: %d\n", code); std::exit(1); }
+    if (int code = launch_sorted_sample_batch(&batch, &order, workspace.data, workspace.count, stream)) { std::printf("launch: %d\n", code); std::exit(1); }
     CHECK(cudaStreamSynchronize(stream));
     return out.host();
   }
-};
-
-// One way to work.
-struct Way {
-  uint32_t cluster, flags;
 };
 
 // Every way against the exact path: counts results that differ, and all of them. `name`: of the rows; processed(row): whether its log-probability must be the same to the bit (same_result).
 template <class R, class P>
 void check_ways(const char *name, const R &rows, uint32_t max_edited, cudaStream_t stream, const std::vector<Way> &ways, P processed, uint32_t &results, uint32_t &failures) {
   DeviceBatch batch(rows, max_edited, stream);
-  const std::vector<SampledToken> expected = batch.sample(8, NUCLEUS_BATCH_EXACT | NUCLEUS_BATCH_UNLISTED);
+  const std::vector<SampledToken> expected = batch.sample({8, NUCLEUS_BATCH_EXACT | NUCLEUS_BATCH_UNLISTED});
   bool edits = false;  // every other way, so that what an earlier batch has left is not taken for this one's
   for (const Way &way : ways) {
-    const std::vector<SampledToken> got = batch.sample(way.cluster, way.flags, edits);
+    const std::vector<SampledToken> got = batch.sample(way, edits);
     edits = !edits;
     for (uint32_t r = 0; r < rows.rows; ++r) {
       results += 1;
       if (same_result(got[r], expected[r], processed(rows.row[r]))) continue;
       failures += 1;
       if (failures > 25) continue;
-      std::printf("%s: type %u, vocabulary %u of %u, row %u of %u, cluster %u, flags %u: token %u, expected %u; kept %u, %u; status %u, %u; logprob %.9g, %.9g; mask %d, biases %u, flags %u; ops", name,
-                  rows.dtype, rows.vocab, rows.row_len, r, rows.rows, way.cluster, way.flags, got[r].token_id, expected[r].token_id, got[r].kept_count, expected[r].kept_count, got[r].status,
+      std::printf("%s: type %u, vocabulary %u of %u, row %u of %u, cluster %u, flags %u, sorted %u: token %u, expected %u; kept %u, %u; status %u, %u; logprob %.9g, %.9g; mask %d, biases %u, flags %u; ops", name,
+                  rows.dtype, rows.vocab, rows.row_len, r, rows.rows, way.cluster, way.flags, static_cast<uint32_t>(way.sorted), got[r].token_id, expected[r].token_id, got[r].kept_count, expected[r].kept_count, got[r].status,
                   expected[r].status, got[r].logprob, expected[r].logprob, rows.row[r].mask, rows.row[r].bias.len, rows.row[r].flags);
       const SamplingProgram &program = rows.programs[rows.row[r].request];
       for (uint32_t i = 0; i < program.len; ++i) std::printf(" %u", program.ops[i].code);

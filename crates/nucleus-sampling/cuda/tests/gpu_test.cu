@@ -5,8 +5,8 @@
 //   BATCHES: `111`, those of vocabularies up to that; `32000-32000/2`, two of those between, spread over all
 //   PART: `all`; `flat`, `drawn`, `top_p`, `deviation`, which take no batch of the corpus. For tools that are slow, and to be repeated: these with a type, a vocabulary and rows such
 //     as `drawn,0,3001,20`, top_p with how many ways, too (`top_p,0,3001,1,1`); `processed` with a cluster and flags such as `processed,2,0`, `top`, `single`, `late` or `crowds`, also
-//     with a number of rows such as `late,72`, `top` with flags, too (`top,20,8192`), `portable`, or a cluster and flags such as `0,8`, copies of each batch, and how many rows of
-//     them: `0,52,3`, `0,4,1,1`
+//     with a number of rows such as `late,72`, `top` with flags, too (`top,20,8192`), `portable`, or a cluster and flags such as `0,8`, copies of each batch, how many rows of
+//     them, and how these are sorted (1: by kind, 2: at random): `0,52,3`, `0,4,1,1`, `0,0,3,200,1`
 //   ROUNDS: how often a part is gone through
 //   STREAMS: so many threads at once, each with a stream of its own: they share `all` out (8 unless told), and each goes through the whole of another part (1)
 #include <cuda_fp16.h>
@@ -77,6 +77,7 @@ struct Loaded {
   DeviceArray<SamplingProgram> programs;
   DeviceArray<uint32_t> arena, masks;
   DeviceArray<SampledToken> out;
+  DeviceOrder truly, at_random, truly_few;
   SamplingBatch batch = {};
   DeviceArray<char> workspace, logits;
 
@@ -84,12 +85,18 @@ struct Loaded {
       : b(c), rows(std::min(c.rows * copies, most_rows)), logit_bytes(c.dtype == NUCLEUS_F32 ? 4 : 2), stream(s), row(repeated_rows(c, copies)), few(said_to_be_few(repeated_rows(c, copies))),
         counted(counted_rows(c, repeated_rows(c, copies))),
         configs(repeated(c.configs, copies)), programs(repeated(c.programs, copies)), arena(c.arena), masks(c.masks), out(rows),
+        truly(ordered(c, repeated_rows(c, copies), Sorted::TRULY)), at_random(ordered(c, repeated_rows(c, copies), Sorted::AT_RANDOM)), truly_few(ordered(c, said_to_be_few(repeated_rows(c, copies)), Sorted::TRULY)),
         workspace(sampling_workspace_size(rows, 4096)), logits((copies - 1) * c.rows * c.stride * logit_bytes + c.logits.size()) {
     for (uint32_t copy = 0; copy < copies; ++copy)
       CHECK(cudaMemcpyAsync(logits.data + copy * c.rows * c.stride * logit_bytes, c.logits.data(), c.logits.size(), cudaMemcpyHostToDevice, stream));
     batch = batch_of(*this, b.dtype, rows, b.row_len, b.mask_words, 4096);
   }
 
+  DeviceOrder ordered(const CorpusBatch &c, std::vector<SamplingRow> all, Sorted sorted) const {
+    const uint32_t copies = static_cast<uint32_t>(all.size()) / c.rows;
+    all.resize(rows);
+    return DeviceOrder(all, repeated(c.programs, copies), sorted);
+  }
   static std::vector<SamplingRow> said_to_be_few(std::vector<SamplingRow> rows) {
     for (SamplingRow &r : rows) r.flags |= r.mask >= 0 || r.flags & NUCLEUS_ROW_ALLOWED ? NUCLEUS_ROW_FEW : 0;
     return rows;
@@ -217,7 +224,9 @@ struct Loaded {
     CHECK(cudaMemsetAsync(out.data, UNTOUCHED & 0xFF, rows * sizeof(SampledToken), stream));
     CHECK(cudaMemsetAsync(workspace.data, 0x5A, workspace.count, stream));
     in_front();
-    int code = launch_advanced_sample_batch(&batch, workspace.data, workspace.count, stream);
+    const bool says_few = way.flags & (NUCLEUS_BATCH_SOME_FEW | NUCLEUS_BATCH_ALL_FEW);
+    const SamplingOrder order = way.sorted == Sorted::NOT ? SamplingOrder{} : says_few ? truly_few.order : way.sorted == Sorted::TRULY ? truly.order : at_random.order;
+    int code = launch_sorted_sample_batch(&batch, &order, workspace.data, workspace.count, stream);
     if (code) { std::printf("launch: %d\n", code); std::exit(1); }
     CHECK(cudaStreamSynchronize(stream));
     std::vector<SampledToken> got = out.host();
@@ -231,7 +240,7 @@ struct Loaded {
       if (got[i].status == 0xFFFFFFFFu && way.flags & NUCLEUS_BATCH_ALL_DRAWN && !draws_from_all(b, r)) { others += 1; continue; }
       if (same_result(got[i], b.expected[r], b.row[r].flags & NUCLEUS_ROW_PROCESSED)) continue;
       failures += 1;
-      if (failures <= 25) { std::printf("cluster %u flags %u, row %u of %u: ", way.cluster, way.flags, i, rows); print_difference(number, r, b, got[i]); }
+      if (failures <= 25) { std::printf("cluster %u flags %u sorted %u, row %u of %u: ", way.cluster, way.flags, static_cast<uint32_t>(way.sorted), i, rows); print_difference(number, r, b, got[i]); }
     }
   }
 };
@@ -256,6 +265,13 @@ static Loaded repeated_to(const CorpusBatch &b, cudaStream_t stream, uint32_t ro
   return Loaded(b, stream, (rows + b.rows - 1) / b.rows, whole ? ~0u : rows);
 }
 
+// Rows that the caller has sorted by kind.
+static void check_sorted(Loaded &loaded, uint32_t number) {
+  for (Sorted sorted : {Sorted::TRULY, Sorted::AT_RANDOM})
+    for (uint32_t flags : {0u, NUCLEUS_BATCH_NONE_WHOLE | NUCLEUS_BATCH_REQUEST_EACH}) loaded.check(number, Way{0, flags, sorted});
+  for (uint32_t flags : {NUCLEUS_BATCH_SOME_FEW, NUCLEUS_BATCH_EXACT, NUCLEUS_BATCH_MANY_ROWS}) loaded.check(number, Way{0, flags, Sorted::TRULY});
+}
+
 // A batch repeated to about as many rows as each way of working is for, or to so many.
 static void check_crowds(const CorpusBatch &b, uint32_t number, cudaStream_t stream, uint32_t of_rows = 0) {
   for (uint32_t rows : of_rows ? std::vector<uint32_t>{of_rows} : std::vector<uint32_t>{40, 72, 300}) {
@@ -263,6 +279,7 @@ static void check_crowds(const CorpusBatch &b, uint32_t number, cudaStream_t str
     for (uint32_t flags : {0u, NUCLEUS_BATCH_EXACT, NUCLEUS_BATCH_ALL_BOUNDED, NUCLEUS_BATCH_ALL_BOUNDED | NUCLEUS_BATCH_ALL_COUNTED | NUCLEUS_BATCH_REQUEST_EACH, NUCLEUS_BATCH_NONE_BOUNDED,
                            NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_NO_EDITS | NUCLEUS_BATCH_ALL_DRAWN, TOP_P_CUTS, NUCLEUS_BATCH_NONE_WHOLE, NUCLEUS_BATCH_SOME_FEW})
       crowd.check(number, Way{0, flags});
+    check_sorted(crowd, number);
   }
 }
 
@@ -273,6 +290,8 @@ static void check_late(const CorpusBatch &b, uint32_t number, cudaStream_t strea
     for (uint32_t flags : {0u, NUCLEUS_BATCH_ALL_BOUNDED, NUCLEUS_BATCH_NONE_BOUNDED, NUCLEUS_BATCH_NO_EDITS, NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_NO_EDITS | NUCLEUS_BATCH_ALL_DRAWN, TOP_P_CUTS,
                            NUCLEUS_BATCH_SOME_FEW, NUCLEUS_BATCH_ALL_FEW, NUCLEUS_BATCH_SOME_FEW | NUCLEUS_BATCH_NONE_BOUNDED})
       loaded.check_late(number, Way{0, flags});
+    loaded.check_late(number, Way{0, 0, Sorted::TRULY});
+    loaded.check_late(number, Way{0, NUCLEUS_BATCH_NONE_WHOLE, Sorted::AT_RANDOM});
   }
 }
 
@@ -307,6 +326,7 @@ static void check_all_ways(const CorpusBatch &b, uint32_t number, cudaStream_t s
   }
   check_late(b, number, stream);
   check_crowds(b, number, stream);
+  check_sorted(loaded, number);
   check_portable(loaded, number);
 }
 
@@ -317,14 +337,16 @@ static void check_part(const CorpusBatch &b, uint32_t number, cudaStream_t strea
   if (!std::strcmp(part, "late") || std::sscanf(part, "late,%u", &of_rows) == 1) return check_late(b, number, stream, of_rows);
   Way way{0, 0};
   uint32_t copies = 1, most_rows = ~0u;
+  uint32_t sorted = 0;
   const bool top = !std::strncmp(part, "top", 3), portable = !std::strcmp(part, "portable"), single = !std::strncmp(part, "single", 6), processed = !std::strncmp(part, "processed", 9);
   if (processed) std::sscanf(part, "processed,%u,%u", &way.cluster, &way.flags);
   else if (top) std::sscanf(part, "top,%u,%u", &most_rows, &way.flags);
   else if (single) std::sscanf(part, "single,%u", &most_rows);
-  else if (!portable && std::sscanf(part, "%u,%u,%u,%u", &way.cluster, &way.flags, &copies, &most_rows) < 2) {
+  else if (!portable && std::sscanf(part, "%u,%u,%u,%u,%u", &way.cluster, &way.flags, &copies, &most_rows, &sorted) < 2) {
     std::fprintf(stderr, "%s is no part\n", part);
     std::exit(2);
   }
+  way.sorted = static_cast<Sorted>(sorted);
   Loaded loaded(b, stream, copies, most_rows);
   if (top) loaded.check_top(number, way.flags);
   else if (portable) check_portable(loaded, number);

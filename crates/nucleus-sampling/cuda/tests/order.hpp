@@ -1,0 +1,57 @@
+// Rows sorted by their kinds, as a caller tells them, truly or not.
+#pragma once
+
+#include <random>
+
+#include "corpus.hpp"
+#include "device.hpp"
+
+// How a caller sorts a batch's rows: not at all; as they are; each as any kind.
+enum class Sorted : uint32_t { NOT, TRULY, AT_RANDOM };
+
+enum Kind : uint32_t { BOUNDED, DRAWN, CUT_BY_TOP_P, OTHER, KINDS };
+
+inline Kind kind_of(const SamplingRow &row, const SamplingProgram &p) {
+  if (row.flags & NUCLEUS_ROW_FEW) return OTHER;
+  bool edits = row.bias.len | row.bad_words.len | row.eos.len;
+  uint32_t i = 0;
+  for (; i < p.len; ++i) {
+    const uint32_t code = p.ops[i].code;
+    const bool by_id = code == NUCLEUS_OP_PENALTIES || code == NUCLEUS_OP_DRY || code == NUCLEUS_OP_NO_REPEAT_NGRAM;
+    if (!by_id && code != NUCLEUS_OP_TEMPERATURE && code != NUCLEUS_OP_NONE) break;
+    edits |= by_id;
+  }
+  if (i == p.len) return OTHER;
+  const SamplingOp &op = p.ops[i];
+  const bool bounds = op.code == NUCLEUS_OP_ARGMAX || op.code == NUCLEUS_OP_MIN_P || (op.code == NUCLEUS_OP_TOP_K && op.threshold <= 128);
+  if (bounds && row.flags & NUCLEUS_ROW_PROCESSED) return BOUNDED;
+  if (edits || row.flags & NUCLEUS_ROW_ALLOWED) return OTHER;
+  if (op.code == NUCLEUS_OP_DRAW) return DRAWN;
+  return op.code == NUCLEUS_OP_TOP_P && i + 2 == p.len && p.ops[i + 1].code == NUCLEUS_OP_DRAW ? CUT_BY_TOP_P : OTHER;
+}
+
+// `programs`: by the rows' requests.
+inline std::vector<uint32_t> numbers_by_kind(const std::vector<SamplingRow> &rows, const std::vector<SamplingProgram> &programs, Sorted sorted, uint32_t (&of_kind)[KINDS]) {
+  std::mt19937 random(static_cast<uint32_t>(rows.size()));
+  std::vector<uint32_t> kinds[KINDS], all;
+  for (uint32_t r = 0; r < rows.size(); ++r) {
+    const Kind kind = kind_of(rows[r], programs[rows[r].request]);
+    kinds[sorted == Sorted::AT_RANDOM && !(rows[r].flags & NUCLEUS_ROW_FEW) ? random() % KINDS : kind].push_back(r);
+  }
+  for (uint32_t kind = 0; kind < KINDS; ++kind) {
+    if (sorted == Sorted::AT_RANDOM) std::shuffle(kinds[kind].begin(), kinds[kind].end(), random);
+    of_kind[kind] = static_cast<uint32_t>(kinds[kind].size());
+    all.insert(all.end(), kinds[kind].begin(), kinds[kind].end());
+  }
+  return all;
+}
+
+// What a launch is told of them; the numbers live as long.
+struct DeviceOrder {
+  uint32_t of_kind[KINDS] = {};
+  DeviceArray<uint32_t> numbers;
+  SamplingOrder order;
+
+  DeviceOrder(const std::vector<SamplingRow> &rows, const std::vector<SamplingProgram> &programs, Sorted sorted)
+      : numbers(numbers_by_kind(rows, programs, sorted, of_kind)), order{sorted == Sorted::NOT ? nullptr : numbers.data, of_kind[BOUNDED], of_kind[DRAWN], of_kind[CUT_BY_TOP_P], 0} {}
+};
