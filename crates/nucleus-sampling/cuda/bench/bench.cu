@@ -97,6 +97,9 @@ static bool is_cut_by_top_p(const Case &c) {
          std::all_of(c.program.ops, c.program.ops + len - 2, [](const SamplingOp &op) { return op.code == NUCLEUS_OP_TEMPERATURE; });
 }
 
+// The place of a row's kind in SamplingOrder.
+static uint32_t kind_of(const Case &c) { return c.bounded ? 0 : is_drawn(c) ? 1 : is_cut_by_top_p(c) ? 2 : 3; }
+
 // Whether an operation edits logits by id, or is a temperature.
 static bool is_leading(uint32_t code) {
   return code == NUCLEUS_OP_NONE || code == NUCLEUS_OP_DRY || code == NUCLEUS_OP_NO_REPEAT_NGRAM || code == NUCLEUS_OP_PENALTIES || code == NUCLEUS_OP_TEMPERATURE;
@@ -106,9 +109,12 @@ static bool is_leading(uint32_t code) {
 static uint32_t what_is_known(const Case &c) {
   if (c.few()) return NUCLEUS_BATCH_ALL_FEW;
   if (!c.others.empty()) {
-    const auto any = [&](auto holds) { return std::any_of(c.others.begin(), c.others.end(), [&](const Case *of) { return holds(*of); }); };
-    return (any([](const Case &of) { return of.edits; }) ? 0 : NUCLEUS_BATCH_NO_EDITS) | (any([](const Case &of) { return !of.bounded && !is_drawn(of) && !is_cut_by_top_p(of); }) ? 0 : NUCLEUS_BATCH_NONE_WHOLE) |
-           (any([](const Case &of) { return of.bounded; }) ? 0 : NUCLEUS_BATCH_NONE_BOUNDED);
+    uint32_t known = ~0u, of_others = NUCLEUS_BATCH_NONE_WHOLE | NUCLEUS_BATCH_NONE_SUMMED | NUCLEUS_BATCH_NONE_CUT;
+    for (const Case *of : c.others) {
+      known &= what_is_known(*of);
+      if (kind_of(*of) == 3) of_others &= what_is_known(*of);
+    }
+    return (known & (NUCLEUS_BATCH_NO_EDITS | NUCLEUS_BATCH_NONE_BOUNDED)) | of_others;
   }
   const uint32_t unedited = c.edits ? 0 : NUCLEUS_BATCH_NO_EDITS;
   if (!c.bounded) {
@@ -300,7 +306,7 @@ int main(int argc, char **argv) {
       for (uint32_t r = 0; r < rows; ++r) {
         const Case &like = c.others.empty() ? c : *c.others[random() % c.others.size()];
         programs[r] = like.program;
-        of_kind[like.bounded ? 0 : is_drawn(like) ? 1 : is_cut_by_top_p(like) ? 2 : 3].push_back(r);
+        of_kind[kind_of(like)].push_back(r);
         SamplingConfig &g = configs[r];
         g = {};
         g.seed = r + 1;
@@ -333,7 +339,7 @@ int main(int argc, char **argv) {
       std::vector<uint32_t> numbers;
       for (const std::vector<uint32_t> &kind : of_kind) numbers.insert(numbers.end(), kind.begin(), kind.end());
       DeviceArray<uint32_t> d_numbers(numbers);
-      const SamplingOrder order{c.others.empty() || unsorted ? nullptr : d_numbers.data, static_cast<uint32_t>(of_kind[0].size()), static_cast<uint32_t>(of_kind[1].size()), static_cast<uint32_t>(of_kind[2].size()), 0};
+      const SamplingOrder order{c.others.empty() || unsorted ? nullptr : d_numbers.data, static_cast<uint32_t>(of_kind[0].size()), static_cast<uint32_t>(of_kind[1].size()), static_cast<uint32_t>(of_kind[2].size()), static_cast<uint32_t>(of_kind[3].size())};
       DeviceArray<SamplingRow> d_row(row);
       DeviceArray<SamplingConfig> d_configs(configs);
       DeviceArray<SamplingProgram> d_programs(programs);
@@ -360,7 +366,7 @@ int main(int argc, char **argv) {
         b.dtype = dtype;
         b.cluster = cluster;
         b.flags = always | flags | NUCLEUS_BATCH_REQUEST_EACH | what_is_known(c);
-        if (unsorted) b.flags &= ~NUCLEUS_BATCH_NONE_WHOLE;
+        if (unsorted) b.flags &= ~(NUCLEUS_BATCH_NONE_WHOLE | NUCLEUS_BATCH_NONE_SUMMED | NUCLEUS_BATCH_NONE_CUT);
         int code = launch_sorted_sample_batch(&b, &order, workspace.data, workspace.count, s);
         if (code) { std::printf("launch %d\n", code); std::exit(1); }
       };

@@ -218,7 +218,7 @@ static __device__ __noinline__ bool follow_deviation(RowCallIn<Room> call, u32 n
   if (!own.decided) return false;
   const WarpHits hits = hits_of(team, seen.largest, own.low);
   __syncwarp();
-  if (const SamplingBatch &batch = team.sh->batch; next < batch.rows && lane == 0) {
+  if (const SamplingBatch &batch = team.sh->batch; next != NO_ROW && lane == 0) {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
     PartLoad(team, batch.dtype).start(row_of(batch, next));
     if (threadIdx.x == 0) own.asked = true;

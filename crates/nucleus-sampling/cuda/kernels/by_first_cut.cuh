@@ -30,6 +30,13 @@ struct Rows {
   __device__ __forceinline__ u32 index(u64 set) const { return first + (__ffsll(static_cast<long long>(set)) - 1) * step; }
 };
 
+// The same of a launch that may take some of the batch's rows.
+struct OrderedRows : Rows {
+  const PartOfBatch &batch;
+
+  __device__ __forceinline__ u32 index(u64 set) const { return batch.row_number(Rows::index(set)); }
+};
+
 // The rows of a cluster that an earlier launch may have left: undecided, or keeping many tokens. A lane has two.
 struct LeftRows {
   u32 status[2];
@@ -87,8 +94,8 @@ __device__ __forceinline__ void settle_row(const DeviceTeam &team, const Samplin
 
 // Every row of `rows`, of which there is one. What its first cut does not decide, and all if `uncut`, goes to otherwise(index, sliced), which says whether the others are to
 // be gone through. `sliced`: the slices hold the row, as it is after its edits.
-template <class Room, class F>
-__device__ __forceinline__ void cut_each_row(const SamplingBatch &batch, const Rows &rows, u32 slice_room, bool uncut, F otherwise) {
+template <class Room, class R, class F>
+__device__ __forceinline__ void cut_each_row(const SamplingBatch &batch, const R &rows, u32 slice_room, bool uncut, F otherwise) {
   const auto team_now = [&] { return slice_team<Room>(batch.row_len, slice_room); };
   DescriptionWord word;
   {

@@ -20,11 +20,16 @@ __device__ __forceinline__ void wait_for_launch_before() {
 #endif
 }
 
+constexpr u32 NO_ROW = ~0u;
+
 // The rows of a batch that a launch takes: all, or `rows` of them.
 struct PartOfBatch : SamplingBatch {
   const u32 *order;  // their numbers; null: as they are
+  bool beside;       // the launch before takes other rows: it need not be done before this one begins, but before it ends
 
   __device__ __forceinline__ u32 row_number(u32 i) const { return order ? order[i] : i; }
+  // The same where rows may have ended.
+  __device__ __forceinline__ u32 row_number_if(u32 i) const { return i < rows ? row_number(i) : NO_ROW; }
 };
 
 // Room in a list for the tokens that lanes of a warp have: the index of this lane's. `total` counts them all.

@@ -11,7 +11,7 @@ namespace nucleus {
 // The rows of a cluster: all, or those that an earlier launch has left PENDING. What their first cut does not decide is PENDING afterwards, or, if `tells`, MANY_KEPT where more
 // tokens are kept than its list has room for.
 template <class Room>
-__global__ void __launch_bounds__(THREADS, 1) cut_rows(const __grid_constant__ SamplingBatch batch, const __grid_constant__ Whole whole, u32 slice_room, bool pending, bool tells) {
+__global__ void __launch_bounds__(THREADS, 1) cut_rows(const __grid_constant__ PartOfBatch batch, const __grid_constant__ Whole whole, u32 slice_room, bool pending, bool tells) {
   const typename Room::Team team;
   const auto clusters = [&](u32 blocks) { return Room::BLOCKS ? blocks / Room::BLOCKS : team.share_of(blocks); };
   Rows rows = Rows::all(batch.rows, clusters(blockIdx.x), clusters(gridDim.x));
@@ -22,22 +22,24 @@ __global__ void __launch_bounds__(THREADS, 1) cut_rows(const __grid_constant__ S
     if (!rows.bits) return;
   }
   share_batch(shared_state(), batch);
-  cut_each_row<Room>(batch, rows, slice_room, false, [&](u32 index, bool sliced) {
+  cut_each_row<Room>(batch, OrderedRows{rows, batch}, slice_room, false, [&](u32 index, bool sliced) {
     const typename Room::Team of;
     const RowCallIn<Room> call{{index, slice_room, RawSums{}}};
     sync_block();
     const bool many = tells && sliced && keeps_many(shared_state()) && tell_many<Room>(call, whole);
     // Where a cluster's first row is of a program that such a cut cannot begin, the others are, too, most often.
-    const bool none = index == rows.first && !pending && !tells && shared_plan(shared_state()).kind == SlicePlan::EXACT;
-    const u32 end = none ? batch.rows : index + 1;
-    for (u32 other = index + rows.step * of.rank(); other < end; other += rows.step * of.size())
-      if (!(batch.row[other].flags & NUCLEUS_ROW_PADDING)) batch.out[other].status = many ? MANY_KEPT : PENDING;
+    const bool none = index == batch.row_number(rows.first) && !pending && !tells && shared_plan(shared_state()).kind == SlicePlan::EXACT;
+    const auto leave = [&](u32 number) {
+      if (!(batch.row[number].flags & NUCLEUS_ROW_PADDING)) batch.out[number].status = many ? MANY_KEPT : PENDING;
+    };
+    if (of.rank() == 0) leave(index);
+    for (u32 other = rows.first + rows.step * of.rank(); none && other < batch.rows; other += rows.step * of.size()) leave(batch.row_number(other));
     return !none;
   });
 }
 
 template <class Room>
-static cudaError_t launch_room(const SamplingBatch &batch, const Whole &whole, const Shape &shape, bool pending, bool tells, cudaStream_t stream) {
+static cudaError_t launch_room(const PartOfBatch &batch, const Whole &whole, const Shape &shape, bool pending, bool tells, cudaStream_t stream) {
   cudaLaunchAttribute attributes[2];
   const cudaLaunchConfig_t config = shape.config(attributes, stream, pending || batch.rows <= FIRST_EARLY_MOST);
   return cudaLaunchKernelEx(&config, cut_rows<Room>, batch, whole, shape.room, pending, tells);
@@ -46,7 +48,7 @@ static cudaError_t launch_room(const SamplingBatch &batch, const Whole &whole, c
 // Turns of whole rows up to which this takes less time than launch_whole.
 constexpr u32 WHOLE_TURNS_MOST = 2;
 
-cudaError_t launch_cuts(const SamplingBatch &batch, char *space, bool pending, bool tells, cudaStream_t stream, Division &division) {
+cudaError_t launch_cuts(const PartOfBatch &batch, const Whole &whole, bool pending, bool tells, cudaStream_t stream, Division &division) {
   const void *const kernel = reinterpret_cast<const void *>(cut_rows<FullRoom>), *const wide_kernel = reinterpret_cast<const void *>(cut_rows<ShortRoom>);
   const bool many = batch.flags & NUCLEUS_BATCH_MANY_ROWS;
   cudaError_t error = allow_slices(kernel);
@@ -64,7 +66,6 @@ cudaError_t launch_cuts(const SamplingBatch &batch, char *space, bool pending, b
   const bool pays = many || (tells ? chosen.turns(batch.rows) <= WHOLE_TURNS_MOST : by_wide || resident);
   if (!chosen.room || !pays) return cudaSuccess;
   division = Division{chosen.blocks, chosen.room, 1};
-  const Whole whole(space, batch.rows);
   return (by_wide ? launch_room<ShortRoom> : launch_room<FullRoom>)(batch, whole, chosen, pending, tells, stream);
 }
 

@@ -71,10 +71,10 @@ struct Finisher {
     }
   }
 
-  // Leaves the rows behind those of the launch to later ones.
-  __device__ __forceinline__ void mark_others() const {
+  // Leaves rows behind those of the launch to later ones.
+  __device__ __forceinline__ void leave_others() const {
 #pragma unroll 1
-    for (u32 i = blockIdx.x * FINISH_THREADS + thread(); i < shape.others; i += gridDim.x * FINISH_THREADS) {
+    for (u32 i = blockIdx.x * FINISH_THREADS + thread(); i < shape.left; i += gridDim.x * FINISH_THREADS) {
       const u32 index = turns.batch.row_number(batch.rows + i);
       if (!(batch.row[index].flags & NUCLEUS_ROW_PADDING)) batch.out[index].status = PENDING;
     }

@@ -133,7 +133,7 @@ cudaError_t launch_relay(const PartOfBatch &batch, const Workspace &workspace, b
 cudaError_t launch_few(const SamplingBatch &batch, bool follows, cudaStream_t stream);
 
 // Rows whose programs' cuts follow from sums get their token, most often; the status of every other row is PENDING afterwards.
-cudaError_t launch_sums(const SamplingBatch &batch, cudaStream_t stream);
+cudaError_t launch_sums(const PartOfBatch &batch, cudaStream_t stream);
 
 // Tells the likeliest tokens of the rows with NUCLEUS_ROW_TOP.
 cudaError_t launch_tops(const SamplingBatch &batch, const Workspace &workspace, const TopCall &call, cudaStream_t stream);
@@ -141,18 +141,18 @@ cudaError_t launch_tops(const SamplingBatch &batch, const Workspace &workspace, 
 // Rows that their first cut decides get their token; the status of every other row is PENDING afterwards. With `pending`, of rows that an earlier launch left PENDING; if `tells`,
 // MANY_KEPT where top_p keeps too many. `division`: how rows were shared out; no room if nothing was launched: rows are too long, or so many that it would take more time than
 // launch_whole, or, unless it tells, than the last launch alone.
-cudaError_t launch_cuts(const SamplingBatch &batch, char *space, bool pending, bool tells, cudaStream_t stream, Division &division);
+cudaError_t launch_cuts(const PartOfBatch &batch, const Whole &whole, bool pending, bool tells, cudaStream_t stream, Division &division);
 
 // Rows that draw from the whole of their row get their token and, unless all do (NUCLEUS_BATCH_ALL_DRAWN), those that draw from what top_p keeps, or MANY_KEPT if that
 // is too much for a list; the status of every other row is PENDING afterwards. With `pending`, of rows that an earlier launch left PENDING. `division`: how rows were shared out; no
-// room if they are too long, then nothing was launched. `others`: rows behind these in the batch's order, whose status is PENDING afterwards.
-cudaError_t launch_draw(const PartOfBatch &batch, const Whole &whole, bool pending, u32 others, cudaStream_t stream, Division &division);
+// room if they are too long, then nothing was launched. `left`: rows behind these in their order, whose status is PENDING afterwards.
+cudaError_t launch_draw(const PartOfBatch &batch, const Whole &whole, bool pending, u32 left, cudaStream_t stream, Division &division);
 
 // Bytes of workspace that launch_whole needs.
 size_t whole_bytes(size_t rows);
 
 // Rows that few tokens do not decide get their token; the status of the others is PENDING afterwards, or MANY_KEPT. With `pending`, of rows that an earlier
 // launch left PENDING. `division`: how rows were shared out; no room if they are too long, then nothing was launched.
-cudaError_t launch_whole(const SamplingBatch &batch, char *space, bool pending, cudaStream_t stream, Division &division);
+cudaError_t launch_whole(const PartOfBatch &batch, const Whole &whole, bool pending, cudaStream_t stream, Division &division);
 
 }  // namespace nucleus

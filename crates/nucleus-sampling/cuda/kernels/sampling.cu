@@ -76,10 +76,10 @@ struct Launcher {
   }
 
   Whole whole_rows() const { return Whole(workspace + layout.whole, batch.rows); }
-  PartOfBatch all_rows() const { return PartOfBatch{batch, nullptr}; }
+  PartOfBatch all_rows() const { return PartOfBatch{batch, nullptr, false}; }
   // So many rows of the order.
   PartOfBatch rows_from(u32 first, u32 count) const {
-    PartOfBatch part{batch, order.order + first};
+    PartOfBatch part{batch, order.order + first, false};
     part.rows = count;
     return part;
   }
@@ -95,17 +95,37 @@ struct Launcher {
   // Clusters for few rows, if they are not short.
   static auto launch_for(const PartOfBatch &part) { return part.row_len >= SPREAD_FROM_LEN && part.rows <= SPREAD_TO ? launch_spread : launch_relay; }
 
-  // Rows of the kinds that the order tells, by launches for each. Afterwards every row has a status, unless `sorted` is false: then nothing was launched but those for few allowed ids.
+  // Rows of the kinds that the order tells, by launches for each. Afterwards every row has a status, unless `sorted` is false: rows are too long, and nothing was launched but what is
+  // for few allowed ids.
   cudaError_t by_kind(bool few, bool &sorted) {
     const u32 drawn = order.drawn + order.cut_by_top_p, known = order.bounded + drawn;
     cudaError_t error = few ? launch_few(batch, false, stream) : cudaSuccess;
     PartOfBatch part = rows_from(order.bounded, drawn);
     part.flags = (part.flags & ~NUCLEUS_BATCH_ALL_DRAWN) | (order.cut_by_top_p ? 0 : NUCLEUS_BATCH_ALL_DRAWN);
     if (error == cudaSuccess) error = launch_draw(part, whole_rows(), few, few ? 0 : batch.rows - known, stream, division);
+    const Division of_draws = division;
     sorted = division.room;
-    if (error != cudaSuccess || !sorted || !order.bounded) return error;
-    part = rows_from(0, order.bounded);
-    return launch_for(part)(part, edit_tables(), false, stream);
+    if (sorted && error == cudaSuccess && order.bounded) {
+      part = rows_from(0, order.bounded);
+      part.beside = true;
+      error = launch_for(part)(part, edit_tables(), false, stream);
+    }
+    if (!sorted || error != cudaSuccess || !order.others) return error;
+    division.room = 0;
+    part = rows_from(known, order.others);
+    const bool whole = !(batch.flags & NUCLEUS_BATCH_NONE_WHOLE), sums = !whole && !(batch.flags & NUCLEUS_BATCH_NONE_SUMMED);
+    error = sums ? launch_sums(part, stream) : rest(part, false, whole);
+    if (!division.room) division = of_draws;
+    return error;
+  }
+
+  // Rows that few tokens do not decide, `whole` or not: those whose first cut can be made, then, if `whole`, all. `seen`: every row has a status.
+  cudaError_t rest(const PartOfBatch &part, bool seen, bool whole) {
+    const bool many = part.flags & NUCLEUS_BATCH_MANY_ROWS, held = whole && !many && !(part.flags & NUCLEUS_BATCH_ALL_DRAWN);
+    const bool unseen = !seen && !whole && !(part.flags & (NUCLEUS_BATCH_UNLISTED | NUCLEUS_BATCH_NONE_CUT));
+    cudaError_t error = held || unseen ? launch_cuts(part, whole_rows(), seen, held || many, stream, division) : cudaSuccess;
+    if (error == cudaSuccess && whole && !division.room) error = launch_whole(part, whole_rows(), seen, stream, division);
+    return error;
   }
 
   cudaError_t by_clusters() {
@@ -113,18 +133,17 @@ struct Launcher {
     if (error != cudaSuccess) return error;
     const bool exact = batch.flags & NUCLEUS_BATCH_EXACT, many = batch.flags & NUCLEUS_BATCH_MANY_ROWS, chosen = batch.cluster == 0 && !many;
     const bool few = !exact && chosen && batch.flags & (NUCLEUS_BATCH_SOME_FEW | NUCLEUS_BATCH_ALL_FEW);
-    const bool bounded = !exact && chosen && !(batch.flags & (NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_ALL_FEW));
-    const bool whole = !exact && (many || (chosen && !(batch.flags & (NUCLEUS_BATCH_ALL_BOUNDED | NUCLEUS_BATCH_ALL_FEW | NUCLEUS_BATCH_NONE_WHOLE))));
-    const bool sums = !exact && !bounded && !few && (batch.flags & (NUCLEUS_BATCH_NONE_WHOLE | NUCLEUS_BATCH_NONE_SUMMED)) == NUCLEUS_BATCH_NONE_WHOLE;
     bool sorted = false, seen = false;  // seen: every row has a status
     if (!exact && (chosen || many) && order.order && order.drawn + order.cut_by_top_p) {
       error = by_kind(few, sorted);
       seen = sorted || few;
+      if (error != cudaSuccess || sorted) return error == cudaSuccess ? clusters(true) : error;
     }
-    const Division of_draws = division;
-    division.room = 0;
-    if (error == cudaSuccess && !seen) {
-      if (sums) error = launch_sums(batch, stream);
+    const bool bounded = !exact && chosen && !(batch.flags & (NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_ALL_FEW));
+    const bool whole = !exact && (many || (chosen && !(batch.flags & (NUCLEUS_BATCH_ALL_BOUNDED | NUCLEUS_BATCH_ALL_FEW | NUCLEUS_BATCH_NONE_WHOLE))));
+    const bool sums = !exact && !bounded && !few && (batch.flags & (NUCLEUS_BATCH_NONE_WHOLE | NUCLEUS_BATCH_NONE_SUMMED)) == NUCLEUS_BATCH_NONE_WHOLE;
+    if (!seen) {
+      if (sums) error = launch_sums(all_rows(), stream);
       if (bounded) {
         // Where every row is bounded by a count there is next to nothing left for a launch of clusters, nor where rows are bounded, without edits, and draw from what
         // min_p keeps; of short rows more may be, of which most have edits.
@@ -139,13 +158,9 @@ struct Launcher {
     // Rows that are drawn from alone; other whole rows, and rows that no launch has seen.
     constexpr u32 CUT_BY_TOP_P = NUCLEUS_BATCH_NO_EDITS | NUCLEUS_BATCH_DRAWN_AFTER_TOP_P;
     const bool drawn = batch.flags & NUCLEUS_BATCH_ALL_DRAWN, cut_by_top_p = (batch.flags & CUT_BY_TOP_P) == CUT_BY_TOP_P;
-    if (error == cudaSuccess && whole && !sorted && (drawn || cut_by_top_p)) error = launch_draw(all_rows(), whole_rows(), seen, 0, stream, division);
-    const bool held = whole && !many && !drawn && !division.room;
-    const bool unseen = !(seen || whole) && !(batch.flags & (NUCLEUS_BATCH_UNLISTED | NUCLEUS_BATCH_NONE_CUT));
-    if (error == cudaSuccess && (held || unseen)) error = launch_cuts(batch, workspace + layout.whole, seen, held || many, stream, division);
-    if (error == cudaSuccess && whole && !division.room) error = launch_whole(batch, workspace + layout.whole, seen, stream, division);
+    if (error == cudaSuccess && whole && (drawn || cut_by_top_p)) error = launch_draw(all_rows(), whole_rows(), seen, 0, stream, division);
+    if (error == cudaSuccess && !division.room) error = rest(all_rows(), seen, whole);
     const bool done = division.room && !seen && whole && drawn;
-    if (!division.room) division = of_draws;
     return error == cudaSuccess && !done ? clusters(seen || division.room) : error;
   }
 };
@@ -202,7 +217,7 @@ extern "C" int launch_advanced_sample_batch(const SamplingBatch *batch, void *wo
 
 extern "C" int launch_sorted_sample_batch(const SamplingBatch *batch, const SamplingOrder *order, void *workspace, size_t workspace_bytes, void *stream) {
   if (!valid(batch) || !order) return NUCLEUS_LAUNCH_INVALID;
-  const u64 known = static_cast<u64>(order->bounded) + order->drawn + order->cut_by_top_p;
+  const u64 known = static_cast<u64>(order->bounded) + order->drawn + order->cut_by_top_p + order->others;
   if (order->order && known > batch->rows) return NUCLEUS_LAUNCH_INVALID;
   if (batch->rows == 0) return NUCLEUS_LAUNCH_OK;
   const Layout layout(batch->rows, batch->max_edited);

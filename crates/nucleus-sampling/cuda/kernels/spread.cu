@@ -26,7 +26,7 @@ static __device__ __noinline__ void sample_undecided(const SamplingBatch &batch,
 
 // `last`: no launch follows.
 template <u32 DTYPE, u32 BLOCKS>
-__global__ void __launch_bounds__(BLOCK_THREADS, 1) sample_spread(const __grid_constant__ PartOfBatch batch, const __grid_constant__ Workspace workspace, bool last) {
+__device__ __forceinline__ void sample_row(const PartOfBatch &batch, const Workspace &workspace, bool last) {
   const DeviceTeam team;
   asm volatile("" ::"r"(static_cast<u32>(last)));  // the line that it is in comes now
   RowState *const sh = kept_row_state();
@@ -53,6 +53,12 @@ __global__ void __launch_bounds__(BLOCK_THREADS, 1) sample_spread(const __grid_c
   }
   if (last) sample_undecided(batch, workspace, index);
   else if (team.block == 0 && threadIdx.x == 0) batch.out[index].status = PENDING;
+}
+
+template <u32 DTYPE, u32 BLOCKS>
+__global__ void __launch_bounds__(BLOCK_THREADS, 1) sample_spread(const __grid_constant__ PartOfBatch batch, const __grid_constant__ Workspace workspace, bool last) {
+  sample_row<DTYPE, BLOCKS>(batch, workspace, last);
+  if (batch.beside) wait_for_launch_before();
 }
 
 // Of shared memory: what either way to a token needs.

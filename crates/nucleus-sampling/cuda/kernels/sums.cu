@@ -33,7 +33,7 @@ static __device__ __noinline__ void bring_again(RowCallIn<Room> call, u32 use) {
 
 // Rows that sums do not decide are PENDING afterwards.
 template <class Room>
-__global__ void __launch_bounds__(THREADS, Room::RESIDENT) sum_rows(const __grid_constant__ SamplingBatch batch, u32 slice_room) {
+__global__ void __launch_bounds__(THREADS, Room::RESIDENT) sum_rows(const __grid_constant__ PartOfBatch batch, u32 slice_room) {
   Shared *const sh = shared_state();
   typename Room::Team team;
   team.take_slice(batch.row_len, slice_room);
@@ -51,13 +51,14 @@ __global__ void __launch_bounds__(THREADS, Room::RESIDENT) sum_rows(const __grid
   const bool each = batch.flags & NUCLEUS_BATCH_REQUEST_EACH;
   DescriptionWord word;
   auto read_description = [&](u32 index) {
-    if (index < batch.rows) word.read(batch, index, each ? index : batch.row[index].request);
+    if (index != NO_ROW) word.read(batch, index, each ? index : batch.row[index].request);
   };
-  read_description(first);
+  u32 index = batch.row_number(first);
+  read_description(index);
   u32 &asked = DeviationState::here()->asked;
   if (threadIdx.x == 0) asked = false;
 #pragma unroll 1
-  for (u32 index = first, use = 0; index < batch.rows; index += step, ++use) {
+  for (u32 taken = first, use = 0, next; index != NO_ROW; taken += step, index = next, ++use) {
     const char *const logits = row_of(batch, index);
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");  // other warps wrote to this part
     sync_block();  // what the row before has left is read by its own block alone
@@ -73,7 +74,8 @@ __global__ void __launch_bounds__(THREADS, Room::RESIDENT) sum_rows(const __grid
     }
     describe_slot(sh, batch);
     if (may_edit(batch)) ask_for_window<Room>(0);
-    read_description(index + step);
+    next = batch.row_number_if(taken + step);
+    read_description(next);
     const SlicePlan plan = plan_of(*sh);
     const u32 flags = sh->row.flags;
     const bool padding = flags & NUCLEUS_ROW_PADDING, served = flags & NUCLEUS_ROW_PROCESSED && team.whole && plan.sliced && cuts_by_sums(sh->program);
@@ -84,8 +86,8 @@ __global__ void __launch_bounds__(THREADS, Room::RESIDENT) sum_rows(const __grid
     if (padding) continue;
     if (!served && !use) {
       // Where a cluster's first row is none of these, the others are not either, most often: they need not be brought twice.
-      for (u32 other = index + step * team.rank(); other < batch.rows; other += step * team.size())
-        if (!(batch.row[other].flags & NUCLEUS_ROW_PADDING)) batch.out[other].status = PENDING;
+      for (u32 other = taken + step * team.rank(); other < batch.rows; other += step * team.size())
+        if (const u32 number = batch.row_number(other); !(batch.row[number].flags & NUCLEUS_ROW_PADDING)) batch.out[number].status = PENDING;
       break;
     }
     const RowCallIn<Room> call{{index, slice_room, RawSums{}}};
@@ -98,7 +100,7 @@ __global__ void __launch_bounds__(THREADS, Room::RESIDENT) sum_rows(const __grid
         load.settle(row_of(batch, index), sh->config.vocab_size < batch.row_len ? sh->config.vocab_size : batch.row_len);
       }
       if (by_deviation) {
-        if (follow_deviation(call, changed ? batch.rows : index + step)) continue;
+        if (follow_deviation(call, changed ? NO_ROW : next)) continue;
         if (asked) bring_again(call, use);
       }
       sync_block();
@@ -110,7 +112,7 @@ __global__ void __launch_bounds__(THREADS, Room::RESIDENT) sum_rows(const __grid
 }
 
 template <class Room>
-static cudaError_t launch_shape(const SamplingBatch &batch, const Shape &shape, cudaStream_t stream) {
+static cudaError_t launch_shape(const PartOfBatch &batch, const Shape &shape, cudaStream_t stream) {
   cudaLaunchAttribute attributes[2];
   const cudaLaunchConfig_t config = shape.config(attributes, stream, batch.rows <= FIRST_EARLY_MOST);
   return cudaLaunchKernelEx(&config, sum_rows<Room>, batch, shape.room);
@@ -122,7 +124,7 @@ static bool is_worth(const Shape &wide, const Shape &shape, const SamplingBatch 
   return wide.room && (batch.flags & NUCLEUS_BATCH_MANY_ROWS || 9 * wide.turns(batch.rows) <= 7 * shape.turns(batch.rows));
 }
 
-cudaError_t launch_sums(const SamplingBatch &batch, cudaStream_t stream) {
+cudaError_t launch_sums(const PartOfBatch &batch, cudaStream_t stream) {
   const void *const kernel = reinterpret_cast<const void *>(sum_rows<FullRoom>), *const wide_kernel = reinterpret_cast<const void *>(sum_rows<ShortRoom>);
   cudaError_t error = allow_slices(kernel);
   if (error == cudaSuccess) error = allow_slices(wide_kernel);

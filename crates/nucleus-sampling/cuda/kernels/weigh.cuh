@@ -304,7 +304,7 @@ struct Weigher {
 
 // `plans`: no launch before has learnt what the rows ask for, since none has edits.
 template <u32 DTYPE, bool MASKS>
-__device__ __forceinline__ void weigh_rows_of(const SamplingBatch &batch, const Whole &whole, const Division &division, bool plans, bool pending) {
+__device__ __forceinline__ void weigh_rows_of(const PartOfBatch &batch, const Whole &whole, const Division &division, bool plans, bool pending) {
   using P = PartOf<DTYPE>;
   u32 block, blocks;
   asm("mov.u32 %0, %%cluster_nctaid.x;" : "=r"(blocks));
@@ -317,8 +317,9 @@ __device__ __forceinline__ void weigh_rows_of(const SamplingBatch &batch, const 
   typename P::Word *const slices = reinterpret_cast<typename P::Word *>(shared_memory + sizeof(WeighState)) + (place.first - Part(division, batch.row_len, block * WARPS).first);
   auto memory = [&](u32 slice) { return slices + slice * division.room; };
   auto arrival = [&](u32 slice) { return &state->arrived[slice * WARPS + warp]; };
+  auto index_of = [&](u32 turn) { return batch.row_number(cluster + turn * clusters); };
   auto start = [&](u32 turn, u32 slice) {
-    if (turn < rows) weigher.part.start(weigher.logits_of(cluster + turn * clusters), memory(slice), arrival(slice));
+    if (turn < rows) weigher.part.start(weigher.logits_of(index_of(turn)), memory(slice), arrival(slice));
   };
   if (warp == 0) weigher.exchange.prepare();
   if (lane == 0) {
@@ -335,12 +336,12 @@ __device__ __forceinline__ void weigh_rows_of(const SamplingBatch &batch, const 
   // Before more of the rows is asked for, behind which these reads would wait.
   RowPlan first;
   if (plans) {
-    first = plan_row_without_edits(batch, division, cluster, pending);
-    if (own == 0 && lane == 0) whole.plans[cluster] = first;
+    first = plan_row_without_edits(batch, division, index_of(0), pending);
+    if (own == 0 && lane == 0) whole.plans[index_of(0)] = first;
 #pragma unroll 1
     for (u32 turn = 1 + own; turn < rows; turn += division.warps()) {
-      const RowPlan plan = plan_row_without_edits(batch, division, cluster + turn * clusters, pending);
-      if (lane == 0) whole.plans[cluster + turn * clusters] = plan;
+      const RowPlan plan = plan_row_without_edits(batch, division, index_of(turn), pending);
+      if (lane == 0) whole.plans[index_of(turn)] = plan;
     }
   }
   if (lane == 0) {
@@ -370,14 +371,14 @@ __device__ __forceinline__ void weigh_rows_of(const SamplingBatch &batch, const 
   RowTurn ahead, current;
   u32 slice = 0, parity = 0, weighed = 0, asked = 0, second = 0;
   typename Weigher<DTYPE, MASKS>::MaskWords words;
-  if (!plans) asked = ask(cluster);
+  if (!plans) asked = ask(index_of(0));
   if (MASKS) {
-    second = ask(rows > 1 ? cluster + clusters : cluster);
+    second = ask(index_of(rows > 1 ? 1 : 0));
     words = weigher.ask_mask(plans ? first.mask : __shfl_sync(~0u, static_cast<i32>(asked), MASK_AT));
   }
 #pragma unroll 1
   for (u32 turn = 0; turn < rows + lag; ++turn) {
-    const u32 index = cluster + turn * clusters;
+    const u32 index = index_of(turn < rows ? turn : rows - 1);
     if (turn < rows) {
       ahead.wrote = false;
       u32 edits = 0;
@@ -385,7 +386,7 @@ __device__ __forceinline__ void weigh_rows_of(const SamplingBatch &batch, const 
       else edits = told(asked, ahead.plan);
       ahead.edits.read(whole, index, edits);
       asked = second;
-      const u32 later = MASKS ? 2 : 1, next = ask(turn + later < rows ? index + later * clusters : index);
+      const u32 later = MASKS ? 2 : 1, next = ask(turn + later < rows ? index_of(turn + later) : index);
       if (MASKS) second = next;
       else asked = next;
     }
@@ -402,7 +403,7 @@ __device__ __forceinline__ void weigh_rows_of(const SamplingBatch &batch, const 
         slice = slice + 1 == division.slices ? 0 : slice + 1;
         if (!lag) current = ahead;
       } else if (turn >= lag) {
-        if (current.plan.served()) weigher.weigh(index - lag * clusters, memory(weighed), current);
+        if (current.plan.served()) weigher.weigh(index_of(turn - lag), memory(weighed), current);
         if (current.wrote) asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
         __syncwarp();
         if (lane == 0) start(turn - lag + division.slices, weighed);

@@ -8,15 +8,15 @@
 
 namespace nucleus {
 
-__global__ void __launch_bounds__(THREADS, 2) prepare_rows(const __grid_constant__ SamplingBatch batch, const __grid_constant__ Whole whole,
+__global__ void __launch_bounds__(THREADS, 2) prepare_rows(const __grid_constant__ PartOfBatch batch, const __grid_constant__ Whole whole,
                                                            const __grid_constant__ Division division, bool pending) {
   let_next_launch_begin();
   wait_for_launch_before();
-  prepare_row(batch, whole, division, blockIdx.x, pending);
+  prepare_row(batch, whole, division, batch.row_number(blockIdx.x), pending);
 }
 
 template <u32 DTYPE, bool MASKS>
-__global__ void __launch_bounds__(THREADS, 1) weigh_rows(const __grid_constant__ SamplingBatch batch, const __grid_constant__ Whole whole,
+__global__ void __launch_bounds__(THREADS, 1) weigh_rows(const __grid_constant__ PartOfBatch batch, const __grid_constant__ Whole whole,
                                                          const __grid_constant__ Division division, bool plans, bool pending) {
   weigh_rows_of<DTYPE, MASKS>(batch, whole, division, plans, pending);
 }
@@ -25,11 +25,11 @@ __global__ void __launch_bounds__(THREADS, 1) weigh_rows(const __grid_constant__
 // other than could, and the last begin when others have ended.
 constexpr u32 BEGUN_EARLY_MOST = 16;
 
-__global__ void __launch_bounds__(CHOOSE_THREADS, 4) choose_rows(const __grid_constant__ SamplingBatch batch, const __grid_constant__ Whole whole,
+__global__ void __launch_bounds__(CHOOSE_THREADS, 4) choose_rows(const __grid_constant__ PartOfBatch batch, const __grid_constant__ Whole whole,
                                                                  const __grid_constant__ Division division, bool leaves_many) {
   if (gridDim.x <= BEGUN_EARLY_MOST) let_next_launch_begin();
   share_batch(shared_state(), batch);
-  choose_row(batch, whole, division, blockIdx.x, leaves_many);
+  choose_row(batch, whole, division, batch.row_number(blockIdx.x), leaves_many);
 }
 
 constexpr u32 SHARED_OUT_MOST = 128;  // rows up to which clusters of the next launch are faster than a block each at what keeps many tokens
@@ -54,7 +54,7 @@ static cudaError_t launch_a_block_each(u32 rows, u32 threads, size_t bytes, bool
   return cudaLaunchKernelEx(&config, kernel, arguments...);
 }
 
-using WeighKernel = void (*)(SamplingBatch, Whole, Division, bool, bool);
+using WeighKernel = void (*)(PartOfBatch, Whole, Division, bool, bool);
 template <bool MASKS>
 static WeighKernel weigh_kernel(u32 dtype) {
   return dtype == NUCLEUS_F32 ? weigh_rows<NUCLEUS_F32, MASKS> : dtype == NUCLEUS_BF16 ? weigh_rows<NUCLEUS_BF16, MASKS> : weigh_rows<NUCLEUS_F16, MASKS>;
@@ -84,7 +84,7 @@ static cudaError_t share_out(const SamplingBatch &batch, WeighKernel kernel, Sha
   return error == cudaSuccess ? share(MAX_BLOCKS) : error;
 }
 
-cudaError_t launch_whole(const SamplingBatch &batch, char *space, bool pending, cudaStream_t stream, Division &division) {
+cudaError_t launch_whole(const PartOfBatch &batch, const Whole &whole, bool pending, cudaStream_t stream, Division &division) {
   const bool plans = batch.flags & (NUCLEUS_BATCH_ALL_DRAWN | NUCLEUS_BATCH_NO_EDITS);
   const WeighKernel kernel = batch.masks && batch.mask_words ? weigh_kernel<true>(batch.dtype) : weigh_kernel<false>(batch.dtype);
   cudaError_t error = allow_slices(reinterpret_cast<const void *>(kernel));
@@ -95,7 +95,6 @@ cudaError_t launch_whole(const SamplingBatch &batch, char *space, bool pending, 
   if (error != cudaSuccess || !shape.room) return error;
   // Few clusters where the ways of many rows are tested.
   if (batch.flags & NUCLEUS_BATCH_MANY_ROWS) shape.clusters = (batch.rows + 3) / 4;
-  const Whole whole(space, batch.rows);
   if (!plans) error = launch_a_block_each(batch.rows, THREADS, PREPARE_BYTES, pending, stream, prepare_rows, batch, whole, division, pending);
   if (error != cudaSuccess) return error;
   cudaLaunchAttribute attributes[2];

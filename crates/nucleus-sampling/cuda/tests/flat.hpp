@@ -120,7 +120,7 @@ inline void check_flat(const FlatRows &f, cudaStream_t stream, uint32_t &results
   std::vector<Way> ways{{0, NUCLEUS_BATCH_NONE_BOUNDED}, {0, NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_REQUEST_EACH}, {0, 0}, {0, NUCLEUS_BATCH_MANY_ROWS}, {8, NUCLEUS_BATCH_MANY_ROWS}, {4, 0},
                         {0, NUCLEUS_BATCH_EXACT | NUCLEUS_BATCH_MANY_ROWS}, {0, NUCLEUS_BATCH_ALL_BOUNDED},
                         {0, NUCLEUS_BATCH_ALL_BOUNDED | NUCLEUS_BATCH_NO_EDITS | NUCLEUS_BATCH_DRAW_AFTER_MIN_P}, {0, NUCLEUS_BATCH_PORTABLE},
-                        {0, 0, Sorted::TRULY}, {0, NUCLEUS_BATCH_NONE_WHOLE, Sorted::TRULY}, {0, NUCLEUS_BATCH_NONE_WHOLE, Sorted::AT_RANDOM}};
+                        {0, 0, Sorted::TRULY}, {0, NUCLEUS_BATCH_REQUEST_EACH, Sorted::TRULY}};
   constexpr uint32_t HELD_BY_TWO = 100000;  // longer rows go down the exact path over device memory by two blocks, a few clusters of them: seconds
   if (f.row_len <= HELD_BY_TWO) ways.push_back({2, NUCLEUS_BATCH_MANY_ROWS});
   check_ways("flat", f, 4096, stream, ways, is_processed, results, failures);

@@ -9,10 +9,10 @@
 // How a caller sorts a batch's rows: not at all; as they are; each as any kind.
 enum class Sorted : uint32_t { NOT, TRULY, AT_RANDOM };
 
-enum Kind : uint32_t { BOUNDED, DRAWN, CUT_BY_TOP_P, OTHER, KINDS };
+enum Kind : uint32_t { BOUNDED, DRAWN, CUT_BY_TOP_P, OTHER, FEW, KINDS };
 
 inline Kind kind_of(const SamplingRow &row, const SamplingProgram &p) {
-  if (row.flags & NUCLEUS_ROW_FEW) return OTHER;
+  if (row.flags & NUCLEUS_ROW_FEW) return FEW;
   bool edits = row.bias.len | row.bad_words.len | row.eos.len;
   uint32_t i = 0;
   for (; i < p.len; ++i) {
@@ -36,7 +36,7 @@ inline std::vector<uint32_t> numbers_by_kind(const std::vector<SamplingRow> &row
   std::vector<uint32_t> kinds[KINDS], all;
   for (uint32_t r = 0; r < rows.size(); ++r) {
     const Kind kind = kind_of(rows[r], programs[rows[r].request]);
-    kinds[sorted == Sorted::AT_RANDOM && !(rows[r].flags & NUCLEUS_ROW_FEW) ? random() % KINDS : kind].push_back(r);
+    kinds[sorted == Sorted::AT_RANDOM && !(rows[r].flags & NUCLEUS_ROW_FEW) ? random() % FEW : kind].push_back(r);
   }
   for (uint32_t kind = 0; kind < KINDS; ++kind) {
     if (sorted == Sorted::AT_RANDOM) std::shuffle(kinds[kind].begin(), kinds[kind].end(), random);
@@ -53,5 +53,5 @@ struct DeviceOrder {
   SamplingOrder order;
 
   DeviceOrder(const std::vector<SamplingRow> &rows, const std::vector<SamplingProgram> &programs, Sorted sorted)
-      : numbers(numbers_by_kind(rows, programs, sorted, of_kind)), order{sorted == Sorted::NOT ? nullptr : numbers.data, of_kind[BOUNDED], of_kind[DRAWN], of_kind[CUT_BY_TOP_P], 0} {}
+      : numbers(numbers_by_kind(rows, programs, sorted, of_kind)), order{sorted == Sorted::NOT ? nullptr : numbers.data, of_kind[BOUNDED], of_kind[DRAWN], of_kind[CUT_BY_TOP_P], of_kind[OTHER]} {}
 };
