@@ -25,11 +25,15 @@ constexpr u32 NO_ROW = ~0u;
 // The rows of a batch that a launch takes: all, or `rows` of them.
 struct PartOfBatch : SamplingBatch {
   const u32 *order;  // their numbers; null: as they are
-  bool beside;       // the launch before takes other rows: it need not be done before this one begins, but before it ends
+  bool beside;       // the launch before takes other rows: it need not be done when this one begins
 
   __device__ __forceinline__ u32 row_number(u32 i) const { return order ? order[i] : i; }
   // The same where rows may have ended.
   __device__ __forceinline__ u32 row_number_if(u32 i) const { return i < rows ? row_number(i) : NO_ROW; }
+  // At the end, by the last threads of a block: a launch behind this one waits for this one alone.
+  __device__ __forceinline__ void outlast_launch_before() const {
+    if (beside && blockIdx.x == 0) wait_for_launch_before();
+  }
 };
 
 // Room in a list for the tokens that lanes of a warp have: the index of this lane's. `total` counts them all.

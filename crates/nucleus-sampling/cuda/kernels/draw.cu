@@ -208,7 +208,7 @@ static cudaError_t choose(const SamplingBatch &batch, const Kernels &kernel, Cho
 }
 
 template <u32 DTYPE>
-static cudaError_t launch(const PartOfBatch &batch, const Whole &whole, bool pending, u32 left, cudaStream_t stream, Division &division) {
+static cudaError_t launch(const PartOfBatch &batch, const Whole &whole, bool pending, LeftRange left, cudaStream_t stream, Division &division) {
   const Kernels kernels = may_cut(batch)     ? Kernels{{has_masks(batch) ? draw_rows<DTYPE, Form::TOP_P_MASKED> : draw_rows<DTYPE, Form::TOP_P>}, {threads_of(Form::TOP_P)}}
                           : has_masks(batch) ? Kernels{{draw_rows<DTYPE, Form::MASKED>, draw_rows<DTYPE, Form::AGAIN>, draw_rows<DTYPE, Form::AHEAD_MASKED>}, {DRAW_THREADS, DRAW_THREADS, AHEAD_THREADS}}
                                              : Kernels{{draw_rows<DTYPE, Form::PLAIN>, draw_rows<DTYPE, Form::AGAIN>, draw_rows<DTYPE, Form::AHEAD>}, {DRAW_THREADS, DRAW_THREADS, AHEAD_THREADS}};
@@ -228,7 +228,8 @@ static cudaError_t launch(const PartOfBatch &batch, const Whole &whole, bool pen
   const u32 turns = (batch.rows + grid.clusters - 1) / grid.clusters;
   if (turns > TURNS_MOST) return cudaSuccess;
   if (turns <= shape.teams && chosen.way.kind != Way::AGAIN) share(batch, chosen.way, false, shape, grid.bytes);
-  shape.left = left;
+  shape.left_at = left.first;
+  shape.left = left.count;
   division = Division{shape.blocks, shape.room, 1};
   cudaLaunchAttribute attributes[2];
   const cudaLaunchConfig_t config = grid.config(attributes, stream, true);
@@ -239,7 +240,7 @@ static cudaError_t launch(const PartOfBatch &batch, const Whole &whole, bool pen
 
 namespace nucleus {
 
-cudaError_t launch_draw(const PartOfBatch &batch, const Whole &whole, bool pending, u32 left, cudaStream_t stream, Division &division) {
+cudaError_t launch_draw(const PartOfBatch &batch, const Whole &whole, bool pending, LeftRange left, cudaStream_t stream, Division &division) {
   return batch.dtype == NUCLEUS_F32   ? draw::launch<NUCLEUS_F32>(batch, whole, pending, left, stream, division)
          : batch.dtype == NUCLEUS_F16 ? draw::launch<NUCLEUS_F16>(batch, whole, pending, left, stream, division)
                                       : draw::launch<NUCLEUS_BF16>(batch, whole, pending, left, stream, division);

@@ -71,11 +71,11 @@ struct Finisher {
     }
   }
 
-  // Leaves rows behind those of the launch to later ones.
+  // Leaves rows behind those of the launch to the last one.
   __device__ __forceinline__ void leave_others() const {
 #pragma unroll 1
     for (u32 i = blockIdx.x * FINISH_THREADS + thread(); i < shape.left; i += gridDim.x * FINISH_THREADS) {
-      const u32 index = turns.batch.row_number(batch.rows + i);
+      const u32 index = turns.batch.row_number(shape.left_at + i);
       if (!(batch.row[index].flags & NUCLEUS_ROW_PADDING)) batch.out[index].status = PENDING;
     }
   }

@@ -54,7 +54,7 @@ struct DrawShape {
   u32 groups;         // where tokens are listed: largest logits that a warp tells, one, or one of each half of its lanes
   u32 listers;        // of a team
   u32 places;         // of a lister, for the tokens that it sends of a row
-  u32 left;           // rows behind those of the launch in their order, which are left to others
+  u32 left_at, left;  // rows of the order that are left to the last launch: where they begin, counted from the first of this one; how many
 
   __host__ __device__ u32 warps() const { return blocks * members; }  // that share a row
   __host__ __device__ u32 senders() const { return blocks * listers; }

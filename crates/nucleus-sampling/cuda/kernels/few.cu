@@ -6,11 +6,11 @@
 
 namespace nucleus {
 
-__global__ void __launch_bounds__(FEW_THREADS, 2) sample_few_rows(const __grid_constant__ SamplingBatch batch, bool follows) {
-  sample_few(batch, blockIdx.x, follows);
+__global__ void __launch_bounds__(FEW_THREADS, 2) sample_few_rows(const __grid_constant__ PartOfBatch batch, bool follows) {
+  sample_few(batch, batch.row_number(blockIdx.x), follows);
 }
 
-cudaError_t launch_few(const SamplingBatch &batch, bool follows, cudaStream_t stream) {
+cudaError_t launch_few(const PartOfBatch &batch, bool follows, cudaStream_t stream) {
   cudaError_t error = cudaFuncSetAttribute(sample_few_rows, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(FewShared));
   if (error == cudaSuccess) error = cudaFuncSetAttribute(sample_few_rows, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
   if (error != cudaSuccess) return error;

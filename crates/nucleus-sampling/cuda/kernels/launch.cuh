@@ -130,7 +130,7 @@ cudaError_t launch_spread(const PartOfBatch &batch, const Workspace &workspace, 
 cudaError_t launch_relay(const PartOfBatch &batch, const Workspace &workspace, bool last, cudaStream_t stream);
 
 // Rows with NUCLEUS_ROW_FEW get their token or PENDING; unless another launch went before, so does every other row PENDING.
-cudaError_t launch_few(const SamplingBatch &batch, bool follows, cudaStream_t stream);
+cudaError_t launch_few(const PartOfBatch &batch, bool follows, cudaStream_t stream);
 
 // Rows whose programs' cuts follow from sums get their token, most often; the status of every other row is PENDING afterwards.
 cudaError_t launch_sums(const PartOfBatch &batch, cudaStream_t stream);
@@ -143,10 +143,15 @@ cudaError_t launch_tops(const SamplingBatch &batch, const Workspace &workspace, 
 // launch_whole, or, unless it tells, than the last launch alone.
 cudaError_t launch_cuts(const PartOfBatch &batch, const Whole &whole, bool pending, bool tells, cudaStream_t stream, Division &division);
 
+// Rows of an order, counted from the first that a launch takes.
+struct LeftRange {
+  u32 first, count;
+};
+
 // Rows that draw from the whole of their row get their token and, unless all do (NUCLEUS_BATCH_ALL_DRAWN), those that draw from what top_p keeps, or MANY_KEPT if that
 // is too much for a list; the status of every other row is PENDING afterwards. With `pending`, of rows that an earlier launch left PENDING. `division`: how rows were shared out; no
-// room if they are too long, then nothing was launched. `left`: rows behind these in their order, whose status is PENDING afterwards.
-cudaError_t launch_draw(const PartOfBatch &batch, const Whole &whole, bool pending, u32 left, cudaStream_t stream, Division &division);
+// room if they are too long, then nothing was launched. `left`: rows of their order whose status is PENDING afterwards, too.
+cudaError_t launch_draw(const PartOfBatch &batch, const Whole &whole, bool pending, LeftRange left, cudaStream_t stream, Division &division);
 
 // Bytes of workspace that launch_whole needs.
 size_t whole_bytes(size_t rows);

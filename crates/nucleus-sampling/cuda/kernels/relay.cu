@@ -54,7 +54,7 @@ __global__ void __launch_bounds__(BLOCK_THREADS, 1) sample_by_relay(const __grid
     if (threadIdx.x == 2 * TEAM_THREADS) fill_ring<DTYPE>(batch);
     if (threadIdx.x >= DESCRIBING_FIRST) describe_rows(batch);
     else if (threadIdx.x >= DESCRIBING_FIRST - 32) follow_rows(batch);
-    if (batch.beside) wait_for_launch_before();
+    batch.outlast_launch_before();
     return;
   }
   if (!last) return;

@@ -99,10 +99,14 @@ struct Launcher {
   // for few allowed ids.
   cudaError_t by_kind(bool few, bool &sorted) {
     const u32 drawn = order.drawn + order.cut_by_top_p, known = order.bounded + drawn;
-    cudaError_t error = few ? launch_few(batch, false, stream) : cudaSuccess;
+    const bool whole = !(batch.flags & NUCLEUS_BATCH_NONE_WHOLE), sums = !whole && !(batch.flags & NUCLEUS_BATCH_NONE_SUMMED);
+    const bool others = order.others && (whole || sums || !(batch.flags & NUCLEUS_BATCH_NONE_CUT));
+    const u32 launched = known + (others ? order.others : 0);
+    cudaError_t error = few ? launch_few(all_rows(), false, stream) : cudaSuccess;
     PartOfBatch part = rows_from(order.bounded, drawn);
     part.flags = (part.flags & ~NUCLEUS_BATCH_ALL_DRAWN) | (order.cut_by_top_p ? 0 : NUCLEUS_BATCH_ALL_DRAWN);
-    if (error == cudaSuccess) error = launch_draw(part, whole_rows(), few, few ? 0 : batch.rows - known, stream, division);
+    const LeftRange left{launched - order.bounded, few ? 0 : batch.rows - launched};
+    if (error == cudaSuccess) error = launch_draw(part, whole_rows(), few, left, stream, division);
     const Division of_draws = division;
     sorted = division.room;
     if (sorted && error == cudaSuccess && order.bounded) {
@@ -110,11 +114,13 @@ struct Launcher {
       part.beside = true;
       error = launch_for(part)(part, edit_tables(), false, stream);
     }
-    if (!sorted || error != cudaSuccess || !order.others) return error;
+    if (!sorted || error != cudaSuccess || !others) return error;
     division.room = 0;
     part = rows_from(known, order.others);
-    const bool whole = !(batch.flags & NUCLEUS_BATCH_NONE_WHOLE), sums = !whole && !(batch.flags & NUCLEUS_BATCH_NONE_SUMMED);
+    part.beside = true;
     error = sums ? launch_sums(part, stream) : rest(part, false, whole);
+    // Too long for these launches, which have left no status.
+    if (error == cudaSuccess && !sums && !division.room) error = launch_few(part, false, stream);
     if (!division.room) division = of_draws;
     return error;
   }
@@ -152,13 +158,13 @@ struct Launcher {
         error = launch_for(all_rows())(all_rows(), edit_tables(), last, stream);
         if (error == cudaSuccess && last) return error;
       }
-      if (error == cudaSuccess && few) error = launch_few(batch, bounded, stream);
+      if (error == cudaSuccess && few) error = launch_few(all_rows(), bounded, stream);
       seen = sums || bounded || few;
     }
     // Rows that are drawn from alone; other whole rows, and rows that no launch has seen.
     constexpr u32 CUT_BY_TOP_P = NUCLEUS_BATCH_NO_EDITS | NUCLEUS_BATCH_DRAWN_AFTER_TOP_P;
     const bool drawn = batch.flags & NUCLEUS_BATCH_ALL_DRAWN, cut_by_top_p = (batch.flags & CUT_BY_TOP_P) == CUT_BY_TOP_P;
-    if (error == cudaSuccess && whole && (drawn || cut_by_top_p)) error = launch_draw(all_rows(), whole_rows(), seen, 0, stream, division);
+    if (error == cudaSuccess && whole && (drawn || cut_by_top_p)) error = launch_draw(all_rows(), whole_rows(), seen, {}, stream, division);
     if (error == cudaSuccess && !division.room) error = rest(all_rows(), seen, whole);
     const bool done = division.room && !seen && whole && drawn;
     return error == cudaSuccess && !done ? clusters(seen || division.room) : error;

@@ -58,7 +58,7 @@ __device__ __forceinline__ void sample_row(const PartOfBatch &batch, const Works
 template <u32 DTYPE, u32 BLOCKS>
 __global__ void __launch_bounds__(BLOCK_THREADS, 1) sample_spread(const __grid_constant__ PartOfBatch batch, const __grid_constant__ Workspace workspace, bool last) {
   sample_row<DTYPE, BLOCKS>(batch, workspace, last);
-  if (batch.beside) wait_for_launch_before();
+  batch.outlast_launch_before();
 }
 
 // Of shared memory: what either way to a token needs.

@@ -15,10 +15,10 @@ __global__ void __launch_bounds__(THREADS, 2) prepare_rows(const __grid_constant
   prepare_row(batch, whole, division, batch.row_number(blockIdx.x), pending);
 }
 
-template <u32 DTYPE, bool MASKS>
+template <u32 DTYPE, bool MASKS, bool ORDERED>
 __global__ void __launch_bounds__(THREADS, 1) weigh_rows(const __grid_constant__ PartOfBatch batch, const __grid_constant__ Whole whole,
                                                          const __grid_constant__ Division division, bool plans, bool pending) {
-  weigh_rows_of<DTYPE, MASKS>(batch, whole, division, plans, pending);
+  weigh_rows_of<DTYPE, MASKS, ORDERED>(batch, whole, division, plans, pending);
 }
 
 // Rows up to which the launch of clusters begins while these blocks end. Where many do, a cluster takes what places are free first, so that fewer fit beside each
@@ -55,9 +55,15 @@ static cudaError_t launch_a_block_each(u32 rows, u32 threads, size_t bytes, bool
 }
 
 using WeighKernel = void (*)(PartOfBatch, Whole, Division, bool, bool);
-template <bool MASKS>
+template <bool MASKS, bool ORDERED>
 static WeighKernel weigh_kernel(u32 dtype) {
-  return dtype == NUCLEUS_F32 ? weigh_rows<NUCLEUS_F32, MASKS> : dtype == NUCLEUS_BF16 ? weigh_rows<NUCLEUS_BF16, MASKS> : weigh_rows<NUCLEUS_F16, MASKS>;
+  return dtype == NUCLEUS_F32    ? weigh_rows<NUCLEUS_F32, MASKS, ORDERED>
+         : dtype == NUCLEUS_BF16 ? weigh_rows<NUCLEUS_BF16, MASKS, ORDERED>
+                                 : weigh_rows<NUCLEUS_F16, MASKS, ORDERED>;
+}
+static WeighKernel weigh_kernel(const PartOfBatch &batch) {
+  if (batch.masks && batch.mask_words) return batch.order ? weigh_kernel<true, true>(batch.dtype) : weigh_kernel<true, false>(batch.dtype);
+  return batch.order ? weigh_kernel<false, true>(batch.dtype) : weigh_kernel<false, false>(batch.dtype);
 }
 
 // The blocks of a cluster, their slices, and as many clusters as are resident at a time; `room` 0: rows are too long.
@@ -86,7 +92,7 @@ static cudaError_t share_out(const SamplingBatch &batch, WeighKernel kernel, Sha
 
 cudaError_t launch_whole(const PartOfBatch &batch, const Whole &whole, bool pending, cudaStream_t stream, Division &division) {
   const bool plans = batch.flags & (NUCLEUS_BATCH_ALL_DRAWN | NUCLEUS_BATCH_NO_EDITS);
-  const WeighKernel kernel = batch.masks && batch.mask_words ? weigh_kernel<true>(batch.dtype) : weigh_kernel<false>(batch.dtype);
+  const WeighKernel kernel = weigh_kernel(batch);
   cudaError_t error = allow_slices(reinterpret_cast<const void *>(kernel));
   Shape shape;
   u32 slices = 0;
