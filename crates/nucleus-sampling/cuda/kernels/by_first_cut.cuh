@@ -28,7 +28,7 @@ struct Rows {
   // Of `rows`, those of a cluster, which has one at least.
   __device__ __forceinline__ static Rows all(u32 rows, u32 cluster, u32 clusters) { return Rows{cluster, clusters, ~0ull >> (64 - (rows - cluster + clusters - 1) / clusters)}; }
   __device__ __forceinline__ u32 index(u64 set) const { return first + (__ffsll(static_cast<long long>(set)) - 1) * step; }
-  __device__ __forceinline__ bool beside() const { return false; }
+  __device__ __forceinline__ void begin() const { wait_for_launch_before(); }
 };
 
 // The same of a launch that may take some of the batch's rows.
@@ -36,7 +36,7 @@ struct OrderedRows : Rows {
   const PartOfBatch &batch;
 
   __device__ __forceinline__ u32 index(u64 set) const { return batch.row_number(Rows::index(set)); }
-  __device__ __forceinline__ bool beside() const { return batch.beside; }
+  __device__ __forceinline__ void begin() const { batch.begin_after_launch_before(); }
 };
 
 // The rows of a cluster that an earlier launch may have left: undecided, or keeping many tokens. A lane has two.
@@ -107,7 +107,7 @@ __device__ __forceinline__ void cut_each_row(const SamplingBatch &batch, const R
     team.prepare_meetings();
     team.cluster_arrive_alone();  // the fences tell the others of the barriers
     sync_block();                 // the batch is there
-    if (!rows.beside()) wait_for_launch_before();
+    rows.begin();
     // Where rows wait for a cluster, the clusters of the next launch, which take places as they become free, would be fewer than fit.
     if (Room::RESIDENT > 1 || batch.rows <= rows.step) let_next_launch_begin();
     word = read_word(batch, rows.index(rows.bits));

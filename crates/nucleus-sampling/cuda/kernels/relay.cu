@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(BLOCK_THREADS, 1) sample_by_relay(const __grid
   forget_collected(&sh->rows[0], threadIdx.x, BLOCK_THREADS);
   forget_collected(&sh->rows[1], threadIdx.x, BLOCK_THREADS);
   sync_block();
-  if (!batch.beside) wait_for_launch_before();
+  batch.begin_after_launch_before();
   let_next_launch_begin();
   if (threadIdx.x < TEAM_THREADS) {
     read_rows<DTYPE>(batch);
@@ -54,7 +54,7 @@ __global__ void __launch_bounds__(BLOCK_THREADS, 1) sample_by_relay(const __grid
     if (threadIdx.x == 2 * TEAM_THREADS) fill_ring<DTYPE>(batch);
     if (threadIdx.x >= DESCRIBING_FIRST) describe_rows(batch);
     else if (threadIdx.x >= DESCRIBING_FIRST - 32) follow_rows(batch);
-    batch.outlast_launch_before();
+    batch.end_after_launch_before();
     return;
   }
   if (!last) return;

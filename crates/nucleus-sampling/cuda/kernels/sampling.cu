@@ -76,10 +76,10 @@ struct Launcher {
   }
 
   Whole whole_rows() const { return Whole(workspace + layout.whole, batch.rows); }
-  PartOfBatch all_rows() const { return PartOfBatch{batch, nullptr, false}; }
+  PartOfBatch all_rows() const { return PartOfBatch{batch, nullptr}; }
   // So many rows of the order.
   PartOfBatch rows_from(u32 first, u32 count) const {
-    PartOfBatch part{batch, order.order + first, false};
+    PartOfBatch part{batch, order.order + first};
     part.rows = count;
     return part;
   }
@@ -111,13 +111,11 @@ struct Launcher {
     sorted = division.room;
     if (sorted && error == cudaSuccess && order.bounded) {
       part = rows_from(0, order.bounded);
-      part.beside = true;
       error = launch_for(part)(part, edit_tables(), false, stream);
     }
     if (!sorted || error != cudaSuccess || !others) return error;
     division.room = 0;
     part = rows_from(known, order.others);
-    part.beside = true;
     error = sums ? launch_sums(part, stream) : rest(part, false, whole);
     // Too long for these launches, which have left no status.
     if (error == cudaSuccess && !sums && !division.room) error = launch_few(part, false, stream);

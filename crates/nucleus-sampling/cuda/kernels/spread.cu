@@ -24,14 +24,14 @@ static __device__ __noinline__ void sample_undecided(const SamplingBatch &batch,
   DeviceTeam{}.cluster_sync();  // no block leaves while another may still read its shared memory
 }
 
-// `last`: no launch follows.
-template <u32 DTYPE, u32 BLOCKS>
+// `last`: no launch follows. ORDERED: the launch takes some of the batch's rows.
+template <u32 DTYPE, u32 BLOCKS, bool ORDERED>
 __device__ __forceinline__ void sample_row(const PartOfBatch &batch, const Workspace &workspace, bool last) {
   const DeviceTeam team;
   asm volatile("" ::"r"(static_cast<u32>(last)));  // the line that it is in comes now
   RowState *const sh = kept_row_state();
-  const u32 index = batch.row_number(blockIdx.x / BLOCKS);
-  const bool decided = Block<DTYPE, BLOCKS>(batch, team, sh).collect();
+  const u32 index = Block<DTYPE, BLOCKS, ORDERED>::number_of(batch);
+  const bool decided = Block<DTYPE, BLOCKS, ORDERED>(batch, team, sh).collect();
   if (sh->row.flags & NUCLEUS_ROW_PADDING) return;
   if (decided) {
     u32 way = LEFT;
@@ -49,16 +49,16 @@ __device__ __forceinline__ void sample_row(const PartOfBatch &batch, const Works
       way = learn_way(team, sh);
       if (way == DECIDED) [[likely]] return;
     }
-    if (way == SHARED_OUT && draw_above<DTYPE, BLOCKS>(batch)) return;
+    if (way == SHARED_OUT && draw_above<DTYPE, BLOCKS, ORDERED>(batch)) return;
   }
   if (last) sample_undecided(batch, workspace, index);
   else if (team.block == 0 && threadIdx.x == 0) batch.out[index].status = PENDING;
 }
 
-template <u32 DTYPE, u32 BLOCKS>
+template <u32 DTYPE, u32 BLOCKS, bool ORDERED>
 __global__ void __launch_bounds__(BLOCK_THREADS, 1) sample_spread(const __grid_constant__ PartOfBatch batch, const __grid_constant__ Workspace workspace, bool last) {
-  sample_row<DTYPE, BLOCKS>(batch, workspace, last);
-  batch.outlast_launch_before();
+  sample_row<DTYPE, BLOCKS, ORDERED>(batch, workspace, last);
+  if constexpr (ORDERED) batch.end_after_launch_before();
 }
 
 // Of shared memory: what either way to a token needs.
@@ -66,7 +66,7 @@ constexpr u32 EXACT_BYTES = SHARED_BYTES + SPARE_BYTES, SPREAD_BYTES = sizeof(Ro
 
 template <u32 DTYPE, u32 BLOCKS>
 static cudaError_t launch(const PartOfBatch &batch, const Workspace &workspace, bool last, cudaStream_t stream) {
-  const auto kernel = sample_spread<DTYPE, BLOCKS>;
+  const auto kernel = batch.order ? sample_spread<DTYPE, BLOCKS, true> : sample_spread<DTYPE, BLOCKS, false>;
   cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, SPREAD_BYTES);
   if (error == cudaSuccess) error = cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
   if (error != cudaSuccess) return error;

@@ -20,7 +20,7 @@ __device__ __forceinline__ void arrive_after_copies(u64 *mbarrier) {
   asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(mbarrier)) : "memory");
 }
 
-template <u32 DTYPE, u32 BLOCKS>
+template <u32 DTYPE, u32 BLOCKS, bool ORDERED>
 struct Reader {
   using D = Deal<DTYPE, BLOCKS>;
   using Vector = typename D::Vector;
@@ -36,8 +36,10 @@ struct Reader {
   const char *const logits;
 
   __device__ __forceinline__ Reader(const PartOfBatch &b, u32 own, RowState *state)
-      : batch(b), sh(state), index(b.row_number(blockIdx.x / BLOCKS)), block(own), warp(threadIdx.x / 32), lane(threadIdx.x % 32),
-        logits(static_cast<const char *>(b.logits) + static_cast<u64>(index) * b.row_stride * SIZE) {}
+      : batch(b), sh(state), index(number_of(b)), block(own), warp(threadIdx.x / 32), lane(threadIdx.x % 32),
+        logits(static_cast<const char *>(b.logits) + static_cast<u64>(number_of(b)) * b.row_stride * SIZE) {}
+  // The number of the cluster's row.
+  __device__ __forceinline__ static u32 number_of(const PartOfBatch &b) { return ORDERED ? b.order[blockIdx.x / BLOCKS] : blockIdx.x / BLOCKS; }
 
   __device__ __forceinline__ bool reads() const { return threadIdx.x < READERS; }
   __device__ __forceinline__ bool aligned() const { return reinterpret_cast<uintptr_t>(logits) % 16 == 0; }

@@ -23,9 +23,9 @@ __device__ __forceinline__ void end_barriers(RowState *sh) {
 #endif
 }
 
-template <u32 DTYPE, u32 BLOCKS>
-struct Block : Sender<DTYPE, BLOCKS> {
-  using Base = Sender<DTYPE, BLOCKS>;
+template <u32 DTYPE, u32 BLOCKS, bool ORDERED>
+struct Block : Sender<DTYPE, BLOCKS, ORDERED> {
+  using Base = Sender<DTYPE, BLOCKS, ORDERED>;
   using typename Base::D;
   using typename Base::Half;
   using Base::add_changed, Base::aligned, Base::batch, Base::block, Base::bound, Base::bring_mask, Base::group_largest, Base::index, Base::lane, Base::limit, Base::list_hits, Base::bring;
@@ -205,7 +205,7 @@ struct Block : Sender<DTYPE, BLOCKS> {
   // The same of a row with the request of another number, when the row is there.
   static __device__ __noinline__ void read_other_request(const PartOfBatch &batch) {
     RowState *const sh = row_state();
-    const u32 index = batch.row_number(blockIdx.x / BLOCKS), helper = threadIdx.x - READERS, *const from = DescriptionWord::source(batch, index, sh->row.request, helper);
+    const u32 index = Base::number_of(batch), helper = threadIdx.x - READERS, *const from = DescriptionWord::source(batch, index, sh->row.request, helper);
     DescriptionWord word;
     if (from) word.word = load_now(from);
     meet<TOGETHER, MARKERS>();
@@ -255,7 +255,7 @@ struct Block : Sender<DTYPE, BLOCKS> {
     prepare();
     const u32 pieces = D::pieces(batch.row_len), *word = reads() ? nullptr : DescriptionWord::source(batch, index, index, helper);
     asm volatile("" : "+l"(word));  // now, while there is time
-    if (!batch.beside) wait_for_launch_before();
+    if (!ORDERED) wait_for_launch_before();
     let_next_launch_begin();
     Half even, odd;
     if (reads()) {

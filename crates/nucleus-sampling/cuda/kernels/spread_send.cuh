@@ -5,9 +5,9 @@
 
 namespace nucleus::spread {
 
-template <u32 DTYPE, u32 BLOCKS>
-struct Sender : Reader<DTYPE, BLOCKS> {
-  using Base = Reader<DTYPE, BLOCKS>;
+template <u32 DTYPE, u32 BLOCKS, bool ORDERED>
+struct Sender : Reader<DTYPE, BLOCKS, ORDERED> {
+  using Base = Reader<DTYPE, BLOCKS, ORDERED>;
   using typename Base::D;
   using typename Base::First;
   using typename Base::Half;

@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(THREADS, Room::RESIDENT) sum_rows(const __grid
   if (threadIdx.x % 32 == 0) load.prepare();
   team.prepare_meetings();
   team.cluster_sync();
-  if (!batch.beside) wait_for_launch_before();
+  batch.begin_after_launch_before();
   // Where rows wait for a cluster, the clusters of the next launch, which take places as they become free, would be fewer than fit.
   if (Room::RESIDENT > 1 || batch.rows <= gridDim.x) let_next_launch_begin();
   const auto clusters = [&](u32 blocks) { return Room::BLOCKS ? blocks / Room::BLOCKS : team.share_of(blocks); };
@@ -109,13 +109,13 @@ __global__ void __launch_bounds__(THREADS, Room::RESIDENT) sum_rows(const __grid
     if (fate != Fate::DECIDED && team.rank() == 0) call.out()->status = PENDING;
   }
   team.cluster_sync();  // no block leaves while another may still read its shared memory
-  batch.outlast_launch_before();
+  batch.end_after_launch_before();
 }
 
 template <class Room>
 static cudaError_t launch_shape(const PartOfBatch &batch, const Shape &shape, cudaStream_t stream) {
   cudaLaunchAttribute attributes[2];
-  const cudaLaunchConfig_t config = shape.config(attributes, stream, batch.beside || batch.rows <= FIRST_EARLY_MOST);
+  const cudaLaunchConfig_t config = shape.config(attributes, stream, batch.order || batch.rows <= FIRST_EARLY_MOST);
   return cudaLaunchKernelEx(&config, sum_rows<Room>, batch, shape.room);
 }
 
