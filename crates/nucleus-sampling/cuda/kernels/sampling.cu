@@ -95,6 +95,12 @@ struct Launcher {
   // Clusters for few rows, if they are not short.
   static auto launch_for(const PartOfBatch &part) { return part.row_len >= SPREAD_FROM_LEN && part.rows <= SPREAD_TO ? launch_spread : launch_relay; }
 
+  // Whether launches for each kind pay: not where none is bounded, and one launch for first cuts has a cluster for every row.
+  bool sorting_pays() const {
+    constexpr u32 CUT_AT_ONCE = 39;
+    const bool draws = order.order && order.drawn + order.cut_by_top_p, cuts = order.others && !(batch.flags & NUCLEUS_BATCH_NONE_WHOLE);
+    return draws && (order.bounded || !cuts || batch.rows > CUT_AT_ONCE);
+  }
   // Rows of the kinds that the order tells, by launches for each. Afterwards every row has a status, unless `sorted` is false: rows are too long, and nothing was launched but what is
   // for few allowed ids.
   cudaError_t by_kind(bool few, bool &sorted) {
@@ -138,7 +144,7 @@ struct Launcher {
     const bool exact = batch.flags & NUCLEUS_BATCH_EXACT, many = batch.flags & NUCLEUS_BATCH_MANY_ROWS, chosen = batch.cluster == 0 && !many;
     const bool few = !exact && chosen && batch.flags & (NUCLEUS_BATCH_SOME_FEW | NUCLEUS_BATCH_ALL_FEW);
     bool sorted = false, seen = false;  // seen: every row has a status
-    if (!exact && (chosen || many) && order.order && order.drawn + order.cut_by_top_p) {
+    if (!exact && (chosen || many) && sorting_pays()) {
       error = by_kind(few, sorted);
       seen = sorted || few;
       if (error != cudaSuccess || sorted) return error == cudaSuccess ? clusters(true) : error;

@@ -158,6 +158,25 @@ const _: () = assert!(size_of::<SamplingBatch>() == 120);
 const _: () = assert!(offset_of!(SamplingBatch, logits) == 24);
 const _: () = assert!(offset_of!(SamplingBatch, out) == 88);
 
+/// The kinds of a launch's rows, where these are of several.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub(super) struct SamplingOrder {
+    /// Rows' numbers, one kind behind the other, then all others; null: the rows are not sorted.
+    pub(super) order: *const u32,
+    /// Rows that few tokens decide.
+    pub(super) bounded: u32,
+    /// Rows without edits that are drawn from as a whole.
+    pub(super) drawn: u32,
+    /// And those that draw from what `top_p` keeps of it.
+    pub(super) cut_by_top_p: u32,
+    /// The rest, but for rows of which few ids are allowed.
+    pub(super) others: u32,
+}
+
+const _: () = assert!(size_of::<SamplingOrder>() == 24);
+const _: () = assert!(offset_of!(SamplingOrder, bounded) == 8);
+
 /// The launch's bit that sends every row down the exact path.
 pub(super) const BATCH_EXACT: u32 = 1;
 /// The launch's bit that says that every row is bounded, which spares it work.

@@ -7,7 +7,7 @@ use crate::state::SamplerState;
 use super::layout::{
     BATCH_ALL_BOUNDED, BATCH_ALL_COUNTED, BATCH_ALL_DRAWN, BATCH_ALL_FEW, BATCH_DRAW_AFTER_MIN_P,
     BATCH_DRAWN_AFTER_TOP_P, BATCH_NO_EDITS, BATCH_NONE_BOUNDED, BATCH_NONE_CUT, BATCH_NONE_SUMMED,
-    BATCH_NONE_WHOLE, BATCH_SOME_FEW, SamplingList, SamplingRow, row_flags,
+    BATCH_NONE_WHOLE, BATCH_SOME_FEW, SamplingList, SamplingOrder, SamplingRow, row_flags,
 };
 use super::slots::SlotRow;
 
@@ -156,11 +156,27 @@ impl<'a> Work<'a> {
             || tables.program.ops().iter().any(|op| edits_by_id(op.code))
     }
 
-    /// Whether the row is as it came, but for temperatures and a mask, where its token is drawn from all of it, or where `code` cuts.
-    fn decides_unedited(&self, code: OpCode) -> bool {
-        self.decides().is_some_and(|op| op.code == code)
-            && self.params.tables().allowed.is_none()
-            && !self.edits()
+    /// Whether the row is as it came, but for temperatures and a mask, where its token is drawn from all of it, or from what `top_p` keeps.
+    fn drawn(&self) -> Option<Kind> {
+        if self.params.tables().allowed.is_some() || self.edits() {
+            return None;
+        }
+        match self.decides()?.code {
+            OpCode::Draw => Some(Kind::Drawn),
+            OpCode::TopP if self.draws_after(OpCode::TopP) => Some(Kind::CutByTopP),
+            _ => None,
+        }
+    }
+
+    /// `few`: its few allowed ids are gathered.
+    fn kind(&self, few: bool) -> Kind {
+        if few {
+            Kind::Few
+        } else if self.bounded_by().is_some() {
+            Kind::Bounded
+        } else {
+            self.drawn().unwrap_or(Kind::Other)
+        }
     }
 
     /// Tokens at the end of the history that operations by id look at.
@@ -239,6 +255,46 @@ const fn most_gathered(rows: usize, bounded: bool) -> usize {
 /// Masks have a multiple of so many words: the device copies them 16 bytes at a time.
 const MASK_UNIT: usize = 4;
 
+/// What decides a row, as far as launches are for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// Few tokens.
+    Bounded,
+    /// A draw from the whole of the row, as it came but for temperatures and a mask.
+    Drawn,
+    /// A draw from what `top_p` keeps of it.
+    CutByTopP,
+    Other,
+    /// The few ids that are allowed.
+    Few,
+}
+
+/// The kinds of a launch's rows: where their numbers begin in the arena, and how many rows each of the first four has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Sorted {
+    from: usize,
+    rows: [u32; 4],
+}
+
+impl Sorted {
+    /// What a launch is told, from where the arena lies on the device.
+    pub(super) fn order(&self, arena: *const u32) -> SamplingOrder {
+        let [bounded, drawn, cut_by_top_p, others] = self.rows;
+        let order = if self.rows == [0; 4] {
+            std::ptr::null()
+        } else {
+            arena.wrapping_add(self.from)
+        };
+        SamplingOrder {
+            order,
+            bounded,
+            drawn,
+            cut_by_top_p,
+            others,
+        }
+    }
+}
+
 /// The rows of one launch, on the host. Kept between launches so that nothing is allocated once it has grown.
 #[derive(Debug, Default)]
 pub(super) struct Packed {
@@ -273,6 +329,10 @@ pub(super) struct Packed {
     drawn: usize,
     /// And those that draw from what `top_p` keeps of it.
     drawn_after_top_p: usize,
+    /// Rows that are weighed whole, but for these two.
+    other_whole: usize,
+    /// Of each row.
+    kinds: Vec<Kind>,
 }
 
 impl Packed {
@@ -295,6 +355,8 @@ impl Packed {
         self.unedited = 0;
         self.drawn = 0;
         self.drawn_after_top_p = 0;
+        self.other_whole = 0;
+        self.kinds.clear();
         // A mask without words forbids every id, for which one word is needed.
         self.mask_words = rows
             .clone()
@@ -313,9 +375,10 @@ impl Packed {
             self.max_edited = self.max_edited.max(row.edited());
             self.tops.push(row.top);
             self.unedited += usize::from(!row.edits());
-            self.drawn += usize::from(row.decides_unedited(OpCode::Draw));
-            self.drawn_after_top_p +=
-                usize::from(row.decides_unedited(OpCode::TopP) && row.draws_after(OpCode::TopP));
+            let (kind, drawn) = (row.kind(few), row.drawn());
+            self.kinds.push(kind);
+            self.drawn += usize::from(drawn == Some(Kind::Drawn));
+            self.drawn_after_top_p += usize::from(drawn == Some(Kind::CutByTopP));
             if few {
                 self.few += 1;
             } else if let Some(code) = row.bounded_by() {
@@ -325,6 +388,7 @@ impl Packed {
                 self.drawn_after += usize::from(!by_count && row.draws_after(code));
             } else if row.is_whole() {
                 self.whole += 1;
+                self.other_whole += usize::from(kind == Kind::Other);
             } else {
                 self.summed += usize::from(row.is_summed());
                 self.cut += usize::from(row.is_cut());
@@ -337,12 +401,41 @@ impl Packed {
         self.tops.iter().copied().max().unwrap_or(0)
     }
 
-    /// What the launch may know of its rows.
-    pub(super) fn known_flags(&self) -> u32 {
+    /// Leaves the numbers of a launch's rows, sorted by their kinds, in the arena, if there are some that are drawn without edits, and others.
+    /// Counted from the launch's first row.
+    pub(super) fn sort(&mut self, first: u32, rows: u32) -> Option<Sorted> {
+        let kinds = &self.kinds[first as usize..][..rows as usize];
+        let count = |kind: Kind| kinds.iter().filter(|of| **of == kind).count() as u32;
+        let drawn = count(Kind::Drawn) + count(Kind::CutByTopP);
+        if drawn == 0 || drawn == rows {
+            return None;
+        }
+        const ORDER: [Kind; 5] = [
+            Kind::Bounded,
+            Kind::Drawn,
+            Kind::CutByTopP,
+            Kind::Other,
+            Kind::Few,
+        ];
+        let from = self.arena.len();
+        for kind in ORDER {
+            let numbers = (0..).zip(kinds).filter(|(_, of)| **of == kind);
+            self.arena.extend(numbers.map(|(number, _)| number));
+        }
+        let [rows @ .., _] = ORDER.map(count);
+        Some(Sorted { from, rows })
+    }
+
+    /// What the launch may know of its rows. `sorted`: it is told their kinds, and asks for the others alone whether they are weighed whole.
+    pub(super) fn known_flags(&self, sorted: bool) -> u32 {
         let rows = self.rows.len();
         let others = rows - self.few;
         let told = |holds: bool, bit: u32| if holds { bit } else { 0 };
-        let none_whole = self.whole == 0 && self.bounded < others;
+        let none_whole = if sorted {
+            self.other_whole == 0
+        } else {
+            self.whole == 0 && self.bounded < others
+        };
         let bounded = match self.bounded {
             _ if others == 0 => return BATCH_ALL_FEW,
             0 => BATCH_NONE_BOUNDED,
@@ -479,6 +572,34 @@ mod tests {
         packed
     }
 
+    /// A row of each.
+    fn pack_each(all: &[&SamplingParams], mode: LogprobsMode) -> Packed {
+        let compiled: Vec<_> = all
+            .iter()
+            .map(|params| {
+                params
+                    .validate(&VocabInfo::new(1_000))
+                    .expect("the parameters are valid")
+            })
+            .collect();
+        let states: Vec<_> = compiled
+            .iter()
+            .map(|params| SamplerState::new(params, &[1]))
+            .collect();
+        let rows: Vec<_> = compiled
+            .iter()
+            .zip(&states)
+            .map(|(params, state)| {
+                let mut row = Row::new(LogitsRow::F32(&[]), params, state);
+                row.logprobs.mode = mode;
+                row
+            })
+            .collect();
+        let mut packed = Packed::default();
+        packed.fill(rows.iter().map(Work::of_row));
+        packed
+    }
+
     fn words(packed: &Packed, list: SamplingList, count: usize) -> &[u32] {
         &packed.arena[list.offset as usize..][..count]
     }
@@ -535,32 +656,7 @@ mod tests {
             repetition_penalty: Some(1.2),
             ..SamplingParams::default()
         };
-        let flag = |all: &[&SamplingParams], mode| {
-            let compiled: Vec<_> = all
-                .iter()
-                .map(|params| {
-                    params
-                        .validate(&VocabInfo::new(1_000))
-                        .expect("the parameters are valid")
-                })
-                .collect();
-            let states: Vec<_> = compiled
-                .iter()
-                .map(|params| SamplerState::new(params, &[1]))
-                .collect();
-            let rows: Vec<_> = compiled
-                .iter()
-                .zip(&states)
-                .map(|(params, state)| {
-                    let mut row = Row::new(LogitsRow::F32(&[]), params, state);
-                    row.logprobs.mode = mode;
-                    row
-                })
-                .collect();
-            let mut packed = Packed::default();
-            packed.fill(rows.iter().map(Work::of_row));
-            packed.known_flags()
-        };
+        let flag = |all: &[&SamplingParams], mode| pack_each(all, mode).known_flags(false);
         let (drawn, processed) = (SamplingParams::default(), LogprobsMode::Processed);
         let min_p = SamplingParams {
             min_p: Some(0.1),
@@ -674,6 +770,52 @@ mod tests {
             BATCH_NONE_BOUNDED | BATCH_SOME_FEW
         );
         assert_eq!(flag(&[&listed], LogprobsMode::Raw), BATCH_NONE_BOUNDED);
+    }
+
+    #[test]
+    fn rows_of_several_kinds_are_sorted() {
+        let params = |change: fn(&mut SamplingParams)| {
+            let mut params = SamplingParams::default();
+            change(&mut params);
+            params
+        };
+        let drawn = params(|_| ());
+        let greedy = params(|params| params.temperature = Some(0.0));
+        let top_p = params(|params| params.top_p = Some(0.9));
+        let biased = params(|params| params.logit_bias = Some([(1, 2.0)].into()));
+        let typical = params(|params| params.typical_p = Some(0.9));
+        let listed = params(|params| params.allowed_token_ids = Some(vec![5]));
+        let processed = LogprobsMode::Processed;
+
+        let mut packed = pack_each(
+            &[
+                &listed, &typical, &drawn, &top_p, &greedy, &biased, &drawn, &greedy,
+            ],
+            processed,
+        );
+        let from = packed.arena.len();
+        let sorted = packed.sort(0, 8).expect("there are several kinds");
+        let rows = [2, 2, 1, 2];
+        assert_eq!(sorted, Sorted { from, rows });
+        assert_eq!(packed.arena[from..], [4, 7, 2, 6, 3, 1, 5, 0]);
+        let told = packed.known_flags(true);
+        assert_eq!(told, BATCH_SOME_FEW, "the biased row is weighed whole");
+
+        // Of a part, counted from its first row.
+        let from = packed.arena.len();
+        let sorted = packed.sort(2, 3).expect("there are several kinds");
+        let rows = [1, 1, 1, 0];
+        assert_eq!(sorted, Sorted { from, rows });
+        assert_eq!(packed.arena[from..], [2, 0, 1]);
+
+        let mut packed = pack_each(&[&greedy, &drawn, &typical], processed);
+        assert!(packed.sort(0, 3).is_some());
+        let told = packed.known_flags(true);
+        assert_eq!(told, BATCH_NO_EDITS | BATCH_NONE_WHOLE);
+        assert_eq!(packed.sort(1, 1), None, "nothing but draws");
+        assert_eq!(packed.sort(0, 1), None, "no draws");
+        let none = Sorted::default().order(std::ptr::null());
+        assert!(none.order.is_null());
     }
 
     #[test]

@@ -15,7 +15,7 @@ use super::info::device_info;
 use super::layout::{
     BATCH_EXACT, BATCH_PORTABLE, BATCH_REQUEST_EACH, BATCH_UNLISTED, DeviceToken, MAX_TOP,
     STATUS_ENDED, STATUS_FULL, STATUS_STOPPED, STATUS_WORKSPACE, SamplingBatch, SamplingLogprob,
-    SamplingRow, bytes_of, row_flags,
+    SamplingOrder, SamplingRow, bytes_of, row_flags,
 };
 use super::logits::{DeviceLogits, DeviceTokens, Dtype};
 use super::pack::{Packed, Work};
@@ -503,6 +503,10 @@ impl CudaSampler {
 
     /// Copies the packed rows to the device and queues their launches.
     fn launch(&mut self, logits: &DeviceLogits, launches: &[Launch]) -> Result<(), CudaError> {
+        let sorted: Vec<_> = launches
+            .iter()
+            .map(|launch| self.packed.sort(launch.first, launch.rows))
+            .collect();
         let packed = &self.packed;
         let count = packed.rows.len() as u32;
         self.out.reserve(count as usize)?;
@@ -521,7 +525,7 @@ impl CudaSampler {
             ],
             &self.stream,
         )?;
-        for launch in launches {
+        for (launch, kinds) in launches.iter().zip(sorted) {
             let from = logits.starting_at(launch.logits_row, launch.repeated);
             let first = launch.first as usize;
             let batch = SamplingBatch {
@@ -548,15 +552,18 @@ impl CudaSampler {
                 flags: self.options.flags()
                     | match self.options.exact_path {
                         true => 0,
-                        false if first == 0 => BATCH_REQUEST_EACH | packed.known_flags(),
-                        false => packed.known_flags(),
+                        false if first == 0 => {
+                            BATCH_REQUEST_EACH | packed.known_flags(kinds.is_some())
+                        }
+                        false => packed.known_flags(kinds.is_some()),
                     },
                 slots: self.slots.states.address(),
                 slot_tokens: self.slots.tokens.address(),
             };
             // Before the draw, which changes what a slot holds.
             self.launch_top(&batch, first, workspace_bytes)?;
-            self.launch_one(&batch, workspace_bytes)?;
+            let order = kinds.unwrap_or_default().order(arena.cast());
+            self.launch_one(&batch, &order, workspace_bytes)?;
         }
         Ok(())
     }
@@ -594,19 +601,25 @@ impl CudaSampler {
         Ok(())
     }
 
-    fn launch_one(&self, batch: &SamplingBatch, workspace_bytes: usize) -> Result<(), CudaError> {
+    fn launch_one(
+        &self,
+        batch: &SamplingBatch,
+        order: &SamplingOrder,
+        workspace_bytes: usize,
+    ) -> Result<(), CudaError> {
         // SAFETY: every address is of memory that this sampler owns and has filled for the rows of the launch, or is the caller's word for
-        // `logits` (`DeviceLogits::new`); lists lie within the arena (`Packed`); the workspace has the size that was asked for; work on the
+        // `logits` (`DeviceLogits::new`); lists and rows' numbers lie within the arena (`Packed`); the workspace has the size that was asked for; work on the
         // stream is in order, so nothing is overwritten before it is read.
         let code = unsafe {
-            sys::launch_advanced_sample_batch(
+            sys::launch_sorted_sample_batch(
                 batch,
+                order,
                 self.workspace.address().cast(),
                 workspace_bytes,
                 self.stream.raw(),
             )
         };
-        launched("launch_advanced_sample_batch", code)
+        launched("launch_sorted_sample_batch", code)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::ffi::{c_char, c_int, c_void};
 
-use super::layout::{DeviceDescription, SamplingBatch, SamplingLogprob};
+use super::layout::{DeviceDescription, SamplingBatch, SamplingLogprob, SamplingOrder};
 
 /// `cudaMemcpyHostToDevice`.
 pub(super) const HOST_TO_DEVICE: c_int = 1;
@@ -19,8 +19,9 @@ pub(super) const HOST_ALLOC_DEFAULT: u32 = 0;
 
 unsafe extern "C" {
     pub(super) fn sampling_workspace_size(rows: u32, max_edited: u32) -> usize;
-    pub(super) fn launch_advanced_sample_batch(
+    pub(super) fn launch_sorted_sample_batch(
         batch: *const SamplingBatch,
+        order: *const SamplingOrder,
         workspace: *mut c_void,
         workspace_bytes: usize,
         stream: *mut c_void,
