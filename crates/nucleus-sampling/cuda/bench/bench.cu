@@ -212,7 +212,8 @@ int main(int argc, char **argv) {
   for (auto [name, of] : {std::pair{"mixed: all on, top_p", std::vector{"all on", "top_p"}}, {"mixed: greedy, T + draw", std::vector{"greedy", "T + draw"}}, {"mixed: top_k + top_p, top_p", std::vector{"top_k + top_p", "top_p"}},
                           {"mixed: all on, top_p, T + draw, penalties", std::vector{"all on", "top_p", "T + draw", "penalties, T, top_p"}}, {"mixed: top_p, T + draw, penalties", std::vector{"top_p", "T + draw", "penalties, T, top_p"}},
                           {"mixed: top_p, penalties", std::vector{"top_p", "penalties, T, top_p"}}, {"mixed: all on, all on, all on, top_p", std::vector{"all on", "all on", "all on", "top_p"}},
-                          {"mixed: all on, T + draw, sigma", std::vector{"all on", "T + draw", "sigma, T, draw"}}}) {
+                          {"mixed: all on, T + draw, sigma", std::vector{"all on", "T + draw", "sigma, T, draw"}}, {"mixed: all on, penalties", std::vector{"all on", "penalties, T, top_p"}},
+                          {"mixed: all on, sigma", std::vector{"all on", "sigma, T, draw"}}}) {
     mixed.push_back(Case{name, {}, false, false});
     for (const char *one : of) mixed.back().others.push_back(new Case(*named(one)));
   }

@@ -25,17 +25,17 @@ constexpr u32 NO_ROW = ~0u;
 // The rows of a batch that a launch takes: all, or `rows` of them.
 struct PartOfBatch : SamplingBatch {
   const u32 *order;  // their numbers; null: as they are
+  bool beside;       // the launch before takes other rows: it need not be done when this one begins
 
   __device__ __forceinline__ u32 row_number(u32 i) const { return order ? order[i] : i; }
   // The same where rows may have ended.
   __device__ __forceinline__ u32 row_number_if(u32 i) const { return i < rows ? row_number(i) : NO_ROW; }
-  // Where a launch takes some rows, the one before takes others: it need not be done when this one begins, but when this one ends, since the next one waits for this one alone.
   __device__ __forceinline__ void begin_after_launch_before() const {
-    if (!order) wait_for_launch_before();
+    if (!beside) wait_for_launch_before();
   }
-  // At the end, by the last threads of a block.
+  // At the end, by the last threads of a block: the next launch waits for this one alone.
   __device__ __forceinline__ void end_after_launch_before() const {
-    if (order && blockIdx.x == 0) wait_for_launch_before();
+    if (beside && blockIdx.x == 0) wait_for_launch_before();
   }
 };
 

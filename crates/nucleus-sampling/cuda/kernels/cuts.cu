@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(THREADS, 1) cut_rows(const __grid_constant__ P
 template <class Room>
 static cudaError_t launch_room(const PartOfBatch &batch, const Whole &whole, const Shape &shape, bool pending, bool tells, cudaStream_t stream) {
   cudaLaunchAttribute attributes[2];
-  const cudaLaunchConfig_t config = shape.config(attributes, stream, pending || batch.order || batch.rows <= FIRST_EARLY_MOST);
+  const cudaLaunchConfig_t config = shape.config(attributes, stream, pending || batch.beside || batch.rows <= FIRST_EARLY_MOST);
   return cudaLaunchKernelEx(&config, cut_rows<Room>, batch, whole, shape.room, pending, tells);
 }
 

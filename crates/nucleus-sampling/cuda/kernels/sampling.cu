@@ -76,10 +76,10 @@ struct Launcher {
   }
 
   Whole whole_rows() const { return Whole(workspace + layout.whole, batch.rows); }
-  PartOfBatch all_rows() const { return PartOfBatch{batch, nullptr}; }
+  PartOfBatch all_rows() const { return PartOfBatch{batch, nullptr, false}; }
   // So many rows of the order.
-  PartOfBatch rows_from(u32 first, u32 count) const {
-    PartOfBatch part{batch, order.order + first};
+  PartOfBatch rows_from(u32 first, u32 count, bool beside) const {
+    PartOfBatch part{batch, order.order + first, beside};
     part.rows = count;
     return part;
   }
@@ -98,8 +98,9 @@ struct Launcher {
   // Whether launches for each kind pay: not where none is bounded, and one launch for first cuts has a cluster for every row.
   bool sorting_pays() const {
     constexpr u32 CUT_AT_ONCE = 39;
-    const bool draws = order.order && order.drawn + order.cut_by_top_p, cuts = order.others && !(batch.flags & NUCLEUS_BATCH_NONE_WHOLE);
-    return draws && (order.bounded || !cuts || batch.rows > CUT_AT_ONCE);
+    const u32 drawn = order.drawn + order.cut_by_top_p;
+    const bool cuts = order.others && !(batch.flags & NUCLEUS_BATCH_NONE_WHOLE), several = (order.bounded != 0) + (drawn != 0) + (order.others != 0) > 1;
+    return order.order && (several || (drawn && drawn < batch.rows)) && (order.bounded || !cuts || batch.rows > CUT_AT_ONCE);
   }
   // Rows of the kinds that the order tells, by launches for each. Afterwards every row has a status, unless `sorted` is false: rows are too long, and nothing was launched but what is
   // for few allowed ids.
@@ -107,24 +108,28 @@ struct Launcher {
     const u32 drawn = order.drawn + order.cut_by_top_p, known = order.bounded + drawn;
     const bool whole = !(batch.flags & NUCLEUS_BATCH_NONE_WHOLE), sums = !whole && !(batch.flags & NUCLEUS_BATCH_NONE_SUMMED);
     const bool others = order.others && (whole || sums || !(batch.flags & NUCLEUS_BATCH_NONE_CUT));
-    const u32 launched = known + (others ? order.others : 0);
+    const u32 launched = known + (others ? order.others : 0), left = few ? 0 : batch.rows - launched;
     cudaError_t error = few ? launch_few(all_rows(), false, stream) : cudaSuccess;
-    PartOfBatch part = rows_from(order.bounded, drawn);
-    part.flags = (part.flags & ~NUCLEUS_BATCH_ALL_DRAWN) | (order.cut_by_top_p ? 0 : NUCLEUS_BATCH_ALL_DRAWN);
-    const LeftRange left{launched - order.bounded, few ? 0 : batch.rows - launched};
-    if (error == cudaSuccess) error = launch_draw(part, whole_rows(), few, left, stream, division);
+    if (error == cudaSuccess && drawn) {
+      PartOfBatch part = rows_from(order.bounded, drawn, false);
+      part.flags = (part.flags & ~NUCLEUS_BATCH_ALL_DRAWN) | (order.cut_by_top_p ? 0 : NUCLEUS_BATCH_ALL_DRAWN);
+      error = launch_draw(part, whole_rows(), few, LeftRange{launched - order.bounded, left}, stream, division);
+    }
     const Division of_draws = division;
-    sorted = division.room;
-    if (sorted && error == cudaSuccess && order.bounded) {
-      part = rows_from(0, order.bounded);
+    sorted = !drawn || division.room;
+    if (error != cudaSuccess || !sorted) return error;
+    if (order.bounded) {
+      const PartOfBatch part = rows_from(0, order.bounded, drawn);
       error = launch_for(part)(part, edit_tables(), false, stream);
     }
-    if (!sorted || error != cudaSuccess || !others) return error;
     division.room = 0;
-    part = rows_from(known, order.others);
-    error = sums ? launch_sums(part, stream) : rest(part, false, whole);
-    // Too long for these launches, which have left no status.
-    if (error == cudaSuccess && !sums && !division.room) error = launch_few(part, false, stream);
+    if (error == cudaSuccess && others) {
+      const PartOfBatch part = rows_from(known, order.others, known);
+      error = sums ? launch_sums(part, stream) : rest(part, false, whole);
+      // Too long for these launches, which have left no status.
+      if (error == cudaSuccess && !sums && !division.room) error = launch_few(part, false, stream);
+    }
+    if (error == cudaSuccess && left && !drawn) error = launch_few(rows_from(launched, left, false), false, stream);
     if (!division.room) division = of_draws;
     return error;
   }

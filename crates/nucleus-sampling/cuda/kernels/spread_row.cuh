@@ -255,7 +255,7 @@ struct Block : Sender<DTYPE, BLOCKS, ORDERED> {
     prepare();
     const u32 pieces = D::pieces(batch.row_len), *word = reads() ? nullptr : DescriptionWord::source(batch, index, index, helper);
     asm volatile("" : "+l"(word));  // now, while there is time
-    if (!ORDERED) wait_for_launch_before();
+    if (!ORDERED || !batch.beside) wait_for_launch_before();
     let_next_launch_begin();
     Half even, odd;
     if (reads()) {

@@ -115,7 +115,7 @@ __global__ void __launch_bounds__(THREADS, Room::RESIDENT) sum_rows(const __grid
 template <class Room>
 static cudaError_t launch_shape(const PartOfBatch &batch, const Shape &shape, cudaStream_t stream) {
   cudaLaunchAttribute attributes[2];
-  const cudaLaunchConfig_t config = shape.config(attributes, stream, batch.order || batch.rows <= FIRST_EARLY_MOST);
+  const cudaLaunchConfig_t config = shape.config(attributes, stream, batch.beside || batch.rows <= FIRST_EARLY_MOST);
   return cudaLaunchKernelEx(&config, sum_rows<Room>, batch, shape.room);
 }
 

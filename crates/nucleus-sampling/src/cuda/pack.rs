@@ -401,13 +401,15 @@ impl Packed {
         self.tops.iter().copied().max().unwrap_or(0)
     }
 
-    /// Leaves the numbers of a launch's rows, sorted by their kinds, in the arena, if there are some that are drawn without edits, and others.
-    /// Counted from the launch's first row.
+    /// Leaves the numbers of a launch's rows, counted from its first, sorted by their kinds, in the arena, if they are of several kinds for which
+    /// there are launches.
     pub(super) fn sort(&mut self, first: u32, rows: u32) -> Option<Sorted> {
         let kinds = &self.kinds[first as usize..][..rows as usize];
         let count = |kind: Kind| kinds.iter().filter(|of| **of == kind).count() as u32;
         let drawn = count(Kind::Drawn) + count(Kind::CutByTopP);
-        if drawn == 0 || drawn == rows {
+        let of_kinds = [count(Kind::Bounded), drawn, count(Kind::Other)];
+        let several = of_kinds.iter().filter(|rows| **rows > 0).count() > 1;
+        if !several && (drawn == 0 || drawn == rows) {
             return None;
         }
         const ORDER: [Kind; 5] = [
@@ -813,7 +815,11 @@ mod tests {
         let told = packed.known_flags(true);
         assert_eq!(told, BATCH_NO_EDITS | BATCH_NONE_WHOLE);
         assert_eq!(packed.sort(1, 1), None, "nothing but draws");
-        assert_eq!(packed.sort(0, 1), None, "no draws");
+        assert_eq!(packed.sort(0, 1), None, "nothing but bounded rows");
+        assert_eq!(packed.sort(2, 1), None, "nothing but others");
+        let mut packed = pack_each(&[&greedy, &biased, &listed, &listed], processed);
+        assert!(packed.sort(0, 2).is_some(), "bounded rows and others");
+        assert_eq!(packed.sort(2, 2), None, "few ids allowed of all");
         let none = Sorted::default().order(std::ptr::null());
         assert!(none.order.is_null());
     }
