@@ -39,6 +39,19 @@ struct PartOfBatch : SamplingBatch {
   }
 };
 
+// The same where a kernel is for either: for all rows, or, ORDERED, for some.
+template <bool ORDERED>
+struct RowsOfBatch : PartOfBatch {
+  __host__ explicit RowsOfBatch(const PartOfBatch &batch) : PartOfBatch(batch) {}
+  __device__ __forceinline__ u32 row_number(u32 i) const { return ORDERED ? order[i] : i; }
+  __device__ __forceinline__ void begin_after_launch_before() const {
+    if (!ORDERED || !beside) wait_for_launch_before();
+  }
+  __device__ __forceinline__ void end_after_launch_before() const {
+    if constexpr (ORDERED) PartOfBatch::end_after_launch_before();
+  }
+};
+
 // Room in a list for the tokens that lanes of a warp have: the index of this lane's. `total` counts them all.
 __device__ __forceinline__ u32 reserve(u32 *total, bool has) {
   const u32 lanes = __ballot_sync(~0u, has), lane = threadIdx.x % 32;

@@ -6,13 +6,16 @@
 
 namespace nucleus {
 
-__global__ void __launch_bounds__(FEW_THREADS, 2) sample_few_rows(const __grid_constant__ PartOfBatch batch, bool follows) {
+template <bool ORDERED>
+__global__ void __launch_bounds__(FEW_THREADS, 2) sample_few_rows(const __grid_constant__ RowsOfBatch<ORDERED> batch, bool follows) {
   sample_few(batch, batch.row_number(blockIdx.x), follows);
 }
 
-cudaError_t launch_few(const PartOfBatch &batch, bool follows, cudaStream_t stream) {
-  cudaError_t error = cudaFuncSetAttribute(sample_few_rows, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(FewShared));
-  if (error == cudaSuccess) error = cudaFuncSetAttribute(sample_few_rows, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
+template <bool ORDERED>
+static cudaError_t launch(const PartOfBatch &batch, bool follows, cudaStream_t stream) {
+  const auto kernel = sample_few_rows<ORDERED>;
+  cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(FewShared));
+  if (error == cudaSuccess) error = cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
   if (error != cudaSuccess) return error;
   cudaLaunchAttribute overlap = begins_early();
   cudaLaunchConfig_t config = {};
@@ -22,7 +25,9 @@ cudaError_t launch_few(const PartOfBatch &batch, bool follows, cudaStream_t stre
   config.stream = stream;
   config.attrs = &overlap;
   config.numAttrs = follows ? 1 : 0;
-  return cudaLaunchKernelEx(&config, sample_few_rows, batch, follows);
+  return cudaLaunchKernelEx(&config, kernel, RowsOfBatch<ORDERED>(batch), follows);
 }
+
+cudaError_t launch_few(const PartOfBatch &batch, bool follows, cudaStream_t stream) { return (batch.order ? launch<true> : launch<false>)(batch, follows, stream); }
 
 }  // namespace nucleus

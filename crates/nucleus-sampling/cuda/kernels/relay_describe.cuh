@@ -169,7 +169,8 @@ __device__ __forceinline__ bool is_aligned(const SamplingBatch &batch, u32 index
 }
 
 // Describes all rows of the block, each as soon as the place of the one before the last is free.
-__device__ __forceinline__ void describe_rows(const PartOfBatch &batch) {
+template <class B>
+__device__ __forceinline__ void describe_rows(const B &batch) {
   State *const sh = state();
   const u32 local = Describing::thread();
   const bool leads = local < 32;  // the warp that the words come to

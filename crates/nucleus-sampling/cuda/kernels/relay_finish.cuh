@@ -185,7 +185,8 @@ __device__ __forceinline__ void rehearse(u32 local) {
 }
 
 // All rows of the block; those that are not decided are counted. `last`: see what_is_left.
-__device__ __forceinline__ void finish_rows(const PartOfBatch &batch, bool last) {
+template <class B>
+__device__ __forceinline__ void finish_rows(const B &batch, bool last) {
   State *const sh = state();
   const u32 local = threadIdx.x - TEAM_THREADS;
   Marking::sync();  // the first row's ids are there

@@ -51,7 +51,8 @@ struct RowAhead {
   u32 index = 0, mask = ~0u, flags = NUCLEUS_ROW_PADDING;
 
   // `turn`: of the rows that the launch takes.
-  __device__ __forceinline__ void load(const PartOfBatch &batch, u32 turn) {
+  template <class B>
+  __device__ __forceinline__ void load(const B &batch, u32 turn) {
     if (turn >= batch.rows) return;
     index = batch.row_number(turn);
     const SamplingRow *const row = batch.row + index;
@@ -74,8 +75,8 @@ __device__ __forceinline__ void sync_half() {
 
 // Fills the ring with the rows of the block and their masks, one stage after another, by one thread. The engine copies 16 bytes at a time; what is left of a
 // row is read when it is needed.
-template <u32 DTYPE>
-__device__ __forceinline__ void fill_ring(const PartOfBatch &batch) {
+template <u32 DTYPE, class B>
+__device__ __forceinline__ void fill_ring(const B &batch) {
   using S = Stages<DTYPE>;
   State *const sh = state();
   const u32 stages = S::count(batch);
@@ -356,8 +357,8 @@ struct Reader {
 };
 
 // All rows of the block.
-template <u32 DTYPE>
-__device__ __forceinline__ void read_rows(const PartOfBatch &batch) {
+template <u32 DTYPE, class B>
+__device__ __forceinline__ void read_rows(const B &batch) {
   State *const sh = state();
   const u32 stages = Stages<DTYPE>::count(batch);
   const u32 half = threadIdx.x / HALF_THREADS;

@@ -51,8 +51,8 @@ static __device__ __noinline__ bool draw_above(u32 index, u32 largest) {
 }
 
 // All of them. The other warps have ended.
-template <u32 DTYPE>
-static __device__ __noinline__ void sample_rest(const PartOfBatch &batch, const Workspace &workspace) {
+template <u32 DTYPE, class B>
+static __device__ __noinline__ void sample_rest(const B &batch, const Workspace &workspace) {
   Shared *const sh = shared_state();
   sync_block();  // all know that there are such rows
   DeviceTeam{}.prepare_meetings();

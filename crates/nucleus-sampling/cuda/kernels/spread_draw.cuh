@@ -82,7 +82,7 @@ struct ManyAbove : Sender<DTYPE, BLOCKS, ORDERED> {
 
 // False: the row is not decided. By all threads of the cluster, after it has met.
 template <u32 DTYPE, u32 BLOCKS, bool ORDERED>
-static __device__ __noinline__ bool draw_above(const PartOfBatch &batch) {
+static __device__ __noinline__ bool draw_above(const RowsOfBatch<ORDERED> &batch) {
   const DeviceTeam team;
   const ManyAbove<DTYPE, BLOCKS, ORDERED> own(batch, team.block, row_state());
   const SlicePlan plan = own.sh->plan;

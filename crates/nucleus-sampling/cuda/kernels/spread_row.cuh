@@ -38,7 +38,7 @@ struct Block : Sender<DTYPE, BLOCKS, ORDERED> {
   const DeviceTeam &team;
   const u32 helper;  // of the threads that do not read
 
-  __device__ __forceinline__ Block(const PartOfBatch &b, const DeviceTeam &t, RowState *state) : Base(b, t.block, state), team(t), helper(threadIdx.x - READERS) {}
+  __device__ __forceinline__ Block(const RowsOfBatch<ORDERED> &b, const DeviceTeam &t, RowState *state) : Base(b, t.block, state), team(t), helper(threadIdx.x - READERS) {}
 
   __device__ __forceinline__ Request request() const { return request_of(batch, index, sh->row, sh->config, sh->program); }
 
@@ -168,7 +168,7 @@ struct Block : Sender<DTYPE, BLOCKS, ORDERED> {
     if (!risers.lowers || risers.biases > MARKERS) list_other_risers(batch, threshold, least, early);
   }
   // Those of many biases, or of edits that raise.
-  static __device__ __noinline__ void list_other_risers(const PartOfBatch &batch, float threshold, float least, float early) {
+  static __device__ __noinline__ void list_other_risers(const RowsOfBatch<ORDERED> &batch, float threshold, float least, float early) {
     const DeviceTeam team;
     const Block own(batch, team, row_state());
     const Risers risers(own.sh);
@@ -203,7 +203,7 @@ struct Block : Sender<DTYPE, BLOCKS, ORDERED> {
   }
 
   // The same of a row with the request of another number, when the row is there.
-  static __device__ __noinline__ void read_other_request(const PartOfBatch &batch) {
+  static __device__ __noinline__ void read_other_request(const RowsOfBatch<ORDERED> &batch) {
     RowState *const sh = row_state();
     const u32 index = Base::number_of(batch), helper = threadIdx.x - READERS, *const from = DescriptionWord::source(batch, index, sh->row.request, helper);
     DescriptionWord word;
@@ -212,7 +212,7 @@ struct Block : Sender<DTYPE, BLOCKS, ORDERED> {
     if (from) word.write(sh, helper);
     meet<TOGETHER, MARKERS>();
   }
-  static __device__ __noinline__ void describe_slot(const PartOfBatch &batch) {
+  static __device__ __noinline__ void describe_slot(const RowsOfBatch<ORDERED> &batch) {
     RowState *const sh = row_state();
     if (threadIdx.x == READERS) read_slot(batch.slots[sh->row.slot], sh->config, sh->row);
     meet<TOGETHER, MARKERS>();
@@ -232,7 +232,7 @@ struct Block : Sender<DTYPE, BLOCKS, ORDERED> {
   }
 
   // Marks what may not be drawn now; DRY's longest passage. By all threads, where lists ask for it.
-  static __device__ __noinline__ u32 look_up_lists(const PartOfBatch &batch) {
+  static __device__ __noinline__ u32 look_up_lists(const RowsOfBatch<ORDERED> &batch) {
     RowState *const sh = row_state();
     const DeviceTeam team;
     const Block own(batch, team, sh);
@@ -255,7 +255,7 @@ struct Block : Sender<DTYPE, BLOCKS, ORDERED> {
     prepare();
     const u32 pieces = D::pieces(batch.row_len), *word = reads() ? nullptr : DescriptionWord::source(batch, index, index, helper);
     asm volatile("" : "+l"(word));  // now, while there is time
-    if (!ORDERED || !batch.beside) wait_for_launch_before();
+    batch.begin_after_launch_before();
     let_next_launch_begin();
     Half even, odd;
     if (reads()) {

@@ -177,7 +177,7 @@ struct Sender : Reader<DTYPE, BLOCKS, ORDERED> {
     return v;
   }
   // The same in a function of its own, where a warp has more hits than vectors are kept of.
-  static __device__ __noinline__ uint4 read_again(const PartOfBatch *batch, u32 first) {
+  static __device__ __noinline__ uint4 read_again(const RowsOfBatch<ORDERED> *batch, u32 first) {
     const Sender own(*batch, DeviceTeam{}.block, row_state());
     return own.vector_at(first, own.is_ragged());
   }
@@ -217,7 +217,7 @@ struct Sender : Reader<DTYPE, BLOCKS, ORDERED> {
           v[i] = sh->held[warp * HELD + hit][vector];
           continue;
         }
-        const PartOfBatch *of = &batch;
+        const RowsOfBatch<ORDERED> *of = &batch;
         asm volatile("" : "+l"(of));  // else its words are read before it is known whether they are needed
         v[i] = read_again(of, D::at(block, vector, thread));
       }

@@ -304,7 +304,7 @@ struct Weigher {
 
 // `plans`: no launch before has learnt what the rows ask for, since none has edits. ORDERED: the launch takes some of the batch's rows.
 template <u32 DTYPE, bool MASKS, bool ORDERED>
-__device__ __forceinline__ void weigh_rows_of(const PartOfBatch &batch, const Whole &whole, const Division &division, bool plans, bool pending) {
+__device__ __forceinline__ void weigh_rows_of(const RowsOfBatch<ORDERED> &batch, const Whole &whole, const Division &division, bool plans, bool pending) {
   using P = PartOf<DTYPE>;
   u32 block, blocks;
   asm("mov.u32 %0, %%cluster_nctaid.x;" : "=r"(blocks));
@@ -317,7 +317,7 @@ __device__ __forceinline__ void weigh_rows_of(const PartOfBatch &batch, const Wh
   typename P::Word *const slices = reinterpret_cast<typename P::Word *>(shared_memory + sizeof(WeighState)) + (place.first - Part(division, batch.row_len, block * WARPS).first);
   auto memory = [&](u32 slice) { return slices + slice * division.room; };
   auto arrival = [&](u32 slice) { return &state->arrived[slice * WARPS + warp]; };
-  auto index_of = [&](u32 turn) { return ORDERED ? batch.order[cluster + turn * clusters] : cluster + turn * clusters; };
+  auto index_of = [&](u32 turn) { return batch.row_number(cluster + turn * clusters); };
   auto start = [&](u32 turn, u32 slice) {
     if (turn < rows) weigher.part.start(weigher.logits_of(index_of(turn)), memory(slice), arrival(slice));
   };

@@ -16,7 +16,7 @@ __global__ void __launch_bounds__(THREADS, 2) prepare_rows(const __grid_constant
 }
 
 template <u32 DTYPE, bool MASKS, bool ORDERED>
-__global__ void __launch_bounds__(THREADS, 1) weigh_rows(const __grid_constant__ PartOfBatch batch, const __grid_constant__ Whole whole,
+__global__ void __launch_bounds__(THREADS, 1) weigh_rows(const __grid_constant__ RowsOfBatch<ORDERED> batch, const __grid_constant__ Whole whole,
                                                          const __grid_constant__ Division division, bool plans, bool pending) {
   weigh_rows_of<DTYPE, MASKS, ORDERED>(batch, whole, division, plans, pending);
 }
@@ -54,20 +54,17 @@ static cudaError_t launch_a_block_each(u32 rows, u32 threads, size_t bytes, bool
   return cudaLaunchKernelEx(&config, kernel, arguments...);
 }
 
-using WeighKernel = void (*)(PartOfBatch, Whole, Division, bool, bool);
+template <bool ORDERED>
+using WeighKernel = void (*)(RowsOfBatch<ORDERED>, Whole, Division, bool, bool);
 template <bool MASKS, bool ORDERED>
-static WeighKernel weigh_kernel(u32 dtype) {
+static WeighKernel<ORDERED> weigh_kernel(u32 dtype) {
   return dtype == NUCLEUS_F32    ? weigh_rows<NUCLEUS_F32, MASKS, ORDERED>
          : dtype == NUCLEUS_BF16 ? weigh_rows<NUCLEUS_BF16, MASKS, ORDERED>
                                  : weigh_rows<NUCLEUS_F16, MASKS, ORDERED>;
 }
-static WeighKernel weigh_kernel(const PartOfBatch &batch) {
-  if (batch.masks && batch.mask_words) return batch.order ? weigh_kernel<true, true>(batch.dtype) : weigh_kernel<true, false>(batch.dtype);
-  return batch.order ? weigh_kernel<false, true>(batch.dtype) : weigh_kernel<false, false>(batch.dtype);
-}
 
 // The blocks of a cluster, their slices, and as many clusters as are resident at a time; `room` 0: rows are too long.
-static cudaError_t share_out(const SamplingBatch &batch, WeighKernel kernel, Shape &shape, u32 &slices) {
+static cudaError_t share_out(const SamplingBatch &batch, const void *kernel, Shape &shape, u32 &slices) {
   const size_t size = batch.dtype == NUCLEUS_F32 ? 4 : 2;
   auto share = [&](u32 blocks) {
     const size_t slice = slice_of(batch.row_len, blocks) * size, fit = (WHOLE_BYTES_MAX - sizeof(WeighState)) / slice;
@@ -75,7 +72,7 @@ static cudaError_t share_out(const SamplingBatch &batch, WeighKernel kernel, Sha
     shape.blocks = blocks;
     shape.room = slices ? slice_of(batch.row_len, blocks) : 0;
     shape.bytes = sizeof(WeighState) + slices * slice;
-    return shape.room ? shape.fill(batch.rows, reinterpret_cast<const void *>(kernel)) : cudaSuccess;
+    return shape.room ? shape.fill(batch.rows, kernel) : cudaSuccess;
   };
   const u32 blocks = batch.cluster ? batch.cluster : MAX_BLOCKS;
   cudaError_t error = share(blocks > LEAST_BLOCKS ? blocks : LEAST_BLOCKS);
@@ -90,13 +87,14 @@ static cudaError_t share_out(const SamplingBatch &batch, WeighKernel kernel, Sha
   return error == cudaSuccess ? share(MAX_BLOCKS) : error;
 }
 
-cudaError_t launch_whole(const PartOfBatch &batch, const Whole &whole, bool pending, cudaStream_t stream, Division &division) {
+template <bool ORDERED>
+static cudaError_t launch(const PartOfBatch &batch, const Whole &whole, bool pending, cudaStream_t stream, Division &division) {
   const bool plans = batch.flags & (NUCLEUS_BATCH_ALL_DRAWN | NUCLEUS_BATCH_NO_EDITS);
-  const WeighKernel kernel = weigh_kernel(batch);
+  const auto kernel = (batch.masks && batch.mask_words ? weigh_kernel<true, ORDERED> : weigh_kernel<false, ORDERED>)(batch.dtype);
   cudaError_t error = allow_slices(reinterpret_cast<const void *>(kernel));
   Shape shape;
   u32 slices = 0;
-  if (error == cudaSuccess) error = share_out(batch, kernel, shape, slices);
+  if (error == cudaSuccess) error = share_out(batch, reinterpret_cast<const void *>(kernel), shape, slices);
   division = Division{shape.blocks, shape.room, slices};
   if (error != cudaSuccess || !shape.room) return error;
   // Few clusters where the ways of many rows are tested.
@@ -105,11 +103,15 @@ cudaError_t launch_whole(const PartOfBatch &batch, const Whole &whole, bool pend
   if (error != cudaSuccess) return error;
   cudaLaunchAttribute attributes[2];
   const cudaLaunchConfig_t config = shape.config(attributes, stream, !plans || pending);
-  error = cudaLaunchKernelEx(&config, kernel, batch, whole, division, plans, pending);
+  error = cudaLaunchKernelEx(&config, kernel, RowsOfBatch<ORDERED>(batch), whole, division, plans, pending);
   if (error != cudaSuccess) return error;
   const size_t part = Part::span_of(division.room) * sizeof(float), room = cut_room_bytes<CHOOSE_THREADS>(batch.row_len);
   const bool leaves_many = batch.rows <= SHARED_OUT_MOST;
   return launch_a_block_each(batch.rows, CHOOSE_THREADS, SHARED_BYTES + (leaves_many || part > room ? part : room), true, stream, choose_rows, batch, whole, division, leaves_many);
+}
+
+cudaError_t launch_whole(const PartOfBatch &batch, const Whole &whole, bool pending, cudaStream_t stream, Division &division) {
+  return (batch.order ? launch<true> : launch<false>)(batch, whole, pending, stream, division);
 }
 
 }  // namespace nucleus
