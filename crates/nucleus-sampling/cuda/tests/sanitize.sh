@@ -57,16 +57,17 @@ start() {
   check "$@" &
 }
 
-# What reaches every kernel, the longest runs first. A part is a cluster and flags (sampling_config.h), copies of the batch, rows. racecheck, which takes a minute for a few
+# What reaches every kernel, the longest runs first. A part is a cluster and flags (sampling_config.h), copies of the batch, rows, how they are sorted. racecheck, which takes a minute for a few
 # blocks, gets a row at a time.
 for tool in $tools; do
-  rows=1,20 batches=/4 spread=/3 drawn=40000,20 cut=40000,20 single=single
-  [[ $tool == racecheck ]] && rows=1,1 batches=/1 spread=/1 drawn=3001,3 cut=3001,1,1 single=single,1
+  rows=1,20 batches=/4 spread=/3 drawn=40000,20 cut=40000,20 sorted=9,140 single=single
+  [[ $tool == racecheck ]] && rows=1,1 batches=/1 spread=/1 drawn=3001,3 cut=3001,1,1 sorted=1,6 single=single,1
   start "$tool" 32000-32000$spread 0,4,1,1                                                  # spread, a cluster of 8; for racecheck and synccheck of 2
   for type in 0 1 2; do start "$tool" 0-0 "drawn,$type,$drawn"; done                        # draws, by one team and by two, one row after another
   for type in 0 1 2; do start "$tool" 0-0 "top_p,$type,$cut"; done                          # the same with lists, and what is left of them
   start "$tool" 111-111/2 0,4,9,140                                                         # relay: two rows a block
   for part in 0,0 0,64 0,8 0,776 2,2; do start "$tool" 111-111$batches "$part,$rows"; done # few ids, held rows, whole rows
+  for part in 0,0 0,4160; do start "$tool" 111-111$batches "$part,$sorted,1"; done         # rows sorted by kind
   for part in 2,4104,1,20 "0,4106,$rows" "0,3,$rows"; do start "$tool" 111-111/2 "$part"; done # programs by sums: clusters of 2 and of 3; first cuts by clusters of 3
   for part in 1,1 2,1 4,0; do start "$tool" 111-111$batches "$part,$rows"; done            # clusters, and their exact path
   start "$tool" 32000-32000$spread top,1                                                   # likeliest tokens: a cluster of 8, and a block
@@ -78,6 +79,7 @@ for tool in $tools; do
   [[ $tool == racecheck ]] && continue
   for type in 0 2; do start "$tool" 0-0 "deviation,$type,3001,20"; done                         # rows that top_n_sigma cuts at a token
   for part in 0,4,9,25 0,4,9,35 0,4,9,60 0,52,1,2; do start "$tool" 32000-32000/3 "$part"; done # spread: clusters of 4, 3 and 2, and its exact path
+  start "$tool" 32000-32000/3 0,0,9,60,1                                                        # spread for the bounded ones of rows sorted by kind
   start "$tool" 5-5/2 0,52,9,140                                                                # the exact path of relay
   start "$tool" 0-0 flat,0,8187,140                                                             # and what draws from the rest of min_p's
   for type in 0 1 2; do start "$tool" 0-0 "flat,$type,32003,5"; done                            # spread: rows that keep many tokens, or as many as a list holds
