@@ -28,8 +28,6 @@ struct PartOfBatch : SamplingBatch {
   bool beside;       // the launch before takes other rows: it need not be done when this one begins
 
   __device__ __forceinline__ u32 row_number(u32 i) const { return order ? order[i] : i; }
-  // The same where rows may have ended.
-  __device__ __forceinline__ u32 row_number_if(u32 i) const { return i < rows ? row_number(i) : NO_ROW; }
   __device__ __forceinline__ void begin_after_launch_before() const {
     if (!beside) wait_for_launch_before();
   }
@@ -39,7 +37,7 @@ struct PartOfBatch : SamplingBatch {
   }
 };
 
-// The same where a kernel is for either: for all rows, or, ORDERED, for some.
+// The same, of kernels that are compiled for either: all rows, or, ORDERED, some. A test would cost them registers or time.
 template <bool ORDERED>
 struct RowsOfBatch : PartOfBatch {
   __host__ explicit RowsOfBatch(const PartOfBatch &batch) : PartOfBatch(batch) {}
