@@ -203,10 +203,10 @@ NUCLEUS_ASSERT(sizeof(SamplingBatch) == 120);
  * allowed ids. Said of others it only costs time. */
 #define NUCLEUS_BATCH_DRAWN_AFTER_TOP_P 65536u
 
-/* What the caller knows of a batch with rows of several kinds: each kind goes to the launches for it, which see no other rows. Of what is not so it only costs time.
- * `order` is null or, in device memory, [rows]: the rows' numbers, each once, first those that are bounded (NUCLEUS_BATCH_ALL_BOUNDED), then those that
- * NUCLEUS_BATCH_ALL_DRAWN could be said of, then those that are not edited either and draw from what top_p keeps, then others, of which alone the batch's flags tell whether they go to launches for whole rows
- * and for sums (NUCLEUS_BATCH_NONE_WHOLE and so on). Behind these come rows with NUCLEUS_ROW_FEW. */
+/* What the caller knows of a batch of several kinds of rows: each kind goes to the launches for it, which see no other rows. Of what is not so it only
+ * costs time. `order` is null or, in device memory, [rows]: the rows' numbers, each once. First come those that are bounded (NUCLEUS_BATCH_ALL_BOUNDED), then
+ * those that NUCLEUS_BATCH_ALL_DRAWN could be said of, then those that are not edited either and draw from what top_p keeps, then all others but rows with
+ * NUCLEUS_ROW_FEW, which are last. NUCLEUS_BATCH_NONE_WHOLE, _NONE_SUMMED and _NONE_CUT tell of the others alone. */
 typedef struct {
   const uint32_t *order;
   uint32_t bounded, drawn, cut_by_top_p, others; /* rows of each kind */
@@ -227,7 +227,7 @@ size_t sampling_workspace_size(uint32_t rows, uint32_t max_edited);
  * synchronises nothing and can be captured in a CUDA graph. One workspace serves one stream at a time. */
 int launch_advanced_sample_batch(const SamplingBatch *batch, void *workspace, size_t workspace_bytes, void *stream);
 
-/* The same where the rows' kinds are known. */
+/* The same where the kinds of the batch's rows are known; an `order` of null says that they are not. */
 int launch_sorted_sample_batch(const SamplingBatch *batch, const SamplingOrder *order, void *workspace, size_t workspace_bytes, void *stream);
 
 /* A token and its log-probability. */
