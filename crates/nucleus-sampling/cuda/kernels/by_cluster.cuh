@@ -26,18 +26,40 @@ __device__ __forceinline__ void plan_above(const SamplingBatch &batch, u32 index
   room->many = ManyKept{0, 0, plan.k, reinterpret_cast<const volatile float &>(batch.out[index].logprob), RawSums{}};
 }
 
-// Draws in a row that keeps many tokens, by a group of blocks; whether it is decided. `word`: of its description.
-__device__ __forceinline__ bool draw_by_group(const SamplingBatch &batch, const Whole &whole, const Division &division, u32 index, const DescriptionWord &word, bool above) {
+// The word that this thread copies of what an earlier launch has told of a row, by threads that copy nothing of its description.
+struct ToldWord {
+  static constexpr u32 PLAN_FROM = 256, MANY_FROM = 288, PLAN = sizeof(RowPlan) / 4, MANY = sizeof(ManyKept) / 4;
+  static_assert(PLAN <= MANY_FROM - PLAN_FROM && MANY_FROM + MANY <= THREADS);
+  u32 word;
+
+  __device__ __forceinline__ void read(const Whole &whole, u32 index) {
+    const u32 t = threadIdx.x;
+    if (t - PLAN_FROM < PLAN) word = reinterpret_cast<const u32 *>(whole.plans + index)[t - PLAN_FROM];
+    if (t - MANY_FROM < MANY) word = reinterpret_cast<const u32 *>(whole.many + index)[t - MANY_FROM];
+  }
+  __device__ __forceinline__ void write(CutRoom<THREADS> *room) const {
+    const u32 t = threadIdx.x;
+    if (t - PLAN_FROM < PLAN) reinterpret_cast<u32 *>(&room->plan)[t - PLAN_FROM] = word;
+    if (t - MANY_FROM < MANY) reinterpret_cast<u32 *>(&room->many)[t - MANY_FROM] = word;
+  }
+};
+
+// Draws in a row that keeps many tokens, by a group of blocks; whether it is decided. `word`: of its description, by the request of its own number where most rows have that.
+__device__ __forceinline__ bool draw_by_group(const SamplingBatch &batch, const Whole &whole, const Division &division, u32 index, DescriptionWord word, const ToldWord &told,
+                                              bool above) {
   Shared *sh = shared_state();
   CutRoom<THREADS> *room = CutRoom<THREADS>::here();
   word.write(sh);
-  if (threadIdx.x == 0 && !above) {
-    room->plan = whole.plans[index];
-    room->many = whole.many[index];
-  }
+  if (!above) told.write(room);
   sync_block();
   // Nobody writes the status of a row of padding, so it may read as anything.
   if (sh->row.flags & NUCLEUS_ROW_PADDING) return true;
+  if (batch.flags & NUCLEUS_BATCH_REQUEST_EACH && sh->row.request != index) {
+    word.read(batch, index, sh->row.request);
+    sync_block();
+    word.write(sh);
+    sync_block();
+  }
   describe_slot(sh, batch);
   if (above) {
     plan_above(batch, index);
@@ -62,10 +84,15 @@ static __device__ __noinline__ u64 draw_by_cluster(const SamplingBatch &batch, c
 #pragma unroll 1
     for (u32 group = 0; group < groups; ++group, bits &= bits - 1) bit = group == own ? bits & (0 - bits) : bit;
     DescriptionWord word;
-    if (bit) word.read(batch, rows.index(bit), batch.row[rows.index(bit)].request);
+    ToldWord told;
+    if (bit) {
+      const u32 index = rows.index(bit);
+      word.read(batch, index, batch.flags & NUCLEUS_BATCH_REQUEST_EACH ? index : batch.row[index].request);
+      if (!(above & bit)) told.read(whole, index);
+    }
     if (threadIdx.x == 0) room->group.gather(team.block, blocks);
     team.cluster_sync();  // no block reads the last rows' results any more
-    const bool decided = !bit || draw_by_group(batch, whole, division, rows.index(bit), word, above & bit);
+    const bool decided = !bit || draw_by_group(batch, whole, division, rows.index(bit), word, told, above & bit);
     if (!decided && room->group.leader() && threadIdx.x < team.blocks) {
       const u32 upper = bit >> 32 != 0;
       atomicOr(team.in_block(&room->left[upper], threadIdx.x), static_cast<u32>(upper ? bit >> 32 : bit));  // of 32 bits: other blocks' memory has no more
