@@ -36,13 +36,32 @@ struct ChunkedRow {
     const uint16_t half = reinterpret_cast<const uint16_t *>(logits)[id];
     return dtype == NUCLEUS_F16 ? widen_f16(half) : float_of(static_cast<u32>(half) << 16);
   }
+  // The same where it is known how they can be read.
+  template <Reading R>
+  __device__ __forceinline__ float single_as(u32 id) const {
+    if (R == F32) return reinterpret_cast<const float *>(logits)[id];
+    if (R == ANY) return single(id);
+    const uint16_t half = reinterpret_cast<const uint16_t *>(logits)[id];
+    return R == F16 ? widen_f16(half) : float_of(static_cast<u32>(half) << 16);
+  }
+  // Four as they lie in memory, from where they are aligned; of 16 bits, in two words.
+  template <Reading R>
+  __device__ __forceinline__ static uint4 words_at(const char *logits, u32 id) {
+    if (R == F32) return __ldg(reinterpret_cast<const uint4 *>(logits + static_cast<size_t>(id) * 4));
+    const uint2 v = __ldg(reinterpret_cast<const uint2 *>(logits + static_cast<size_t>(id) * 2));
+    return make_uint4(v.x, v.y, 0, 0);
+  }
+  template <Reading R>
+  __device__ __forceinline__ static float4 four_in(const uint4 &words) {
+    if (R == F32 || R == ANY) return make_float4(float_of(words.x), float_of(words.y), float_of(words.z), float_of(words.w));
+    auto half = [](u32 h) { return R == BF16 ? float_of(h << 16) : widen_f16(static_cast<uint16_t>(h)); };
+    if (R == BF16) return make_float4(half(words.x), float_of(words.x & 0xFFFF0000u), half(words.y), float_of(words.y & 0xFFFF0000u));
+    return make_float4(half(words.x & 0xFFFF), half(words.x >> 16), half(words.y & 0xFFFF), half(words.y >> 16));
+  }
   template <Reading R>
   __device__ __forceinline__ float4 four(u32 id) const {
-    if (R == F32) return *reinterpret_cast<const float4 *>(logits + static_cast<size_t>(id) * 4);
     if (R == ANY) return make_float4(single(id), single(id + 1), single(id + 2), single(id + 3));
-    const uint2 v = *reinterpret_cast<const uint2 *>(logits + static_cast<size_t>(id) * 2);
-    auto half = [](u32 h) { return R == BF16 ? float_of(h << 16) : widen_f16(static_cast<uint16_t>(h)); };
-    return make_float4(half(v.x & 0xFFFF), half(v.x >> 16), half(v.y & 0xFFFF), half(v.y >> 16));
+    return four_in<R>(words_at<R>(logits, id));
   }
   // Where the row may end within them; -inf from there on.
   template <Reading R>
@@ -51,9 +70,9 @@ struct ChunkedRow {
     float4 v = make_float4(out, out, out, out);
     if (id + 4 <= limit) v = four<R>(id);
     else if (id < limit) {
-      v.x = single(id);
-      if (id + 1 < limit) v.y = single(id + 1);
-      if (id + 2 < limit) v.z = single(id + 2);
+      v.x = single_as<R>(id);
+      if (id + 1 < limit) v.y = single_as<R>(id + 1);
+      if (id + 2 < limit) v.z = single_as<R>(id + 2);
     }
     return v;
   }
@@ -79,23 +98,12 @@ struct ChunkLane {
     const float4 w = e & 4 ? v[1] : v[0];
     return e & 2 ? (e & 1 ? w.w : w.z) : (e & 1 ? w.y : w.x);
   }
+  // A half of a chunk, which the row may not fill. `logits`: the row's, in a register.
   template <Reading R>
-  __device__ __forceinline__ void read(const ChunkedRow &row, u32 chunk) {
-#pragma unroll
-    for (u32 half = 0; half < 2; ++half) v[half] = row.four<R>(chunk * CHUNK + half * STEP + threadIdx.x % 32 * 4);
-  }
-  // Any chunk of a row that fills so many.
-  template <Reading R>
-  __device__ __forceinline__ void fetch(const ChunkedRow &row, u32 chunk, u32 full) {
-    if (chunk < full) read<R>(row, chunk);
-    else read_end<R>(row, chunk);
-  }
-  // The row's last chunk, which it may not fill.
-  template <Reading R>
-  __device__ __forceinline__ void read_end(const ChunkedRow &row, u32 chunk) {
-    asm volatile("" : "+r"(chunk));  // what follows from it is not to be kept in registers by a loop that comes here once
-#pragma unroll
-    for (u32 half = 0; half < 2; ++half) v[half] = row.four_or_less<R>(chunk * CHUNK + half * STEP + threadIdx.x % 32 * 4);
+  __device__ __forceinline__ void fetch(u32 half, const ChunkedRow &row, const char *logits, u32 chunk) {
+    const u32 id = chunk * CHUNK + half * STEP + threadIdx.x % 32 * 4;
+    if ((chunk + 1) * CHUNK > row.limit) v[half] = row.four_or_less<R>(id);
+    else v[half] = R == ANY ? row.four<R>(id) : ChunkedRow::four_in<R>(ChunkedRow::words_at<R>(logits, id));
   }
   // The edits of the chunk, row.changed[begin..end) among others, and masks. `staged`: CHUNK floats of the warp's. By every lane.
   __device__ __forceinline__ void settle(const ChunkedRow &row, u32 chunk, float *staged, u32 begin, u32 end) {
@@ -168,30 +176,52 @@ struct Sample {
     for (u32 i = 0; i < EACH; ++i) cells()[i * N + threadIdx.x] = 0;
   }
 
+  // Where the sample's fours lie.
+  struct Fours {
+    static constexpr u32 FRACTION = 14;
+    u32 taken, stride;
+
+    __device__ __forceinline__ explicit Fours(u32 limit) : taken(pieces_of(limit) * PIECE) {
+      stride = taken == SAMPLED_FOURS ? (limit / (4 * PIECE) << FRACTION) / (SAMPLED_FOURS / PIECE) : 1u << FRACTION;
+    }
+    __device__ __forceinline__ u32 id(u32 i) const { return (i / PIECE * stride >> FRACTION) * (4 * PIECE) + i % PIECE * 4; }
+  };
+  // A thread's first four as it lies in memory, asked for before anything else is known.
+  __device__ __forceinline__ static uint4 first_words(const Request &r, const BlockGroup &group) {
+    const Fours fours(r.limit);
+    const u32 i = group.share_of(fours.taken * group.block) + threadIdx.x, id = fours.id(i);
+    uint4 words = make_uint4(0, 0, 0, 0);
+    if (i >= group.share_of(fours.taken * (group.block + 1))) return words;
+    switch (reading_of(r)) {
+      case F32: return ChunkedRow::words_at<F32>(static_cast<const char *>(r.logits), id);
+      case F16:
+      case BF16: return ChunkedRow::words_at<F16>(static_cast<const char *>(r.logits), id);
+      default: return make_uint4(bits_of(load_logit(r, id)), bits_of(load_logit(r, id + 1)), bits_of(load_logit(r, id + 2)), bits_of(load_logit(r, id + 3)));
+    }
+  }
+  __device__ __forceinline__ void count(const ChunkedRow &row, float4 v, u32 id) const {
+    if (row.mask) v = row.masked(v, id);
+    const float x[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+    for (u32 e = 0; e < 4; ++e) {
+      const u32 at = static_cast<u32>(fminf(fmaxf((largest - x[e]) * rate, 0.0f), static_cast<float>(SAMPLE_STEPS - 1)));
+      if (x[e] > -infinity()) atomicAdd(&cells()[at], 1);
+    }
+  }
   // When it returns, all blocks' counts are there, for every thread.
   template <Reading R>
-  __device__ __forceinline__ void take(const ChunkedRow &row, const BlockGroup &group) const {
-    constexpr u32 FRACTION = 14, AHEAD = 4;
-    const u32 pieces = row.limit / (4 * PIECE), taken = pieces_of(row.limit) * PIECE;
-    const u32 stride = taken == SAMPLED_FOURS ? (pieces << FRACTION) / (SAMPLED_FOURS / PIECE) : 1u << FRACTION;
-    auto id_of = [&](u32 i) { return (i / PIECE * stride >> FRACTION) * (4 * PIECE) + i % PIECE * 4; };
-    const u32 end = group.share_of(taken * (group.block + 1));
+  __device__ __forceinline__ void take(const ChunkedRow &row, const BlockGroup &group, const uint4 &first) const {
+    constexpr u32 AHEAD = 2;
+    const Fours fours(row.limit);
+    const u32 end = group.share_of(fours.taken * (group.block + 1));
+    u32 base = group.share_of(fours.taken * group.block) + threadIdx.x;
+    if (base < end) count(row, ChunkedRow::four_in<R>(first), fours.id(base));
     UNROLL_NOT
-    for (u32 base = group.share_of(taken * group.block) + threadIdx.x; base < end; base += AHEAD * N) {
-      float4 v[AHEAD];
-#pragma unroll
-      for (u32 k = 0; k < AHEAD; ++k) v[k] = row.four<R>(id_of(base + k * N < end ? base + k * N : base));
-#pragma unroll
-      for (u32 k = 0; k < AHEAD; ++k) {
-        if (base + k * N >= end) break;
-        if (row.mask) v[k] = row.masked(v[k], id_of(base + k * N));
-        const float x[4] = {v[k].x, v[k].y, v[k].z, v[k].w};
-#pragma unroll
-        for (u32 e = 0; e < 4; ++e) {
-          const u32 at = static_cast<u32>(fminf(fmaxf((largest - x[e]) * rate, 0.0f), static_cast<float>(SAMPLE_STEPS - 1)));
-          if (x[e] > -infinity()) atomicAdd(&cells()[at], 1);
-        }
-      }
+    for (base += N; base < end; base += AHEAD * N) {
+      const u32 other = base + N < end ? base + N : base;
+      const float4 v = row.four<R>(fours.id(base)), w = row.four<R>(fours.id(other));
+      count(row, v, fours.id(base));
+      if (other != base) count(row, w, fours.id(other));
     }
     sync_block();
     UNROLL_NOT

@@ -13,65 +13,83 @@ constexpr float BRACKET = 0.43f * LIST_CAPACITY;  // tokens to each side of the 
 constexpr float DEVIATIONS = 6.0f, SAMPLED_MORE = 10.0f;  // of the sample's rank, and tokens of the sample beside them, to each side
 constexpr u32 SWEEPS_MOST = 6;
 
-// Sums the weights of tokens from `high` up by runs, counts them, and lists those from `low` up to it; every block of the group its own runs.
+// Counts a logit if it is `high` at least; `nothing` if it is not.
+__device__ __forceinline__ float counted(float x, float high, float nothing, u32 &kept) {
+  float y;
+  asm("{\n.reg .pred p;\nsetp.ge.f32 p, %2, %3;\n@p add.u32 %0, %0, 1;\nselp.f32 %1, %2, %4, p;\n}" : "+r"(kept), "=f"(y) : "f"(x), "f"(high), "f"(nothing));
+  return y;
+}
+
+// Of four tokens, those between `low` and `high` are listed, those above counted and weighed. `id`: of the first.
+template <u32 N>
+__device__ __forceinline__ void sweep_four(const float4 &v, u32 id, float low, float high, const DoubleAddends &addends, DoubleAddends::Sum (&sums)[2], u32 &kept) {
+  Shared *sh = shared_state();
+  const float x[4] = {v.x, v.y, v.z, v.w};
+  u32 between = 0, to = LIST_CAPACITY;
+#pragma unroll
+  for (u32 e = 0; e < 4; ++e)
+    if (x[e] >= low && !(x[e] >= high)) between |= 1u << e;
+  if (between) to = atomicAdd(&sh->listed, __popc(between));
+  float y[4];
+#pragma unroll
+  for (u32 e = 0; e < 4; ++e) y[e] = counted(x[e], high, addends.nothing(), kept);
+  addends.add_four(y, sums);
+  if (to > LIST_CAPACITY - 4) return;
+#pragma unroll 1
+  for (; between; between &= between - 1, ++to) {
+    const u32 e = __ffs(between) - 1;
+    const float one = e & 2 ? (e & 1 ? v.w : v.z) : (e & 1 ? v.y : v.x);
+    sh->list[to] = place_of(one + 0.0f, id + e);
+  }
+}
+
+// Sums the weights of tokens from `high` up by runs, counts them, and lists those from `low` up to it; every block of the group its own runs. None from `high` up need be raised.
+// Few registers are held from chunk to chunk: so the compiler has four tokens weighed beside each other.
 template <u32 N, Reading R>
 __device__ __noinline__ void sweep_runs() {
   Shared *sh = shared_state();
   CutRoom<N> *room = CutRoom<N>::here();
-  const ChunkedRow row = room->row;
+  const ChunkedRow &row = room->row;
+  constexpr u32 NONE = ~0u;
+  u32 kept = 0, run = threadIdx.x / 32;
+  if (run >= room->runs_here) return;
+  const char *const logits = row.logits;
   const DoubleAddends addends(room->w);
   const float low = room->low, high = room->high;
-  const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const u32 each = room->each, end = room->end_run, full = row.limit / CHUNK, chunks = chunks_of(row.limit);
-  const bool changes = row.edited || row.mask;
-  u32 kept = 0, run = room->first_run + warp;
-  if (run >= end) return;
-  auto end_of = [&](u32 of) { return (of + 1) * each < chunks ? (of + 1) * each : chunks; };
-  u32 chunk = run * each, last = end_of(run);
-  DoubleAddends::Sum of_lane[2] = {addends.none(), addends.none()};
-  ChunkLane next;
-  next.fetch<R>(row, chunk, full);
+  auto first_of = [&](u32 of) { return (room->first_run + of) * room->each; };
+  auto end_from = [&](u32 first) { return first + room->each < room->chunks ? first + room->each : room->chunks; };
+  u32 chunk = first_of(run), last = end_from(chunk);
+  DoubleAddends::Sum sums[2] = {addends.none(), addends.none()};
+  ChunkLane own;
+  own.fetch<R>(0, row, logits, chunk);
+  own.fetch<R>(1, row, logits, chunk);
 #pragma unroll 1
-  for (bool more = true; more;) {
-    ChunkLane own = next;
-    const u32 here = chunk, local = run - room->first_run;
-    const bool ends = ++chunk == last;
-    if (ends) {
+  for (;;) {
+    u32 next = chunk + 1;
+    if (next == last) next = run + N / 32 < room->runs_here ? first_of(run + N / 32) : NONE;
+    if (row.edited || row.mask) {
+      const u32 edits = row.edited ? room->edits[chunk] : 0;
+      own.settle(row, chunk, room->staged[threadIdx.x / 32], edits >> 16, edits & 0xFFFF);
+    }
+    // As soon as one half is looked at, that of the next chunk is asked for.
+#pragma unroll
+    for (u32 half = 0; half < 2; ++half) {
+      sweep_four<N>(own.v[half], chunk * CHUNK + half * STEP + threadIdx.x % 32 * 4, low, high, addends, sums, kept);
+      if (next != NONE) own.fetch<R>(half, row, logits, next);
+    }
+    if (chunk + 1 == last) {
+      // Of a lane, 40 tokens' weights at most: what lies above 24 bits of them has 26.
+      const u64 sum = DeviceWarp{}.sum_of_48_bits(addends.taken(sums[0]) + addends.taken(sums[1]));
+      if (threadIdx.x % 32 == 0) room->runs[run] = sum;
+      if (next == NONE) break;
       run += N / 32;
-      chunk = run * each;
-      last = end_of(run);
+      last = end_from(next);
+      sums[0] = sums[1] = addends.none();
     }
-    more = run < end;
-    if (more) next.fetch<R>(row, chunk, full);
-    if (changes) {
-      const u32 edits = row.edited ? room->edits[here] : 0;
-      own.settle(row, here, room->staged[warp], edits >> 16, edits & 0xFFFF);
-    }
-    u32 between = 0, to = LIST_CAPACITY;
-#pragma unroll
-    for (u32 e = 0; e < 8; ++e)
-      if (own.at(e) >= low && own.at(e) < high) between |= 1u << e;
-    if (between) to = atomicAdd(&sh->listed, __popc(between));
-#pragma unroll
-    for (u32 e = 0; e < 8; ++e) {
-      const float x = own.at(e);
-      kept += x >= high;
-      addends.add(x >= high ? x : -infinity(), of_lane[e % 2]);
-    }
-    if (to <= LIST_CAPACITY - 8) {
-      const u32 id = here * CHUNK;
-#pragma unroll
-      for (u32 e = 0; e < 8; ++e)
-        if (between >> e & 1) sh->list[to++] = ListedToken::of(own.at(e) + 0.0f, id + ChunkLane::offset(e), local);
-    }
-    if (!ends) continue;
-    // Of a lane, 40 tokens' weights at most: what lies above 24 bits of them has 26.
-    const u64 sum = DeviceWarp{}.sum_of_48_bits(addends.taken(of_lane[0]) + addends.taken(of_lane[1]));
-    if (lane == 0) room->runs[local] = sum;
-    of_lane[0] = of_lane[1] = addends.none();
+    chunk = next;
   }
   const u32 of_warp = __reduce_add_sync(~0u, kept);
-  if (lane == 0) atomicAdd(&sh->kept, of_warp);
+  if (threadIdx.x % 32 == 0) atomicAdd(&sh->kept, of_warp);
 }
 
 // By how it is read.
@@ -112,7 +130,7 @@ __device__ __forceinline__ bool falls_here(u64 &target, u64 &total) {
 template <u32 N>
 __device__ __forceinline__ u32 find_run(u64 &target) {
   const CutRoom<N> *room = CutRoom<N>::here();
-  const u32 lane = threadIdx.x % 32, runs = room->end_run - room->first_run, each = (runs + 31) / 32, begin = lane * each;
+  const u32 lane = threadIdx.x % 32, runs = room->runs_here, each = (runs + 31) / 32, begin = lane * each;
   u64 own = 0;
   UNROLL_NOT
   for (u32 i = begin; i < begin + each && i < runs; ++i) own += room->runs[i];
@@ -147,7 +165,7 @@ __device__ __forceinline__ void edit_run(float4 &v, u32 first, u32 count) {
 
 // Draws from the group's runs, over the places from Shared's `told` up, as many as the room has as `kept`: the block that it falls in. A thread has four tokens of the run.
 template <u32 N>
-__device__ __noinline__ void draw_from_runs(u32 index) {
+__device__ __noinline__ void draw_from_runs() {
   static_assert(4 * N >= CutRoom<N>::RUN_MOST * CHUNK);
   Shared *sh = shared_state();
   CutRoom<N> *room = CutRoom<N>::here();
@@ -184,7 +202,7 @@ __device__ __noinline__ void draw_from_runs(u32 index) {
   outcome.token = id + e;
   outcome.kept = room->kept;
   outcome.logprob = processed_logprob(drawn, total);
-  const RowCall call{index, 0, RawSums{}};
+  const RowCall call{room->index, 0, RawSums{}};
   *call.out() = result(outcome, room->many.raw, call.request());
 }
 
@@ -197,7 +215,7 @@ __device__ __noinline__ void find_lowest() {
   u32 least = ~0u;
   UNROLL_NOT
   for (u32 i = threadIdx.x; i < listed_here(); i += N) {
-    const u32 key = key_of(ListedToken{sh->list[i]}.logit());
+    const u32 key = static_cast<u32>(sh->list[i] >> 32);
     least = key < least ? key : least;
   }
   least = __reduce_min_sync(~0u, least);
@@ -241,24 +259,24 @@ __device__ __noinline__ Verdict end_sweep(u32 turn) {
   return room->kept < room->many.least ? GIVEN_UP : FOUND;
 }
 
-// By how the row is read.
+// By how the row is read. `first`: the words of the thread's first four.
 template <u32 N>
-__device__ __noinline__ void take_sample() {
+__device__ __noinline__ void take_sample(uint4 first) {
   CutRoom<N> *room = CutRoom<N>::here();
-  const ChunkedRow row = room->row;
+  const ChunkedRow &row = room->row;
   const Sample<N> sample(room->counts_of, room->many.largest, room->w.s);
   switch (room->reading) {
-    case F32: sample.template take<F32>(row, room->group); break;
-    case F16: sample.template take<F16>(row, room->group); break;
-    case BF16: sample.template take<BF16>(row, room->group); break;
-    default: sample.template take<ANY>(row, room->group);
+    case F32: sample.template take<F32>(row, room->group, first); break;
+    case F16: sample.template take<F16>(row, room->group, first); break;
+    case BF16: sample.template take<BF16>(row, room->group, first); break;
+    default: sample.template take<ANY>(row, room->group, first);
   }
 }
 
 // Between which logits the sweep lists. `guesses`: the sample tells the rank of the cut, and to how many to each side; else the room has both. What it writes it writes after a barrier
 // of the block; another must follow.
 template <u32 N>
-__device__ __noinline__ void find_bracket(bool guesses) {
+__device__ __forceinline__ void find_bracket(bool guesses) {
   CutRoom<N> *room = CutRoom<N>::here();
   const ManyKept &many = room->many;
   const Sample<N> sample(room->counts_of, many.largest, room->w.s);
@@ -266,18 +284,19 @@ __device__ __noinline__ void find_bracket(bool guesses) {
   const SampledSteps<N> steps(sample, room->group.blocks, exponent);
   if (guesses) {
     const float share = Sample<N>::share_of(room->row.limit);
-    const float rest = static_cast<float>(many.total) * (static_cast<float>(ONE_Q32 - many.threshold) * (1.0f / 4294967296.0f)) / share, mass = rest * (1.0f / 4096.0f);
+    const float mass = __fdividef(static_cast<float>(many.total) * (static_cast<float>(ONE_Q32 - many.threshold) * (1.0f / 4294967296.0f / 4096.0f)), share);
     steps.find_rank(static_cast<u64>(mass), exponent, [&](float rank, float weight) {
       room->rank = rank;
       // So many tokens of the weight at the cut, or fewer, tell where it lies.
-      room->half = fminf(BRACKET / share, fmaf(DEVIATIONS, sqrtf(__fdividef(mass, weight)), SAMPLED_MORE));
+      const float tokens = __fdividef(mass, weight);
+      room->half = fminf(__fdividef(BRACKET, share), fmaf(DEVIATIONS, tokens * rsqrtf(tokens), SAMPLED_MORE));
     });
     sync_block();
   }
   steps.logit_at_rank(room->rank - room->half, room->low);
   float high = infinity();
   steps.logit_at_rank(room->rank + room->half, high);
-  if (high < infinity()) room->high = room->first = high;
+  if (high < infinity()) room->high = room->first = fmaxf(high, DoubleAddends(room->w).nothing());
 }
 
 // After a sweep that has not found the cut, by one thread.
@@ -294,64 +313,84 @@ __device__ __forceinline__ void look_elsewhere(Verdict verdict) {
   room->half = wider;
 }
 
-// Where the cut falls. Every thread of the group gets the verdict.
+// Clears what a sweep adds to, and tells it between which logits it lists. `sweeps`: before it. Every thread; the block has met when it returns.
 template <u32 N>
-__device__ __noinline__ Verdict find_cut() {
+__device__ __noinline__ void begin_sweep(u32 sweeps) {
   Shared *sh = shared_state();
   CutRoom<N> *room = CutRoom<N>::here();
-  const u32 t = threadIdx.x;
   const bool by_mass = room->many.total != 0;
-  if (by_mass) take_sample<N>();
-  if (room->row.edited)
-    for (u32 chunk = t; chunk < chunks_of(room->row.limit); chunk += N) {
-      u32 begin, end;
-      edits_of(room->row, chunk, begin, end);
-      room->edits[chunk] = begin << 16 | end;
-    }
-  Verdict verdict = GIVEN_UP;
-#pragma unroll 1
-  for (u32 sweeps = 0; sweeps < SWEEPS_MOST; ++sweeps) {
-    if (t == 0) {
-      const float largest = room->many.largest, least = least_finite();  // tokens at -inf are out
-      sh->listed = sh->kept = sh->found = 0;
-      room->listed_mass = 0;
-      room->least_key = ~0u;
-      room->low = by_mass ? least : fmaxf(fmaf(room->plan.temperature, room->plan.arg, largest), least);
-      room->high = by_mass ? infinity() : room->low;
-      room->first = by_mass ? largest : room->low;
-    }
-    if (t < LIST_STEPS) room->masses[t].put(0);
-    if (by_mass) find_bracket<N>(sweeps == 0);  // which writes after a barrier
-    sync_block();
-    sweep_row<N>(room->reading);
-    sync_block();
-    verdict = end_sweep<N>(sweeps);
-    if (verdict == FOUND || verdict == GIVEN_UP) break;
-    if (t == 0) look_elsewhere<N>(verdict);
-    room->group.sync();
+  if (threadIdx.x == 0) {
+    const float bound = room->min_p_bound();
+    sh->listed = sh->kept = sh->found = 0;
+    room->listed_mass = 0;
+    room->least_key = ~0u;
+    room->low = by_mass ? least_finite() : bound;
+    room->high = by_mass ? infinity() : bound;
+    room->first = by_mass ? room->many.largest : bound;
   }
-  return verdict;
+  if (threadIdx.x < LIST_STEPS) room->masses[threadIdx.x].put(0);
+  if (by_mass) find_bracket<N>(sweeps == 0);  // which writes after a barrier
+  sync_block();
 }
 
-// Decides a row that keeps many tokens, after Shared's description of it and what the room says of it: the group, its plan, and what it keeps. Every thread of
-// the group, after a barrier of it, gets whether it did.
+// Where the edits of each chunk are.
 template <u32 N>
-__device__ __forceinline__ bool draw_of_many(u32 index, const Whole &whole, const Division &division) {
+__device__ __noinline__ void note_edits() {
+  CutRoom<N> *room = CutRoom<N>::here();
+  for (u32 chunk = threadIdx.x; chunk < chunks_of(room->row.limit); chunk += N) {
+    u32 begin, end;
+    edits_of(room->row, chunk, begin, end);
+    room->edits[chunk] = begin << 16 | end;
+  }
+}
+
+// Where the cut falls. Every thread of the group gets the verdict. `first`: of the sample, the words of the thread's first four.
+template <u32 N>
+__device__ __forceinline__ Verdict find_cut(const uint4 &first) {
+  if (CutRoom<N>::here()->many.total) take_sample<N>(first);
+  if (CutRoom<N>::here()->row.edited) note_edits<N>();
+#pragma unroll 1
+  for (u32 sweeps = 0; sweeps < SWEEPS_MOST; ++sweeps) {
+    begin_sweep<N>(sweeps);
+    sweep_row<N>(CutRoom<N>::here()->reading);
+    sync_block();
+    const Verdict verdict = end_sweep<N>(sweeps);
+    if (verdict == FOUND || verdict == GIVEN_UP) return verdict;
+    if (threadIdx.x == 0) look_elsewhere<N>(verdict);
+    CutRoom<N>::here()->group.sync();
+  }
+  return GIVEN_UP;
+}
+
+// Prepares for a row that keeps many tokens, after Shared's description of it and what the room says of it: the group, its plan, and what it keeps; whether this way serves it.
+// `first`: for what draws from it. After it the blocks of a group must have met since their barriers began.
+template <u32 N>
+__device__ __forceinline__ bool begin_draw_of_many(u32 index, const Whole &whole, const Division &division, uint4 &first) {
   Shared *sh = shared_state();
   CutRoom<N> *room = CutRoom<N>::here();
   const Request r = RowCall{index, 0, RawSums{}}.request();
+  first = make_uint4(0, 0, 0, 0);
+  if (room->many.total) first = Sample<N>::first_words(r, room->group);
   if (threadIdx.x == 0) {
     room->row = row_of(r, sh->batch.row_len, index, room->plan, whole, division);
     room->reading = reading_of(r);
-    room->share_out(chunks_of(r.limit));
+    room->index = index;
   }
   if (threadIdx.x == 32) room->uniform = uniform_of(sh->row, sh->config);
   if (threadIdx.x == 64)
-    room->verdict = begin_weighing(room->many.largest, room->plan.temperature, room->w) && DoubleAddends(room->w).serve && !(room->plan.edited && chunks_of(r.limit) > EDIT_CHUNKS);
+    room->verdict = begin_weighing(room->many.largest, room->plan.temperature, room->w) && DoubleAddends(room->w).serve && !(room->plan.edited && chunks_of(r.limit) > EDIT_CHUNKS) &&
+                    (room->many.total || room->min_p_bound() >= DoubleAddends(room->w).nothing());
+  if (threadIdx.x == 96) room->share_out(chunks_of(r.limit));
   Sample<N>::clear();
   sync_block();
-  if (!room->verdict || find_cut<N>() != FOUND) return false;
-  draw_from_runs<N>(index);
+  return room->verdict;
+}
+
+// Decides it; every thread of the group gets whether it did.
+template <u32 N>
+__device__ __forceinline__ bool draw_of_many(const uint4 &first) {
+  if (find_cut<N>(first) != FOUND) return false;
+  draw_from_runs<N>();
   return true;
 }
 

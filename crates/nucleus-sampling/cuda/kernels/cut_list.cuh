@@ -14,14 +14,13 @@ constexpr u32 STEP_TOKENS = 512;  // of one of these steps
 constexpr u32 EDIT_CHUNKS = 1024;  // of a row that has edits
 
 // What a block tells of its list.
-struct ListSums {
+struct alignas(16) ListSums {
   u64 steps[LIST_STEPS];
   u64 above, listed;  // what tokens weigh that are above the list, and in it
   u64 counts;         // tokens in the list, and above it (below 32 bits)
 
   static constexpr u32 HEAD = 3, WORDS = LIST_STEPS + HEAD;
 };
-static_assert(sizeof(ListSums) == ListSums::WORDS * sizeof(u64));
 
 // A warp's places of tokens of one step that a group's blocks are told of, and how many it had.
 constexpr u32 TOLD_TOKENS = 2048;
@@ -53,6 +52,7 @@ struct CutRoom {
   // What the functions that are not inlined need, so that nothing is handed over in local memory.
   BlockGroup group;
   ChunkedRow row;
+  u32 index;
   RowPlan plan;
   ManyKept many;
   u64 uniform;
@@ -61,25 +61,39 @@ struct CutRoom {
   float rank, half;       // that of the cut in the sample, and how many tokens to each side of it are listed
   float low, high, first;  // `first`: what no listed logit is above
   u32 each, of_block;      // chunks of a run; runs of a block
-  u32 first_run, end_run;  // this block's
+  u32 first_run, runs_here;  // this block's
+  u32 chunks;                // of the row
+  float one_each, one_block;  // 1 / each and 1 / of_block
   u32 verdict, kept, least_key;
   u32 cut_step;
   u64 cut_base;        // what tokens weigh that are above that step
   u64 above, listed_mass;  // what this block's tokens weigh that are above its list, and in it
   u32 left[2];  // of the rows of a cluster, those that are not decided, as bits
+  u64 pending, rest, bit, above_largest;  // of these: those not looked at here, those that groups have not begun with, this block's group's, and those of which only the largest logit is known
+  u32 first_row, row_step, cluster_blocks;
+  Whole whole;        // where an earlier launch has told of rows, and how it shared them out
+  Division division;
   u64 runs[1];  // of this block, as many as it has: what they weigh, as far as they are kept
 
   __device__ __forceinline__ static CutRoom *here() { return reinterpret_cast<CutRoom *>(shared_slice()); }
 
+  // The least logit that min_p keeps; tokens at -inf are out.
+  __device__ __forceinline__ float min_p_bound() const { return fmaxf(fmaf(plan.temperature, plan.arg, many.largest), least_finite()); }
   // Shares out the row's chunks in runs of as many turns of all warps of the group; by one thread.
-  __device__ __forceinline__ void share_out(u32 chunks) {
+  __device__ __forceinline__ void share_out(u32 of_row) {
+    chunks = of_row;
     const u32 warps = group.blocks * (N / 32), turns = (chunks + warps * RUN_MOST - 1) / (warps * RUN_MOST), all = warps * turns;
     each = (chunks + all - 1) / all;
     const u32 count = (chunks + each - 1) / each;
     of_block = group.share_of(count + group.blocks - 1);
     first_run = group.block * of_block < count ? group.block * of_block : count;
-    end_run = first_run + of_block < count ? first_run + of_block : count;
+    runs_here = first_run + of_block < count ? of_block : count - first_run;
+    one_each = 1.0f / static_cast<float>(each);
+    one_block = 1.0f / static_cast<float>(of_block);
   }
+  // Whose part an id lies in: the run, and its block. The nearest integer that a quotient may round to is 1 / 1024 away at least.
+  __device__ __forceinline__ u32 run_of(u32 id) const { return static_cast<u32>((static_cast<float>(id / CHUNK) + 0.5f) * one_each); }
+  __device__ __forceinline__ u32 block_of(u32 run) const { return static_cast<u32>((static_cast<float>(run) + 0.5f) * one_block); }
 };
 __host__ __device__ constexpr u32 chunks_of(u32 row_len) { return (row_len + CHUNK - 1) / CHUNK; }
 // A run has one chunk only where no warp has two.
@@ -110,18 +124,6 @@ __device__ __forceinline__ u64 weight_of(const DoubleAddends &addends, float x) 
   addends.add(x, sum);
   return addends.taken(sum);
 }
-
-// A listed token: logit, and below 32 bits its run of the block's and its id.
-struct ListedToken {
-  static constexpr u32 ID_BITS = 19;
-  static_assert(NUCLEUS_MAX_VOCAB <= 1u << ID_BITS);
-  u64 word;
-
-  __device__ __forceinline__ static u64 of(float x, u32 id, u32 run) { return static_cast<u64>(bits_of(x)) << 32 | run << ID_BITS | id; }
-  __device__ __forceinline__ float logit() const { return float_of(static_cast<u32>(word >> 32)); }
-  __device__ __forceinline__ u32 id() const { return static_cast<u32>(word) & ((1u << ID_BITS) - 1); }
-  __device__ __forceinline__ u32 run() const { return static_cast<u32>(word) >> ID_BITS; }
-};
 
 // Which step of the list a logit lies in, from the largest down.
 struct StepsOfList {
@@ -155,7 +157,7 @@ __device__ __forceinline__ void tell_sums(u32 turn) {
   u64 own = 0;
   UNROLL_NOT
   for (u32 i = t; i < listed; i += N) {
-    const float x = ListedToken{sh->list[i]}.logit();
+    const float x = logit_at(sh->list[i]);
     const u64 q = weight_of(addends, x);
     room->masses[step_of(x)].add(q);
     own += q;
@@ -166,7 +168,7 @@ __device__ __forceinline__ void tell_sums(u32 turn) {
   if (warp == N / 32 - 1) {
     u64 above = 0;
     UNROLL_NOT
-    for (u32 i = lane; i < room->end_run - room->first_run; i += 32) above += room->runs[i];
+    for (u32 i = lane; i < room->runs_here; i += 32) above += room->runs[i];
     above = DeviceWarp{}.sum(above);
     if (lane == 0) room->above = above;
   }
@@ -198,7 +200,11 @@ __device__ __forceinline__ void find_step() {
   for (u32 block = 0; block < CutRoom<N>::BLOCKS; ++block)
     if (block < blocks) {
 #pragma unroll
-      for (u32 i = 0; i < EACH; ++i) own[i] += room->sums_of[block].steps[EACH * lane + i];
+      for (u32 i = 0; i < EACH; i += 2) {
+        const ulonglong2 two = *reinterpret_cast<const ulonglong2 *>(&room->sums_of[block].steps[EACH * lane + i]);
+        own[i] += two.x;
+        own[i + 1] += two.y;
+      }
     }
   if (lane < blocks) {
     above = room->sums_of[lane].above;
@@ -211,7 +217,7 @@ __device__ __forceinline__ void find_step() {
   const u64 of_lane = (own[0] + own[1]) + (own[2] + own[3]), inclusive = prefix_sum(of_lane), all = DeviceWarp{}.last(inclusive);
   Verdict verdict = FOUND;
   if (by_mass) {
-    if (most > LIST_CAPACITY - 8) verdict = CROWDED;
+    if (most > LIST_CAPACITY - 4) verdict = CROWDED;
     else if (until(above)) verdict = HIGHER;
     else if (!until(above + listed)) verdict = LOWER;
     else if (all != listed) verdict = GIVEN_UP;  // a step has too many tokens
@@ -273,16 +279,15 @@ __device__ __forceinline__ void gather_step() {
   UNROLL_NOT
   for (u32 base = warp * 32; base < listed; base += N) {
     const u32 i = base + lane;
-    const ListedToken token{i < listed ? sh->list[i] : 0};
-    const float x = token.logit();
+    const u64 place = i < listed ? sh->list[i] : 0;
+    const float x = logit_at(place);
     const u32 step = i < listed ? step_of(x) : LIST_STEPS;
     if (step < cut) {
       earlier += 1;
-      add_by_halves(&room->runs[token.run()], weight_of(addends, x));
+      add_by_halves(&room->runs[room->run_of(id_at(place)) - room->first_run], weight_of(addends, x));
     }
     const u32 here = __ballot_sync(~0u, step == cut);
     if (step == cut) {
-      const u64 place = place_of(x, token.id());
       if (blocks == 1) note_step_token<N>(addends, atomicAdd(&sh->found, 1), place);
       else {
         const u32 at = tokens + __popc(here & ((1u << lane) - 1));
@@ -325,22 +330,20 @@ __device__ __forceinline__ void end_cut() {
   const u64 base = room->cut_base;
   const u32 t = threadIdx.x, count = sh->found;
   // As many threads a token as there are, up to a warp.
-  u32 bits = 0;
-  while (bits < 5 && count << (bits + 1) <= N) ++bits;
-  const u32 sharing = 1u << bits, share = t & (sharing - 1);
+  const u32 log2 = 31 - __clz(N) - (count > 1 ? 32 - __clz(count - 1) : 0), bits = count > N ? 0 : log2 < 5 ? log2 : 5, sharing = 1u << bits, share = t & (sharing - 1);
   UNROLL_NOT
   for (u32 first = 0; first < count; first += N >> bits) {
     const u32 i = first + (t >> bits);
     if (first + (t / 32 * 32 >> bits) >= count) break;  // the warp has no token
     const u64 place = i < count ? room->step_places[i] : ~0ull, weight = i < count ? room->step_weights[i] & MASS : 0;
     u64 larger = 0;
-    UNROLL_8
+#pragma unroll 2
     for (u32 j = share; j < count; j += sharing) larger += room->step_places[j] > place ? room->step_weights[j] : 0;
     UNROLL_NOT
     for (u32 step = sharing / 2; step; step /= 2) larger += __shfl_xor_sync(~0u, larger, step);
     const u64 before = base + (larger & MASS);
     if (i >= count || share || until(before)) continue;
-    const u32 run = id_at(place) / (room->each * CHUNK), owner = CutRoom<N>::BLOCKS > 1 ? run / room->of_block : 0;
+    const u32 run = room->run_of(id_at(place)), owner = CutRoom<N>::BLOCKS > 1 ? room->block_of(run) : 0;
     add_by_halves(&room->block_mass[owner], weight);
     if (CutRoom<N>::BLOCKS == 1 || owner == room->group.block) add_by_halves(&room->runs[run - room->first_run], weight);
     if (!until(before + weight)) continue;
