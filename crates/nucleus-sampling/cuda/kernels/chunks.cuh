@@ -1,4 +1,4 @@
-// A row in device memory by chunks of 256 ids, eight to a lane of a warp; and a sample of it, which tells about where a cut lies.
+// A row in device memory by chunks of 256 ids and steps of 128, four to a lane of a warp; and a sample of it, which tells about where a cut lies.
 #pragma once
 
 #include "block_group.cuh"
@@ -89,43 +89,24 @@ __device__ __forceinline__ ChunkedRow row_of(const Request &r, u32 row_len, u32 
                     whole.changed + static_cast<u64>(index) * ROW_EDITS, division};
 }
 
-// A lane's logits of a chunk: two times four, STEP apart.
-struct ChunkLane {
-  float4 v[2];
-
-  __device__ __forceinline__ static u32 offset(u32 e) { return e / 4 * STEP + threadIdx.x % 32 * 4 + e % 4; }
-  __device__ __forceinline__ float at(u32 e) const {
-    const float4 w = e & 4 ? v[1] : v[0];
-    return e & 2 ? (e & 1 ? w.w : w.z) : (e & 1 ? w.y : w.x);
-  }
-  // A half of a chunk, which the row may not fill. `logits`: the row's, in a register.
-  template <Reading R>
-  __device__ __forceinline__ void fetch(u32 half, const ChunkedRow &row, const char *logits, u32 chunk) {
-    const u32 id = chunk * CHUNK + half * STEP + threadIdx.x % 32 * 4;
-    if ((chunk + 1) * CHUNK > row.limit) v[half] = row.four_or_less<R>(id);
-    else v[half] = R == ANY ? row.four<R>(id) : ChunkedRow::four_in<R>(ChunkedRow::words_at<R>(logits, id));
-  }
-  // The edits of the chunk, row.changed[begin..end) among others, and masks. `staged`: CHUNK floats of the warp's. By every lane.
-  __device__ __forceinline__ void settle(const ChunkedRow &row, u32 chunk, float *staged, u32 begin, u32 end) {
-    const u32 first = chunk * CHUNK, lane = threadIdx.x % 32;
-    if (begin < end) {
-#pragma unroll
-      for (u32 half = 0; half < 2; ++half) *reinterpret_cast<float4 *>(staged + half * STEP + lane * 4) = v[half];
-      __syncwarp();
+// A lane's four logits of a step of STEP ids with what edits and masks make of them. `edits`: begin and end, of 16 bits each, of those that may be the step's; `staged`: STEP floats of the
+// warp's. By every lane.
+__device__ __forceinline__ float4 settled(const ChunkedRow &row, float4 v, u32 step, u32 edits, float *staged) {
+  const u32 first = step * STEP, lane = threadIdx.x % 32, begin = edits >> 16, end = edits & 0xFFFF;
+  if (begin < end) {
+    reinterpret_cast<float4 *>(staged)[lane] = v;
+    __syncwarp();
 #pragma unroll 1
-      for (u32 i = begin + lane; i < end; i += 32) {
-        const Changed c = row.changed[i];
-        if (c.id - first < CHUNK) staged[c.id - first] = c.logit;
-      }
-      __syncwarp();
-#pragma unroll
-      for (u32 half = 0; half < 2; ++half) v[half] = *reinterpret_cast<const float4 *>(staged + half * STEP + lane * 4);
-      __syncwarp();
+    for (u32 i = begin + lane; i < end; i += 32) {
+      const Changed c = row.changed[i];
+      if (c.id - first < STEP) staged[c.id - first] = c.logit;
     }
-#pragma unroll
-    for (u32 half = 0; half < 2; ++half) v[half] = row.masked(v[half], first + half * STEP + lane * 4);
+    __syncwarp();
+    v = reinterpret_cast<const float4 *>(staged)[lane];
+    __syncwarp();
   }
-};
+  return row.masked(v, first + lane * 4);
+}
 
 // Where the edits of a chunk's ids are among the row's, and others.
 __device__ __forceinline__ void edits_of(const ChunkedRow &row, u32 chunk, u32 &begin, u32 &end) {

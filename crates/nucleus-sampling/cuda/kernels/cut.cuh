@@ -20,76 +20,92 @@ __device__ __forceinline__ float counted(float x, float high, float nothing, u32
   return y;
 }
 
-// Of four tokens, those between `low` and `high` are listed, those above counted and weighed. `id`: of the first.
+// Of a lane's tokens of a chunk, those between `low` and `high` are listed, those above counted and weighed. `id`: of the first.
 template <u32 N>
-__device__ __forceinline__ void sweep_four(const float4 &v, u32 id, float low, float high, const DoubleAddends &addends, DoubleAddends::Sum (&sums)[2], u32 &kept) {
+__device__ __forceinline__ void sweep_eight(const float4 &v, const float4 &w, u32 id, float low, float high, const DoubleAddends &addends, DoubleAddends::Sum (&sums)[2], u32 &kept) {
   Shared *sh = shared_state();
-  const float x[4] = {v.x, v.y, v.z, v.w};
+  const float x[8] = {v.x, v.y, v.z, v.w, w.x, w.y, w.z, w.w};
   u32 between = 0, to = LIST_CAPACITY;
 #pragma unroll
-  for (u32 e = 0; e < 4; ++e)
-    if (x[e] >= low && !(x[e] >= high)) between |= 1u << e;
+  for (u32 e = 0; e < 8; ++e)
+    if (x[e] >= low && x[e] < high) between |= 1u << e;
   if (between) to = atomicAdd(&sh->listed, __popc(between));
-  float y[4];
 #pragma unroll
-  for (u32 e = 0; e < 4; ++e) y[e] = counted(x[e], high, addends.nothing(), kept);
-  addends.add_four(y, sums);
-  if (to > LIST_CAPACITY - 4) return;
+  for (u32 half = 0; half < 2; ++half) {
+    float y[4];
+#pragma unroll
+    for (u32 e = 0; e < 4; ++e) y[e] = counted(x[4 * half + e], high, addends.nothing(), kept);
+    addends.add_four(y, sums);
+  }
+  if (to > LIST_CAPACITY - 8) return;
 #pragma unroll 1
   for (; between; between &= between - 1, ++to) {
     const u32 e = __ffs(between) - 1;
-    const float one = e & 2 ? (e & 1 ? v.w : v.z) : (e & 1 ? v.y : v.x);
-    sh->list[to] = place_of(one + 0.0f, id + e);
+    const float4 four = e & 4 ? w : v;
+    const float one = e & 2 ? (e & 1 ? four.w : four.z) : (e & 1 ? four.y : four.x);
+    sh->list[to] = place_of(one + 0.0f, id + e / 4 * STEP + e % 4);
   }
 }
 
 // Sums the weights of tokens from `high` up by runs, counts them, and lists those from `low` up to it; every block of the group its own runs. None from `high` up need be raised.
-// Few registers are held from chunk to chunk: so the compiler has four tokens weighed beside each other.
+// A chunk is asked for while the one before it is looked at, in any case, so that nothing waits for it sooner.
 template <u32 N, Reading R>
 __device__ __noinline__ void sweep_runs() {
   Shared *sh = shared_state();
   CutRoom<N> *room = CutRoom<N>::here();
   const ChunkedRow &row = room->row;
   constexpr u32 NONE = ~0u;
-  u32 kept = 0, run = threadIdx.x / 32;
+  u32 run = threadIdx.x / 32, kept = 0;
   if (run >= room->runs_here) return;
+  const u32 lane = threadIdx.x % 32, full = row.limit / CHUNK;
   const char *const logits = row.logits;
   const DoubleAddends addends(room->w);
   const float low = room->low, high = room->high;
+  const bool changes = row.edited || row.mask, reads = R != ANY && full;
   auto first_of = [&](u32 of) { return (room->first_run + of) * room->each; };
   auto end_from = [&](u32 first) { return first + room->each < room->chunks ? first + room->each : room->chunks; };
+  uint4 next[2] = {};
+  auto fetch = [&](u32 chunk) {
+    if (!reads) return;
+    const u32 id = (chunk < full ? chunk : full - 1) * CHUNK + lane * 4;
+    next[0] = ChunkedRow::words_at<R>(logits, id);
+    next[1] = ChunkedRow::words_at<R>(logits, id + STEP);
+  };
   u32 chunk = first_of(run), last = end_from(chunk);
+  fetch(chunk);
   DoubleAddends::Sum sums[2] = {addends.none(), addends.none()};
-  ChunkLane own;
-  own.fetch<R>(0, row, logits, chunk);
-  own.fetch<R>(1, row, logits, chunk);
 #pragma unroll 1
   for (;;) {
-    u32 next = chunk + 1;
-    if (next == last) next = run + N / 32 < room->runs_here ? first_of(run + N / 32) : NONE;
-    if (row.edited || row.mask) {
+    float4 v = ChunkedRow::four_in<R>(next[0]), w = ChunkedRow::four_in<R>(next[1]);
+    u32 after = chunk + 1;
+    const bool ends = after == last;
+    if (ends) after = run + N / 32 < room->runs_here ? first_of(run + N / 32) : NONE;
+    fetch(after);
+    const u32 id = chunk * CHUNK + lane * 4;
+    if (__builtin_expect(R == ANY || chunk >= full, 0)) {
+      v = row.four_or_less<R>(id);
+      w = row.four_or_less<R>(id + STEP);
+    }
+    if (__builtin_expect(changes, 0)) {
       const u32 edits = row.edited ? room->edits[chunk] : 0;
-      own.settle(row, chunk, room->staged[threadIdx.x / 32], edits >> 16, edits & 0xFFFF);
+      float *const staged = room->staged[threadIdx.x / 32];
+      v = settled(row, v, chunk * 2, edits, staged);
+      w = settled(row, w, chunk * 2 + 1, edits, staged);
     }
-    // As soon as one half is looked at, that of the next chunk is asked for.
-#pragma unroll
-    for (u32 half = 0; half < 2; ++half) {
-      sweep_four<N>(own.v[half], chunk * CHUNK + half * STEP + threadIdx.x % 32 * 4, low, high, addends, sums, kept);
-      if (next != NONE) own.fetch<R>(half, row, logits, next);
-    }
-    if (chunk + 1 == last) {
+    sweep_eight<N>(v, w, id, low, high, addends, sums, kept);
+    if (ends) {
       // Of a lane, 40 tokens' weights at most: what lies above 24 bits of them has 26.
       const u64 sum = DeviceWarp{}.sum_of_48_bits(addends.taken(sums[0]) + addends.taken(sums[1]));
-      if (threadIdx.x % 32 == 0) room->runs[run] = sum;
-      if (next == NONE) break;
+      if (lane == 0) room->runs[run] = sum;
+      if (after == NONE) break;
       run += N / 32;
-      last = end_from(next);
+      last = end_from(after);
       sums[0] = sums[1] = addends.none();
     }
-    chunk = next;
+    chunk = after;
   }
   const u32 of_warp = __reduce_add_sync(~0u, kept);
-  if (threadIdx.x % 32 == 0) atomicAdd(&sh->kept, of_warp);
+  if (lane == 0) atomicAdd(&sh->kept, of_warp);
 }
 
 // By how it is read.
@@ -246,14 +262,14 @@ __device__ __noinline__ Verdict end_sweep(u32 turn) {
   if (threadIdx.x < 32) find_step<N>();
   sync_block();
   if (room->verdict != FOUND) return static_cast<Verdict>(room->verdict);
-  add_up_blocks<N>();
   if (by_mass) {
     gather_step<N>();
     sync_block();
     if (sh->found > STEP_TOKENS) return GIVEN_UP;
     end_cut<N>();
-  } else if (threadIdx.x == 0) {
-    sh->told = static_cast<u64>(key_of(room->low + 0.0f)) << 32;
+  } else {
+    add_up_blocks<N>();
+    if (threadIdx.x == 0) sh->told = static_cast<u64>(key_of(room->low + 0.0f)) << 32;
   }
   sync_block();
   return room->kept < room->many.least ? GIVEN_UP : FOUND;

@@ -36,7 +36,7 @@ struct CutRoom {
     u64 step_places[STEP_TOKENS];
   };
   union {
-    float staged[N / 32][CHUNK];
+    float staged[N / 32][CHUNK];  // STEP of a warp; all together a run
     u64 step_weights[STEP_TOKENS];
   };
   PartedSum masses[LIST_STEPS];
@@ -217,7 +217,7 @@ __device__ __forceinline__ void find_step() {
   const u64 of_lane = (own[0] + own[1]) + (own[2] + own[3]), inclusive = prefix_sum(of_lane), all = DeviceWarp{}.last(inclusive);
   Verdict verdict = FOUND;
   if (by_mass) {
-    if (most > LIST_CAPACITY - 4) verdict = CROWDED;
+    if (most > LIST_CAPACITY - 8) verdict = CROWDED;
     else if (until(above)) verdict = HIGHER;
     else if (!until(above + listed)) verdict = LOWER;
     else if (all != listed) verdict = GIVEN_UP;  // a step has too many tokens
@@ -264,7 +264,7 @@ __device__ __forceinline__ void note_step_token(const DoubleAddends &addends, u3
   room->step_weights[at] = 1ull << TOKENS_AT | weight_of(addends, logit_at(place));
 }
 
-// Adds what the block has listed above the cut's step to its runs, and gathers all blocks' tokens of that step: Shared's `found` of them. A barrier of the block must follow.
+// Adds what the block has listed above the cut's step to its runs, adds up the blocks, and gathers all blocks' tokens of that step: Shared's `found` of them. A barrier of the block must follow.
 template <u32 N>
 __device__ __forceinline__ void gather_step() {
   Shared *sh = shared_state();
@@ -300,6 +300,7 @@ __device__ __forceinline__ void gather_step() {
   earlier = __reduce_add_sync(~0u, earlier);
   if (blocks == 1) {
     if (lane == 0) atomicAdd(&room->kept, earlier);
+    add_up_blocks<N>();
     return;
   }
   if constexpr (CutRoom<N>::BLOCKS > 1) {
@@ -307,6 +308,7 @@ __device__ __forceinline__ void gather_step() {
       group.send(CUT_TOKENS, lane, &room->told[own_warp], static_cast<u64>(tokens) << 32 | earlier);
       group.announce(CUT_TOKENS, lane, 1 + (tokens < most ? tokens : most));
     }
+    add_up_blocks<N>();  // meanwhile
     group.receive(CUT_TOKENS, 0);
     if (warp * 32 >= warps) return;
     const u64 told = t < warps ? room->told[t] : 0;

@@ -28,9 +28,9 @@ __global__ void __launch_bounds__(THREADS, 2) sample_rows(const __grid_constant_
     RowWords words;
     if (alone) words.read_description(batch, rows.first);
     wait_for_launch_before();
-    if (alone) words.read_told(whole, rows.first);
     const LeftRows left(batch, rows.first, rows.step);
     if (left.none()) return;  // most often, and at once: what has passed through the cache since the launch before has left no instructions there
+    if (alone) words.read_told(whole, rows.first);
     share_batch(team.sh, batch);
     rows.bits = left.with(PENDING);
     const u64 above = left.with(MANY_ABOVE), many = left.with(MANY_KEPT) | above;
