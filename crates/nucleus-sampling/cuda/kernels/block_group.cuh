@@ -6,12 +6,16 @@
 
 namespace nucleus {
 
+// What the blocks tell each other of a row: their sample's counts, their lists' steps, their tokens of one step.
+enum Mail : u32 { COUNTS, LIST_SUMS, CUT_TOKENS, MAILS };
+
 // A power of two of blocks, one after another in the cluster. They meet at two mbarriers of each in turn: who is ahead arrives at the other one, so that it does
-// not stand for one who is late.
+// not stand for one who is late. What they tell each other is counted by an mbarrier of each mail.
 struct BlockGroup {
   u32 first, blocks, block;  // the first one's rank in the cluster; how many; which of them this one is
   u32 meetings;
   u64 met[2];
+  u64 mail[MAILS];
 
   // By one thread of every block; before the blocks meet, all threads of the cluster must. `rank`: the block's in the cluster.
   __device__ __forceinline__ void gather(u32 rank, u32 of) {
@@ -22,6 +26,9 @@ struct BlockGroup {
     if (of == 1) return;
     init_barrier(&met[0], MAX_BLOCKS);
     init_barrier(&met[1], MAX_BLOCKS);
+    init_barrier(&mail[COUNTS], of);
+    init_barrier(&mail[LIST_SUMS], of);
+    init_barrier(&mail[CUT_TOKENS], of * WARPS);
     publish_barriers();
   }
   // By one thread, when the block does not meet the others any more.
@@ -29,6 +36,8 @@ struct BlockGroup {
     if (blocks == 1) return;
 #pragma unroll
     for (u32 i = 0; i < 2; ++i) end_barrier(&met[i]);
+#pragma unroll
+    for (u32 i = 0; i < MAILS; ++i) end_barrier(&mail[i]);
   }
 
   __device__ __forceinline__ bool leader() const { return block == 0; }
@@ -41,6 +50,15 @@ struct BlockGroup {
     asm("mapa.u64 %0, %1, %2;" : "=l"(there) : "l"(object), "r"(first + other));
     return there;
   }
+  // The same word in the shared memory of a block of the group, which may be this one, and messages to it.
+  __device__ __forceinline__ u32 address(const void *own, u32 to) const { return address_in(shared_address(own), first + to); }
+  __device__ __forceinline__ void send(Mail of, u32 to, const u64 *place, u64 word) const { send_u64(address(place, to), word, address(&mail[of], to)); }
+  // One of a mail's arrivals at a block, and how many words it stands for.
+  __device__ __forceinline__ void announce(Mail of, u32 to, u32 words) const {
+    asm volatile("mbarrier.arrive.expect_tx.relaxed.cluster.shared::cluster.b64 _, [%0], %1;" ::"r"(address(&mail[of], to)), "r"(words * static_cast<u32>(sizeof(u64))) : "memory");
+  }
+  // Waits until all blocks' words are there. `turn`: how often the mail has come before.
+  __device__ __forceinline__ void receive(Mail of, u32 turn) const { wait_for_copy(&mail[of], turn & 1); }
   // A barrier of all threads of the group.
   __device__ __forceinline__ void sync() {
     sync_block();

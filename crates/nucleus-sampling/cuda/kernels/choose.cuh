@@ -334,7 +334,8 @@ __device__ __noinline__ bool draw_here(const Whole &whole, const Division &divis
     room->group.gather(0, 1);
   }
   sync_block();
-  return draw_of_many<CHOOSE_THREADS>(index, whole, division);
+  uint4 first;
+  return begin_draw_of_many<CHOOSE_THREADS>(index, whole, division, first) && draw_of_many<CHOOSE_THREADS>(first);
 }
 
 // Whether a row that keeps many tokens is left to the next launch, whose clusters are faster where such rows are few. By one thread: those that have found a row at

@@ -49,6 +49,30 @@ struct DoubleAddends {
     const float shifted = FUSE ? fmaf(x, s, shift) : x * s + shift, f = fmaf(x, s, -(shifted - shift));
     sum = __dadd_rz(sum, static_cast<double>(float_of(bits_of(exp2_fraction(f)) + (bits_of(shifted) << 23))));
   }
+  // A logit that weighs nothing, as those below it do; from there on none need be raised.
+  __device__ __forceinline__ float nothing() const { return least; }
+  // Four that need not be raised, step by step at once, as the compiler would not have it: where few warps share a scheduler, one after another would wait for itself.
+  __device__ __forceinline__ void add_four(const float (&x)[4], Sum (&sums)[2]) const {
+    asm("{\n"
+        ".reg .b32 t<4>, f<4>, p<4>;\n"
+        ".reg .f64 y<4>;\n"
+        "mul.rn.f32 t0, %2, %6; mul.rn.f32 t1, %3, %6; mul.rn.f32 t2, %4, %6; mul.rn.f32 t3, %5, %6;\n"
+        "add.rn.f32 t0, t0, %7; add.rn.f32 t1, t1, %7; add.rn.f32 t2, t2, %7; add.rn.f32 t3, t3, %7;\n"
+        "sub.rn.f32 f0, %7, t0; sub.rn.f32 f1, %7, t1; sub.rn.f32 f2, %7, t2; sub.rn.f32 f3, %7, t3;\n"
+        "fma.rn.f32 f0, %2, %6, f0; fma.rn.f32 f1, %3, %6, f1; fma.rn.f32 f2, %4, %6, f2; fma.rn.f32 f3, %5, %6, f3;\n"
+        "fma.rn.f32 p0, f0, 0f392385A5, 0f3AAFB93B; fma.rn.f32 p1, f1, 0f392385A5, 0f3AAFB93B; fma.rn.f32 p2, f2, 0f392385A5, 0f3AAFB93B; fma.rn.f32 p3, f3, 0f392385A5, 0f3AAFB93B;\n"
+        "fma.rn.f32 p0, p0, f0, 0f3C1D9387; fma.rn.f32 p1, p1, f1, 0f3C1D9387; fma.rn.f32 p2, p2, f2, 0f3C1D9387; fma.rn.f32 p3, p3, f3, 0f3C1D9387;\n"
+        "fma.rn.f32 p0, p0, f0, 0f3D635721; fma.rn.f32 p1, p1, f1, 0f3D635721; fma.rn.f32 p2, p2, f2, 0f3D635721; fma.rn.f32 p3, p3, f3, 0f3D635721;\n"
+        "fma.rn.f32 p0, p0, f0, 0f3E75FDF2; fma.rn.f32 p1, p1, f1, 0f3E75FDF2; fma.rn.f32 p2, p2, f2, 0f3E75FDF2; fma.rn.f32 p3, p3, f3, 0f3E75FDF2;\n"
+        "fma.rn.f32 p0, p0, f0, 0f3F317219; fma.rn.f32 p1, p1, f1, 0f3F317219; fma.rn.f32 p2, p2, f2, 0f3F317219; fma.rn.f32 p3, p3, f3, 0f3F317219;\n"
+        "fma.rn.f32 p0, p0, f0, 0f3F800000; fma.rn.f32 p1, p1, f1, 0f3F800000; fma.rn.f32 p2, p2, f2, 0f3F800000; fma.rn.f32 p3, p3, f3, 0f3F800000;\n"
+        "mad.lo.s32 p0, t0, 8388608, p0; mad.lo.s32 p1, t1, 8388608, p1; mad.lo.s32 p2, t2, 8388608, p2; mad.lo.s32 p3, t3, 8388608, p3;\n"
+        "cvt.f64.f32 y0, p0; cvt.f64.f32 y1, p1; cvt.f64.f32 y2, p2; cvt.f64.f32 y3, p3;\n"
+        "add.rz.f64 %0, %0, y0; add.rz.f64 %1, %1, y1; add.rz.f64 %0, %0, y2; add.rz.f64 %1, %1, y3;\n"
+        "}\n"
+        : "+d"(sums[0]), "+d"(sums[1])
+        : "f"(x[0]), "f"(x[1]), "f"(x[2]), "f"(x[3]), "f"(s), "f"(shift));
+  }
 };
 
 // The same for tokens of which some do not count, whatever their logits are.
@@ -128,6 +152,11 @@ struct DoubleAddends {
   __device__ __forceinline__ void add(float x, Sum &sum) const {
     words.add(x, sum.high, sum.low);
     sum.count += 1;
+  }
+  __device__ __forceinline__ float nothing() const { return -infinity(); }
+  __device__ __forceinline__ void add_four(const float (&x)[4], Sum (&sums)[2]) const {
+#pragma unroll
+    for (u32 i = 0; i < 4; ++i) add(x[i], sums[i % 2]);
   }
 };
 

@@ -8,6 +8,14 @@
 
 namespace nucleus {
 
+// The rows of this block's cluster.
+__device__ __forceinline__ Rows rows_of_cluster(u64 bits) {
+  u32 block, grid, blocks;
+  asm volatile("mov.u32 %0, %%ctaid.x;\nmov.u32 %1, %%nctaid.x;\nmov.u32 %2, %%cluster_nctaid.x;" : "=r"(block), "=r"(grid), "=r"(blocks));
+  const u32 shift = __ffs(blocks) - 1;
+  return Rows{block >> shift, grid >> shift, bits};
+}
+
 // `pending`: of the rows that an earlier launch left. `whole`, `division`: what was found of rows that keep many tokens.
 __global__ void __launch_bounds__(THREADS, 2) sample_rows(const __grid_constant__ SamplingBatch batch, const __grid_constant__ Workspace workspace,
                                                           const __grid_constant__ Whole whole, const __grid_constant__ Division division, u32 slice_room, bool pending) {
@@ -15,13 +23,22 @@ __global__ void __launch_bounds__(THREADS, 2) sample_rows(const __grid_constant_
   Rows rows{team.share_of(blockIdx.x), team.share_of(gridDim.x), 0};
   if (pending) {
     let_next_launch_begin();
+    // Where a cluster has one row, that is asked for before it is known whether it is left.
+    const bool alone = rows.first + rows.step >= batch.rows;
+    RowWords words;
+    if (alone) words.read_description(batch, rows.first);
     wait_for_launch_before();
     const LeftRows left(batch, rows.first, rows.step);
     if (left.none()) return;  // most often, and at once: what has passed through the cache since the launch before has left no instructions there
+    if (alone) words.read_told(whole, rows.first);
     share_batch(team.sh, batch);
     rows.bits = left.with(PENDING);
     const u64 above = left.with(MANY_ABOVE), many = left.with(MANY_KEPT) | above;
-    if (many) rows.bits |= draw_by_cluster(batch, whole, division, Rows{rows.first, rows.step, many}, above);
+    if (many) {
+      share_whole(whole, division);
+      rows.bits = draw_by_cluster(Rows{rows.first, rows.step, many}, above, rows.bits, alone ? rows.first : ~0u, words);
+      rows = rows_of_cluster(rows.bits);  // read anew, so that draws have the registers
+    }
   } else {
     share_batch(team.sh, batch);
     rows = Rows::all(batch.rows, rows.first, rows.step);
