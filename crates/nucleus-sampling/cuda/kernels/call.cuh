@@ -37,16 +37,16 @@ struct PartOfBatch : SamplingBatch {
   }
 };
 
-// The same, of kernels that are compiled for either: all rows, or, ORDERED, some. A test would cost them registers or time.
-template <bool ORDERED>
+// The same, of kernels that are compiled for all rows and, SOME, for some: a test would cost them registers or time.
+template <bool SOME>
 struct RowsOfBatch : PartOfBatch {
   __host__ explicit RowsOfBatch(const PartOfBatch &batch) : PartOfBatch(batch) {}
-  __device__ __forceinline__ u32 row_number(u32 i) const { return ORDERED ? order[i] : i; }
+  __device__ __forceinline__ u32 row_number(u32 i) const { return SOME ? order[i] : i; }
   __device__ __forceinline__ void begin_after_launch_before() const {
-    if (!ORDERED || !beside) wait_for_launch_before();
+    if (!SOME || !beside) wait_for_launch_before();
   }
   __device__ __forceinline__ void end_after_launch_before() const {
-    if constexpr (ORDERED) PartOfBatch::end_after_launch_before();
+    if constexpr (SOME) PartOfBatch::end_after_launch_before();
   }
 };
 

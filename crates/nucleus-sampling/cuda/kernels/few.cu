@@ -6,14 +6,14 @@
 
 namespace nucleus {
 
-template <bool ORDERED>
-__global__ void __launch_bounds__(FEW_THREADS, 2) sample_few_rows(const __grid_constant__ RowsOfBatch<ORDERED> batch, bool follows) {
+template <bool SOME>
+__global__ void __launch_bounds__(FEW_THREADS, 2) sample_few_rows(const __grid_constant__ RowsOfBatch<SOME> batch, bool follows) {
   sample_few(batch, batch.row_number(blockIdx.x), follows);
 }
 
-template <bool ORDERED>
+template <bool SOME>
 static cudaError_t launch(const PartOfBatch &batch, bool follows, cudaStream_t stream) {
-  const auto kernel = sample_few_rows<ORDERED>;
+  const auto kernel = sample_few_rows<SOME>;
   cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(FewShared));
   if (error == cudaSuccess) error = cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
   if (error != cudaSuccess) return error;
@@ -25,7 +25,7 @@ static cudaError_t launch(const PartOfBatch &batch, bool follows, cudaStream_t s
   config.stream = stream;
   config.attrs = &overlap;
   config.numAttrs = follows ? 1 : 0;
-  return cudaLaunchKernelEx(&config, kernel, RowsOfBatch<ORDERED>(batch), follows);
+  return cudaLaunchKernelEx(&config, kernel, RowsOfBatch<SOME>(batch), follows);
 }
 
 cudaError_t launch_few(const PartOfBatch &batch, bool follows, cudaStream_t stream) { return (batch.order ? launch<true> : launch<false>)(batch, follows, stream); }

@@ -8,8 +8,8 @@
 namespace nucleus::relay {
 
 // One block on a multiprocessor, so that nothing of its state is spilled.
-template <u32 DTYPE, bool ORDERED>
-__global__ void __launch_bounds__(BLOCK_THREADS, 1) sample_by_relay(const __grid_constant__ RowsOfBatch<ORDERED> batch, const __grid_constant__ Workspace workspace, bool last) {
+template <u32 DTYPE, bool SOME>
+__global__ void __launch_bounds__(BLOCK_THREADS, 1) sample_by_relay(const __grid_constant__ RowsOfBatch<SOME> batch, const __grid_constant__ Workspace workspace, bool last) {
   State *const sh = state();
   const u32 lane = threadIdx.x - 2 * TEAM_THREADS;
   if (lane < 32) {
@@ -64,9 +64,9 @@ __global__ void __launch_bounds__(BLOCK_THREADS, 1) sample_by_relay(const __grid
 
 constexpr u32 MULTIPROCESSORS = 132;  // of the devices this is tuned for
 
-template <u32 DTYPE, bool ORDERED>
+template <u32 DTYPE, bool SOME>
 static cudaError_t launch(const PartOfBatch &batch, const Workspace &workspace, bool last, cudaStream_t stream) {
-  const auto kernel = sample_by_relay<DTYPE, ORDERED>;
+  const auto kernel = sample_by_relay<DTYPE, SOME>;
   cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, SHARED_MOST);
   if (error == cudaSuccess) error = cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
   if (error != cudaSuccess) return error;
@@ -78,7 +78,7 @@ static cudaError_t launch(const PartOfBatch &batch, const Workspace &workspace, 
   cudaLaunchAttribute overlap = begins_early();
   config.attrs = &overlap;
   config.numAttrs = 1;
-  return cudaLaunchKernelEx(&config, kernel, RowsOfBatch<ORDERED>(batch), workspace, last);
+  return cudaLaunchKernelEx(&config, kernel, RowsOfBatch<SOME>(batch), workspace, last);
 }
 
 template <u32 DTYPE>

@@ -24,14 +24,14 @@ static __device__ __noinline__ void sample_undecided(const SamplingBatch &batch,
   DeviceTeam{}.cluster_sync();  // no block leaves while another may still read its shared memory
 }
 
-// `last`: no launch follows. ORDERED: the launch takes some of the batch's rows.
-template <u32 DTYPE, u32 BLOCKS, bool ORDERED>
-__device__ __forceinline__ void sample_row(const RowsOfBatch<ORDERED> &batch, const Workspace &workspace, bool last) {
+// `last`: no launch follows. SOME: the launch takes some of the batch's rows.
+template <u32 DTYPE, u32 BLOCKS, bool SOME>
+__device__ __forceinline__ void sample_row(const RowsOfBatch<SOME> &batch, const Workspace &workspace, bool last) {
   const DeviceTeam team;
   asm volatile("" ::"r"(static_cast<u32>(last)));  // the line that it is in comes now
   RowState *const sh = kept_row_state();
-  const u32 index = Block<DTYPE, BLOCKS, ORDERED>::number_of(batch);
-  const bool decided = Block<DTYPE, BLOCKS, ORDERED>(batch, team, sh).collect();
+  const u32 index = Block<DTYPE, BLOCKS, SOME>::number_of(batch);
+  const bool decided = Block<DTYPE, BLOCKS, SOME>(batch, team, sh).collect();
   if (sh->row.flags & NUCLEUS_ROW_PADDING) return;
   if (decided) {
     u32 way = LEFT;
@@ -49,24 +49,24 @@ __device__ __forceinline__ void sample_row(const RowsOfBatch<ORDERED> &batch, co
       way = learn_way(team, sh);
       if (way == DECIDED) [[likely]] return;
     }
-    if (way == SHARED_OUT && draw_above<DTYPE, BLOCKS, ORDERED>(batch)) return;
+    if (way == SHARED_OUT && draw_above<DTYPE, BLOCKS, SOME>(batch)) return;
   }
   if (last) sample_undecided(batch, workspace, index);
   else if (team.block == 0 && threadIdx.x == 0) batch.out[index].status = PENDING;
 }
 
-template <u32 DTYPE, u32 BLOCKS, bool ORDERED>
-__global__ void __launch_bounds__(BLOCK_THREADS, 1) sample_spread(const __grid_constant__ RowsOfBatch<ORDERED> batch, const __grid_constant__ Workspace workspace, bool last) {
-  sample_row<DTYPE, BLOCKS, ORDERED>(batch, workspace, last);
+template <u32 DTYPE, u32 BLOCKS, bool SOME>
+__global__ void __launch_bounds__(BLOCK_THREADS, 1) sample_spread(const __grid_constant__ RowsOfBatch<SOME> batch, const __grid_constant__ Workspace workspace, bool last) {
+  sample_row<DTYPE, BLOCKS, SOME>(batch, workspace, last);
   batch.end_after_launch_before();
 }
 
 // Of shared memory: what either way to a token needs.
 constexpr u32 EXACT_BYTES = SHARED_BYTES + SPARE_BYTES, SPREAD_BYTES = sizeof(RowState) > EXACT_BYTES ? sizeof(RowState) : EXACT_BYTES;
 
-template <u32 DTYPE, u32 BLOCKS, bool ORDERED>
+template <u32 DTYPE, u32 BLOCKS, bool SOME>
 static cudaError_t launch(const PartOfBatch &batch, const Workspace &workspace, bool last, cudaStream_t stream) {
-  const auto kernel = sample_spread<DTYPE, BLOCKS, ORDERED>;
+  const auto kernel = sample_spread<DTYPE, BLOCKS, SOME>;
   cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, SPREAD_BYTES);
   if (error == cudaSuccess) error = cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
   if (error != cudaSuccess) return error;
@@ -82,7 +82,7 @@ static cudaError_t launch(const PartOfBatch &batch, const Workspace &workspace, 
   attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
   config.attrs = attributes;
   config.numAttrs = 2;
-  return cudaLaunchKernelEx(&config, kernel, RowsOfBatch<ORDERED>(batch), workspace, last);
+  return cudaLaunchKernelEx(&config, kernel, RowsOfBatch<SOME>(batch), workspace, last);
 }
 
 // Clusters of so many blocks that are resident at a time on the devices this is tuned for, a block on a multiprocessor. racecheck of compute-sanitizer has
@@ -93,13 +93,13 @@ constexpr u32 EIGHTS = 0, FOURS = 0, THREES = 0;
 constexpr u32 EIGHTS = 15, FOURS = 30, THREES = 39;
 #endif
 
-template <u32 DTYPE, bool ORDERED>
+template <u32 DTYPE, bool SOME>
 static cudaError_t launch(const PartOfBatch &batch, const Workspace &workspace, bool last, cudaStream_t stream) {
   static_assert(Deal<DTYPE, 4>::FROM_LEN <= SPREAD_FROM_LEN && Deal<DTYPE, 3>::FROM_LEN <= SPREAD_FROM_LEN && Deal<DTYPE, 2>::FROM_LEN <= SPREAD_FROM_LEN);
-  if (batch.rows <= EIGHTS && batch.row_len >= Deal<DTYPE, 8>::FROM_LEN) return launch<DTYPE, 8, ORDERED>(batch, workspace, last, stream);
-  if (batch.rows <= FOURS) return launch<DTYPE, 4, ORDERED>(batch, workspace, last, stream);
-  if (batch.rows <= THREES) return launch<DTYPE, 3, ORDERED>(batch, workspace, last, stream);
-  return launch<DTYPE, 2, ORDERED>(batch, workspace, last, stream);
+  if (batch.rows <= EIGHTS && batch.row_len >= Deal<DTYPE, 8>::FROM_LEN) return launch<DTYPE, 8, SOME>(batch, workspace, last, stream);
+  if (batch.rows <= FOURS) return launch<DTYPE, 4, SOME>(batch, workspace, last, stream);
+  if (batch.rows <= THREES) return launch<DTYPE, 3, SOME>(batch, workspace, last, stream);
+  return launch<DTYPE, 2, SOME>(batch, workspace, last, stream);
 }
 
 template <u32 DTYPE>

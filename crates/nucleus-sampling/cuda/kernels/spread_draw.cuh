@@ -7,9 +7,9 @@
 
 namespace nucleus::spread {
 
-template <u32 DTYPE, u32 BLOCKS, bool ORDERED>
-struct ManyAbove : Sender<DTYPE, BLOCKS, ORDERED> {
-  using Base = Sender<DTYPE, BLOCKS, ORDERED>;
+template <u32 DTYPE, u32 BLOCKS, bool SOME>
+struct ManyAbove : Sender<DTYPE, BLOCKS, SOME> {
+  using Base = Sender<DTYPE, BLOCKS, SOME>;
   using typename Base::D;
   using Base::allowed_of, Base::batch, Base::block, Base::index, Base::is_ragged, Base::lane, Base::limit, Base::logits, Base::masked, Base::reads, Base::sh, Base::shift_of, Base::warp;
   using Cell = Cells<DTYPE>;
@@ -81,10 +81,10 @@ struct ManyAbove : Sender<DTYPE, BLOCKS, ORDERED> {
 };
 
 // False: the row is not decided. By all threads of the cluster, after it has met.
-template <u32 DTYPE, u32 BLOCKS, bool ORDERED>
-static __device__ __noinline__ bool draw_above(const RowsOfBatch<ORDERED> &batch) {
+template <u32 DTYPE, u32 BLOCKS, bool SOME>
+static __device__ __noinline__ bool draw_above(const RowsOfBatch<SOME> &batch) {
   const DeviceTeam team;
-  const ManyAbove<DTYPE, BLOCKS, ORDERED> own(batch, team.block, row_state());
+  const ManyAbove<DTYPE, BLOCKS, SOME> own(batch, team.block, row_state());
   const SlicePlan plan = own.sh->plan;
   const float largest = own.find_largest(), threshold = least_kept(plan, own.sh->program, largest);
   Weighing w;

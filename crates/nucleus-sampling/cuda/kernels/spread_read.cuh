@@ -20,7 +20,7 @@ __device__ __forceinline__ void arrive_after_copies(u64 *mbarrier) {
   asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(mbarrier)) : "memory");
 }
 
-template <u32 DTYPE, u32 BLOCKS, bool ORDERED>
+template <u32 DTYPE, u32 BLOCKS, bool SOME>
 struct Reader {
   using D = Deal<DTYPE, BLOCKS>;
   using Vector = typename D::Vector;
@@ -30,16 +30,16 @@ struct Reader {
     uint4 v[VECTORS];
   };
 
-  const RowsOfBatch<ORDERED> &batch;
+  const RowsOfBatch<SOME> &batch;
   RowState *const sh;
   const u32 index, block, warp, lane;
   const char *const logits;
 
-  __device__ __forceinline__ Reader(const RowsOfBatch<ORDERED> &b, u32 own, RowState *state)
+  __device__ __forceinline__ Reader(const RowsOfBatch<SOME> &b, u32 own, RowState *state)
       : batch(b), sh(state), index(number_of(b)), block(own), warp(threadIdx.x / 32), lane(threadIdx.x % 32),
         logits(static_cast<const char *>(b.logits) + static_cast<u64>(number_of(b)) * b.row_stride * SIZE) {}
   // The number of the cluster's row.
-  __device__ __forceinline__ static u32 number_of(const RowsOfBatch<ORDERED> &b) { return b.row_number(blockIdx.x / BLOCKS); }
+  __device__ __forceinline__ static u32 number_of(const RowsOfBatch<SOME> &b) { return b.row_number(blockIdx.x / BLOCKS); }
 
   __device__ __forceinline__ bool reads() const { return threadIdx.x < READERS; }
   __device__ __forceinline__ bool aligned() const { return reinterpret_cast<uintptr_t>(logits) % 16 == 0; }

@@ -23,9 +23,9 @@ __device__ __forceinline__ void end_barriers(RowState *sh) {
 #endif
 }
 
-template <u32 DTYPE, u32 BLOCKS, bool ORDERED>
-struct Block : Sender<DTYPE, BLOCKS, ORDERED> {
-  using Base = Sender<DTYPE, BLOCKS, ORDERED>;
+template <u32 DTYPE, u32 BLOCKS, bool SOME>
+struct Block : Sender<DTYPE, BLOCKS, SOME> {
+  using Base = Sender<DTYPE, BLOCKS, SOME>;
   using typename Base::D;
   using typename Base::Half;
   using Base::add_changed, Base::aligned, Base::batch, Base::block, Base::bound, Base::bring_mask, Base::group_largest, Base::index, Base::lane, Base::limit, Base::list_hits, Base::bring;
@@ -38,7 +38,7 @@ struct Block : Sender<DTYPE, BLOCKS, ORDERED> {
   const DeviceTeam &team;
   const u32 helper;  // of the threads that do not read
 
-  __device__ __forceinline__ Block(const RowsOfBatch<ORDERED> &b, const DeviceTeam &t, RowState *state) : Base(b, t.block, state), team(t), helper(threadIdx.x - READERS) {}
+  __device__ __forceinline__ Block(const RowsOfBatch<SOME> &b, const DeviceTeam &t, RowState *state) : Base(b, t.block, state), team(t), helper(threadIdx.x - READERS) {}
 
   __device__ __forceinline__ Request request() const { return request_of(batch, index, sh->row, sh->config, sh->program); }
 
@@ -168,7 +168,7 @@ struct Block : Sender<DTYPE, BLOCKS, ORDERED> {
     if (!risers.lowers || risers.biases > MARKERS) list_other_risers(batch, threshold, least, early);
   }
   // Those of many biases, or of edits that raise.
-  static __device__ __noinline__ void list_other_risers(const RowsOfBatch<ORDERED> &batch, float threshold, float least, float early) {
+  static __device__ __noinline__ void list_other_risers(const RowsOfBatch<SOME> &batch, float threshold, float least, float early) {
     const DeviceTeam team;
     const Block own(batch, team, row_state());
     const Risers risers(own.sh);
@@ -203,7 +203,7 @@ struct Block : Sender<DTYPE, BLOCKS, ORDERED> {
   }
 
   // The same of a row with the request of another number, when the row is there.
-  static __device__ __noinline__ void read_other_request(const RowsOfBatch<ORDERED> &batch) {
+  static __device__ __noinline__ void read_other_request(const RowsOfBatch<SOME> &batch) {
     RowState *const sh = row_state();
     const u32 index = Base::number_of(batch), helper = threadIdx.x - READERS, *const from = DescriptionWord::source(batch, index, sh->row.request, helper);
     DescriptionWord word;
@@ -212,7 +212,7 @@ struct Block : Sender<DTYPE, BLOCKS, ORDERED> {
     if (from) word.write(sh, helper);
     meet<TOGETHER, MARKERS>();
   }
-  static __device__ __noinline__ void describe_slot(const RowsOfBatch<ORDERED> &batch) {
+  static __device__ __noinline__ void describe_slot(const RowsOfBatch<SOME> &batch) {
     RowState *const sh = row_state();
     if (threadIdx.x == READERS) read_slot(batch.slots[sh->row.slot], sh->config, sh->row);
     meet<TOGETHER, MARKERS>();
@@ -232,7 +232,7 @@ struct Block : Sender<DTYPE, BLOCKS, ORDERED> {
   }
 
   // Marks what may not be drawn now; DRY's longest passage. By all threads, where lists ask for it.
-  static __device__ __noinline__ u32 look_up_lists(const RowsOfBatch<ORDERED> &batch) {
+  static __device__ __noinline__ u32 look_up_lists(const RowsOfBatch<SOME> &batch) {
     RowState *const sh = row_state();
     const DeviceTeam team;
     const Block own(batch, team, sh);

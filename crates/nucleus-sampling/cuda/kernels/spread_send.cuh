@@ -5,9 +5,9 @@
 
 namespace nucleus::spread {
 
-template <u32 DTYPE, u32 BLOCKS, bool ORDERED>
-struct Sender : Reader<DTYPE, BLOCKS, ORDERED> {
-  using Base = Reader<DTYPE, BLOCKS, ORDERED>;
+template <u32 DTYPE, u32 BLOCKS, bool SOME>
+struct Sender : Reader<DTYPE, BLOCKS, SOME> {
+  using Base = Reader<DTYPE, BLOCKS, SOME>;
   using typename Base::D;
   using typename Base::First;
   using typename Base::Half;
@@ -177,7 +177,7 @@ struct Sender : Reader<DTYPE, BLOCKS, ORDERED> {
     return v;
   }
   // The same in a function of its own, where a warp has more hits than vectors are kept of.
-  static __device__ __noinline__ uint4 read_again(const RowsOfBatch<ORDERED> *batch, u32 first) {
+  static __device__ __noinline__ uint4 read_again(const RowsOfBatch<SOME> *batch, u32 first) {
     const Sender own(*batch, DeviceTeam{}.block, row_state());
     return own.vector_at(first, own.is_ragged());
   }
@@ -217,7 +217,7 @@ struct Sender : Reader<DTYPE, BLOCKS, ORDERED> {
           v[i] = sh->held[warp * HELD + hit][vector];
           continue;
         }
-        const RowsOfBatch<ORDERED> *of = &batch;
+        const RowsOfBatch<SOME> *of = &batch;
         asm volatile("" : "+l"(of));  // else its words are read before it is known whether they are needed
         v[i] = read_again(of, D::at(block, vector, thread));
       }

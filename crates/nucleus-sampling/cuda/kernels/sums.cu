@@ -32,8 +32,8 @@ static __device__ __noinline__ void bring_again(RowCallIn<Room> call, u32 use) {
 }
 
 // Rows that sums do not decide are PENDING afterwards.
-template <class Room, bool ORDERED>
-__global__ void __launch_bounds__(THREADS, Room::RESIDENT) sum_rows(const __grid_constant__ RowsOfBatch<ORDERED> batch, u32 slice_room) {
+template <class Room, bool SOME>
+__global__ void __launch_bounds__(THREADS, Room::RESIDENT) sum_rows(const __grid_constant__ RowsOfBatch<SOME> batch, u32 slice_room) {
   Shared *const sh = shared_state();
   typename Room::Team team;
   team.take_slice(batch.row_len, slice_room);
@@ -112,11 +112,11 @@ __global__ void __launch_bounds__(THREADS, Room::RESIDENT) sum_rows(const __grid
   batch.end_after_launch_before();
 }
 
-template <class Room, bool ORDERED>
+template <class Room, bool SOME>
 static cudaError_t launch_shape(const PartOfBatch &batch, const Shape &shape, cudaStream_t stream) {
   cudaLaunchAttribute attributes[2];
   const cudaLaunchConfig_t config = shape.config(attributes, stream, batch.beside || batch.rows <= FIRST_EARLY_MOST);
-  return cudaLaunchKernelEx(&config, sum_rows<Room, ORDERED>, RowsOfBatch<ORDERED>(batch), shape.room);
+  return cudaLaunchKernelEx(&config, sum_rows<Room, SOME>, RowsOfBatch<SOME>(batch), shape.room);
 }
 
 // Clusters of 3 blocks, of which a multiprocessor has one, take rows in fewer turns than those of 8, of which it has two, and more time for each: worth it if they take no more
@@ -125,19 +125,19 @@ static bool is_worth(const Shape &wide, const Shape &shape, const SamplingBatch 
   return wide.room && (batch.flags & NUCLEUS_BATCH_MANY_ROWS || 9 * wide.turns(batch.rows) <= 7 * shape.turns(batch.rows));
 }
 
-template <bool ORDERED>
+template <bool SOME>
 static cudaError_t launch(const PartOfBatch &batch, cudaStream_t stream) {
-  const void *const kernel = reinterpret_cast<const void *>(sum_rows<FullRoom, ORDERED>), *const wide_kernel = reinterpret_cast<const void *>(sum_rows<ShortRoom, ORDERED>);
+  const void *const kernel = reinterpret_cast<const void *>(sum_rows<FullRoom, SOME>), *const wide_kernel = reinterpret_cast<const void *>(sum_rows<ShortRoom, SOME>);
   cudaError_t error = allow_slices(kernel);
   if (error == cudaSuccess) error = allow_slices(wide_kernel);
   Shape shape, wide;
   if (error == cudaSuccess) error = shape.fit(batch, kernel);
   if (error == cudaSuccess) error = wide.fit_wide(batch, shape, wide_kernel);
   if (error != cudaSuccess) return error;
-  if (is_worth(wide, shape, batch)) return launch_shape<ShortRoom, ORDERED>(batch, wide, stream);
+  if (is_worth(wide, shape, batch)) return launch_shape<ShortRoom, SOME>(batch, wide, stream);
   const u32 least = (batch.rows + CLUSTER_ROWS - 1) / CLUSTER_ROWS;
   if (batch.flags & NUCLEUS_BATCH_MANY_ROWS || shape.clusters < least) shape.clusters = least;
-  return launch_shape<FullRoom, ORDERED>(batch, shape, stream);
+  return launch_shape<FullRoom, SOME>(batch, shape, stream);
 }
 
 cudaError_t launch_sums(const PartOfBatch &batch, cudaStream_t stream) { return (batch.order ? launch<true> : launch<false>)(batch, stream); }

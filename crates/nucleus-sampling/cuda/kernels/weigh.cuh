@@ -302,9 +302,9 @@ struct Weigher {
   }
 };
 
-// `plans`: no launch before has learnt what the rows ask for, since none has edits. ORDERED: the launch takes some of the batch's rows.
-template <u32 DTYPE, bool MASKS, bool ORDERED>
-__device__ __forceinline__ void weigh_rows_of(const RowsOfBatch<ORDERED> &batch, const Whole &whole, const Division &division, bool plans, bool pending) {
+// `plans`: no launch before has learnt what the rows ask for, since none has edits. SOME: the launch takes some of the batch's rows.
+template <u32 DTYPE, bool MASKS, bool SOME>
+__device__ __forceinline__ void weigh_rows_of(const RowsOfBatch<SOME> &batch, const Whole &whole, const Division &division, bool plans, bool pending) {
   using P = PartOf<DTYPE>;
   u32 block, blocks;
   asm("mov.u32 %0, %%cluster_nctaid.x;" : "=r"(blocks));

@@ -15,10 +15,10 @@ __global__ void __launch_bounds__(THREADS, 2) prepare_rows(const __grid_constant
   prepare_row(batch, whole, division, batch.row_number(blockIdx.x), pending);
 }
 
-template <u32 DTYPE, bool MASKS, bool ORDERED>
-__global__ void __launch_bounds__(THREADS, 1) weigh_rows(const __grid_constant__ RowsOfBatch<ORDERED> batch, const __grid_constant__ Whole whole,
+template <u32 DTYPE, bool MASKS, bool SOME>
+__global__ void __launch_bounds__(THREADS, 1) weigh_rows(const __grid_constant__ RowsOfBatch<SOME> batch, const __grid_constant__ Whole whole,
                                                          const __grid_constant__ Division division, bool plans, bool pending) {
-  weigh_rows_of<DTYPE, MASKS, ORDERED>(batch, whole, division, plans, pending);
+  weigh_rows_of<DTYPE, MASKS, SOME>(batch, whole, division, plans, pending);
 }
 
 // Rows up to which the launch of clusters begins while these blocks end. Where many do, a cluster takes what places are free first, so that fewer fit beside each
@@ -54,13 +54,13 @@ static cudaError_t launch_a_block_each(u32 rows, u32 threads, size_t bytes, bool
   return cudaLaunchKernelEx(&config, kernel, arguments...);
 }
 
-template <bool ORDERED>
-using WeighKernel = void (*)(RowsOfBatch<ORDERED>, Whole, Division, bool, bool);
-template <bool MASKS, bool ORDERED>
-static WeighKernel<ORDERED> weigh_kernel(u32 dtype) {
-  return dtype == NUCLEUS_F32    ? weigh_rows<NUCLEUS_F32, MASKS, ORDERED>
-         : dtype == NUCLEUS_BF16 ? weigh_rows<NUCLEUS_BF16, MASKS, ORDERED>
-                                 : weigh_rows<NUCLEUS_F16, MASKS, ORDERED>;
+template <bool SOME>
+using WeighKernel = void (*)(RowsOfBatch<SOME>, Whole, Division, bool, bool);
+template <bool MASKS, bool SOME>
+static WeighKernel<SOME> weigh_kernel(u32 dtype) {
+  return dtype == NUCLEUS_F32    ? weigh_rows<NUCLEUS_F32, MASKS, SOME>
+         : dtype == NUCLEUS_BF16 ? weigh_rows<NUCLEUS_BF16, MASKS, SOME>
+                                 : weigh_rows<NUCLEUS_F16, MASKS, SOME>;
 }
 
 // The blocks of a cluster, their slices, and as many clusters as are resident at a time; `room` 0: rows are too long.
@@ -87,10 +87,10 @@ static cudaError_t share_out(const SamplingBatch &batch, const void *kernel, Sha
   return error == cudaSuccess ? share(MAX_BLOCKS) : error;
 }
 
-template <bool ORDERED>
+template <bool SOME>
 static cudaError_t launch(const PartOfBatch &batch, const Whole &whole, bool pending, cudaStream_t stream, Division &division) {
   const bool plans = batch.flags & (NUCLEUS_BATCH_ALL_DRAWN | NUCLEUS_BATCH_NO_EDITS);
-  const auto kernel = (batch.masks && batch.mask_words ? weigh_kernel<true, ORDERED> : weigh_kernel<false, ORDERED>)(batch.dtype);
+  const auto kernel = (batch.masks && batch.mask_words ? weigh_kernel<true, SOME> : weigh_kernel<false, SOME>)(batch.dtype);
   cudaError_t error = allow_slices(reinterpret_cast<const void *>(kernel));
   Shape shape;
   u32 slices = 0;
@@ -103,7 +103,7 @@ static cudaError_t launch(const PartOfBatch &batch, const Whole &whole, bool pen
   if (error != cudaSuccess) return error;
   cudaLaunchAttribute attributes[2];
   const cudaLaunchConfig_t config = shape.config(attributes, stream, !plans || pending);
-  error = cudaLaunchKernelEx(&config, kernel, RowsOfBatch<ORDERED>(batch), whole, division, plans, pending);
+  error = cudaLaunchKernelEx(&config, kernel, RowsOfBatch<SOME>(batch), whole, division, plans, pending);
   if (error != cudaSuccess) return error;
   const size_t part = Part::span_of(division.room) * sizeof(float), room = cut_room_bytes<CHOOSE_THREADS>(batch.row_len);
   const bool leaves_many = batch.rows <= SHARED_OUT_MOST;
