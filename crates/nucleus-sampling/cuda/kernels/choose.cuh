@@ -156,6 +156,22 @@ struct RawTotal {
   }
 };
 
+// What lies before this thread's own, and the sum over the block. A barrier before the slot is used again.
+__device__ __forceinline__ u64 prefix_in_block(u64 own, u64 &total, u32 slot) {
+  Shared *sh = shared_state();
+  const u64 through = prefix_sum(own);
+  if (threadIdx.x % 32 == 31) sh->part[threadIdx.x / 32][slot] = through;
+  sync_block();
+  u64 before = through - own;
+  total = 0;
+#pragma unroll 8
+  for (u32 i = 0; i < CHOOSE_THREADS / 32; ++i) {
+    before += i < threadIdx.x / 32 ? sh->part[i][slot] : 0;
+    total += sh->part[i][slot];
+  }
+  return before;
+}
+
 // The sorted list by the usual chain, or its first token, by one warp; false: it is not decided. `of_row`: the row's weight if top_p cuts first.
 __device__ __noinline__ bool choose_by_chain(u32 index, u32 count, u64 of_row, RawTotal raw, SlicePlan plan) {
   Shared *sh = shared_state();
@@ -175,7 +191,7 @@ __device__ __noinline__ bool choose_by_block(u32 index, u32 count, u64 of_row, u
   const u32 t = threadIdx.x;
   const u64 place = t < count ? sh->listed_places[t] : 0, q = t < count ? w.q(logit_at(place)) : 0;
   u64 listed;
-  const u64 before = prefix_in_block<CHOOSE_THREADS>(q, listed, 0);
+  const u64 before = prefix_in_block(q, listed, 0);
   sh->listed_weights[t] = q;
   const u32 kept = __syncthreads_count(t < count && (t == 0 || !until(before)));
   if (!until(listed) || kept < least) return false;

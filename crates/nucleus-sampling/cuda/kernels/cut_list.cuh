@@ -101,23 +101,6 @@ template <u32 N>
 __host__ constexpr size_t cut_room_bytes(u32 row_len) { return sizeof(CutRoom<N>) + (chunks_of(row_len) / 2 + N / 32) * sizeof(u64); }
 static_assert(cut_room_bytes<THREADS>(NUCLEUS_MAX_VOCAB) <= SPARE_BYTES);
 
-// What lies before this thread's own, and the sum over N threads. A barrier before the slot is used again.
-template <u32 N>
-__device__ __forceinline__ u64 prefix_in_block(u64 own, u64 &total, u32 slot) {
-  Shared *sh = shared_state();
-  const u64 through = prefix_sum(own);
-  if (threadIdx.x % 32 == 31) sh->part[threadIdx.x / 32][slot] = through;
-  sync_block();
-  u64 before = through - own;
-  total = 0;
-#pragma unroll 8
-  for (u32 i = 0; i < N / 32; ++i) {
-    before += i < threadIdx.x / 32 ? sh->part[i][slot] : 0;
-    total += sh->part[i][slot];
-  }
-  return before;
-}
-
 // The weight of one token; `addends` serve.
 __device__ __forceinline__ u64 weight_of(const DoubleAddends &addends, float x) {
   DoubleAddends::Sum sum = addends.none();
