@@ -30,9 +30,9 @@ SamplingBatch batch_of(const Held &held, uint32_t dtype, uint32_t rows, uint32_t
   return batch;
 }
 
-// Fills memory with edits of a token, after which no draw would find another one.
+// Fills memory with edits of a token, by which it is out: rows have one token less then. A likelier token would not show, since what then weighs more than the row does is decided another way.
 __global__ void leave_edits(uint2 *memory, size_t count) {
-  for (size_t i = blockIdx.x * blockDim.x + threadIdx.x; i < count; i += gridDim.x * blockDim.x) memory[i] = make_uint2(3, __float_as_uint(40.0f));
+  for (size_t i = blockIdx.x * blockDim.x + threadIdx.x; i < count; i += gridDim.x * blockDim.x) memory[i] = make_uint2(3, __float_as_uint(-INFINITY));
 }
 
 struct DeviceBatch {
