@@ -162,7 +162,7 @@ const _: () = assert!(offset_of!(SamplingBatch, out) == 88);
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub(super) struct SamplingOrder {
-    /// Rows' numbers, one kind behind the other, then all others; null: the rows are not sorted.
+    /// The rows' numbers, one kind behind the other; null: they are not sorted.
     pub(super) order: *const u32,
     /// Rows that few tokens decide.
     pub(super) bounded: u32,
@@ -172,6 +172,17 @@ pub(super) struct SamplingOrder {
     pub(super) cut_by_top_p: u32,
     /// The rest, but for rows of which few ids are allowed.
     pub(super) others: u32,
+}
+
+impl SamplingOrder {
+    /// The rows are not sorted.
+    pub(super) const NONE: Self = Self {
+        order: std::ptr::null(),
+        bounded: 0,
+        drawn: 0,
+        cut_by_top_p: 0,
+        others: 0,
+    };
 }
 
 const _: () = assert!(size_of::<SamplingOrder>() == 24);

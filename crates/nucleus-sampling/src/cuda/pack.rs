@@ -270,7 +270,7 @@ enum Kind {
 }
 
 /// The kinds of a launch's rows: where their numbers begin in the arena, and how many rows each of the first four has.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Sorted {
     from: usize,
     rows: [u32; 4],
@@ -280,13 +280,8 @@ impl Sorted {
     /// What a launch is told, from where the arena lies on the device.
     pub(super) fn order(&self, arena: *const u32) -> SamplingOrder {
         let [bounded, drawn, cut_by_top_p, others] = self.rows;
-        let order = if self.rows == [0; 4] {
-            std::ptr::null()
-        } else {
-            arena.wrapping_add(self.from)
-        };
         SamplingOrder {
-            order,
+            order: arena.wrapping_add(self.from),
             bounded,
             drawn,
             cut_by_top_p,
@@ -820,8 +815,6 @@ mod tests {
         let mut packed = pack_each(&[&greedy, &biased, &listed, &listed], processed);
         assert!(packed.sort(0, 2).is_some(), "bounded rows and others");
         assert_eq!(packed.sort(2, 2), None, "few ids allowed of all");
-        let none = Sorted::default().order(std::ptr::null());
-        assert!(none.order.is_null());
     }
 
     #[test]

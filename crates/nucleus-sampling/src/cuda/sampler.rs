@@ -562,7 +562,7 @@ impl CudaSampler {
             };
             // Before the draw, which changes what a slot holds.
             self.launch_top(&batch, first, workspace_bytes)?;
-            let order = kinds.unwrap_or_default().order(arena.cast());
+            let order = kinds.map_or(SamplingOrder::NONE, |kinds| kinds.order(arena.cast()));
             self.launch_one(&batch, &order, workspace_bytes)?;
         }
         Ok(())
