@@ -168,17 +168,6 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// `few`: its few allowed ids are gathered.
-    fn kind(&self, few: bool) -> Kind {
-        if few {
-            Kind::Few
-        } else if self.bounded_by().is_some() {
-            Kind::Bounded
-        } else {
-            self.drawn().unwrap_or(Kind::Other)
-        }
-    }
-
     /// Tokens at the end of the history that operations by id look at.
     fn window(&self) -> usize {
         let config = self.params.config();
@@ -370,13 +359,18 @@ impl Packed {
             self.max_edited = self.max_edited.max(row.edited());
             self.tops.push(row.top);
             self.unedited += usize::from(!row.edits());
-            let (kind, drawn) = (row.kind(few), row.drawn());
+            let (bounded_by, drawn) = (row.bounded_by(), row.drawn());
+            let kind = match bounded_by {
+                _ if few => Kind::Few,
+                Some(_) => Kind::Bounded,
+                None => drawn.unwrap_or(Kind::Other),
+            };
             self.kinds.push(kind);
             self.drawn += usize::from(drawn == Some(Kind::Drawn));
             self.drawn_after_top_p += usize::from(drawn == Some(Kind::CutByTopP));
             if few {
                 self.few += 1;
-            } else if let Some(code) = row.bounded_by() {
+            } else if let Some(code) = bounded_by {
                 self.bounded += 1;
                 let by_count = code != OpCode::MinP;
                 self.counted += usize::from(by_count);
@@ -399,14 +393,6 @@ impl Packed {
     /// Leaves the numbers of a launch's rows, counted from its first, sorted by their kinds, in the arena, if they are of several kinds for which
     /// there are launches.
     pub(super) fn sort(&mut self, first: u32, rows: u32) -> Option<Sorted> {
-        let kinds = &self.kinds[first as usize..][..rows as usize];
-        let count = |kind: Kind| kinds.iter().filter(|of| **of == kind).count() as u32;
-        let drawn = count(Kind::Drawn) + count(Kind::CutByTopP);
-        let of_kinds = [count(Kind::Bounded), drawn, count(Kind::Other)];
-        let several = of_kinds.iter().filter(|rows| **rows > 0).count() > 1;
-        if !several && (drawn == 0 || drawn == rows) {
-            return None;
-        }
         const ORDER: [Kind; 5] = [
             Kind::Bounded,
             Kind::Drawn,
@@ -414,12 +400,21 @@ impl Packed {
             Kind::Other,
             Kind::Few,
         ];
+        let kinds = &self.kinds[first as usize..][..rows as usize];
+        let [bounded, drawn, cut_by_top_p, others, few] =
+            ORDER.map(|kind| kinds.iter().filter(|of| **of == kind).count() as u32);
+        let drawn_at_all = drawn + cut_by_top_p;
+        let of_launches = [bounded, drawn_at_all, others];
+        let several = of_launches.iter().filter(|rows| **rows > 0).count() > 1;
+        if !several && (drawn_at_all == 0 || few == 0) {
+            return None;
+        }
         let from = self.arena.len();
         for kind in ORDER {
             let numbers = (0..).zip(kinds).filter(|(_, of)| **of == kind);
             self.arena.extend(numbers.map(|(number, _)| number));
         }
-        let [rows @ .., _] = ORDER.map(count);
+        let rows = [bounded, drawn, cut_by_top_p, others];
         Some(Sorted { from, rows })
     }
 
