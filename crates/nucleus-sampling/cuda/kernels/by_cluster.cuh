@@ -33,10 +33,7 @@ struct RowWords {
   DescriptionWord described;
   u32 told;
 
-  // Most often a row has the request of its own number: then that is read before the row is known.
-  __device__ __forceinline__ void read_description(const SamplingBatch &batch, u32 index) {
-    described.read(batch, index, batch.flags & NUCLEUS_BATCH_REQUEST_EACH ? index : batch.row[index].request);
-  }
+  __device__ __forceinline__ void read_description(const SamplingBatch &batch, u32 index) { described.read(batch, index, likely_request(batch, index)); }
   __device__ __forceinline__ void read_told(const Whole &whole, u32 index) {
     const u32 t = threadIdx.x;
     if (t - PLAN_FROM < PLAN) told = reinterpret_cast<const u32 *>(whole.plans + index)[t - PLAN_FROM];
@@ -102,7 +99,7 @@ static __device__ __noinline__ u64 draw_by_cluster(Rows rows, u64 above, u64 pen
     room->row_step = rows.step;
   }
 #pragma unroll 1
-  for (;; asked = ~0u) {
+  for (;; asked = NO_ROW) {
     sync_block();
     u64 bits = room->rest;
     if (!bits) break;

@@ -81,6 +81,9 @@ constexpr u32 PENDING = 0xFFFFFFFFu;
 // log-probability will be.
 constexpr u32 MANY_KEPT = 0xFFFFFFFEu, MANY_ABOVE = 0xFFFFFFFDu;
 
+// The request that a row has most often, that of its own number if the caller says so: then it is read before the row is known.
+__device__ __forceinline__ u32 likely_request(const SamplingBatch &batch, u32 index) { return batch.flags & NUCLEUS_BATCH_REQUEST_EACH ? index : batch.row[index].request; }
+
 // The word that this thread copies of what describes a row, and where it goes; the other threads copy none.
 struct DescriptionWord {
   static constexpr u32 ROW = sizeof(SamplingRow) / 4, CONFIG = sizeof(SamplingConfig) / 4, PROGRAM = sizeof(SamplingProgram) / 4;

@@ -16,9 +16,8 @@ __device__ __forceinline__ const char *row_of(const SamplingBatch &batch, u32 in
 
 // The word of a row's description that this thread has. Asked for before logits, which reads that follow wait for.
 __device__ __forceinline__ DescriptionWord read_word(const SamplingBatch &batch, u32 index) {
-  // Most often a row has the request of its own number: then that is read before the row is known.
   DescriptionWord word;
-  word.read(batch, index, batch.flags & NUCLEUS_BATCH_REQUEST_EACH ? index : batch.row[index].request, threadIdx.x - DESCRIBING_FROM);
+  word.read(batch, index, likely_request(batch, index), threadIdx.x - DESCRIBING_FROM);
   return word;
 }
 // What the copy engine writes where the thread has read or written comes after that.

@@ -157,9 +157,8 @@ __device__ __forceinline__ RowPlan plan_row_without_edits(const SamplingBatch &b
 
 __device__ __forceinline__ void prepare_row(const SamplingBatch &batch, const Whole &whole, const Division &division, u32 index, bool pending) {
   Shared *sh = shared_state();
-  // Most often a row has the request of its own number: then it is read before the row is known.
   const bool each = batch.flags & NUCLEUS_BATCH_REQUEST_EACH;
-  const u32 request = each ? index : batch.row[index].request;
+  const u32 request = likely_request(batch, index);
   DescriptionWord word;
   word.read(batch, index, request);
   word.write(sh);

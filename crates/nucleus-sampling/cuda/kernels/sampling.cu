@@ -36,7 +36,7 @@ __global__ void __launch_bounds__(THREADS, 2) sample_rows(const __grid_constant_
     const u64 above = left.with(MANY_ABOVE), many = left.with(MANY_KEPT) | above;
     if (many) {
       share_whole(whole, division);
-      rows.bits = draw_by_cluster(Rows{rows.first, rows.step, many}, above, rows.bits, alone ? rows.first : ~0u, words);
+      rows.bits = draw_by_cluster(Rows{rows.first, rows.step, many}, above, rows.bits, alone ? rows.first : NO_ROW, words);
       rows = rows_of_cluster(rows.bits);  // read anew, so that draws have the registers
     }
   } else {
