@@ -9,6 +9,7 @@
 
 #include "../include/sampling_config.h"
 #include "../tests/device.hpp"
+#include "../tests/order.hpp"
 
 constexpr uint32_t VOCAB = 151936;
 
@@ -97,9 +98,6 @@ static bool is_cut_by_top_p(const Case &c) {
          std::all_of(c.program.ops, c.program.ops + len - 2, [](const SamplingOp &op) { return op.code == NUCLEUS_OP_TEMPERATURE; });
 }
 
-// The place of a row's kind in SamplingOrder.
-static uint32_t kind_of(const Case &c) { return c.bounded ? 0 : is_drawn(c) ? 1 : is_cut_by_top_p(c) ? 2 : 3; }
-
 // Whether an operation edits logits by id, or is a temperature.
 static bool is_leading(uint32_t code) {
   return code == NUCLEUS_OP_NONE || code == NUCLEUS_OP_DRY || code == NUCLEUS_OP_NO_REPEAT_NGRAM || code == NUCLEUS_OP_PENALTIES || code == NUCLEUS_OP_TEMPERATURE;
@@ -112,7 +110,7 @@ static uint32_t what_is_known(const Case &c) {
     uint32_t known = ~0u, of_others = NUCLEUS_BATCH_NONE_WHOLE | NUCLEUS_BATCH_NONE_SUMMED | NUCLEUS_BATCH_NONE_CUT;
     for (const Case *of : c.others) {
       known &= what_is_known(*of);
-      if (kind_of(*of) == 3) of_others &= what_is_known(*of);
+      if (!of->bounded && !is_drawn(*of) && !is_cut_by_top_p(*of)) of_others &= what_is_known(*of);
     }
     return (known & (NUCLEUS_BATCH_NO_EDITS | NUCLEUS_BATCH_NONE_BOUNDED)) | of_others;
   }
@@ -208,6 +206,7 @@ int main(int argc, char **argv) {
     cases.push_back(masked);
   }
   const auto named = [&](const char *name) { return &*std::find_if(cases.begin(), cases.end(), [&](const Case &c) { return !std::strcmp(c.name, name); }); };
+  // `UNSORTED=1 bench …`: the caller does not say the kinds of these rows.
   std::vector<Case> mixed;
   for (auto [name, of] : {std::pair{"mixed: all on, top_p", std::vector{"all on", "top_p"}}, {"mixed: greedy, T + draw", std::vector{"greedy", "T + draw"}}, {"mixed: top_k + top_p, top_p", std::vector{"top_k + top_p", "top_p"}},
                           {"mixed: all on, top_p, T + draw, penalties", std::vector{"all on", "top_p", "T + draw", "penalties, T, top_p"}}, {"mixed: top_p, T + draw, penalties", std::vector{"top_p", "T + draw", "penalties, T, top_p"}},
@@ -303,11 +302,9 @@ int main(int argc, char **argv) {
       std::vector<SamplingRow> row(rows);
       std::vector<SamplingConfig> configs(rows);
       std::vector<SamplingProgram> programs(rows, c.program);
-      std::vector<uint32_t> of_kind[4];
       for (uint32_t r = 0; r < rows; ++r) {
         const Case &like = c.others.empty() ? c : *c.others[random() % c.others.size()];
         programs[r] = like.program;
-        of_kind[kind_of(like)].push_back(r);
         SamplingConfig &g = configs[r];
         g = {};
         g.seed = r + 1;
@@ -337,10 +334,8 @@ int main(int argc, char **argv) {
         row[r].bias = {arena.size(), like.edits ? 16u : 0u, 0};
         for (uint32_t i = 0; i < 16; ++i) { float value = 1.0f; uint32_t word; std::memcpy(&word, &value, 4); arena.push_back(i * 9001); arena.push_back(word); }
       }
-      std::vector<uint32_t> numbers;
-      for (const std::vector<uint32_t> &kind : of_kind) numbers.insert(numbers.end(), kind.begin(), kind.end());
-      DeviceArray<uint32_t> d_numbers(numbers);
-      const SamplingOrder order{c.others.empty() || unsorted ? nullptr : d_numbers.data, static_cast<uint32_t>(of_kind[0].size()), static_cast<uint32_t>(of_kind[1].size()), static_cast<uint32_t>(of_kind[2].size()), static_cast<uint32_t>(of_kind[3].size())};
+      const DeviceOrder sorted(row, programs, Sorted::TRULY);
+      const SamplingOrder order = c.others.empty() || unsorted ? SamplingOrder{} : sorted.order;
       DeviceArray<SamplingRow> d_row(row);
       DeviceArray<SamplingConfig> d_configs(configs);
       DeviceArray<SamplingProgram> d_programs(programs);

@@ -42,7 +42,7 @@ struct DeviceBatch {
   DeviceArray<uint32_t> arena, masks;
   DeviceArray<char> logits, workspace;
   DeviceArray<SampledToken> out;
-  DeviceOrder truly, at_random;
+  DeviceOrders orders;
   SamplingBatch batch = {};
   cudaStream_t stream;
 
@@ -50,7 +50,7 @@ struct DeviceBatch {
   template <class R>
   DeviceBatch(const R &rows, uint32_t max_edited, cudaStream_t on)
       : row(rows.row), configs(rows.configs), programs(rows.programs), arena(rows.arena), masks(rows.masks), logits(rows.logits),
-        workspace(sampling_workspace_size(rows.rows, max_edited)), out(rows.rows), truly(rows.row, rows.programs, Sorted::TRULY), at_random(rows.row, rows.programs, Sorted::AT_RANDOM), stream(on) {
+        workspace(sampling_workspace_size(rows.rows, max_edited)), out(rows.rows), orders(rows.row, rows.programs), stream(on) {
     batch = batch_of(*this, rows.dtype, rows.rows, rows.row_len, rows.mask_words(), max_edited);
     batch.row_stride = rows.row_len;
     batch.logits = logits.data;
@@ -60,7 +60,7 @@ struct DeviceBatch {
   std::vector<SampledToken> sample(const Way &way, bool edits = false) {
     batch.cluster = way.cluster;
     batch.flags = way.flags;
-    const SamplingOrder order = way.sorted == Sorted::TRULY ? truly.order : way.sorted == Sorted::AT_RANDOM ? at_random.order : SamplingOrder{};
+    const SamplingOrder order = orders.of(way.sorted);
     CHECK(cudaMemsetAsync(out.data, 0xA5, out.count * sizeof(SampledToken), stream));
     CHECK(cudaMemsetAsync(workspace.data, 0x5A, workspace.count, stream));
     if (edits) leave_edits<<<64, 256, 0, stream>>>(reinterpret_cast<uint2 *>(workspace.data), workspace.count / sizeof(uint2));

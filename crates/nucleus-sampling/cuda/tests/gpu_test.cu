@@ -77,7 +77,7 @@ struct Loaded {
   DeviceArray<SamplingProgram> programs;
   DeviceArray<uint32_t> arena, masks;
   DeviceArray<SampledToken> out;
-  DeviceOrder truly, at_random, truly_few;
+  DeviceOrders orders, orders_of_few;
   SamplingBatch batch = {};
   DeviceArray<char> workspace, logits;
 
@@ -85,17 +85,17 @@ struct Loaded {
       : b(c), rows(std::min(c.rows * copies, most_rows)), logit_bytes(c.dtype == NUCLEUS_F32 ? 4 : 2), stream(s), row(repeated_rows(c, copies)), few(said_to_be_few(repeated_rows(c, copies))),
         counted(counted_rows(c, repeated_rows(c, copies))),
         configs(repeated(c.configs, copies)), programs(repeated(c.programs, copies)), arena(c.arena), masks(c.masks), out(rows),
-        truly(ordered(c, repeated_rows(c, copies), Sorted::TRULY)), at_random(ordered(c, repeated_rows(c, copies), Sorted::AT_RANDOM)), truly_few(ordered(c, said_to_be_few(repeated_rows(c, copies)), Sorted::TRULY)),
+        orders(ordered(repeated_rows(c, copies))), orders_of_few(ordered(said_to_be_few(repeated_rows(c, copies)))),
         workspace(sampling_workspace_size(rows, 4096)), logits((copies - 1) * c.rows * c.stride * logit_bytes + c.logits.size()) {
     for (uint32_t copy = 0; copy < copies; ++copy)
       CHECK(cudaMemcpyAsync(logits.data + copy * c.rows * c.stride * logit_bytes, c.logits.data(), c.logits.size(), cudaMemcpyHostToDevice, stream));
     batch = batch_of(*this, b.dtype, rows, b.row_len, b.mask_words, 4096);
   }
 
-  DeviceOrder ordered(const CorpusBatch &c, std::vector<SamplingRow> all, Sorted sorted) const {
-    const uint32_t copies = static_cast<uint32_t>(all.size()) / c.rows;
+  DeviceOrders ordered(std::vector<SamplingRow> all) const {
+    const uint32_t copies = static_cast<uint32_t>(all.size()) / b.rows;
     all.resize(rows);
-    return DeviceOrder(all, repeated(c.programs, copies), sorted);
+    return DeviceOrders(all, repeated(b.programs, copies));
   }
   static std::vector<SamplingRow> said_to_be_few(std::vector<SamplingRow> rows) {
     for (SamplingRow &r : rows) r.flags |= r.mask >= 0 || r.flags & NUCLEUS_ROW_ALLOWED ? NUCLEUS_ROW_FEW : 0;
@@ -225,7 +225,7 @@ struct Loaded {
     CHECK(cudaMemsetAsync(workspace.data, 0x5A, workspace.count, stream));
     in_front();
     const bool says_few = way.flags & (NUCLEUS_BATCH_SOME_FEW | NUCLEUS_BATCH_ALL_FEW);
-    const SamplingOrder order = way.sorted == Sorted::NOT ? SamplingOrder{} : says_few ? truly_few.order : way.sorted == Sorted::TRULY ? truly.order : at_random.order;
+    const SamplingOrder order = (says_few ? orders_of_few : orders).of(way.sorted);
     int code = launch_sorted_sample_batch(&batch, &order, workspace.data, workspace.count, stream);
     if (code) { std::printf("launch: %d\n", code); std::exit(1); }
     CHECK(cudaStreamSynchronize(stream));
@@ -336,8 +336,7 @@ static void check_part(const CorpusBatch &b, uint32_t number, cudaStream_t strea
   if (!std::strcmp(part, "crowds") || std::sscanf(part, "crowds,%u", &of_rows) == 1) return check_crowds(b, number, stream, of_rows);
   if (!std::strcmp(part, "late") || std::sscanf(part, "late,%u", &of_rows) == 1) return check_late(b, number, stream, of_rows);
   Way way{0, 0};
-  uint32_t copies = 1, most_rows = ~0u;
-  uint32_t sorted = 0;
+  uint32_t copies = 1, most_rows = ~0u, sorted = 0;
   const bool top = !std::strncmp(part, "top", 3), portable = !std::strcmp(part, "portable"), single = !std::strncmp(part, "single", 6), processed = !std::strncmp(part, "processed", 9);
   if (processed) std::sscanf(part, "processed,%u,%u", &way.cluster, &way.flags);
   else if (top) std::sscanf(part, "top,%u,%u", &most_rows, &way.flags);

@@ -1,6 +1,7 @@
 // Rows sorted by their kinds, as a caller tells them, truly or not.
 #pragma once
 
+#include <algorithm>
 #include <random>
 
 #include "corpus.hpp"
@@ -53,5 +54,13 @@ struct DeviceOrder {
   SamplingOrder order;
 
   DeviceOrder(const std::vector<SamplingRow> &rows, const std::vector<SamplingProgram> &programs, Sorted sorted)
-      : numbers(numbers_by_kind(rows, programs, sorted, of_kind)), order{sorted == Sorted::NOT ? nullptr : numbers.data, of_kind[BOUNDED], of_kind[DRAWN], of_kind[CUT_BY_TOP_P], of_kind[OTHER]} {}
+      : numbers(numbers_by_kind(rows, programs, sorted, of_kind)), order{numbers.data, of_kind[BOUNDED], of_kind[DRAWN], of_kind[CUT_BY_TOP_P], of_kind[OTHER]} {}
+};
+
+// Both ways.
+struct DeviceOrders {
+  DeviceOrder truly, at_random;
+
+  DeviceOrders(const std::vector<SamplingRow> &rows, const std::vector<SamplingProgram> &programs) : truly(rows, programs, Sorted::TRULY), at_random(rows, programs, Sorted::AT_RANDOM) {}
+  SamplingOrder of(Sorted sorted) const { return sorted == Sorted::TRULY ? truly.order : sorted == Sorted::AT_RANDOM ? at_random.order : SamplingOrder{}; }
 };
