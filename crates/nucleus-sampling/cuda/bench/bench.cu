@@ -107,12 +107,13 @@ static bool is_leading(uint32_t code) {
 static uint32_t what_is_known(const Case &c) {
   if (c.few()) return NUCLEUS_BATCH_ALL_FEW;
   if (!c.others.empty()) {
-    uint32_t known = ~0u, of_others = NUCLEUS_BATCH_NONE_WHOLE | NUCLEUS_BATCH_NONE_SUMMED | NUCLEUS_BATCH_NONE_CUT;
+    uint32_t known = ~0u, of_bounded = NUCLEUS_BATCH_ALL_COUNTED, of_others = NUCLEUS_BATCH_NONE_WHOLE | NUCLEUS_BATCH_NONE_SUMMED | NUCLEUS_BATCH_NONE_CUT;
     for (const Case *of : c.others) {
       known &= what_is_known(*of);
-      if (!of->bounded && !is_drawn(*of) && !is_cut_by_top_p(*of)) of_others &= what_is_known(*of);
+      if (of->bounded) of_bounded &= what_is_known(*of);
+      else if (!is_drawn(*of) && !is_cut_by_top_p(*of)) of_others &= what_is_known(*of);
     }
-    return (known & (NUCLEUS_BATCH_NO_EDITS | NUCLEUS_BATCH_NONE_BOUNDED)) | of_others;
+    return (known & (NUCLEUS_BATCH_NO_EDITS | NUCLEUS_BATCH_NONE_BOUNDED)) | of_bounded | of_others;
   }
   const uint32_t unedited = c.edits ? 0 : NUCLEUS_BATCH_NO_EDITS;
   if (!c.bounded) {
@@ -362,7 +363,7 @@ int main(int argc, char **argv) {
         b.dtype = dtype;
         b.cluster = cluster;
         b.flags = always | flags | NUCLEUS_BATCH_REQUEST_EACH | what_is_known(c);
-        if (unsorted) b.flags &= ~(NUCLEUS_BATCH_NONE_WHOLE | NUCLEUS_BATCH_NONE_SUMMED | NUCLEUS_BATCH_NONE_CUT);
+        if (unsorted && !c.others.empty()) b.flags &= ~(NUCLEUS_BATCH_ALL_COUNTED | NUCLEUS_BATCH_NONE_WHOLE | NUCLEUS_BATCH_NONE_SUMMED | NUCLEUS_BATCH_NONE_CUT);
         int code = launch_sorted_sample_batch(&b, &order, workspace.data, workspace.count, s);
         if (code) { std::printf("launch %d\n", code); std::exit(1); }
       };

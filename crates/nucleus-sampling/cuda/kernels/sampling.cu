@@ -83,7 +83,7 @@ struct Launcher {
     if (error != cudaSuccess) return error;
     const u32 least = (batch.rows + CLUSTER_ROWS - 1) / CLUSTER_ROWS;
     // Few, too, where there should be nothing left to do.
-    const bool few = batch.flags & NUCLEUS_BATCH_MANY_ROWS || (follows && batch.flags & (NUCLEUS_BATCH_ALL_COUNTED | NUCLEUS_BATCH_ALL_FEW));
+    const bool few = batch.flags & NUCLEUS_BATCH_MANY_ROWS || (follows && (all_counted() || batch.flags & NUCLEUS_BATCH_ALL_FEW));
     if (few || shape.clusters < least) shape.clusters = least;
     // No more than share out the rows as evenly: they would share multiprocessors.
     if (follows) shape.clusters = share_evenly(batch.rows, shape.clusters);
@@ -109,6 +109,10 @@ struct Launcher {
     if (error != cudaSuccess) return error;
     return without ? launch_portable(batch, edit_tables(), stream) : by_clusters();
   }
+  // Of a batch whose rows have an order the flag tells of those that are bounded alone.
+  bool all_counted() const { return batch.flags & NUCLEUS_BATCH_ALL_COUNTED && !order.order; }
+  // Whether rows of several kinds leave nothing to a last launch: those that a count bounds, if they are not short, and draws.
+  bool kinds_leave_none() const { return batch.flags & NUCLEUS_BATCH_ALL_COUNTED && order.bounded + order.drawn == batch.rows && batch.row_len >= SPREAD_FROM_LEN; }
   // Clusters for few rows, if they are not short.
   static auto launch_for(const PartOfBatch &part) { return part.row_len >= SPREAD_FROM_LEN && part.rows <= SPREAD_TO ? launch_spread : launch_relay; }
 
@@ -137,7 +141,7 @@ struct Launcher {
     if (error != cudaSuccess || !sorted) return error;
     if (order.bounded) {
       const PartOfBatch part = rows_from(0, order.bounded, drawn);
-      error = launch_for(part)(part, edit_tables(), false, stream);
+      error = launch_for(part)(part, edit_tables(), kinds_leave_none(), stream);
     }
     division.room = 0;
     if (error == cudaSuccess && others) {
@@ -169,7 +173,8 @@ struct Launcher {
     if (!exact && (chosen || many) && sorting_pays()) {
       error = by_kind(few, sorted);
       seen = sorted || few;
-      if (error != cudaSuccess || sorted) return error == cudaSuccess ? clusters(true) : error;
+      if (error != cudaSuccess || (sorted && kinds_leave_none())) return error;
+      if (sorted) return clusters(true);
     }
     const bool bounded = !exact && chosen && !(batch.flags & (NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_ALL_FEW));
     const bool whole = !exact && (many || (chosen && !(batch.flags & (NUCLEUS_BATCH_ALL_BOUNDED | NUCLEUS_BATCH_ALL_FEW | NUCLEUS_BATCH_NONE_WHOLE))));
@@ -180,7 +185,7 @@ struct Launcher {
         // Where every row is bounded by a count there is next to nothing left for a launch of clusters, nor where rows are bounded, without edits, and draw from what
         // min_p keeps; of short rows more may be, of which most have edits.
         constexpr u32 DRAWN_HERE = NUCLEUS_BATCH_ALL_BOUNDED | NUCLEUS_BATCH_NO_EDITS | NUCLEUS_BATCH_DRAW_AFTER_MIN_P;
-        const bool all_here = batch.flags & NUCLEUS_BATCH_ALL_COUNTED || (batch.flags & DRAWN_HERE) == DRAWN_HERE, last = all_here && !few && batch.row_len >= SPREAD_FROM_LEN;
+        const bool all_here = all_counted() || (batch.flags & DRAWN_HERE) == DRAWN_HERE, last = all_here && !few && batch.row_len >= SPREAD_FROM_LEN;
         error = launch_for(all_rows())(all_rows(), edit_tables(), last, stream);
         if (error == cudaSuccess && last) return error;
       }

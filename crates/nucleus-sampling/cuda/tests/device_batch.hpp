@@ -11,7 +11,7 @@ struct Way {
   Sorted sorted = Sorted::NOT;
 };
 
-// A batch of what a test holds on the device, without its logits.
+// A batch of what a test holds on the device, without its rows and logits.
 template <class Held>
 SamplingBatch batch_of(const Held &held, uint32_t dtype, uint32_t rows, uint32_t row_len, uint32_t mask_words, uint32_t max_edited) {
   SamplingBatch batch = {};
@@ -19,7 +19,6 @@ SamplingBatch batch_of(const Held &held, uint32_t dtype, uint32_t rows, uint32_t
   batch.dtype = dtype;
   batch.rows = rows;
   batch.row_len = row_len;
-  batch.row = held.row.data;
   batch.configs = held.configs.data;
   batch.programs = held.programs.data;
   batch.arena = held.arena.data;
@@ -52,6 +51,7 @@ struct DeviceBatch {
       : row(rows.row), configs(rows.configs), programs(rows.programs), arena(rows.arena), masks(rows.masks), logits(rows.logits),
         workspace(sampling_workspace_size(rows.rows, max_edited)), out(rows.rows), orders(rows.row, rows.programs), stream(on) {
     batch = batch_of(*this, rows.dtype, rows.rows, rows.row_len, rows.mask_words(), max_edited);
+    batch.row = row.data;
     batch.row_stride = rows.row_len;
     batch.logits = logits.data;
   }

@@ -40,12 +40,12 @@ static std::vector<T> repeated(const std::vector<T> &values, uint32_t copies) {
   return all;
 }
 
-// Rows that are not bounded by a count are padding.
-static std::vector<SamplingRow> counted_rows(const CorpusBatch &b, std::vector<SamplingRow> all) {
-  for (uint32_t i = 0; i < all.size(); ++i)
-    if (!bounded_by_count(b, i % b.rows)) all[i].flags |= NUCLEUS_ROW_PADDING;
-  return all;
-}
+// Whether NUCLEUS_BATCH_ALL_COUNTED is said truly.
+static bool only_counted(const CorpusBatch &b, const Way &way) { return way.flags & NUCLEUS_BATCH_ALL_COUNTED && (b.row_len > COUNTED_FROM_LEN || way.sorted != Sorted::NOT); }
+static bool only_few(const Way &way) { return way.flags & (NUCLEUS_BATCH_SOME_FEW | NUCLEUS_BATCH_ALL_FEW); }
+// Whether a row may be in such a batch: of sorted rows draws, too.
+static bool is_counted(const CorpusBatch &b, uint32_t row, Sorted sorted) { return bounded_by_count(b, row) || (sorted != Sorted::NOT && draws_from_all(b, row)); }
+
 
 // Every row of every copy has a request of its own.
 static std::vector<SamplingRow> repeated_rows(const CorpusBatch &b, uint32_t copies) {
@@ -53,6 +53,28 @@ static std::vector<SamplingRow> repeated_rows(const CorpusBatch &b, uint32_t cop
   for (uint32_t i = 0; i < all.size(); ++i) all[i].request += i / b.rows * b.rows;
   return all;
 }
+
+// Rows as a caller tells them: where the flags say so, every row with a mask or a list says that it allows few ids, or those that are not counted are padding.
+static std::vector<SamplingRow> as_told(const CorpusBatch &b, uint32_t copies, const Way &way) {
+  std::vector<SamplingRow> all = repeated_rows(b, copies);
+  for (uint32_t i = 0; i < all.size(); ++i) {
+    SamplingRow &r = all[i];
+    if (only_few(way) && (r.mask >= 0 || r.flags & NUCLEUS_ROW_ALLOWED)) r.flags |= NUCLEUS_ROW_FEW;
+    if (only_counted(b, way) && !is_counted(b, i % b.rows, way.sorted)) r.flags |= NUCLEUS_ROW_PADDING;
+  }
+  return all;
+}
+
+// The same on the device, with the ways to sort them.
+struct Told {
+  DeviceArray<SamplingRow> rows;
+  DeviceOrders orders;
+
+  Told(const CorpusBatch &b, uint32_t copies, uint32_t count, const Way &way) : Told(as_told(b, copies, way), count, repeated(b.programs, copies)) {}
+
+ private:
+  Told(std::vector<SamplingRow> all, uint32_t count, const std::vector<SamplingProgram> &programs) : rows(all), orders((all.resize(count), all), programs) {}
+};
 
 // Lets the launch behind it begin, and writes after a while.
 __global__ void write_late(char *logits, const char *from, size_t bytes, char *rows, const char *rows_from, size_t row_bytes) {
@@ -72,34 +94,29 @@ struct Loaded {
   const uint32_t rows;  // of all copies
   const size_t logit_bytes;
   cudaStream_t stream;
-  DeviceArray<SamplingRow> row, few, counted;  // few: every row with a mask or a list says that it allows few ids
   DeviceArray<SamplingConfig> configs;
   DeviceArray<SamplingProgram> programs;
   DeviceArray<uint32_t> arena, masks;
   DeviceArray<SampledToken> out;
-  DeviceOrders orders, orders_of_few;
+  Told as_they_are, few, counted, counted_or_drawn;
   SamplingBatch batch = {};
   DeviceArray<char> workspace, logits;
 
   Loaded(const CorpusBatch &c, cudaStream_t s, uint32_t copies = 1, uint32_t most_rows = ~0u)
-      : b(c), rows(std::min(c.rows * copies, most_rows)), logit_bytes(c.dtype == NUCLEUS_F32 ? 4 : 2), stream(s), row(repeated_rows(c, copies)), few(said_to_be_few(repeated_rows(c, copies))),
-        counted(counted_rows(c, repeated_rows(c, copies))),
+      : b(c), rows(std::min(c.rows * copies, most_rows)), logit_bytes(c.dtype == NUCLEUS_F32 ? 4 : 2), stream(s),
         configs(repeated(c.configs, copies)), programs(repeated(c.programs, copies)), arena(c.arena), masks(c.masks), out(rows),
-        orders(ordered(repeated_rows(c, copies))), orders_of_few(ordered(said_to_be_few(repeated_rows(c, copies)))),
+        as_they_are(c, copies, rows, Way{}), few(c, copies, rows, Way{0, NUCLEUS_BATCH_SOME_FEW}), counted(c, copies, rows, Way{0, NUCLEUS_BATCH_ALL_COUNTED}),
+        counted_or_drawn(c, copies, rows, Way{0, NUCLEUS_BATCH_ALL_COUNTED, Sorted::TRULY}),
         workspace(sampling_workspace_size(rows, 4096)), logits((copies - 1) * c.rows * c.stride * logit_bytes + c.logits.size()) {
     for (uint32_t copy = 0; copy < copies; ++copy)
       CHECK(cudaMemcpyAsync(logits.data + copy * c.rows * c.stride * logit_bytes, c.logits.data(), c.logits.size(), cudaMemcpyHostToDevice, stream));
     batch = batch_of(*this, b.dtype, rows, b.row_len, b.mask_words, 4096);
+    batch.row = as_they_are.rows.data;
   }
 
-  DeviceOrders ordered(std::vector<SamplingRow> all) const {
-    const uint32_t copies = static_cast<uint32_t>(all.size()) / b.rows;
-    all.resize(rows);
-    return DeviceOrders(all, repeated(b.programs, copies));
-  }
-  static std::vector<SamplingRow> said_to_be_few(std::vector<SamplingRow> rows) {
-    for (SamplingRow &r : rows) r.flags |= r.mask >= 0 || r.flags & NUCLEUS_ROW_ALLOWED ? NUCLEUS_ROW_FEW : 0;
-    return rows;
+  const Told &told(const Way &way) const {
+    if (!only_counted(b, way)) return only_few(way) ? few : as_they_are;
+    return way.sorted == Sorted::NOT ? counted : counted_or_drawn;
   }
 
   // The likeliest tokens, against a sort of the row and a softmax in binary64.
@@ -188,15 +205,13 @@ struct Loaded {
   // Logits and rows that a kernel in front, which lets the next begin at once, writes only when all launches may have begun.
   void check_late(uint32_t number, const Way &way) {
     fill_between_copies();
-    std::vector<SamplingRow> other = repeated_rows(b, (rows + b.rows - 1) / b.rows);
+    std::vector<SamplingRow> other = as_told(b, (rows + b.rows - 1) / b.rows, way);
     std::rotate(other.begin(), other.begin() + 1, other.end());
     DeviceArray<char> late_logits(logits.count);
-    DeviceArray<SamplingRow> late_row(other), late_few(said_to_be_few(other));
+    DeviceArray<SamplingRow> late_row(other);
     CHECK(cudaMemsetAsync(late_logits.data, 0xA5, late_logits.count, stream));
-    const DeviceArray<SamplingRow> &rows_then = way.flags & (NUCLEUS_BATCH_SOME_FEW | NUCLEUS_BATCH_ALL_FEW) ? late_few : late_row;
-    check(number, way, late_logits.data, b.stride, rows_then.data, [&] {
-      const DeviceArray<SamplingRow> &rows_now = way.flags & (NUCLEUS_BATCH_SOME_FEW | NUCLEUS_BATCH_ALL_FEW) ? few : row;
-      write_late<<<8, 256, 0, stream>>>(late_logits.data, logits.data, late_logits.count, reinterpret_cast<char *>(rows_then.data), reinterpret_cast<const char *>(rows_now.data), rows * sizeof(SamplingRow));
+    check(number, way, late_logits.data, b.stride, late_row.data, [&] {
+      write_late<<<8, 256, 0, stream>>>(late_logits.data, logits.data, late_logits.count, reinterpret_cast<char *>(late_row.data), reinterpret_cast<const char *>(told(way).rows.data), rows * sizeof(SamplingRow));
       CHECK(cudaGetLastError());
     });
   }
@@ -219,13 +234,11 @@ struct Loaded {
     batch.row_stride = stride;
     batch.cluster = way.cluster;
     batch.flags = way.flags;
-    const bool only_counted = way.flags & NUCLEUS_BATCH_ALL_COUNTED && b.row_len > COUNTED_FROM_LEN;
-    batch.row = rows_at ? rows_at : only_counted ? counted.data : way.flags & (NUCLEUS_BATCH_SOME_FEW | NUCLEUS_BATCH_ALL_FEW) ? few.data : row.data;
+    batch.row = rows_at ? rows_at : told(way).rows.data;
     CHECK(cudaMemsetAsync(out.data, UNTOUCHED & 0xFF, rows * sizeof(SampledToken), stream));
     CHECK(cudaMemsetAsync(workspace.data, 0x5A, workspace.count, stream));
     in_front();
-    const bool says_few = way.flags & (NUCLEUS_BATCH_SOME_FEW | NUCLEUS_BATCH_ALL_FEW);
-    const SamplingOrder order = (says_few ? orders_of_few : orders).of(way.sorted);
+    const SamplingOrder order = told(way).orders.of(way.sorted);
     int code = launch_sorted_sample_batch(&batch, &order, workspace.data, workspace.count, stream);
     if (code) { std::printf("launch: %d\n", code); std::exit(1); }
     CHECK(cudaStreamSynchronize(stream));
@@ -233,7 +246,7 @@ struct Loaded {
     for (uint32_t i = 0; i < rows; ++i) {
       const uint32_t r = i % b.rows;
       results += 1;
-      if (only_counted && !bounded_by_count(b, r)) {
+      if (only_counted(b, way) && !is_counted(b, r, way.sorted)) {
         failures += got[i].status != UNTOUCHED || got[i].token_id != UNTOUCHED;
         continue;
       }
@@ -269,7 +282,7 @@ static Loaded repeated_to(const CorpusBatch &b, cudaStream_t stream, uint32_t ro
 static void check_sorted(Loaded &loaded, uint32_t number) {
   for (Sorted sorted : {Sorted::TRULY, Sorted::AT_RANDOM})
     for (uint32_t flags : {0u, NUCLEUS_BATCH_NONE_WHOLE | NUCLEUS_BATCH_REQUEST_EACH}) loaded.check(number, Way{0, flags, sorted});
-  for (uint32_t flags : {NUCLEUS_BATCH_SOME_FEW, NUCLEUS_BATCH_EXACT, NUCLEUS_BATCH_MANY_ROWS}) loaded.check(number, Way{0, flags, Sorted::TRULY});
+  for (uint32_t flags : {NUCLEUS_BATCH_SOME_FEW, NUCLEUS_BATCH_ALL_COUNTED, NUCLEUS_BATCH_EXACT, NUCLEUS_BATCH_MANY_ROWS}) loaded.check(number, Way{0, flags, Sorted::TRULY});
 }
 
 // A batch repeated to about as many rows as each way of working is for, or to so many.
@@ -290,7 +303,7 @@ static void check_late(const CorpusBatch &b, uint32_t number, cudaStream_t strea
     for (uint32_t flags : {0u, NUCLEUS_BATCH_ALL_BOUNDED, NUCLEUS_BATCH_NONE_BOUNDED, NUCLEUS_BATCH_NO_EDITS, NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_NO_EDITS | NUCLEUS_BATCH_ALL_DRAWN, TOP_P_CUTS,
                            NUCLEUS_BATCH_SOME_FEW, NUCLEUS_BATCH_ALL_FEW, NUCLEUS_BATCH_SOME_FEW | NUCLEUS_BATCH_NONE_BOUNDED})
       loaded.check_late(number, Way{0, flags});
-    loaded.check_late(number, Way{0, 0, Sorted::TRULY});
+    for (uint32_t flags : {0u, NUCLEUS_BATCH_ALL_COUNTED}) loaded.check_late(number, Way{0, flags, Sorted::TRULY});
     loaded.check_late(number, Way{0, NUCLEUS_BATCH_NONE_WHOLE, Sorted::AT_RANDOM});
   }
 }

@@ -13,6 +13,7 @@ enum class Sorted : uint32_t { NOT, TRULY, AT_RANDOM };
 enum Kind : uint32_t { BOUNDED, DRAWN, CUT_BY_TOP_P, OTHER, FEW, KINDS };
 
 inline Kind kind_of(const SamplingRow &row, const SamplingProgram &p) {
+  if (row.flags & NUCLEUS_ROW_PADDING) return row.request % 2 ? DRAWN : BOUNDED;  // where it comes does not matter
   if (row.flags & NUCLEUS_ROW_FEW) return FEW;
   bool edits = row.bias.len | row.bad_words.len | row.eos.len;
   uint32_t i = 0;

@@ -418,7 +418,8 @@ impl Packed {
         Some(Sorted { from, rows })
     }
 
-    /// What the launch may know of its rows. `sorted`: it is told their kinds, and asks for the others alone whether they are weighed whole.
+    /// What the launch may know of its rows. `sorted`: it is told their kinds, and asks for those that are bounded alone whether counts bound them, for the
+    /// others alone whether they are weighed whole.
     pub(super) fn known_flags(&self, sorted: bool) -> u32 {
         let rows = self.rows.len();
         let others = rows - self.few;
@@ -436,6 +437,7 @@ impl Packed {
                 let drawn_after = self.counted + self.drawn_after == others;
                 BATCH_ALL_BOUNDED | told(drawn_after, BATCH_DRAW_AFTER_MIN_P)
             }
+            bounded if sorted && self.counted == bounded => BATCH_ALL_COUNTED,
             _ => 0,
         };
         bounded
@@ -791,7 +793,8 @@ mod tests {
         assert_eq!(sorted, Sorted { from, rows });
         assert_eq!(packed.arena[from..], [4, 7, 2, 6, 3, 1, 5, 0]);
         let told = packed.known_flags(true);
-        assert_eq!(told, BATCH_SOME_FEW, "the biased row is weighed whole");
+        let counted = BATCH_ALL_COUNTED | BATCH_SOME_FEW;
+        assert_eq!(told, counted, "the biased row is weighed whole");
 
         // Of a part, counted from its first row.
         let from = packed.arena.len();
@@ -803,7 +806,11 @@ mod tests {
         let mut packed = pack_each(&[&greedy, &drawn, &typical], processed);
         assert!(packed.sort(0, 3).is_some());
         let told = packed.known_flags(true);
-        assert_eq!(told, BATCH_NO_EDITS | BATCH_NONE_WHOLE);
+        let none_whole = BATCH_NO_EDITS | BATCH_NONE_WHOLE;
+        assert_eq!(told, none_whole | BATCH_ALL_COUNTED);
+        let min_p = params(|params| params.min_p = Some(0.1));
+        let told = pack_each(&[&greedy, &min_p, &drawn, &typical], processed).known_flags(true);
+        assert_eq!(told, none_whole, "a count bounds one of two");
         assert_eq!(packed.sort(1, 1), None, "nothing but draws");
         assert_eq!(packed.sort(0, 1), None, "nothing but bounded rows");
         assert_eq!(packed.sort(2, 1), None, "nothing but others");
