@@ -93,9 +93,10 @@ static bool is_drawn(const Case &c) {
   return !c.edits && std::all_of(c.program.ops, c.program.ops + c.program.len, [](const SamplingOp &op) { return op.code == NUCLEUS_OP_TEMPERATURE || op.code == NUCLEUS_OP_DRAW; });
 }
 static bool is_cut_by_top_p(const Case &c) {
-  const uint32_t len = c.program.len;
-  return !c.edits && len > 1 && c.program.ops[len - 2].code == NUCLEUS_OP_TOP_P &&
-         std::all_of(c.program.ops, c.program.ops + len - 2, [](const SamplingOp &op) { return op.code == NUCLEUS_OP_TEMPERATURE; });
+  const SamplingOp *op = c.program.ops, *const end = op + c.program.len;
+  while (op->code == NUCLEUS_OP_TEMPERATURE) ++op;
+  const bool cuts = op->code == NUCLEUS_OP_TOP_P || op->code == NUCLEUS_OP_EPSILON || op->code == NUCLEUS_OP_TOP_A;
+  return !c.edits && (op->code == NUCLEUS_OP_MIROSTAT_2 ? op + 1 == end : cuts && op + 2 == end && op[1].code == NUCLEUS_OP_DRAW);
 }
 
 // Whether an operation edits logits by id, or is a temperature.
@@ -127,7 +128,7 @@ static uint32_t what_is_known(const Case &c) {
     }
     const bool whole = op->code == NUCLEUS_OP_TOP_K ? op->threshold <= 96 : op->code == NUCLEUS_OP_DRAW || op->code == NUCLEUS_OP_TOP_P || op->code == NUCLEUS_OP_MIN_P || op->code == NUCLEUS_OP_ARGMAX;
     const bool cut = op->code == NUCLEUS_OP_TOP_K && op->threshold <= 230;
-    const uint32_t rest = whole ? 0 : NUCLEUS_BATCH_NONE_WHOLE | (summed ? 0 : NUCLEUS_BATCH_NONE_SUMMED | (cut ? 0 : NUCLEUS_BATCH_NONE_CUT));
+    const uint32_t rest = whole || cut_by_top_p ? 0 : NUCLEUS_BATCH_NONE_WHOLE | (summed ? 0 : NUCLEUS_BATCH_NONE_SUMMED | (cut ? 0 : NUCLEUS_BATCH_NONE_CUT));
     return NUCLEUS_BATCH_NONE_BOUNDED | unedited | (drawn ? NUCLEUS_BATCH_ALL_DRAWN : 0) | (cut_by_top_p ? NUCLEUS_BATCH_DRAWN_AFTER_TOP_P : 0) | rest;
   }
   for (uint32_t i = 0; i < c.program.len; ++i)
@@ -167,7 +168,7 @@ int main(int argc, char **argv) {
   SamplingOp top_k{NUCLEUS_OP_TOP_K, 0, 50}, min_p{NUCLEUS_OP_MIN_P, logf(0.05f), 0};
   SamplingOp dry{NUCLEUS_OP_DRY, 0, 0}, penalties{NUCLEUS_OP_PENALTIES, 0, 0}, sigma{NUCLEUS_OP_TOP_N_SIGMA, 1.5f, 1}, typical{NUCLEUS_OP_TYPICAL_P, 0, mass(0.9)};
   SamplingOp xtc{NUCLEUS_OP_XTC, 0, mass(0.1)}, eta{NUCLEUS_OP_ETA, 0, mass(0.001)}, dynamic{NUCLEUS_OP_DYNAMIC_TEMPERATURE, 0, 0}, smoothing{NUCLEUS_OP_SMOOTHING, 0, 0};
-  SamplingOp mirostat{NUCLEUS_OP_MIROSTAT_2, 0, 0}, tfs{NUCLEUS_OP_TFS, 0, mass(0.95)};
+  SamplingOp epsilon{NUCLEUS_OP_EPSILON, 0, mass(0.001)}, mirostat{NUCLEUS_OP_MIROSTAT_2, 0, 0}, tfs{NUCLEUS_OP_TFS, 0, mass(0.95)};
   std::vector<Case> cases = {
       {"all on", program({{NUCLEUS_OP_DRY, 0, 0}, {NUCLEUS_OP_PENALTIES, 0, 0}, temperature, top_k, top_p, min_p, draw}), true, true},
       {"top_k + top_p", program({temperature, top_k, top_p, draw}), false, true},
@@ -188,6 +189,7 @@ int main(int argc, char **argv) {
       {"dynamic T, draw", program({dynamic, draw}), false, false},
       {"smoothing, draw", program({smoothing, draw}), false, false},
       {"mirostat 2", program({temperature, mirostat}), false, false},
+      {"T, epsilon", program({temperature, epsilon, draw}), false, false},
       {"XTC, T, draw", program({xtc, temperature, draw}), false, false},
       {"top_k 200 + top_p", program({temperature, {NUCLEUS_OP_TOP_K, 0, 200}, top_p, draw}), false, false},
       {"top_k 1000, tfs", program({{NUCLEUS_OP_TOP_K, 0, 1000}, tfs, temperature, draw}), false, false},

@@ -1,8 +1,9 @@
-// Draws from what top_p keeps of rows without edits, beside draws from whole rows.
+// Draws from what top_p, epsilon, top_a or mirostat 2 keeps of rows without edits, beside draws from whole rows.
 //
 // The largest logits that warps tell each other, or halves of them, tell a bound that some hundred tokens reach: of independent logits 32 (1/3 + ... + 1/32) = 82 on average. Two more
 // warps of a block, the listers, find it while the others weigh, look at the tokens of those lanes whose largest logit reaches it, and send what does to the block that finishes the row,
-// which is also told what all tokens weigh. If the list weighs enough, that block sorts it, cuts, and draws. Rows that keep more are described to the launch behind this one (cut.cuh).
+// which is also told what all tokens weigh. If the list weighs enough, or has tokens that are not kept, that block sorts it, cuts, and draws. Rows that keep more are left to the launch behind
+// this one, to which those that top_p cuts are described (cut.cuh).
 #pragma once
 
 #include "draw_finish.cuh"
@@ -336,11 +337,30 @@ struct ListFinisher : Finisher<DTYPE, FORM> {
     }
     sync();
   }
-  // Of the sorted list: how many tokens come before what all before them suffices; 0: the list does not suffice. Afterwards `places` has the weights of beginnings.
-  __device__ __forceinline__ u32 cut(const Until &until, u32 count) const {
+  // What keeps a token of the sorted list: that those before it do not weigh enough, that it weighs enough itself, or that it is not too surprising.
+  struct Passing {
+    enum Way { BY_MASS, BY_WEIGHT, BY_SURPRISE } way;
+    u64 bound;  // what those before it weigh less than, what it weighs at least, or its exponent at least
+
+    __device__ __forceinline__ Passing(const SamplingOp &op, i32 mu, Weighing w, u64 total, u64 largest) : way(BY_MASS), bound(Until::reaches(total, op.threshold).least) {
+      if (op.code == NUCLEUS_OP_TOP_P) return;
+      way = op.code == NUCLEUS_OP_MIROSTAT_2 ? BY_SURPRISE : BY_WEIGHT;
+      if (way == BY_SURPRISE) {
+        w.sums.total = total;
+        bound = static_cast<u64>(w.sums.offset_q16() - mu);
+      } else {
+        bound = least_reaching(total, op.code == NUCLEUS_OP_TOP_A ? top_a_threshold(op.threshold, largest, total) : op.threshold);
+      }
+    }
+    __device__ __forceinline__ bool operator()(const Listed &token, u64 before, const Weighing &w) const {
+      return way == BY_MASS ? before < bound : way == BY_WEIGHT ? token.weight >= bound : w.y(logit_at(token.place)) >= static_cast<i64>(bound);
+    }
+  };
+  // Of the sorted list: how many tokens pass; `weighed`: what all weigh. Afterwards `places` has the weights of beginnings.
+  __device__ __forceinline__ u32 count_passing(const Passing &passes, const Weighing &w, u32 count, u64 &weighed) const {
     const u32 t = thread(), lane = t % 32, warp = t / 32;
-    u64 weighed = 0;
-    u32 kept = 0;
+    weighed = 0;
+    u32 passing = 0;
 #pragma unroll 1
     for (u32 first = 0; first < count; first += FINISH_THREADS) {
       const u32 i = first + t;
@@ -354,22 +374,27 @@ struct ListFinisher : Finisher<DTYPE, FORM> {
         weighed += state->of_warps[other];
       }
       if (i < count) lists->places[i] = before + own;
-      const u32 passing = __popc(__ballot_sync(~0u, i < count && (i == 0 || !until(before))));
-      if (lane == 0) lists->passing[warp] = passing;
+      const u32 of_warp = __popc(__ballot_sync(~0u, i < count && passes(lists->tokens[i], before, w)));
+      if (lane == 0) lists->passing[warp] = of_warp;
       sync();
 #pragma unroll
-      for (u32 other = 0; other < LIST_FINISH_WARPS; ++other) kept += lists->passing[other];
+      for (u32 other = 0; other < LIST_FINISH_WARPS; ++other) passing += lists->passing[other];
     }
-    return until(weighed) ? kept : 0;
+    return passing;
   }
-  // The row's token from what it keeps of the list; false: that is more.
-  __device__ __forceinline__ bool choose(const Known &row, const Summary &sums, u64 threshold, u32 least) const {
+  // The row's token from what `op` keeps of the list, at least so many; false: that may be more.
+  __device__ __forceinline__ bool choose(const Known &row, const Summary &sums, const SamplingOp &op, u32 least) const {
     const u32 count = sums.listed;
     if (count > LIST_MOST) return false;
     sort(row.w, count);
-    u32 kept = cut(Until::reaches(sums.total, threshold), count);
-    if (!kept || (least > count && count < sums.there)) return false;
-    if (kept < least) kept = least < count ? least : count;
+    const Passing passes(op, state->description.row.mirostat_mu, row.w, sums.total, lists->tokens[0].weight);
+    u64 weighed;
+    const u32 passing = count_passing(passes, row.w, count, weighed);
+    // Where all that is listed passes, there may be more.
+    if (passes.way == Passing::BY_MASS ? weighed < passes.bound : passing == count && count < sums.there) return false;
+    u32 kept = least < sums.there ? least : sums.there;
+    if (kept > count) return false;
+    kept = passing < kept ? kept : passing;
     const u64 mass = lists->places[kept - 1], target = mulhi64(row.uniform, mass);
 #pragma unroll 1
     for (u32 i = thread(); i < kept; i += FINISH_THREADS) {
@@ -386,6 +411,12 @@ struct ListFinisher : Finisher<DTYPE, FORM> {
       outcome.token = id;
       outcome.kept = kept;
       outcome.logprob = processed_logprob(own.weight, mass);
+      if (passes.way == Passing::BY_SURPRISE) {
+        Weighing w = row.w;
+        w.sums.total = mass;
+        const i64 surprise = w.sums.offset_q16() - w.y(logit_at(own.place));
+        outcome.feedback = static_cast<i32>(surprise < 0 ? 0 : surprise > 0x7FFFFFFF ? 0x7FFFFFFF : surprise);
+      }
       batch.out[row.index] = result(outcome, F::raw_sums(row, sums.raw_mass, &id), row.r);
     }
     return true;
@@ -402,17 +433,19 @@ struct ListFinisher : Finisher<DTYPE, FORM> {
       F::release(turn);
     } else {
       const Description &d = state->description;
-      const u64 threshold = d.program.ops[d.program.len - 2].threshold;
-      const u32 least = d.config.min_keep ? d.config.min_keep : 1;
+      const SamplingOp op = d.program.ops[d.program.len - (d.program.ops[d.program.len - 1].code == NUCLEUS_OP_DRAW ? 2 : 1)];
+      const u32 least = d.config.min_keep && op.code != NUCLEUS_OP_MIROSTAT_2 ? d.config.min_keep : 1;
       const Summary sums = sum_up(row.plan.flags & RowPlan::RAW, listed);
       F::release(turn);
-      if (!choose(row, sums, threshold, least) && thread() < 32) {
+      const bool chosen = choose(row, sums, op, least), by_mass = op.code == NUCLEUS_OP_TOP_P;
+      if (!chosen && !by_mass && thread() == 0) batch.out[row.index].status = PENDING;
+      if (!chosen && by_mass && thread() < 32) {
         RowPlan plan{};
         plan.kind = SlicePlan::MASS;
         plan.temperature = plan_of(d).temperature;
         if (thread() == 0) {
           whole.plans[row.index] = plan;
-          whole.many[row.index] = ManyKept{sums.total, threshold, least, value_of(row.key), F::raw_sums(row, sums.raw_mass, nullptr)};
+          whole.many[row.index] = ManyKept{sums.total, op.threshold, least, value_of(row.key), F::raw_sums(row, sums.raw_mass, nullptr)};
           batch.out[row.index].status = MANY_KEPT;
         }
       }

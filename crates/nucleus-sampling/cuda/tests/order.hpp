@@ -29,7 +29,8 @@ inline Kind kind_of(const SamplingRow &row, const SamplingProgram &p) {
   if (bounds && row.flags & NUCLEUS_ROW_PROCESSED) return BOUNDED;
   if (edits || row.flags & NUCLEUS_ROW_ALLOWED) return OTHER;
   if (op.code == NUCLEUS_OP_DRAW) return DRAWN;
-  return op.code == NUCLEUS_OP_TOP_P && i + 2 == p.len && p.ops[i + 1].code == NUCLEUS_OP_DRAW ? CUT_BY_TOP_P : OTHER;
+  const bool cuts = op.code == NUCLEUS_OP_TOP_P || op.code == NUCLEUS_OP_EPSILON || op.code == NUCLEUS_OP_TOP_A, draws = cuts && i + 2 == p.len && p.ops[i + 1].code == NUCLEUS_OP_DRAW;
+  return draws || op.code == NUCLEUS_OP_MIROSTAT_2 ? CUT_BY_TOP_P : OTHER;
 }
 
 // `programs`: by the rows' requests.
