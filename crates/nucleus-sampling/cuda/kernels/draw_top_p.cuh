@@ -337,30 +337,12 @@ struct ListFinisher : Finisher<DTYPE, FORM> {
     }
     sync();
   }
-  // What keeps a token of the sorted list: that those before it do not weigh enough, that it weighs enough itself, or that it is not too surprising.
-  struct Passing {
-    enum Way { BY_MASS, BY_WEIGHT, BY_SURPRISE } way;
-    u64 bound;  // what those before it weigh less than, what it weighs at least, or its exponent at least
-
-    __device__ __forceinline__ Passing(const SamplingOp &op, i32 mu, Weighing w, u64 total, u64 largest) : way(BY_MASS), bound(Until::reaches(total, op.threshold).least) {
-      if (op.code == NUCLEUS_OP_TOP_P) return;
-      way = op.code == NUCLEUS_OP_MIROSTAT_2 ? BY_SURPRISE : BY_WEIGHT;
-      if (way == BY_SURPRISE) {
-        w.sums.total = total;
-        bound = static_cast<u64>(w.sums.offset_q16() - mu);
-      } else {
-        bound = least_reaching(total, op.code == NUCLEUS_OP_TOP_A ? top_a_threshold(op.threshold, largest, total) : op.threshold);
-      }
-    }
-    __device__ __forceinline__ bool operator()(const Listed &token, u64 before, const Weighing &w) const {
-      return way == BY_MASS ? before < bound : way == BY_WEIGHT ? token.weight >= bound : w.y(logit_at(token.place)) >= static_cast<i64>(bound);
-    }
-  };
-  // Of the sorted list: how many tokens pass; `weighed`: what all weigh. Afterwards `places` has the weights of beginnings.
-  __device__ __forceinline__ u32 count_passing(const Passing &passes, const Weighing &w, u32 count, u64 &weighed) const {
+  // Of the sorted list: how many tokens pass, by what they are and what all before them weigh; `weighed`: what all weigh. Afterwards `places` has the weights of beginnings.
+  template <class P>
+  __device__ __forceinline__ u32 count_passing(P passes, u32 count, u64 &weighed) const {
     const u32 t = thread(), lane = t % 32, warp = t / 32;
     weighed = 0;
-    u32 passing = 0;
+    u32 kept = 0;
 #pragma unroll 1
     for (u32 first = 0; first < count; first += FINISH_THREADS) {
       const u32 i = first + t;
@@ -374,27 +356,34 @@ struct ListFinisher : Finisher<DTYPE, FORM> {
         weighed += state->of_warps[other];
       }
       if (i < count) lists->places[i] = before + own;
-      const u32 of_warp = __popc(__ballot_sync(~0u, i < count && passes(lists->tokens[i], before, w)));
-      if (lane == 0) lists->passing[warp] = of_warp;
+      const u32 passing = __popc(__ballot_sync(~0u, i < count && passes(i, before)));
+      if (lane == 0) lists->passing[warp] = passing;
       sync();
 #pragma unroll
-      for (u32 other = 0; other < LIST_FINISH_WARPS; ++other) passing += lists->passing[other];
+      for (u32 other = 0; other < LIST_FINISH_WARPS; ++other) kept += lists->passing[other];
     }
-    return passing;
+    return kept;
   }
-  // The row's token from what `op` keeps of the list, at least so many; false: that may be more.
-  __device__ __forceinline__ bool choose(const Known &row, const Summary &sums, const SamplingOp &op, u32 least) const {
+  // How many tokens come before what all before them suffices; 0: the list does not suffice.
+  __device__ __forceinline__ u32 cut(const Until &until, u32 count) const {
+    u64 weighed;
+    const u32 kept = count_passing([&](u32 i, u64 before) { return i == 0 || !until(before); }, count, weighed);
+    return until(weighed) ? kept : 0;
+  }
+  // The row's token from what it keeps of the list; false: that is more.
+  __device__ __forceinline__ bool choose(const Known &row, const Summary &sums, u64 threshold, u32 least) const {
     const u32 count = sums.listed;
     if (count > LIST_MOST) return false;
     sort(row.w, count);
-    const Passing passes(op, state->description.row.mirostat_mu, row.w, sums.total, lists->tokens[0].weight);
-    u64 weighed;
-    const u32 passing = count_passing(passes, row.w, count, weighed);
-    // Where all that is listed passes, there may be more.
-    if (passes.way == Passing::BY_MASS ? weighed < passes.bound : passing == count && count < sums.there) return false;
-    u32 kept = least < sums.there ? least : sums.there;
-    if (kept > count) return false;
-    kept = passing < kept ? kept : passing;
+    u32 kept = cut(Until::reaches(sums.total, threshold), count);
+    if (!kept || (least > count && count < sums.there)) return false;
+    if (kept < least) kept = least < count ? least : count;
+    draw_first(row, sums, kept, [](Outcome &, float, u64) {});
+    return true;
+  }
+  // The row's token, of the first so many of the sorted list; tell(outcome, logit, mass) adds what else is told of it.
+  template <class T>
+  __device__ __forceinline__ void draw_first(const Known &row, const Summary &sums, u32 kept, T tell) const {
     const u64 mass = lists->places[kept - 1], target = mulhi64(row.uniform, mass);
 #pragma unroll 1
     for (u32 i = thread(); i < kept; i += FINISH_THREADS) {
@@ -411,15 +400,41 @@ struct ListFinisher : Finisher<DTYPE, FORM> {
       outcome.token = id;
       outcome.kept = kept;
       outcome.logprob = processed_logprob(own.weight, mass);
-      if (passes.way == Passing::BY_SURPRISE) {
-        Weighing w = row.w;
-        w.sums.total = mass;
-        const i64 surprise = w.sums.offset_q16() - w.y(logit_at(own.place));
-        outcome.feedback = static_cast<i32>(surprise < 0 ? 0 : surprise > 0x7FFFFFFF ? 0x7FFFFFFF : surprise);
-      }
+      tell(outcome, logit_at(own.place), mass);
       batch.out[row.index] = result(outcome, F::raw_sums(row, sums.raw_mass, &id), row.r);
     }
+  }
+  // The same where what a token weighs beside the row decides whether it is kept: by epsilon, top_a and mirostat 2. False: there may be more than the list has.
+  __device__ __forceinline__ bool choose_by_weight(const Known &row, const Summary &sums, const SamplingOp &op) const {
+    const Description &d = state->description;
+    const u32 count = sums.listed;
+    if (count > LIST_MOST) return false;
+    sort(row.w, count);
+    const bool by_surprise = op.code == NUCLEUS_OP_MIROSTAT_2;
+    Weighing w = row.w;
+    w.sums.total = sums.total;
+    const Listed *const tokens = lists->tokens;
+    const i64 offset = by_surprise ? w.sums.offset_q16() : 0, most = d.row.mirostat_mu;
+    const u64 share = op.code == NUCLEUS_OP_TOP_A ? top_a_threshold(op.threshold, tokens[0].weight, sums.total) : op.threshold;
+    u64 weighed;
+    const u32 passing = count_passing([&](u32 i, u64) { return by_surprise ? offset - w.y(logit_at(tokens[i].place)) <= most : reaches(tokens[i].weight, sums.total, share); }, count, weighed);
+    u32 least = !by_surprise && d.config.min_keep ? d.config.min_keep : 1;
+    least = least < sums.there ? least : sums.there;
+    const u32 kept = passing < least ? least : passing;
+    // Where all that is listed passes, there may be more.
+    if (kept > count || (passing == count && count < sums.there)) return false;
+    draw_first(row, sums, kept, [&](Outcome &outcome, float x, u64 mass) {
+      if (!by_surprise) return;
+      w.sums.total = mass;
+      const i64 surprise = w.sums.offset_q16() - w.y(x);
+      outcome.feedback = static_cast<i32>(surprise < 0 ? 0 : surprise > 0x7FFFFFFF ? 0x7FFFFFFF : surprise);
+    });
     return true;
+  }
+  // The operation that cuts: the choice itself, or the one before it.
+  __device__ __forceinline__ static SamplingOp cutting_op(const SamplingProgram &program) {
+    const u32 last = program.len - 1;
+    return program.ops[program.ops[last].code == NUCLEUS_OP_DRAW ? last - 1 : last];
   }
   // `listed`: rows before that had a list.
   __device__ __forceinline__ void finish(u32 turn, u32 use, u32 &listed) const {
@@ -433,19 +448,22 @@ struct ListFinisher : Finisher<DTYPE, FORM> {
       F::release(turn);
     } else {
       const Description &d = state->description;
-      const SamplingOp op = d.program.ops[d.program.len - (d.program.ops[d.program.len - 1].code == NUCLEUS_OP_DRAW ? 2 : 1)];
-      const u32 least = d.config.min_keep && op.code != NUCLEUS_OP_MIROSTAT_2 ? d.config.min_keep : 1;
+      SamplingOp op{NUCLEUS_OP_TOP_P, 0, 0};
+      if constexpr (cuts_by_weight(FORM)) op = cutting_op(d.program);
+      else op.threshold = d.program.ops[d.program.len - 2].threshold;
+      const u64 threshold = op.threshold;
+      const u32 least = d.config.min_keep ? d.config.min_keep : 1;
       const Summary sums = sum_up(row.plan.flags & RowPlan::RAW, listed);
       F::release(turn);
-      const bool chosen = choose(row, sums, op, least), by_mass = op.code == NUCLEUS_OP_TOP_P;
-      if (!chosen && !by_mass && thread() == 0) batch.out[row.index].status = PENDING;
-      if (!chosen && by_mass && thread() < 32) {
+      if (cuts_by_weight(FORM) && op.code != NUCLEUS_OP_TOP_P) {
+        if (!choose_by_weight(row, sums, op) && thread() == 0) batch.out[row.index].status = PENDING;
+      } else if (!choose(row, sums, threshold, least) && thread() < 32) {
         RowPlan plan{};
         plan.kind = SlicePlan::MASS;
         plan.temperature = plan_of(d).temperature;
         if (thread() == 0) {
           whole.plans[row.index] = plan;
-          whole.many[row.index] = ManyKept{sums.total, op.threshold, least, value_of(row.key), F::raw_sums(row, sums.raw_mass, nullptr)};
+          whole.many[row.index] = ManyKept{sums.total, threshold, least, value_of(row.key), F::raw_sums(row, sums.raw_mass, nullptr)};
           batch.out[row.index].status = MANY_KEPT;
         }
       }
