@@ -364,10 +364,30 @@ struct ListFinisher : Finisher<DTYPE, FORM> {
     }
     return kept;
   }
-  // How many tokens come before what all before them suffices; 0: the list does not suffice.
+  // Of the sorted list: how many tokens come before what all before them suffices; 0: the list does not suffice. Afterwards `places` has the weights of beginnings.
   __device__ __forceinline__ u32 cut(const Until &until, u32 count) const {
-    u64 weighed;
-    const u32 kept = count_passing([&](u32 i, u64 before) { return i == 0 || !until(before); }, count, weighed);
+    const u32 t = thread(), lane = t % 32, warp = t / 32;
+    u64 weighed = 0;
+    u32 kept = 0;
+#pragma unroll 1
+    for (u32 first = 0; first < count; first += FINISH_THREADS) {
+      const u32 i = first + t;
+      const u64 own = i < count ? lists->tokens[i].weight : 0, through = prefix_sum(own);
+      if (lane == 31) state->of_warps[warp] = through;
+      sync();
+      u64 before = weighed + through - own;
+#pragma unroll
+      for (u32 other = 0; other < LIST_FINISH_WARPS; ++other) {
+        before += other < warp ? state->of_warps[other] : 0;
+        weighed += state->of_warps[other];
+      }
+      if (i < count) lists->places[i] = before + own;
+      const u32 passing = __popc(__ballot_sync(~0u, i < count && (i == 0 || !until(before))));
+      if (lane == 0) lists->passing[warp] = passing;
+      sync();
+#pragma unroll
+      for (u32 other = 0; other < LIST_FINISH_WARPS; ++other) kept += lists->passing[other];
+    }
     return until(weighed) ? kept : 0;
   }
   // The row's token from what it keeps of the list; false: that is more.
@@ -416,13 +436,19 @@ struct ListFinisher : Finisher<DTYPE, FORM> {
     const Listed *const tokens = lists->tokens;
     const i64 offset = by_surprise ? w.sums.offset_q16() : 0, most = d.row.mirostat_mu;
     const u64 share = op.code == NUCLEUS_OP_TOP_A ? top_a_threshold(op.threshold, tokens[0].weight, sums.total) : op.threshold;
-    u64 weighed;
-    const u32 passing = count_passing([&](u32 i, u64) { return by_surprise ? offset - w.y(logit_at(tokens[i].place)) <= most : reaches(tokens[i].weight, sums.total, share); }, count, weighed);
+    u32 passing = 0;  // the first of the list; counted by each warp
+#pragma unroll 1
+    for (u32 first = 0; first < count; first += 32) {
+      const Listed own = tokens[first + threadIdx.x % 32 < count ? first + threadIdx.x % 32 : count - 1];
+      const bool passes = by_surprise ? offset - w.y(logit_at(own.place)) <= most : reaches(own.weight, sums.total, share);
+      passing += __popc(__ballot_sync(~0u, passes && first + threadIdx.x % 32 < count));
+    }
     u32 least = !by_surprise && d.config.min_keep ? d.config.min_keep : 1;
     least = least < sums.there ? least : sums.there;
     const u32 kept = passing < least ? least : passing;
     // Where all that is listed passes, there may be more.
     if (kept > count || (passing == count && count < sums.there)) return false;
+    cut(Until{~0ull}, count);  // tells the weights of beginnings
     draw_first(row, sums, kept, [&](Outcome &outcome, float x, u64 mass) {
       if (!by_surprise) return;
       w.sums.total = mass;
@@ -448,16 +474,17 @@ struct ListFinisher : Finisher<DTYPE, FORM> {
       F::release(turn);
     } else {
       const Description &d = state->description;
-      SamplingOp op{NUCLEUS_OP_TOP_P, 0, 0};
-      if constexpr (cuts_by_weight(FORM)) op = cutting_op(d.program);
-      else op.threshold = d.program.ops[d.program.len - 2].threshold;
-      const u64 threshold = op.threshold;
+      const u64 threshold = d.program.ops[d.program.len - 2].threshold;
       const u32 least = d.config.min_keep ? d.config.min_keep : 1;
       const Summary sums = sum_up(row.plan.flags & RowPlan::RAW, listed);
       F::release(turn);
-      if (cuts_by_weight(FORM) && op.code != NUCLEUS_OP_TOP_P) {
-        if (!choose_by_weight(row, sums, op) && thread() == 0) batch.out[row.index].status = PENDING;
-      } else if (!choose(row, sums, threshold, least) && thread() < 32) {
+      bool by_weight = false;
+      if constexpr (cuts_by_weight(FORM)) {
+        const SamplingOp op = cutting_op(d.program);
+        by_weight = op.code != NUCLEUS_OP_TOP_P;
+        if (by_weight && !choose_by_weight(row, sums, op) && thread() == 0) batch.out[row.index].status = PENDING;
+      }
+      if (!by_weight && !choose(row, sums, threshold, least) && thread() < 32) {
         RowPlan plan{};
         plan.kind = SlicePlan::MASS;
         plan.temperature = plan_of(d).temperature;

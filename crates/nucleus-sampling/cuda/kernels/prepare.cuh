@@ -153,17 +153,14 @@ __device__ __forceinline__ RowPlan plan_row_without_edits(const SamplingBatch &b
   }
   if (threadIdx.x % 32 >= len) op = SamplingOp{NUCLEUS_OP_NONE, 0, 0};
   SlicePlan plan = plan_of(op, len, lists != 0, min_keep);
-  bool draws = plan.op + 2 == len && __shfl_sync(~0u, op.code, plan.op + 1) == NUCLEUS_OP_DRAW;
-  if constexpr (BY_WEIGHT) {
-    const u32 code = __shfl_sync(~0u, op.code, plan.op);
-    if (code == NUCLEUS_OP_MIROSTAT_2 || (draws && (code == NUCLEUS_OP_TOP_A || (code == NUCLEUS_OP_EPSILON && !ties)))) {
-      plan.kind = SlicePlan::MASS;
-      plan.k = 1;
-      draws = true;
-    }
+  const u32 code = BY_WEIGHT ? __shfl_sync(~0u, op.code, plan.op) : NUCLEUS_OP_NONE;
+  if (code == NUCLEUS_OP_MIROSTAT_2 || code == NUCLEUS_OP_TOP_A || (code == NUCLEUS_OP_EPSILON && !ties)) {
+    plan.kind = SlicePlan::MASS;
+    plan.k = 1;
   }
   RowPlan to = plan_row(batch, division, plan, flags, mask, vocab, __shfl_sync(~0u, op.arg, plan.op), skipped);
-  if (draws) to.flags |= RowPlan::DRAWS;
+  if (plan.op + 2 == len && __shfl_sync(~0u, op.code, plan.op + 1) == NUCLEUS_OP_DRAW) to.flags |= RowPlan::DRAWS;
+  if (code == NUCLEUS_OP_MIROSTAT_2) to.flags |= RowPlan::DRAWS;
   if (plan.edits || (batch.flags & NUCLEUS_BATCH_ALL_DRAWN && to.kind != SlicePlan::ALL)) to.kind = SlicePlan::EXACT;
   return to;
 }
