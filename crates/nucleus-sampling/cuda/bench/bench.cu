@@ -88,14 +88,15 @@ static SamplingProgram program(std::vector<SamplingOp> ops) {
   return p;
 }
 
-// Whether rows are drawn from as a whole but for temperatures; or after top_p, without edits.
+// Whether rows are drawn from as a whole but for temperatures; or after one cut that the row's weight tells, without edits.
 static bool is_drawn(const Case &c) {
   return !c.edits && std::all_of(c.program.ops, c.program.ops + c.program.len, [](const SamplingOp &op) { return op.code == NUCLEUS_OP_TEMPERATURE || op.code == NUCLEUS_OP_DRAW; });
 }
-static bool is_cut_by_top_p(const Case &c) {
-  const uint32_t len = c.program.len;
-  return !c.edits && len > 1 && c.program.ops[len - 2].code == NUCLEUS_OP_TOP_P &&
-         std::all_of(c.program.ops, c.program.ops + len - 2, [](const SamplingOp &op) { return op.code == NUCLEUS_OP_TEMPERATURE; });
+static bool is_cut_by_weight(const Case &c) {
+  const SamplingOp *op = c.program.ops, *const end = op + c.program.len;
+  while (op->code == NUCLEUS_OP_TEMPERATURE) ++op;
+  const bool cuts = op->code == NUCLEUS_OP_TOP_P || op->code == NUCLEUS_OP_EPSILON || op->code == NUCLEUS_OP_TOP_A;
+  return !c.edits && (op->code == NUCLEUS_OP_MIROSTAT_2 ? op + 1 == end : cuts && op + 2 == end && op[1].code == NUCLEUS_OP_DRAW);
 }
 
 // Whether an operation edits logits by id, or is a temperature.
@@ -107,17 +108,18 @@ static bool is_leading(uint32_t code) {
 static uint32_t what_is_known(const Case &c) {
   if (c.few()) return NUCLEUS_BATCH_ALL_FEW;
   if (!c.others.empty()) {
-    uint32_t known = ~0u, of_bounded = NUCLEUS_BATCH_ALL_COUNTED, of_others = NUCLEUS_BATCH_NONE_WHOLE | NUCLEUS_BATCH_NONE_SUMMED | NUCLEUS_BATCH_NONE_CUT;
+    uint32_t known = ~0u, of_cuts = 0, of_bounded = NUCLEUS_BATCH_ALL_COUNTED, of_others = NUCLEUS_BATCH_NONE_WHOLE | NUCLEUS_BATCH_NONE_SUMMED | NUCLEUS_BATCH_NONE_CUT;
     for (const Case *of : c.others) {
       known &= what_is_known(*of);
       if (of->bounded) of_bounded &= what_is_known(*of);
-      else if (!is_drawn(*of) && !is_cut_by_top_p(*of)) of_others &= what_is_known(*of);
+      else if (!is_drawn(*of) && !is_cut_by_weight(*of)) of_others &= what_is_known(*of);
+      of_cuts |= what_is_known(*of) & NUCLEUS_BATCH_CUT_BY_WEIGHT;
     }
-    return (known & (NUCLEUS_BATCH_NO_EDITS | NUCLEUS_BATCH_NONE_BOUNDED)) | of_bounded | of_others;
+    return of_cuts | (known & (NUCLEUS_BATCH_NO_EDITS | NUCLEUS_BATCH_NONE_BOUNDED)) | of_bounded | of_others;
   }
   const uint32_t unedited = c.edits ? 0 : NUCLEUS_BATCH_NO_EDITS;
   if (!c.bounded) {
-    const bool drawn = is_drawn(c), cut_by_top_p = drawn || is_cut_by_top_p(c);
+    const bool drawn = is_drawn(c), by_weight = is_cut_by_weight(c);
     const SamplingOp *op = c.program.ops;
     while (is_leading(op->code)) ++op;
     bool summed = !c.raw;
@@ -127,8 +129,8 @@ static uint32_t what_is_known(const Case &c) {
     }
     const bool whole = op->code == NUCLEUS_OP_TOP_K ? op->threshold <= 96 : op->code == NUCLEUS_OP_DRAW || op->code == NUCLEUS_OP_TOP_P || op->code == NUCLEUS_OP_MIN_P || op->code == NUCLEUS_OP_ARGMAX;
     const bool cut = op->code == NUCLEUS_OP_TOP_K && op->threshold <= 230;
-    const uint32_t rest = whole ? 0 : NUCLEUS_BATCH_NONE_WHOLE | (summed ? 0 : NUCLEUS_BATCH_NONE_SUMMED | (cut ? 0 : NUCLEUS_BATCH_NONE_CUT));
-    return NUCLEUS_BATCH_NONE_BOUNDED | unedited | (drawn ? NUCLEUS_BATCH_ALL_DRAWN : 0) | (cut_by_top_p ? NUCLEUS_BATCH_DRAWN_AFTER_TOP_P : 0) | rest;
+    const uint32_t rest = whole || by_weight ? 0 : NUCLEUS_BATCH_NONE_WHOLE | (summed ? 0 : NUCLEUS_BATCH_NONE_SUMMED | (cut ? 0 : NUCLEUS_BATCH_NONE_CUT));
+    return NUCLEUS_BATCH_NONE_BOUNDED | unedited | (drawn ? NUCLEUS_BATCH_ALL_DRAWN : 0) | (drawn || by_weight ? NUCLEUS_BATCH_DRAWN_AFTER_TOP_P : 0) | (by_weight && op->code != NUCLEUS_OP_TOP_P ? NUCLEUS_BATCH_CUT_BY_WEIGHT : 0) | rest;
   }
   for (uint32_t i = 0; i < c.program.len; ++i)
     if (c.program.ops[i].code == NUCLEUS_OP_TOP_K || c.program.ops[i].code == NUCLEUS_OP_ARGMAX) return NUCLEUS_BATCH_ALL_BOUNDED | NUCLEUS_BATCH_ALL_COUNTED | unedited;
@@ -167,7 +169,7 @@ int main(int argc, char **argv) {
   SamplingOp top_k{NUCLEUS_OP_TOP_K, 0, 50}, min_p{NUCLEUS_OP_MIN_P, logf(0.05f), 0};
   SamplingOp dry{NUCLEUS_OP_DRY, 0, 0}, penalties{NUCLEUS_OP_PENALTIES, 0, 0}, sigma{NUCLEUS_OP_TOP_N_SIGMA, 1.5f, 1}, typical{NUCLEUS_OP_TYPICAL_P, 0, mass(0.9)};
   SamplingOp xtc{NUCLEUS_OP_XTC, 0, mass(0.1)}, eta{NUCLEUS_OP_ETA, 0, mass(0.001)}, dynamic{NUCLEUS_OP_DYNAMIC_TEMPERATURE, 0, 0}, smoothing{NUCLEUS_OP_SMOOTHING, 0, 0};
-  SamplingOp mirostat{NUCLEUS_OP_MIROSTAT_2, 0, 0}, tfs{NUCLEUS_OP_TFS, 0, mass(0.95)};
+  SamplingOp epsilon{NUCLEUS_OP_EPSILON, 0, mass(0.001)}, mirostat{NUCLEUS_OP_MIROSTAT_2, 0, 0}, tfs{NUCLEUS_OP_TFS, 0, mass(0.95)};
   std::vector<Case> cases = {
       {"all on", program({{NUCLEUS_OP_DRY, 0, 0}, {NUCLEUS_OP_PENALTIES, 0, 0}, temperature, top_k, top_p, min_p, draw}), true, true},
       {"top_k + top_p", program({temperature, top_k, top_p, draw}), false, true},
@@ -188,6 +190,7 @@ int main(int argc, char **argv) {
       {"dynamic T, draw", program({dynamic, draw}), false, false},
       {"smoothing, draw", program({smoothing, draw}), false, false},
       {"mirostat 2", program({temperature, mirostat}), false, false},
+      {"T, epsilon", program({temperature, epsilon, draw}), false, false},
       {"XTC, T, draw", program({xtc, temperature, draw}), false, false},
       {"top_k 200 + top_p", program({temperature, {NUCLEUS_OP_TOP_K, 0, 200}, top_p, draw}), false, false},
       {"top_k 1000, tfs", program({{NUCLEUS_OP_TOP_K, 0, 1000}, tfs, temperature, draw}), false, false},

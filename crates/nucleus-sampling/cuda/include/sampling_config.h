@@ -202,6 +202,8 @@ NUCLEUS_ASSERT(sizeof(SamplingBatch) == 120);
 /* With NUCLEUS_BATCH_NO_EDITS: every row draws from the whole of its row, or from what top_p keeps of it: temperatures, then top_p, if any, then the draw, without a list of
  * allowed ids. Said of others it only costs time. */
 #define NUCLEUS_BATCH_DRAWN_AFTER_TOP_P 65536u
+/* Of the rows that are said to draw from what top_p keeps, some draw from what epsilon or top_a keeps instead, or by mirostat 2. Said or not, it only costs time. */
+#define NUCLEUS_BATCH_CUT_BY_WEIGHT 131072u
 
 /* What the caller knows of a batch of several kinds of rows: each kind goes to the launches for it, which see no other rows. Of what is not so it only
  * costs time, but for NUCLEUS_BATCH_ALL_COUNTED. `order` is null or, in device memory, [rows]: the rows' numbers, each once. First come those that are bounded (NUCLEUS_BATCH_ALL_BOUNDED), then

@@ -20,7 +20,7 @@ __device__ __forceinline__ void begin() {
 
 template <u32 DTYPE, Form FORM>
 __global__ void __launch_bounds__(threads_of(FORM), 1) draw_rows(const __grid_constant__ PartOfBatch batch, const __grid_constant__ DrawShape shape, const __grid_constant__ Whole whole, bool pending) {
-  using D = Drawer<DTYPE, FORM == Form::MASKED || FORM == Form::TOP_P_MASKED, lists_tokens(FORM)>;
+  using D = Drawer<DTYPE, takes_masks(FORM) && !looks_ahead(FORM), lists_tokens(FORM)>;
   u32 block;
   asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(block));
   const u32 cluster = blockIdx.x / shape.blocks, clusters = gridDim.x / shape.blocks;
@@ -209,7 +209,9 @@ static cudaError_t choose(const SamplingBatch &batch, const Kernels &kernel, Cho
 
 template <u32 DTYPE>
 static cudaError_t launch(const PartOfBatch &batch, const Whole &whole, bool pending, LeftRange left, cudaStream_t stream, Division &division) {
-  const Kernels kernels = may_cut(batch)     ? Kernels{{has_masks(batch) ? draw_rows<DTYPE, Form::TOP_P_MASKED> : draw_rows<DTYPE, Form::TOP_P>}, {threads_of(Form::TOP_P)}}
+  const Kernel cuts = batch.flags & NUCLEUS_BATCH_CUT_BY_WEIGHT ? (has_masks(batch) ? draw_rows<DTYPE, Form::CUT_MASKED> : draw_rows<DTYPE, Form::CUT>)
+                                                                : (has_masks(batch) ? draw_rows<DTYPE, Form::TOP_P_MASKED> : draw_rows<DTYPE, Form::TOP_P>);
+  const Kernels kernels = may_cut(batch)     ? Kernels{{cuts}, {threads_of(Form::TOP_P)}}
                           : has_masks(batch) ? Kernels{{draw_rows<DTYPE, Form::MASKED>, draw_rows<DTYPE, Form::AGAIN>, draw_rows<DTYPE, Form::AHEAD_MASKED>}, {DRAW_THREADS, DRAW_THREADS, AHEAD_THREADS}}
                                              : Kernels{{draw_rows<DTYPE, Form::PLAIN>, draw_rows<DTYPE, Form::AGAIN>, draw_rows<DTYPE, Form::AHEAD>}, {DRAW_THREADS, DRAW_THREADS, AHEAD_THREADS}};
   cudaError_t error = cudaSuccess;

@@ -62,7 +62,7 @@ struct Finisher {
     static_assert(TEAMS_MOST <= FINISHERS);
 #pragma unroll 1
     for (u32 turn = warp < shape.teams ? warp : warp + shape.teams + block * FINISHERS; turn < turns.rows;) {
-      RowPlan row = plan_row_without_edits(batch, division, turns.index(turn), pending);
+      RowPlan row = plan_row_without_edits<cuts_by_weight(FORM)>(batch, division, turns.index(turn), pending);
       if (lists_tokens(FORM) && row.kind != SlicePlan::ALL && !(row.kind == SlicePlan::MASS && row.flags & RowPlan::DRAWS)) row.kind = SlicePlan::EXACT;
       const bool own = turn < shape.teams;
       if (own && lane == 0) state->plans[turn].hold(row, &state->planned[turn]);

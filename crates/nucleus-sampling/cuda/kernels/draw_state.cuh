@@ -21,11 +21,12 @@ constexpr u32 AHEAD_THREADS = DRAW_THREADS + 32 * LOOKERS;
 constexpr u32 TURNS_MOST = 80;     // rows of a cluster
 
 // What a kernel is for: rows without masks; rows with them; rows whose slices a ring does not hold (draw_again.cuh); rows that follow one another, without masks and with
-// them (draw_ahead.cuh); rows that top_p may cut, without masks and with them (draw_top_p.cuh).
-enum class Form { PLAIN, MASKED, AGAIN, AHEAD, AHEAD_MASKED, TOP_P, TOP_P_MASKED };
+// them (draw_ahead.cuh); rows that top_p may cut, or other cuts that the row's weight tells, too, without masks and with them (draw_top_p.cuh).
+enum class Form { PLAIN, MASKED, AGAIN, AHEAD, AHEAD_MASKED, TOP_P, TOP_P_MASKED, CUT, CUT_MASKED };
 HD constexpr bool looks_ahead(Form form) { return form == Form::AHEAD || form == Form::AHEAD_MASKED; }
-HD constexpr bool takes_masks(Form form) { return form == Form::MASKED || form == Form::AHEAD_MASKED || form == Form::TOP_P_MASKED; }
-HD constexpr bool lists_tokens(Form form) { return form == Form::TOP_P || form == Form::TOP_P_MASKED; }
+HD constexpr bool takes_masks(Form form) { return form == Form::MASKED || form == Form::AHEAD_MASKED || form == Form::TOP_P_MASKED || form == Form::CUT_MASKED; }
+HD constexpr bool cuts_by_weight(Form form) { return form == Form::CUT || form == Form::CUT_MASKED; }
+HD constexpr bool lists_tokens(Form form) { return form == Form::TOP_P || form == Form::TOP_P_MASKED || cuts_by_weight(form); }
 // Whether masks are conditions of what looks and weighs, where nobody looks ahead; logits of 16 bits are put out, two at a time.
 HD constexpr bool keeps_bits(u32 dtype) { return dtype == NUCLEUS_F32; }
 HD constexpr u32 finish_warps(Form form) { return lists_tokens(form) ? LIST_FINISH_WARPS : FINISH_WARPS; }

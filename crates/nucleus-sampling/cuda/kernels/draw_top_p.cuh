@@ -1,8 +1,9 @@
-// Draws from what top_p keeps of rows without edits, beside draws from whole rows.
+// Draws from what top_p, epsilon, top_a or mirostat 2 keeps of rows without edits, beside draws from whole rows.
 //
 // The largest logits that warps tell each other, or halves of them, tell a bound that some hundred tokens reach: of independent logits 32 (1/3 + ... + 1/32) = 82 on average. Two more
 // warps of a block, the listers, find it while the others weigh, look at the tokens of those lanes whose largest logit reaches it, and send what does to the block that finishes the row,
-// which is also told what all tokens weigh. If the list weighs enough, that block sorts it, cuts, and draws. Rows that keep more are described to the launch behind this one (cut.cuh).
+// which is also told what all tokens weigh. If the list weighs enough, or has tokens that are not kept, that block sorts it, cuts, and draws. Rows that keep more are left to the launch behind
+// this one, to which those that top_p cuts are described (cut.cuh).
 #pragma once
 
 #include "draw_finish.cuh"
@@ -336,6 +337,33 @@ struct ListFinisher : Finisher<DTYPE, FORM> {
     }
     sync();
   }
+  // Of the sorted list: how many tokens pass, by what they are and what all before them weigh; `weighed`: what all weigh. Afterwards `places` has the weights of beginnings.
+  template <class P>
+  __device__ __forceinline__ u32 count_passing(P passes, u32 count, u64 &weighed) const {
+    const u32 t = thread(), lane = t % 32, warp = t / 32;
+    weighed = 0;
+    u32 kept = 0;
+#pragma unroll 1
+    for (u32 first = 0; first < count; first += FINISH_THREADS) {
+      const u32 i = first + t;
+      const u64 own = i < count ? lists->tokens[i].weight : 0, through = prefix_sum(own);
+      if (lane == 31) state->of_warps[warp] = through;
+      sync();
+      u64 before = weighed + through - own;
+#pragma unroll
+      for (u32 other = 0; other < LIST_FINISH_WARPS; ++other) {
+        before += other < warp ? state->of_warps[other] : 0;
+        weighed += state->of_warps[other];
+      }
+      if (i < count) lists->places[i] = before + own;
+      const u32 passing = __popc(__ballot_sync(~0u, i < count && passes(i, before)));
+      if (lane == 0) lists->passing[warp] = passing;
+      sync();
+#pragma unroll
+      for (u32 other = 0; other < LIST_FINISH_WARPS; ++other) kept += lists->passing[other];
+    }
+    return kept;
+  }
   // Of the sorted list: how many tokens come before what all before them suffices; 0: the list does not suffice. Afterwards `places` has the weights of beginnings.
   __device__ __forceinline__ u32 cut(const Until &until, u32 count) const {
     const u32 t = thread(), lane = t % 32, warp = t / 32;
@@ -370,6 +398,12 @@ struct ListFinisher : Finisher<DTYPE, FORM> {
     u32 kept = cut(Until::reaches(sums.total, threshold), count);
     if (!kept || (least > count && count < sums.there)) return false;
     if (kept < least) kept = least < count ? least : count;
+    draw_first(row, sums, kept, [](Outcome &, float, u64) {});
+    return true;
+  }
+  // The row's token, of the first so many of the sorted list; tell(outcome, logit, mass) adds what else is told of it.
+  template <class T>
+  __device__ __forceinline__ void draw_first(const Known &row, const Summary &sums, u32 kept, T tell) const {
     const u64 mass = lists->places[kept - 1], target = mulhi64(row.uniform, mass);
 #pragma unroll 1
     for (u32 i = thread(); i < kept; i += FINISH_THREADS) {
@@ -386,9 +420,47 @@ struct ListFinisher : Finisher<DTYPE, FORM> {
       outcome.token = id;
       outcome.kept = kept;
       outcome.logprob = processed_logprob(own.weight, mass);
+      tell(outcome, logit_at(own.place), mass);
       batch.out[row.index] = result(outcome, F::raw_sums(row, sums.raw_mass, &id), row.r);
     }
+  }
+  // The same where what a token weighs beside the row decides whether it is kept: by epsilon, top_a and mirostat 2. False: there may be more than the list has.
+  __device__ __forceinline__ bool choose_by_weight(const Known &row, const Summary &sums, const SamplingOp &op) const {
+    const Description &d = state->description;
+    const u32 count = sums.listed;
+    if (count > LIST_MOST) return false;
+    sort(row.w, count);
+    const bool by_surprise = op.code == NUCLEUS_OP_MIROSTAT_2;
+    Weighing w = row.w;
+    w.sums.total = sums.total;
+    const Listed *const tokens = lists->tokens;
+    const i64 offset = by_surprise ? w.sums.offset_q16() : 0, most = d.row.mirostat_mu;
+    const u64 share = op.code == NUCLEUS_OP_TOP_A ? top_a_threshold(op.threshold, tokens[0].weight, sums.total) : op.threshold;
+    u32 passing = 0;  // the first of the list; counted by each warp
+#pragma unroll 1
+    for (u32 first = 0; first < count; first += 32) {
+      const Listed own = tokens[first + threadIdx.x % 32 < count ? first + threadIdx.x % 32 : count - 1];
+      const bool passes = by_surprise ? offset - w.y(logit_at(own.place)) <= most : reaches(own.weight, sums.total, share);
+      passing += __popc(__ballot_sync(~0u, passes && first + threadIdx.x % 32 < count));
+    }
+    u32 least = !by_surprise && d.config.min_keep ? d.config.min_keep : 1;
+    least = least < sums.there ? least : sums.there;
+    const u32 kept = passing < least ? least : passing;
+    // Where all that is listed passes, there may be more.
+    if (kept > count || (passing == count && count < sums.there)) return false;
+    cut(Until{~0ull}, count);  // tells the weights of beginnings
+    draw_first(row, sums, kept, [&](Outcome &outcome, float x, u64 mass) {
+      if (!by_surprise) return;
+      w.sums.total = mass;
+      const i64 surprise = w.sums.offset_q16() - w.y(x);
+      outcome.feedback = static_cast<i32>(surprise < 0 ? 0 : surprise > 0x7FFFFFFF ? 0x7FFFFFFF : surprise);
+    });
     return true;
+  }
+  // The operation that cuts: the choice itself, or the one before it.
+  __device__ __forceinline__ static SamplingOp cutting_op(const SamplingProgram &program) {
+    const u32 last = program.len - 1;
+    return program.ops[program.ops[last].code == NUCLEUS_OP_DRAW ? last - 1 : last];
   }
   // `listed`: rows before that had a list.
   __device__ __forceinline__ void finish(u32 turn, u32 use, u32 &listed) const {
@@ -406,7 +478,13 @@ struct ListFinisher : Finisher<DTYPE, FORM> {
       const u32 least = d.config.min_keep ? d.config.min_keep : 1;
       const Summary sums = sum_up(row.plan.flags & RowPlan::RAW, listed);
       F::release(turn);
-      if (!choose(row, sums, threshold, least) && thread() < 32) {
+      bool by_weight = false;
+      if constexpr (cuts_by_weight(FORM)) {
+        const SamplingOp op = cutting_op(d.program);
+        by_weight = op.code != NUCLEUS_OP_TOP_P;
+        if (by_weight && !choose_by_weight(row, sums, op) && thread() == 0) batch.out[row.index].status = PENDING;
+      }
+      if (!by_weight && !choose(row, sums, threshold, least) && thread() < 32) {
         RowPlan plan{};
         plan.kind = SlicePlan::MASS;
         plan.temperature = plan_of(d).temperature;

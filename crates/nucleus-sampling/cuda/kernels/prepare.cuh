@@ -127,7 +127,9 @@ __device__ __forceinline__ RowPlan plan_row(const SamplingBatch &batch, const Di
   return to;
 }
 
-// The same by a warp, where no row has edits; a row that has some all the same is left to later launches. Everything is read at once.
+// The same by a warp, where no row has edits; a row that has some all the same is left to later launches. Everything is read at once. BY_WEIGHT: a cut that what the row weighs tells is
+// one by its mass, as top_p is.
+template <bool BY_WEIGHT = false>
 __device__ __forceinline__ RowPlan plan_row_without_edits(const SamplingBatch &batch, const Division &division, u32 index, bool pending) {
   const SamplingRow &row = batch.row[index];
   const u32 lists = row.bias.len | row.bad_words.len | row.eos.len, flags = row.flags, own = row.request;
@@ -136,6 +138,7 @@ __device__ __forceinline__ RowPlan plan_row_without_edits(const SamplingBatch &b
   u32 request = batch.flags & NUCLEUS_BATCH_REQUEST_EACH ? index : own, vocab;
   SamplingOp op;
   u32 len, min_keep;
+  bool ties = false;
 #pragma unroll 1
   while (true) {
     const SamplingConfig &config = batch.configs[request];
@@ -143,14 +146,21 @@ __device__ __forceinline__ RowPlan plan_row_without_edits(const SamplingBatch &b
     op = program.ops[threadIdx.x % NUCLEUS_MAX_OPS];
     len = program.len;
     min_keep = config.min_keep;
+    if constexpr (BY_WEIGHT) ties = config.flags & NUCLEUS_KEEP_TIES;
     vocab = config.vocab_size;
     if (request == own) break;
     request = own;
   }
   if (threadIdx.x % 32 >= len) op = SamplingOp{NUCLEUS_OP_NONE, 0, 0};
-  const SlicePlan plan = plan_of(op, len, lists != 0, min_keep);
+  SlicePlan plan = plan_of(op, len, lists != 0, min_keep);
+  const u32 code = BY_WEIGHT ? __shfl_sync(~0u, op.code, plan.op) : NUCLEUS_OP_NONE;
+  if (code == NUCLEUS_OP_MIROSTAT_2 || code == NUCLEUS_OP_TOP_A || (code == NUCLEUS_OP_EPSILON && !ties)) {
+    plan.kind = SlicePlan::MASS;
+    plan.k = 1;
+  }
   RowPlan to = plan_row(batch, division, plan, flags, mask, vocab, __shfl_sync(~0u, op.arg, plan.op), skipped);
   if (plan.op + 2 == len && __shfl_sync(~0u, op.code, plan.op + 1) == NUCLEUS_OP_DRAW) to.flags |= RowPlan::DRAWS;
+  if (code == NUCLEUS_OP_MIROSTAT_2) to.flags |= RowPlan::DRAWS;
   if (plan.edits || (batch.flags & NUCLEUS_BATCH_ALL_DRAWN && to.kind != SlicePlan::ALL)) to.kind = SlicePlan::EXACT;
   return to;
 }

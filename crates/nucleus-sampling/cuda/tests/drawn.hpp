@@ -1,4 +1,4 @@
-// Batches of which every row draws from the whole of its row, or from what top_p keeps of it: the launches for them against the exact path.
+// Batches of which every row draws from the whole of its row, or from what top_p, epsilon, top_a or mirostat 2 keeps of it: the launches for them against the exact path.
 #pragma once
 
 #include <cuda_fp16.h>
@@ -10,7 +10,7 @@
 
 struct DrawnRows {
   uint32_t dtype, rows, vocab, row_len;
-  bool cut, masked;  // cut: by top_p, most of them
+  bool cut, masked;  // cut: most of them, half of these by top_p
   std::vector<SamplingRow> row;
   std::vector<SamplingConfig> configs;
   std::vector<SamplingProgram> programs;
@@ -78,11 +78,19 @@ struct DrawnRows {
     SamplingProgram p = {};
     if (random() % 4) p.ops[p.len++] = SamplingOp{NUCLEUS_OP_TEMPERATURE, TEMPERATURES[random() % 5], 0};
     static const double SHARES[] = {0.02, 0.3, 0.6, 0.9, 0.95, 0.99, 0.9999, 1.0};
-    if (cut && random() % 8) p.ops[p.len++] = SamplingOp{NUCLEUS_OP_TOP_P, 0, static_cast<uint64_t>(SHARES[random() % 8] * 4294967296.0)};
+    static const double PROBABILITIES[] = {1e-7, 1e-5, 3e-4, 0.002, 0.01, 0.05, 0.3, 1.0};  // of epsilon; of top_a
+    static const uint32_t SURPRISES[] = {0, 1, 4, 7, 10, 12, 16, 30};                      // of mirostat 2, in bits
+    const uint32_t cuts = cut ? random() % 16 : 0, which = random() % 8;
+    if (cuts > 8) p.ops[p.len++] = SamplingOp{NUCLEUS_OP_TOP_P, 0, static_cast<uint64_t>(SHARES[which] * 4294967296.0)};
+    if (cuts == 4 || cuts == 5) p.ops[p.len++] = SamplingOp{NUCLEUS_OP_EPSILON, 0, static_cast<uint64_t>(PROBABILITIES[which] * 4294967296.0)};
+    if (cuts == 6) p.ops[p.len++] = SamplingOp{NUCLEUS_OP_TOP_A, 0, static_cast<uint64_t>(PROBABILITIES[which] * 4294967296.0)};
+    if (cut && random() % 16 == 0) c.flags |= NUCLEUS_KEEP_TIES;
     if (cut && random() % 16 == 0) p.ops[p.len++] = SamplingOp{NUCLEUS_OP_MIN_P, -3.0f, 0};  // which another launch has to decide
     if (cut && random() % 8 == 0) c.min_keep = random() % 200;
-    p.ops[p.len++] = SamplingOp{NUCLEUS_OP_DRAW, 0, 0};
+    const bool surprise = cuts == 7 || cuts == 8;
+    p.ops[p.len++] = SamplingOp{static_cast<uint32_t>(surprise ? NUCLEUS_OP_MIROSTAT_2 : NUCLEUS_OP_DRAW), 0, 0};
     SamplingRow w = {};
+    w.mirostat_mu = SURPRISES[which] << 16;
     w.request = rows - 1 - r;
     w.position = random() % 1000;
     w.mask = !masked || random() % 2 ? -1 : static_cast<int32_t>(random() % MASKS);
@@ -100,8 +108,8 @@ inline void check_drawn(const DrawnRows &d, uint32_t &results, uint32_t &failure
 }
 // By the first so many ways.
 inline void check_cut(const DrawnRows &d, uint32_t most_ways, uint32_t &results, uint32_t &failures) {
-  const uint32_t cut = NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_NO_EDITS | NUCLEUS_BATCH_DRAWN_AFTER_TOP_P, many = cut | NUCLEUS_BATCH_MANY_ROWS, whole = NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_NO_EDITS;
-  std::vector<Way> ways{{0, cut}, {0, many}, {0, cut | NUCLEUS_BATCH_REQUEST_EACH}, {2, many}, {4, many}, {8, many}, {1, many}, {0, whole}, {8, whole | NUCLEUS_BATCH_MANY_ROWS}, {0, NUCLEUS_BATCH_PORTABLE}, {0, 0, Sorted::TRULY}, {0, NUCLEUS_BATCH_NONE_WHOLE, Sorted::TRULY}, {0, NUCLEUS_BATCH_MANY_ROWS, Sorted::TRULY}, {0, NUCLEUS_BATCH_NONE_WHOLE, Sorted::AT_RANDOM}};
+  const uint32_t cut = NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_NO_EDITS | NUCLEUS_BATCH_DRAWN_AFTER_TOP_P | NUCLEUS_BATCH_CUT_BY_WEIGHT, many = cut | NUCLEUS_BATCH_MANY_ROWS, whole = NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_NO_EDITS;
+  std::vector<Way> ways{{0, cut}, {0, many}, {0, cut | NUCLEUS_BATCH_REQUEST_EACH}, {2, many}, {4, many}, {8, many}, {1, many}, {0, cut & ~NUCLEUS_BATCH_CUT_BY_WEIGHT}, {0, whole}, {8, whole | NUCLEUS_BATCH_MANY_ROWS}, {0, NUCLEUS_BATCH_PORTABLE}, {0, 0, Sorted::TRULY}, {0, NUCLEUS_BATCH_NONE_WHOLE | NUCLEUS_BATCH_CUT_BY_WEIGHT, Sorted::TRULY}, {0, NUCLEUS_BATCH_MANY_ROWS, Sorted::TRULY}, {0, NUCLEUS_BATCH_NONE_WHOLE, Sorted::AT_RANDOM}};
   if (ways.size() > most_ways) ways.resize(most_ways);
   check_ways("top_p", d, 0, nullptr, ways, is_processed, results, failures);
 }

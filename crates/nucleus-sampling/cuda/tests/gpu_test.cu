@@ -26,7 +26,7 @@
 #include "single.hpp"
 
 constexpr uint32_t UNTOUCHED = 0xA5A5A5A5u;  // words of results before a launch
-constexpr uint32_t TOP_P_CUTS = NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_NO_EDITS | NUCLEUS_BATCH_DRAWN_AFTER_TOP_P;
+constexpr uint32_t CUTS_BY_WEIGHT = NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_NO_EDITS | NUCLEUS_BATCH_DRAWN_AFTER_TOP_P | NUCLEUS_BATCH_CUT_BY_WEIGHT;
 constexpr uint32_t COUNTED_FROM_LEN = 200;    // of rows, from which the caller never says untruly that a count bounds them: a block alone is slow then
 
 static std::atomic<uint32_t> results{0}, failures{0}, others{0}, top_results{0};  // others: rows of which the caller says what is not so
@@ -281,7 +281,7 @@ static Loaded repeated_to(const CorpusBatch &b, cudaStream_t stream, uint32_t ro
 // Rows that the caller has sorted by kind.
 static void check_sorted(Loaded &loaded, uint32_t number) {
   for (Sorted sorted : {Sorted::TRULY, Sorted::AT_RANDOM})
-    for (uint32_t flags : {0u, NUCLEUS_BATCH_NONE_WHOLE | NUCLEUS_BATCH_REQUEST_EACH}) loaded.check(number, Way{0, flags, sorted});
+    for (uint32_t flags : {NUCLEUS_BATCH_CUT_BY_WEIGHT, NUCLEUS_BATCH_NONE_WHOLE | NUCLEUS_BATCH_REQUEST_EACH}) loaded.check(number, Way{0, flags, sorted});
   for (uint32_t flags : {NUCLEUS_BATCH_SOME_FEW, NUCLEUS_BATCH_ALL_COUNTED, NUCLEUS_BATCH_EXACT, NUCLEUS_BATCH_MANY_ROWS}) loaded.check(number, Way{0, flags, Sorted::TRULY});
 }
 
@@ -290,7 +290,7 @@ static void check_crowds(const CorpusBatch &b, uint32_t number, cudaStream_t str
   for (uint32_t rows : of_rows ? std::vector<uint32_t>{of_rows} : std::vector<uint32_t>{40, 72, 300}) {
     Loaded crowd = repeated_to(b, stream, rows, !of_rows);
     for (uint32_t flags : {0u, NUCLEUS_BATCH_EXACT, NUCLEUS_BATCH_ALL_BOUNDED, NUCLEUS_BATCH_ALL_BOUNDED | NUCLEUS_BATCH_ALL_COUNTED | NUCLEUS_BATCH_REQUEST_EACH, NUCLEUS_BATCH_NONE_BOUNDED,
-                           NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_NO_EDITS | NUCLEUS_BATCH_ALL_DRAWN, TOP_P_CUTS, NUCLEUS_BATCH_NONE_WHOLE, NUCLEUS_BATCH_SOME_FEW})
+                           NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_NO_EDITS | NUCLEUS_BATCH_ALL_DRAWN, CUTS_BY_WEIGHT, NUCLEUS_BATCH_NONE_WHOLE, NUCLEUS_BATCH_SOME_FEW})
       crowd.check(number, Way{0, flags});
     check_sorted(crowd, number);
   }
@@ -300,7 +300,7 @@ static void check_crowds(const CorpusBatch &b, uint32_t number, cudaStream_t str
 static void check_late(const CorpusBatch &b, uint32_t number, cudaStream_t stream, uint32_t of_rows = 0) {
   for (uint32_t rows : of_rows ? std::vector<uint32_t>{of_rows} : std::vector<uint32_t>{1, 72}) {
     Loaded loaded = repeated_to(b, stream, rows, !of_rows);
-    for (uint32_t flags : {0u, NUCLEUS_BATCH_ALL_BOUNDED, NUCLEUS_BATCH_NONE_BOUNDED, NUCLEUS_BATCH_NO_EDITS, NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_NO_EDITS | NUCLEUS_BATCH_ALL_DRAWN, TOP_P_CUTS,
+    for (uint32_t flags : {0u, NUCLEUS_BATCH_ALL_BOUNDED, NUCLEUS_BATCH_NONE_BOUNDED, NUCLEUS_BATCH_NO_EDITS, NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_NO_EDITS | NUCLEUS_BATCH_ALL_DRAWN, CUTS_BY_WEIGHT,
                            NUCLEUS_BATCH_SOME_FEW, NUCLEUS_BATCH_ALL_FEW, NUCLEUS_BATCH_SOME_FEW | NUCLEUS_BATCH_NONE_BOUNDED})
       loaded.check_late(number, Way{0, flags});
     for (uint32_t flags : {0u, NUCLEUS_BATCH_ALL_COUNTED}) loaded.check_late(number, Way{0, flags, Sorted::TRULY});
@@ -323,7 +323,7 @@ static void check_all_ways(const CorpusBatch &b, uint32_t number, cudaStream_t s
   Loaded loaded(b, stream);
   for (uint32_t cluster : {0u, 1u, 2u, 4u, 8u})
     for (uint32_t flags : {0u, NUCLEUS_BATCH_EXACT, NUCLEUS_BATCH_EXACT | NUCLEUS_BATCH_UNLISTED, NUCLEUS_BATCH_MANY_ROWS, NUCLEUS_BATCH_ALL_BOUNDED, NUCLEUS_BATCH_ALL_BOUNDED | NUCLEUS_BATCH_ALL_COUNTED | NUCLEUS_BATCH_REQUEST_EACH, NUCLEUS_BATCH_NONE_BOUNDED,
-                           NUCLEUS_BATCH_NO_EDITS, NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_NO_EDITS | NUCLEUS_BATCH_ALL_DRAWN, TOP_P_CUTS, TOP_P_CUTS | NUCLEUS_BATCH_MANY_ROWS,
+                           NUCLEUS_BATCH_NO_EDITS, NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_NO_EDITS | NUCLEUS_BATCH_ALL_DRAWN, CUTS_BY_WEIGHT, CUTS_BY_WEIGHT | NUCLEUS_BATCH_MANY_ROWS,
                            NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_NONE_WHOLE, NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_NONE_WHOLE | NUCLEUS_BATCH_MANY_ROWS,
                            NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_NONE_WHOLE | NUCLEUS_BATCH_NONE_SUMMED, NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_NONE_WHOLE | NUCLEUS_BATCH_NONE_SUMMED | NUCLEUS_BATCH_NONE_CUT,
                            NUCLEUS_BATCH_MANY_ROWS | NUCLEUS_BATCH_ALL_DRAWN})

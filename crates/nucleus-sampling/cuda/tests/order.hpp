@@ -10,7 +10,7 @@
 // How a caller sorts a batch's rows: not at all; as they are; each as any kind.
 enum class Sorted : uint32_t { NOT, TRULY, AT_RANDOM };
 
-enum Kind : uint32_t { BOUNDED, DRAWN, CUT_BY_TOP_P, OTHER, FEW, KINDS };
+enum Kind : uint32_t { BOUNDED, DRAWN, CUT, OTHER, FEW, KINDS };
 
 inline Kind kind_of(const SamplingRow &row, const SamplingProgram &p) {
   if (row.flags & NUCLEUS_ROW_PADDING) return row.request % 2 ? DRAWN : BOUNDED;  // where it comes does not matter
@@ -29,7 +29,8 @@ inline Kind kind_of(const SamplingRow &row, const SamplingProgram &p) {
   if (bounds && row.flags & NUCLEUS_ROW_PROCESSED) return BOUNDED;
   if (edits || row.flags & NUCLEUS_ROW_ALLOWED) return OTHER;
   if (op.code == NUCLEUS_OP_DRAW) return DRAWN;
-  return op.code == NUCLEUS_OP_TOP_P && i + 2 == p.len && p.ops[i + 1].code == NUCLEUS_OP_DRAW ? CUT_BY_TOP_P : OTHER;
+  const bool cuts = op.code == NUCLEUS_OP_TOP_P || op.code == NUCLEUS_OP_EPSILON || op.code == NUCLEUS_OP_TOP_A, draws = cuts && i + 2 == p.len && p.ops[i + 1].code == NUCLEUS_OP_DRAW;
+  return draws || op.code == NUCLEUS_OP_MIROSTAT_2 ? CUT : OTHER;
 }
 
 // `programs`: by the rows' requests.
@@ -55,7 +56,7 @@ struct DeviceOrder {
   SamplingOrder order;
 
   DeviceOrder(const std::vector<SamplingRow> &rows, const std::vector<SamplingProgram> &programs, Sorted sorted)
-      : numbers(numbers_by_kind(rows, programs, sorted, of_kind)), order{numbers.data, of_kind[BOUNDED], of_kind[DRAWN], of_kind[CUT_BY_TOP_P], of_kind[OTHER]} {}
+      : numbers(numbers_by_kind(rows, programs, sorted, of_kind)), order{numbers.data, of_kind[BOUNDED], of_kind[DRAWN], of_kind[CUT], of_kind[OTHER]} {}
 };
 
 // Both ways.

@@ -156,14 +156,17 @@ impl<'a> Work<'a> {
             || tables.program.ops().iter().any(|op| edits_by_id(op.code))
     }
 
-    /// Whether the row is as it came, but for temperatures and a mask, where its token is drawn from all of it, or from what `top_p` keeps.
+    /// Whether the row is as it came, but for temperatures and a mask, where its token is drawn from all of it, or from what one cut by the row's weight keeps.
     fn drawn(&self) -> Option<Kind> {
         if self.params.tables().allowed.is_some() || self.edits() {
             return None;
         }
         match self.decides()?.code {
             OpCode::Draw => Some(Kind::Drawn),
-            OpCode::TopP if self.draws_after(OpCode::TopP) => Some(Kind::CutByTopP),
+            code @ (OpCode::TopP | OpCode::Epsilon | OpCode::TopA) if self.draws_after(code) => {
+                Some(Kind::CutByTopP)
+            }
+            OpCode::Mirostat2 => Some(Kind::CutByTopP),
             _ => None,
         }
     }
@@ -375,7 +378,7 @@ impl Packed {
                 let by_count = code != OpCode::MinP;
                 self.counted += usize::from(by_count);
                 self.drawn_after += usize::from(!by_count && row.draws_after(code));
-            } else if row.is_whole() {
+            } else if row.is_whole() || kind == Kind::CutByTopP {
                 self.whole += 1;
                 self.other_whole += usize::from(kind == Kind::Other);
             } else {
