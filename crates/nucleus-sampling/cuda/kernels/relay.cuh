@@ -11,6 +11,7 @@
 #include "bounded.cuh"
 #include "chain.cuh"
 #include "list_draw.cuh"
+#include "wide_chain.cuh"
 
 namespace nucleus::relay {
 
@@ -97,6 +98,8 @@ struct Row : Description {
   bool bounded;  // it is decided here, as far as the description tells
   bool common;   // its program is one of the commonest (chain.cuh)
   bool lowers;   // edits by id never raise a logit, biases apart
+  bool wide;     // its program is one of more, and not of the commonest (wide_chain.cuh)
+  bool excludes;  // XTC acts, where there is such a program
   u32 window;    // tokens at the end of the history that may be edited
   u32 seen_from, counted_from;  // of the window, what repetition's penalty looks at, and what frequency and presence count
   u32 bans;      // ids that may not be drawn now

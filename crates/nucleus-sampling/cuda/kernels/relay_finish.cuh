@@ -131,7 +131,8 @@ __device__ __forceinline__ void choose_listed(const Row *row, SampledToken *out,
   if (count <= ORDERED_MOST / 2) sort_few<2 * TEAM_THREADS / ORDERED_MOST>(sh->places, count, local);
   else if (count <= ORDERED_MOST) sort_few<TEAM_THREADS / ORDERED_MOST>(sh->places, count, local);
   else sort_many(sh->places, count, local);
-  if (local >= CHAIN_WARPS * 32 || run_chain(row, count, out, local) || local >= 32) return;
+  if (local >= CHAIN_WARPS * 32 || run_chain(row, count, out, local)) return;
+  if ((row->wide && run_wide_chain(row, count, out, local)) || local >= 32) return;
   EditTable none{nullptr, 0};
   const Outcome outcome = run_list(DeviceWarp{}, r, none, ListCall{sh->places, sh->weights, count, plan.op, plan.temperature, 0});
   if (local == 0) *out = result(outcome, RawSums{}, r);
