@@ -98,8 +98,6 @@ struct Row : Description {
   bool bounded;  // it is decided here, as far as the description tells
   bool common;   // its program is one of the commonest (chain.cuh)
   bool lowers;   // edits by id never raise a logit, biases apart
-  bool wide;     // its program is one of more, and not of the commonest (wide_chain.cuh)
-  bool excludes;  // XTC acts, where there is such a program
   u32 window;    // tokens at the end of the history that may be edited
   u32 seen_from, counted_from;  // of the window, what repetition's penalty looks at, and what frequency and presence count
   u32 bans;      // ids that may not be drawn now
@@ -146,6 +144,8 @@ struct State {
   u32 bound;            // of the row that is finished, as all threads take it
   u32 strange;          // an edit has made NaN or +inf
   u32 undecided;        // rows
+  bool wide;            // the program of the row that is finished is one of wide_chain.cuh's, if not of the commonest
+  bool excludes;        // and XTC takes tokens away, if it is in there
   SampledToken spare;   // of a rehearsal
   union {
     struct {

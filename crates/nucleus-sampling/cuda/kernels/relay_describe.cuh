@@ -95,11 +95,9 @@ __device__ __forceinline__ void describe(Row *to, bool aligned, u64 *told) {
 __device__ __forceinline__ void describe_rest(Row *to) {
   const u32 lane = threadIdx.x % 32, ops = to->program.len, code = lane < ops && lane < NUCLEUS_MAX_OPS ? to->program.ops[lane].code : NUCLEUS_OP_NONE;
   const SlicePlan &plan = to->plan;
-  const bool common = is_common(code, ops, plan.op, to->config.min_keep, to->config.flags), wide = !common && is_wide(code, ops, plan.op, to->config.min_keep, to->config.flags);
+  const bool common = is_common(code, ops, plan.op, to->config.min_keep, to->config.flags);
   if (lane) return;
   to->common = common;
-  to->wide = wide;
-  if (wide) to->excludes = xtc_acts(to->row, to->config);
   to->lowers = edits_lower(to->config);
   const u32 window = to->window, len = to->row.history.len, prompt = to->row.prompt_len, last_n = to->config.repeat_last_n, before = len - window, seen = window_start(len, last_n);
   to->seen_from = plan.occurrences ? seen - before : window;

@@ -82,7 +82,7 @@ struct Block : Sender<DTYPE, BLOCKS, SOME> {
     const SlicePlan plan = plan_of(*sh);
     const u32 flags = sh->row.flags, len = sh->program.len;
     const u32 code = lane < NUCLEUS_MAX_OPS ? sh->program.ops[lane].code : NUCLEUS_OP_NONE;
-    const bool common = is_common(code, len, plan.op, sh->config.min_keep, sh->config.flags), wide = !common && is_wide(code, len, plan.op, sh->config.min_keep, sh->config.flags);
+    const bool common = is_common(code, len, plan.op, sh->config.min_keep, sh->config.flags), wide = !common && is_wide(code, len, plan.op, sh->config.flags);
     if (lane) return;
     const u64 ids = static_cast<u64>(window_of(plan)) + sh->row.bias.len + sh->row.eos.len + sh->row.bad_words.len;
     sh->plan = plan;

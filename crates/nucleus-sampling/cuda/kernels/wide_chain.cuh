@@ -8,14 +8,14 @@
 namespace nucleus {
 
 // Whether a program is one of these; by a warp whose lane i has the code of operation i of `len`. `first`: the operation that cuts.
-__device__ __forceinline__ bool is_wide(u32 code, u32 len, u32 first, u32 min_keep, u32 flags) {
+__device__ __forceinline__ bool is_wide(u32 code, u32 len, u32 first, u32 flags) {
   constexpr u32 KNOWN = 1u << NUCLEUS_OP_NONE | 1u << NUCLEUS_OP_TEMPERATURE | 1u << NUCLEUS_OP_DYNAMIC_TEMPERATURE | 1u << NUCLEUS_OP_TOP_N_SIGMA | 1u << NUCLEUS_OP_TOP_K |
                         1u << NUCLEUS_OP_TYPICAL_P | 1u << NUCLEUS_OP_TOP_P | 1u << NUCLEUS_OP_MIN_P | 1u << NUCLEUS_OP_EPSILON | 1u << NUCLEUS_OP_ETA | 1u << NUCLEUS_OP_TOP_A |
                         1u << NUCLEUS_OP_XTC;
   const u32 lane = threadIdx.x % 32;
   if (lane < first || lane >= len) code = NUCLEUS_OP_NONE;
   const bool known = KNOWN >> code & 1 || (code == NUCLEUS_OP_DRAW && lane == len - 1);
-  return __all_sync(~0u, known) && min_keep <= 1 && !(flags & NUCLEUS_KEEP_TIES);
+  return __all_sync(~0u, known) && !(flags & NUCLEUS_KEEP_TIES);
 }
 
 // Whether XTC takes tokens away.
@@ -25,7 +25,8 @@ __device__ __forceinline__ bool xtc_acts(const SamplingRow &row, const SamplingC
 
 struct WideChain {
   const SamplingConfig &config;
-  const u32 at;  // the first of the lane's tokens
+  const u32 at;        // the first of the lane's tokens
+  const u32 min_keep;  // at least 1
   const float x[2];
   u64 q[2], through[2];  // weights, and the mass up to and with each token; from where on, does not matter
   float temperature, s;  // and its scale
@@ -36,7 +37,7 @@ struct WideChain {
 
   // The first `count` tokens of an order, and what they weigh by the scale of the temperature, whose largest logit can be scaled.
   __device__ __forceinline__ WideChain(const SamplingConfig &c, const float (&logits)[2], const u64 (&weights)[2], float t, float scale_of_it, float largest, u32 count)
-      : config(c), at(threadIdx.x % 32 * 2), x{logits[0], logits[1]}, q{weights[0], weights[1]}, temperature(t), s(scale_of_it), most(Exponent(largest, scale_of_it).n), high(count) {
+      : config(c), at(threadIdx.x % 32 * 2), min_keep(max(c.min_keep, 1u)), x{logits[0], logits[1]}, q{weights[0], weights[1]}, temperature(t), s(scale_of_it), most(Exponent(largest, scale_of_it).n), high(count) {
     add_up();
   }
 
@@ -61,7 +62,7 @@ struct WideChain {
     return min(min(2 * (__ffs(fails) - 1u), 2 * __ffs(fails_odd) - 1u), high);
   }
   // The run ends there, but keeps so many.
-  __device__ __forceinline__ void keep(u32 end, u64 least = 1) {
+  __device__ __forceinline__ void keep(u32 end, u64 least) {
     const u64 floor = low + least;
     if (end < floor) end = floor < high ? static_cast<u32>(floor) : high;
     high = end;
@@ -103,8 +104,8 @@ struct WideChain {
     return surprise(y);
   }
 
-  __device__ __forceinline__ void top_n_sigma(const SamplingOp &op) {
-    const float largest = of_token(x, low);
+  // The logit that top_n_sigma keeps from.
+  __device__ __forceinline__ float sigma_threshold(float sigmas, float largest) const {
     Distances own;
 #pragma unroll
     for (u32 i = 0; i < 2; ++i)
@@ -113,18 +114,8 @@ struct WideChain {
     own.sum[0] = warp.sum_of_48_bits(own.sum[0]);
     own.halves[0] = warp.sum_of_48_bits(own.halves[0]);
     own.halves[1] = warp.sum_of_48_bits(own.halves[1]);
-    const float threshold = largest - op.arg * from_q16(deviation_q16(high - low, own.sum[0], own.squares()));
-    keep(leading(x[0] >= threshold, x[1] >= threshold), op.threshold);
+    return largest - sigmas * from_q16(deviation_q16(high - low, own.sum[0], own.squares()));
   }
-  __device__ __forceinline__ void top_p(u64 threshold) {  // a token passes while what precedes it does not suffice
-    const u64 least = mass_before(low) + least_reaching(total, threshold);
-    keep(leading(through[0] - q[0] < least, through[0] < least));
-  }
-  __device__ __forceinline__ void min_p(float arg) {
-    const float threshold = fmaf(temperature, arg, of_token(x, low));
-    keep(leading(x[0] >= threshold, x[1] >= threshold));
-  }
-  __device__ __forceinline__ u32 probable(u64 probability) const { return leading(reaches(q[0], total, probability), reaches(q[1], total, probability)); }
 
   // How many tokens of the order have more than that.
   __device__ __forceinline__ static u32 count_above(const i32 (&y)[2], i32 than) {
@@ -135,7 +126,7 @@ struct WideChain {
     const bool second = __shfl_sync(~0u, y[1], lanes - 1 & 31) > than;
     return lanes ? 2 * lanes - 1 + second : 0;
   }
-  // The run grows from the mean on, by the nearer of its neighbours, while it does not suffice: a token is in it if those that are nearer do not. False: rounding has put
+  // The run grows from the mean on, by the nearer of its neighbours, while it does not suffice: a token is in it if those that are nearer are too few, or do not. False: rounding has put
   // logarithms out of order.
   __device__ __forceinline__ bool typical(u64 share) {
     constexpr i32 BEFORE = 1 << 30, BEHIND = -BEFORE;
@@ -156,8 +147,9 @@ struct WideChain {
       const u32 token = at + i, end = count_above(y, inside(i) ? 2 * mean - y[i] : 0);  // where what is nearer ends, on the other side of the mean
       const u64 beyond = mass_before(end);
       const bool above = token < middle;
-      const u64 nearer = above ? beyond - through[i] : through[i] - q[i] - beyond;
-      passes[i] = inside(i) && ((above ? end == token + 1 : end == token) || nearer < least);
+      const u32 nearer = above ? end - token - 1 : token - end;
+      const u64 mass = above ? beyond - through[i] : through[i] - q[i] - beyond;
+      passes[i] = inside(i) && (nearer < min_keep || mass < least);
     }
     const u32 even = __ballot_sync(~0u, passes[0]), odd = __ballot_sync(~0u, passes[1]);
     const u32 first = min(2 * (__ffs(even) - 1u), 2 * __ffs(odd) - 1u);
@@ -166,53 +158,59 @@ struct WideChain {
     low = first;
     return true;
   }
-  // Of the tokens that reach the threshold, the last one is left.
-  __device__ __forceinline__ void exclude_top_choices(u64 threshold) {
-    const u32 passing = probable(threshold);
-    if (passing <= low + 1) return;
-    low = passing - 1;
+  // The operations that cut by the logit have one piece of code, and so have those that cut by a token's probability: what one has fetched the next one finds.
+  __device__ __forceinline__ void cut_by_logit(const SamplingOp &op) {
+    const bool by_sigma = op.code == NUCLEUS_OP_TOP_N_SIGMA;
+    const float largest = of_token(x, low), threshold = by_sigma ? sigma_threshold(op.arg, largest) : fmaf(temperature, op.arg, largest);
+    keep(leading(x[0] >= threshold, x[1] >= threshold), by_sigma ? op.threshold : min_keep);
+  }
+  // `excludes`: XTC takes tokens away: of those that reach the threshold the last one is left, unless too few would be.
+  __device__ __forceinline__ void cut_by_probability(const SamplingOp &op, bool excludes) {
+    u64 least = op.threshold;
+    if (op.code == NUCLEUS_OP_ETA) least = eta_threshold(least, surprise());
+    if (op.code == NUCLEUS_OP_TOP_A) least = top_a_threshold(least, of_token(q, low), total);
+    if (op.code == NUCLEUS_OP_XTC && !excludes) return;
+    const u32 end = leading(reaches(q[0], total, least), reaches(q[1], total, least));
+    if (op.code != NUCLEUS_OP_XTC) return keep(end, min_keep);
+    if (end <= low + 1 || high - end + 1 < min_keep) return;
+    low = end - 1;
+    settled = false;
+  }
+  __device__ __forceinline__ void cut_by_mass(u64 share) {  // a token passes while what precedes it does not suffice
+    const u64 least = mass_before(low) + least_reaching(total, share);
+    keep(leading(through[0] - q[0] < least, through[0] < least), min_keep);
+  }
+  __device__ __forceinline__ void change_temperature(const SamplingOp &op) {
+    temperature = op.code == NUCLEUS_OP_TEMPERATURE ? op.arg : dynamic_temperature(high - low, surprise(), config.temperature, config.dynatemp_range, config.dynatemp_exponent);
+    s = scale(temperature);
     settled = false;
   }
 
-  // Runs the operations from `first` on; false: a list machine has to. `acts`: XTC does.
-  __device__ __forceinline__ bool run(const SamplingProgram &program, u32 first, bool acts) {
+  // Runs the operations from `first` to the draw; false: a list machine has to. `excludes`: XTC takes tokens away.
+  __device__ __forceinline__ bool run(const SamplingProgram &program, u32 first, bool excludes) {
     constexpr u32 WEIGHING = 1u << NUCLEUS_OP_DYNAMIC_TEMPERATURE | 1u << NUCLEUS_OP_TYPICAL_P | 1u << NUCLEUS_OP_TOP_P | 1u << NUCLEUS_OP_EPSILON | 1u << NUCLEUS_OP_ETA |
                              1u << NUCLEUS_OP_TOP_A | 1u << NUCLEUS_OP_XTC;
     const u32 last = program.len - 1;
     UNROLL_NOT
-    for (u32 i = first; i < last; ++i) {
+    for (u32 i = first; low < high; ++i) {
       const SamplingOp op = program.ops[i];
-      if (WEIGHING >> op.code & 1 && !weigh()) return false;
+      if ((WEIGHING >> op.code & 1 || i == last) && !weigh()) return false;
+      if (i == last) return true;
       switch (op.code) {
-        case NUCLEUS_OP_TOP_N_SIGMA: top_n_sigma(op); break;
+        case NUCLEUS_OP_TOP_N_SIGMA: case NUCLEUS_OP_MIN_P: cut_by_logit(op); break;
+        case NUCLEUS_OP_EPSILON: case NUCLEUS_OP_ETA: case NUCLEUS_OP_TOP_A: case NUCLEUS_OP_XTC: cut_by_probability(op, excludes); break;
+        case NUCLEUS_OP_TOP_P: cut_by_mass(op.threshold); break;
         case NUCLEUS_OP_TYPICAL_P:
           if (!typical(op.threshold)) return false;
           break;
-        case NUCLEUS_OP_XTC:
-          if (acts) exclude_top_choices(op.threshold);
-          break;
-        case NUCLEUS_OP_TOP_P: top_p(op.threshold); break;
-        case NUCLEUS_OP_MIN_P: min_p(op.arg); break;
         case NUCLEUS_OP_TOP_K:
           if (op.threshold < high - low) high = low + static_cast<u32>(op.threshold);
           break;
-        case NUCLEUS_OP_EPSILON: keep(probable(op.threshold)); break;
-        case NUCLEUS_OP_ETA: keep(probable(eta_threshold(op.threshold, surprise()))); break;
-        case NUCLEUS_OP_TOP_A: keep(probable(top_a_threshold(op.threshold, of_token(q, low), total))); break;
-        case NUCLEUS_OP_TEMPERATURE: set_temperature(op.arg); break;
-        case NUCLEUS_OP_DYNAMIC_TEMPERATURE:
-          set_temperature(dynamic_temperature(high - low, surprise(), config.temperature, config.dynatemp_range, config.dynatemp_exponent));
-          break;
+        case NUCLEUS_OP_TEMPERATURE: case NUCLEUS_OP_DYNAMIC_TEMPERATURE: change_temperature(op); break;
         default: break;
       }
-      if (low >= high) return false;
     }
-    return weigh();
-  }
-  __device__ __forceinline__ void set_temperature(float t) {
-    temperature = t;
-    s = scale(t);
-    settled = false;
+    return false;
   }
 };
 
