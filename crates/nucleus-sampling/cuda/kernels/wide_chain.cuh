@@ -23,12 +23,37 @@ __device__ __forceinline__ bool xtc_acts(const SamplingRow &row, const SamplingC
   return philox(config.seed, row.position, 1, row.choice, row.attempt) >> 32 < chance_q32(config.xtc_probability);
 }
 
+// moment / total in Q16, rounded down, as mean_q16_of, of tokens whose moment is below 2^54 and whose mean is below 2^23: the quotient in binary32 is off by few, and put right.
+__device__ __forceinline__ i32 mean_of_few(i64 moment, u64 total) {
+  i32 mean = static_cast<i32>(__fdividef(static_cast<float>(moment) * 65536.0f, static_cast<float>(total)));
+  i64 rest = static_cast<i64>((static_cast<u64>(moment) << 16) - total * static_cast<u64>(static_cast<i64>(mean)));
+  UNROLL_NOT
+  for (; rest < 0; rest += total) mean -= 1;
+  UNROLL_NOT
+  for (; rest >= static_cast<i64>(total); rest -= total) mean += 1;
+  return mean;
+}
+
+// As deviation_q16, of at most 64 distances below 2^24: twice the deviation in binary32 is off by few, and put right.
+__device__ __forceinline__ u32 deviation_of_few(u32 count, u32 sum, u64 squares) {
+  const u64 spread = 4 * (count * squares - static_cast<u64>(sum) * sum);  // of twice the deviation times the count, the square
+  float root;
+  asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(root) : "f"(static_cast<float>(spread)));
+  u32 twice = static_cast<u32>(__fdividef(root, static_cast<float>(count)));
+  const auto square = [count](u32 v) { return static_cast<u64>(v * count) * (v * count); };
+  UNROLL_NOT
+  while (square(twice) > spread) twice -= 1;
+  UNROLL_NOT
+  while (square(twice + 1) <= spread) twice += 1;
+  return (twice + 1) >> 1;
+}
+
 struct WideChain {
   const SamplingConfig &config;
   const u32 at;        // the first of the lane's tokens
   const u32 min_keep;  // at least 1
   const float x[2];
-  u64 q[2], through[2];  // weights, and the mass up to and with each token; from where on, does not matter
+  u64 q[2], through[2];  // weights, and the mass up to and with each token; what lies before the run weighs nothing
   float temperature, s;  // and its scale
   i32 most;              // the exponent of the largest logit that the weights were taken by
   u32 low = 0, high;     // the run that is left
@@ -47,10 +72,6 @@ struct WideChain {
   __device__ __forceinline__ static T of_token(const T (&values)[2], u32 token) {
     const T even = __shfl_sync(~0u, values[0], token / 2), odd = __shfl_sync(~0u, values[1], token / 2);
     return token % 2 ? odd : even;
-  }
-  __device__ __forceinline__ u64 mass_before(u32 token) const {
-    const u64 mass = of_token(through, token - 1 & 2 * 32 - 1);
-    return token ? mass : 0;
   }
   __device__ __forceinline__ void add_up() {
     through[1] = prefix_sum_by_shuffles(q[0] + q[1]);
@@ -79,7 +100,7 @@ struct WideChain {
       add_up();
       settled = true;
     }
-    total = mass_before(high) - mass_before(low);
+    total = of_token(through, high - 1);
     return true;
   }
   // The logarithm of a token's share in Q16. Whatever weighs nothing is below all that weighs something, further than that is from any mean.
@@ -90,13 +111,14 @@ struct WideChain {
     return e.weighs && n >= LEAST ? n * static_cast<i32>(ONE_Q16) + static_cast<i32>(rintf(e.f * 65536.0f)) : (LEAST - 1) * static_cast<i32>(ONE_Q16);
   }
   __device__ __forceinline__ Surprise surprise(const i32 (&y)[2]) const {
+    constexpr u64 LESS = 1ull << 46;  // than a lane's: q |y| is below 2^45 for a token, since the weight halves where y falls by one
     u64 moment = 0;
 #pragma unroll
     for (u32 i = 0; i < 2; ++i)
       if (inside(i)) moment += static_cast<u64>((static_cast<i64>(q[i]) * y[i]) >> 16);
     Surprise sums;
     sums.total = total;
-    sums.moment = static_cast<i64>(DeviceWarp{}.sum(moment));
+    sums.moment = static_cast<i64>(DeviceWarp{}.sum_of_48_bits(moment + LESS) - 32 * LESS);
     return sums;
   }
   __device__ __forceinline__ Surprise surprise() const {
@@ -106,15 +128,23 @@ struct WideChain {
 
   // The logit that top_n_sigma keeps from.
   __device__ __forceinline__ float sigma_threshold(float sigmas, float largest) const {
+    u32 d[2];
+#pragma unroll
+    for (u32 i = 0; i < 2; ++i) d[i] = inside(i) ? static_cast<u32>(distance_q16(x[i], largest)) : 0;
+    const u32 count = high - low;
+    const DeviceWarp warp;
+    if (!__any_sync(~0u, (d[0] | d[1]) >> 24)) [[likely]] {
+      const u64 squares = warp.sum_of_48_bits(static_cast<u64>(d[0]) * d[0] + static_cast<u64>(d[1]) * d[1]);
+      return largest - sigmas * from_q16(deviation_of_few(count, __reduce_add_sync(~0u, d[0] + d[1]), squares));
+    }
     Distances own;
 #pragma unroll
     for (u32 i = 0; i < 2; ++i)
       if (inside(i)) own.add(x[i], largest);
-    const DeviceWarp warp;
     own.sum[0] = warp.sum_of_48_bits(own.sum[0]);
     own.halves[0] = warp.sum_of_48_bits(own.halves[0]);
     own.halves[1] = warp.sum_of_48_bits(own.halves[1]);
-    return largest - sigmas * from_q16(deviation_q16(high - low, own.sum[0], own.squares()));
+    return largest - sigmas * from_q16(deviation_q16(count, own.sum[0], own.squares()));
   }
 
   // How many tokens of the order have more than that.
@@ -133,7 +163,7 @@ struct WideChain {
     i32 y[2];
 #pragma unroll
     for (u32 i = 0; i < 2; ++i) y[i] = log2_q16(i);
-    const i32 mean = static_cast<i32>(surprise(y).mean_q16());
+    const i32 mean = mean_of_few(surprise(y).moment, total);
 #pragma unroll
     for (u32 i = 0; i < 2; ++i) y[i] = at + i < low ? BEFORE : at + i >= high ? BEHIND : y[i];
     const i32 next = __shfl_down_sync(~0u, y[0], 1);
@@ -145,7 +175,7 @@ struct WideChain {
 #pragma unroll
     for (u32 i = 0; i < 2; ++i) {
       const u32 token = at + i, end = count_above(y, inside(i) ? 2 * mean - y[i] : 0);  // where what is nearer ends, on the other side of the mean
-      const u64 beyond = mass_before(end);
+      const u64 until = of_token(through, end - 1 & 2 * 32 - 1), beyond = end ? until : 0;
       const bool above = token < middle;
       const u32 nearer = above ? end - token - 1 : token - end;
       const u64 mass = above ? beyond - through[i] : through[i] - q[i] - beyond;
@@ -170,14 +200,15 @@ struct WideChain {
     if (op.code == NUCLEUS_OP_ETA) least = eta_threshold(least, surprise());
     if (op.code == NUCLEUS_OP_TOP_A) least = top_a_threshold(least, of_token(q, low), total);
     if (op.code == NUCLEUS_OP_XTC && !excludes) return;
-    const u32 end = leading(reaches(q[0], total, least), reaches(q[1], total, least));
+    least = least_reaching(total, least);
+    const u32 end = leading(q[0] >= least, q[1] >= least);
     if (op.code != NUCLEUS_OP_XTC) return keep(end, min_keep);
     if (end <= low + 1 || high - end + 1 < min_keep) return;
     low = end - 1;
     settled = false;
   }
   __device__ __forceinline__ void cut_by_mass(u64 share) {  // a token passes while what precedes it does not suffice
-    const u64 least = mass_before(low) + least_reaching(total, share);
+    const u64 least = least_reaching(total, share);
     keep(leading(through[0] - q[0] < least, through[0] < least), min_keep);
   }
   __device__ __forceinline__ void change_temperature(const SamplingOp &op) {
