@@ -70,4 +70,74 @@ __device__ __forceinline__ bool run_chain(const Row *row, u32 count, SampledToke
   return true;
 }
 
+// What a wider chain needs of a program that is not one of the commonest, by one warp of the team.
+static __device__ __noinline__ void plan_wide(const Row *row) {
+  State *const sh = state();
+  const SamplingProgram &program = row->program;
+  const u32 lane = threadIdx.x % 32;
+  const bool wide = is_wide(lane < NUCLEUS_MAX_OPS ? program.ops[lane].code : NUCLEUS_OP_NONE, program.len, row->plan.op, row->config.flags);
+  if (lane) return;
+  sh->wide = wide;
+  sh->excludes = xtc_acts(row->row, row->config);
+}
+
+// The same by a wider chain.
+static __device__ __noinline__ bool run_wide_chain(const Row *row, u32 count, SampledToken *out, u32 local) {
+  State *const sh = state();
+  const SlicePlan &plan = row->plan;
+  const u32 lane = threadIdx.x % 32, at = 2 * lane;
+  const bool first = plan.kind == SlicePlan::FIRST;  // then the chain goes on behind the operation
+  const u32 kept = first && plan.k < count ? plan.k : count;
+  if (!kept || kept > CHAIN_MOST || count > ORDERED_MOST) return false;
+  const float largest = logit_at(sh->places[0]), s = row->scale;
+  if (!(fabsf(largest * s) < SCALED_LIMIT)) return false;
+  if (local >= 32) {
+    chain_sync<CHAIN_TOTAL>();
+    const u32 own = local - 32;
+    if (own < sh->chain_kept) sh->chain_logprobs[own] = processed_logprob(sh->chain_weights[own], sh->chain_total);
+    chain_arrive<CHAIN_LOGPROBS>();
+    return true;
+  }
+  const i32 most = Exponent(largest, s).n;
+  const ulonglong2 pair = *reinterpret_cast<const ulonglong2 *>(&sh->places[at]);
+  const uint2 order = *reinterpret_cast<const uint2 *>(&sh->by_id[at]);
+#pragma unroll
+  for (u32 i = 0; i < ORDERED_MOST / 64; ++i) *reinterpret_cast<ulonglong2 *>(&sh->weights_by_id[64 * i + at]) = make_ulonglong2(0, 0);
+  const float x[2] = {logit_at(pair.x), logit_at(pair.y)};
+  const u64 q[2] = {at < kept ? Exponent(x[0], s).weight(most) : 0, at + 1 < kept ? Exponent(x[1], s).weight(most) : 0};
+  WideChain chain(row->config, x, q, plan.temperature, s, largest, kept);
+  const bool decided = chain.run(row->program, first ? plan.op + 1 : plan.op, sh->excludes);
+  const u64 left[2] = {chain.inside(0) ? chain.q[0] : 0, chain.inside(1) ? chain.q[1] : 0};
+  *reinterpret_cast<ulonglong2 *>(&sh->chain_weights[at]) = make_ulonglong2(left[0], left[1]);
+  if (lane == 0) {
+    sh->chain_total = chain.total;
+    sh->chain_kept = decided ? chain.high : 0;
+  }
+  __syncwarp();               // lanes arrive together
+  chain_sync<CHAIN_TOTAL>();  // and the weights are cleared
+  u32 found = ORDERED_MOST;
+  if (decided) {
+    if (chain.inside(0)) {
+      sh->weights_by_id[order.x] = left[0];
+      sh->order_by_id[order.x] = at;
+    }
+    if (chain.inside(1)) {
+      sh->weights_by_id[order.y] = left[1];
+      sh->order_by_id[order.y] = at + 1;
+    }
+    __syncwarp();
+    found = find_drawn(sh->weights_by_id, mulhi64(row->uniform, chain.total));
+  }
+  chain_sync<CHAIN_LOGPROBS>();
+  if (found < ORDERED_MOST) {
+    const u32 drawn = sh->order_by_id[found];
+    Outcome outcome;
+    outcome.token = id_at(sh->places[drawn]);
+    outcome.kept = chain.high - chain.low;
+    outcome.logprob = sh->chain_logprobs[drawn];
+    *out = result(outcome, RawSums{}, row->request);
+  }
+  return decided;
+}
+
 }  // namespace nucleus::relay

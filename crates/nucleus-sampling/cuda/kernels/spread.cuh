@@ -11,6 +11,7 @@
 #include "cell_draw.cuh"
 #include "chain.cuh"
 #include "list_draw.cuh"
+#include "wide_chain.cuh"
 
 namespace nucleus::spread {
 
@@ -68,6 +69,8 @@ struct RowState : Description {
   u64 uniform;        // that draws
   bool bounded;  // it is decided here, as far as the description tells
   bool common;   // its program is one of the commonest (chain.cuh)
+  bool wide;     // one of more, and not of these (wide_chain.cuh)
+  bool excludes;  // XTC acts, where there is such a program
   u32 window;    // tokens at the end of the history that may be edited
   u32 bans;      // ids that may not be drawn now
   u32 hit, changed;  // how many there are

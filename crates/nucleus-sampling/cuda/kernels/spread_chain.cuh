@@ -45,6 +45,12 @@ struct ChainPlan {
   }
 };
 
+// What a wider chain needs that the description tells, by one thread.
+static __device__ __noinline__ void prepare_wide() {
+  RowState *const sh = row_state();
+  sh->excludes = xtc_acts(sh->row, sh->config);
+}
+
 // The weights of a list, by the warps that compute log-probabilities, two places a thread.
 __device__ __forceinline__ void weigh_list(RowState *sh, float s) {
   static_assert(ORDERED_MOST == 2 * CHAIN_MOST);
@@ -111,6 +117,65 @@ __device__ __forceinline__ bool run_chain(RowState *sh, const SamplingBatch &bat
   chain_sync(CHAIN_LOGPROBS);
   if (found < ORDERED_MOST) write_choice(out, flags, batch, index, place, left.kept, room.logprobs[drawn]);
   return true;
+}
+
+// The same by a wider chain.
+__device__ __forceinline__ bool run_wide_chain(RowState *sh, const SamplingBatch &batch, u32 index, const ChainPlan &known, u32 count) {
+  ChainRoom &room = sh->chain;
+  if (threadIdx.x >= 32) weigh_list(sh, known.scale);
+  meet<SORTED, BLOCK_THREADS>();
+  const u32 lane = threadIdx.x % 32, at = 2 * lane;
+  const ulonglong2 pair = *reinterpret_cast<const ulonglong2 *>(&room.sorted[at]);
+  const uint2 source = *reinterpret_cast<const uint2 *>(&room.sources[at]);
+  const u32 tokens = __popc(__ballot_sync(~0u, is_token(pair.x))) + __popc(__ballot_sync(~0u, is_token(pair.y)));
+  const u32 most = known.most < count ? known.most : count, kept = most < tokens || most > CHAIN_MOST ? most : tokens;
+  const float largest = logit_at(room.sorted[0]);
+  const bool fits = kept && kept <= CHAIN_MOST && fabsf(largest * known.scale) < SCALED_LIMIT;
+  if (threadIdx.x >= 32) {
+    if (!fits) return false;
+    chain_sync(CHAIN_TOTAL);
+    const u32 own = threadIdx.x - 32;
+    if (own < room.kept) room.logprobs[own] = processed_logprob(room.weights[own], room.total);
+    chain_arrive(CHAIN_LOGPROBS);
+    return true;
+  }
+  if (!fits) {
+    meet<ORDERED, SORTERS + 32>();
+    return false;
+  }
+  u64 q[2] = {0, 0};
+  if (at < kept) q[0] = room.weights[source.x];
+  if (at + 1 < kept) q[1] = room.weights[source.y];
+  const float x[2] = {logit_at(pair.x), logit_at(pair.y)};
+  WideChain chain(sh->config, x, q, known.plan.temperature, known.scale, largest, kept);
+  const bool decided = chain.run(sh->program, known.plan.op, sh->excludes);
+#pragma unroll
+  for (u32 i = 0; i < 2; ++i) room.weights[at + i] = chain.inside(i) ? chain.q[i] : 0;  // in order
+  if (lane == 0) {
+    room.total = chain.total;
+    room.kept = decided ? chain.high : 0;
+  }
+  __syncwarp();  // lanes arrive together
+  chain_arrive(CHAIN_TOTAL);
+  meet<ORDERED, SORTERS + 32>();
+  u32 found = ORDERED_MOST;
+  if (decided) {
+#pragma unroll
+    for (u32 i = 0; i < 2; ++i) {
+      if (!chain.inside(i)) continue;
+      const u32 order = room.by_id[i ? source.y : source.x];
+      room.weights_by_id[order] = chain.q[i];
+      room.order_by_id[order] = at + i;
+    }
+    __syncwarp();
+    found = find_drawn<true>(room.weights_by_id, mulhi64(sh->uniform, chain.total));
+  }
+  chain_sync(CHAIN_LOGPROBS);
+  if (found < ORDERED_MOST) {
+    const u32 drawn = room.order_by_id[found];
+    write_choice(sh->out, sh->row.flags, batch, index, room.sorted[drawn], chain.high - chain.low, room.logprobs[drawn]);
+  }
+  return decided;
 }
 
 }  // namespace nucleus::spread

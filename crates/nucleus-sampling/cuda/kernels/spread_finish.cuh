@@ -93,6 +93,31 @@ static __device__ __noinline__ void draw_from_list(const SamplingBatch &batch, u
   if (threadIdx.x < 32) choose_by_list(batch, index, sh->places, count);
 }
 
+// The result of a list in any order by a wider chain, by all threads.
+static __device__ __noinline__ void finish_wide(const SamplingBatch &batch, u32 index, u32 count) {
+  RowState *const sh = kept_row_state();
+  const ChainPlan known(sh);
+  u64 *sorted = sh->places;
+  if (count > ORDERED_MOST) {
+    sort_many(count);
+    if (known.plan.kind == SlicePlan::FIRST) {
+      count = known.most;
+      if (threadIdx.x >= count && threadIdx.x < ORDERED_MOST) sh->places[threadIdx.x] = 0;
+      sync_block();
+    }
+  }
+  if (count <= ORDERED_MOST) {
+    if (threadIdx.x >= CHAIN_WARPS * 32) {
+      if (count <= SORTERS / 8) sort_few<8>(sh, count, false);
+      else sort_more(count, false);
+      return;
+    }
+    if (run_wide_chain(sh, batch, index, known, count)) return;
+    sorted = sh->chain.sorted;
+  }
+  if (threadIdx.x < 32) choose_by_list(batch, index, sorted, count);
+}
+
 // What a row's finish needs of its plan, read while what was sent is waited for.
 struct FinishPlan {
   bool greedy, common;
@@ -134,6 +159,7 @@ __device__ __forceinline__ void finish_row(RowState *sh, const SamplingBatch &ba
       if (threadIdx.x == 0) write_choice(sh->out, sh->row.flags, batch, index, is_token(first) ? first : 0, 1, 0.0f);
       return;
     }
+    if (sh->wide) return finish_wide(batch, index, count);
     sort_many(count);
   }
   if (threadIdx.x < 32) choose_by_list(batch, index, sorted, count);

@@ -81,11 +81,13 @@ struct Block : Sender<DTYPE, BLOCKS, SOME> {
   __device__ __forceinline__ void describe() const {
     const SlicePlan plan = plan_of(*sh);
     const u32 flags = sh->row.flags, len = sh->program.len;
-    const bool common = is_common(lane < NUCLEUS_MAX_OPS ? sh->program.ops[lane].code : NUCLEUS_OP_NONE, len, plan.op, sh->config.min_keep, sh->config.flags);
+    const u32 code = lane < NUCLEUS_MAX_OPS ? sh->program.ops[lane].code : NUCLEUS_OP_NONE;
+    const bool common = is_common(code, len, plan.op, sh->config.min_keep, sh->config.flags), wide = !common && is_wide(code, len, plan.op, sh->config.flags);
     if (lane) return;
     const u64 ids = static_cast<u64>(window_of(plan)) + sh->row.bias.len + sh->row.eos.len + sh->row.bad_words.len;
     sh->plan = plan;
     sh->common = common;
+    sh->wide = wide;
     sh->bounded = aligned() && is_bounded(plan, ids, flags);
   }
 
@@ -327,6 +329,7 @@ struct Block : Sender<DTYPE, BLOCKS, SOME> {
       if (block == 0 && threadIdx.x == DESCRIBES * 32) {
         sh->scale = scale(sh->plan.temperature);
         sh->uniform = uniform_of(sh->row, sh->config);
+        if (sh->wide) prepare_wide();
       }
       meet<BOUND_KNOWN, BLOCK_THREADS>();
     }

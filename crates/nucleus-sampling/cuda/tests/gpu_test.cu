@@ -1,9 +1,9 @@
 // The kernel against what the reference made of the corpus, in every cluster size, on the bounded and on the exact path; batches repeated to crowds, which take
 // the ways of more rows; the call for one row; logits and rows that are written late; rows so far apart that their elements' indices need more than 32 bits; then
-// rows without peaks, rows that are drawn from as a whole or cut by top_p, and rows that top_n_sigma cuts at a token.
+// rows without peaks, rows that are drawn from as a whole or cut by top_p, rows that top_n_sigma cuts at a token, and rows whose first tokens are cut in all ways.
 // Usage: gpu_test CORPUS [BATCHES [PART [ROUNDS [STREAMS]]]]
 //   BATCHES: `111`, those of vocabularies up to that; `32000-32000/2`, two of those between, spread over all
-//   PART: `all`; `flat`, `drawn`, `top_p`, `deviation`, which take no batch of the corpus. For tools that are slow, and to be repeated: these with a type, a vocabulary and rows such
+//   PART: `all`; `flat`, `drawn`, `top_p`, `deviation`, `chains`, which take no batch of the corpus. For tools that are slow, and to be repeated: these with a type, a vocabulary and rows such
 //     as `drawn,0,3001,20`, top_p with how many ways, too (`top_p,0,3001,1,1`); `processed` with a cluster and flags such as `processed,2,0`, `top`, `single`, `late` or `crowds`, also
 //     with a number of rows such as `late,72`, `top` with flags, too (`top,20,8192`), `portable`, or a cluster and flags such as `0,8`, copies of each batch, how many rows of
 //     them, and how these are sorted (1: by kind, 2: at random): `0,52,3`, `0,4,1,1`, `0,0,3,200,1`
@@ -18,6 +18,7 @@
 #include <mutex>
 #include <thread>
 
+#include "chains.hpp"
 #include "corpus.hpp"
 #include "deviation.hpp"
 #include "device.hpp"
@@ -400,10 +401,10 @@ int main(int argc, char **argv) {
   const uint32_t rounds = argc > 4 ? std::atoi(argv[4]) : 1, streams = argc > 5 ? std::atoi(argv[5]) : part && std::strcmp(part, "flat") ? 1 : 8;
   std::setvbuf(stdout, nullptr, _IOLBF, 0);
   const bool flat = !part || !std::strncmp(part, "flat", 4), drawn = !part || !std::strncmp(part, "drawn", 5), deviation = !part || !std::strncmp(part, "deviation", 9);
-  const bool cut = !part || !std::strncmp(part, "top_p", 5), corpus = !part || !(flat || drawn || cut || deviation);
+  const bool cut = !part || !std::strncmp(part, "top_p", 5), chains = !part || !std::strncmp(part, "chains", 6), corpus = !part || !(flat || drawn || cut || deviation || chains);
   share_device_memory = streams > 1;
   std::atomic<uint32_t> flat_results{0};
-  uint32_t drawn_results = 0, cut_results = 0, deviation_results = 0;
+  uint32_t drawn_results = 0, cut_results = 0, deviation_results = 0, chain_results = 0;
   auto go_through = [&](uint32_t thread) {
     cudaStream_t stream = nullptr;
     if (streams > 1) CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
@@ -444,9 +445,11 @@ int main(int argc, char **argv) {
     }
     if (deviation && one) check_deviation(DeviationRows(type, rows, vocab, 3), deviation_results, differ);
     else if (deviation) check_all_deviations(deviation_results, differ);
+    if (chains && one) check_chains(ChainRows(type, rows, vocab, 8), chain_results, differ);
+    else if (chains) check_all_chains(chain_results, differ);
     failures += differ;
   }
-  std::printf("%u results, %u of flat rows, %u of drawn rows, %u of rows cut by top_p, %u by deviations, %u top tokens, %u differ, %u not drawn; far rows in %s%s%s\n", results.load(), flat_results.load(), drawn_results, cut_results, deviation_results, top_results.load(), failures.load(), others.load(),
+  std::printf("%u results, %u of flat rows, %u of drawn rows, %u of rows cut by top_p, %u by deviations, %u of chains, %u top tokens, %u differ, %u not drawn; far rows in %s%s%s\n", results.load(), flat_results.load(), drawn_results, cut_results, deviation_results, chain_results, top_results.load(), failures.load(), others.load(),
               far[0] ? "f32 " : "", far[1] ? "f16 " : "", far[2] ? "bf16" : "");
   return failures != 0;
 }
