@@ -144,8 +144,6 @@ struct State {
   u32 bound;            // of the row that is finished, as all threads take it
   u32 strange;          // an edit has made NaN or +inf
   u32 undecided;        // rows
-  bool wide;            // the program of the row that is finished is one of wide_chain.cuh's, if not of the commonest
-  bool excludes;        // and XTC takes tokens away, if it is in there
   SampledToken spare;   // of a rehearsal
   union {
     struct {

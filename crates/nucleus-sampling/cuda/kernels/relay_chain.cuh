@@ -70,22 +70,12 @@ __device__ __forceinline__ bool run_chain(const Row *row, u32 count, SampledToke
   return true;
 }
 
-// What a wider chain needs of a program that is not one of the commonest, by one warp of the team.
-static __device__ __noinline__ void plan_wide(const Row *row) {
-  State *const sh = state();
-  const SamplingProgram &program = row->program;
-  const u32 lane = threadIdx.x % 32;
-  const bool wide = is_wide(lane < NUCLEUS_MAX_OPS ? program.ops[lane].code : NUCLEUS_OP_NONE, program.len, row->plan.op, row->config.flags);
-  if (lane) return;
-  sh->wide = wide;
-  sh->excludes = xtc_acts(row->row, row->config);
-}
-
-// The same by a wider chain.
-static __device__ __noinline__ bool run_wide_chain(const Row *row, u32 count, SampledToken *out, u32 local) {
+// The same of a program that is not one of the commonest, by a wider chain.
+__device__ __forceinline__ bool run_wide_chain(const Row *row, u32 count, SampledToken *out, u32 local) {
   State *const sh = state();
   const SlicePlan &plan = row->plan;
   const u32 lane = threadIdx.x % 32, at = 2 * lane;
+  if (!is_wide(lane < NUCLEUS_MAX_OPS ? row->program.ops[lane].code : NUCLEUS_OP_NONE, row->program.len, plan.op, row->config.flags)) return false;
   const bool first = plan.kind == SlicePlan::FIRST;  // then the chain goes on behind the operation
   const u32 kept = first && plan.k < count ? plan.k : count;
   if (!kept || kept > CHAIN_MOST || count > ORDERED_MOST) return false;
@@ -106,7 +96,7 @@ static __device__ __noinline__ bool run_wide_chain(const Row *row, u32 count, Sa
   const float x[2] = {logit_at(pair.x), logit_at(pair.y)};
   const u64 q[2] = {at < kept ? Exponent(x[0], s).weight(most) : 0, at + 1 < kept ? Exponent(x[1], s).weight(most) : 0};
   WideChain chain(row->config, x, q, plan.temperature, s, largest, kept);
-  const bool decided = chain.run(row->program, first ? plan.op + 1 : plan.op, sh->excludes);
+  const bool decided = chain.run(row->program, first ? plan.op + 1 : plan.op, xtc_acts(row->row, row->config));
   const u64 left[2] = {chain.inside(0) ? chain.q[0] : 0, chain.inside(1) ? chain.q[1] : 0};
   *reinterpret_cast<ulonglong2 *>(&sh->chain_weights[at]) = make_ulonglong2(left[0], left[1]);
   if (lane == 0) {

@@ -111,6 +111,15 @@ static __device__ __noinline__ bool draw_from_list(const Row *row, SampledToken 
   });
 }
 
+// The choice from a sorted list that the chain does not make, by its warps.
+static __device__ __noinline__ void choose_otherwise(const Row *row, u32 count, SampledToken *out, u32 local) {
+  State *const sh = state();
+  if ((!row->common && run_wide_chain(row, count, out, local)) || local >= 32) return;
+  EditTable none{nullptr, 0};
+  const Outcome outcome = run_list(DeviceWarp{}, row->request, none, ListCall{sh->places, sh->weights, count, row->plan.op, row->plan.temperature, 0});
+  if (local == 0) *out = result(outcome, RawSums{}, row->request);
+}
+
 // The choice from the list, by the team. A barrier precedes.
 __device__ __forceinline__ void choose_listed(const Row *row, SampledToken *out, u32 local) {
   State *const sh = state();
@@ -131,11 +140,7 @@ __device__ __forceinline__ void choose_listed(const Row *row, SampledToken *out,
   if (count <= ORDERED_MOST / 2) sort_few<2 * TEAM_THREADS / ORDERED_MOST>(sh->places, count, local);
   else if (count <= ORDERED_MOST) sort_few<TEAM_THREADS / ORDERED_MOST>(sh->places, count, local);
   else sort_many(sh->places, count, local);
-  if (local >= CHAIN_WARPS * 32 || run_chain(row, count, out, local)) return;
-  if ((!row->common && sh->wide && run_wide_chain(row, count, out, local)) || local >= 32) return;
-  EditTable none{nullptr, 0};
-  const Outcome outcome = run_list(DeviceWarp{}, r, none, ListCall{sh->places, sh->weights, count, plan.op, plan.temperature, 0});
-  if (local == 0) *out = result(outcome, RawSums{}, r);
+  if (local < CHAIN_WARPS * 32 && !run_chain(row, count, out, local)) choose_otherwise(row, count, out, local);
 }
 
 // A row's token from what has been collected; false: it is not decided. By the team, after the row is read. `riser`: of list_raised. Not inlined, so that
@@ -158,9 +163,6 @@ static __device__ __noinline__ bool finish_row(Row *row, SampledToken *out, Rise
   return true;
 }
 
-// Whether a row's program is neither argmax nor one of the commonest.
-__device__ __forceinline__ bool goes_by_list(const Row *row) { return row->bounded && !row->common && !row->plan.greedy; }
-
 // Finishes a made-up row that asks for the same as the first, so that the instructions are there when they are needed: while rows are read, fetching them takes
 // microseconds.
 __device__ __forceinline__ void rehearse(u32 local) {
@@ -174,7 +176,6 @@ __device__ __forceinline__ void rehearse(u32 local) {
   if (local < TOKENS) made_up->places[local] = place_of(static_cast<float>(local), local && row->plan.edits ? local * 97 : row->ids()[0]);
   clear_list(local);
   clear_notes(local);
-  if (goes_by_list(row) && local < 32) plan_wide(row);
   Finishing::sync();
   if (local == 0) {
     made_up->found = TOKENS;
@@ -215,8 +216,7 @@ __device__ __forceinline__ void finish_rows(const B &batch, bool last) {
     clear_list(local);
     if (edits) prepare_edits(row, local);
     const Riser riser = edits ? Riser(row, first_riser, bits) : Riser();
-    if (goes_by_list(row) && local < 32) plan_wide(row);
-    Finishing::sync();
+      Finishing::sync();
     wait_for_copy(&sh->read[at], parity);
     if (!row->bounded || !finish_row(row, batch.out + index, riser)) {
       forget_collected(row, local, TEAM_THREADS);

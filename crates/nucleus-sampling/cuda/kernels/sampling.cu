@@ -119,21 +119,21 @@ struct Launcher {
   // Whether launches for each kind pay: not where none is bounded, and one launch for first cuts has a cluster for every row.
   bool sorting_pays() const {
     constexpr u32 CUT_AT_ONCE = 39;
-    const u32 drawn = order.drawn + order.cut_by_top_p;
+    const u32 drawn = order.drawn + order.cut;
     const bool cuts = order.others && !(batch.flags & NUCLEUS_BATCH_NONE_WHOLE), several = (order.bounded != 0) + (drawn != 0) + (order.others != 0) > 1;
     return order.order && (several || (drawn && drawn < batch.rows)) && (order.bounded || !cuts || batch.rows > CUT_AT_ONCE);
   }
   // Rows of the kinds that the order tells, by launches for each. Afterwards every row has a status, unless `sorted` is false: rows are too long, and nothing was launched but what is
   // for few allowed ids.
   cudaError_t by_kind(bool few, bool &sorted) {
-    const u32 drawn = order.drawn + order.cut_by_top_p, known = order.bounded + drawn;
+    const u32 drawn = order.drawn + order.cut, known = order.bounded + drawn;
     const bool whole = !(batch.flags & NUCLEUS_BATCH_NONE_WHOLE), sums = !whole && !(batch.flags & NUCLEUS_BATCH_NONE_SUMMED);
     const bool others = order.others && (whole || sums || !(batch.flags & NUCLEUS_BATCH_NONE_CUT));
     const u32 launched = known + (others ? order.others : 0), left = few ? 0 : batch.rows - launched;
     cudaError_t error = few ? launch_few(all_rows(), false, stream) : cudaSuccess;
     if (error == cudaSuccess && drawn) {
       PartOfBatch part = rows_from(order.bounded, drawn, false);
-      part.flags = (part.flags & ~NUCLEUS_BATCH_ALL_DRAWN) | (order.cut_by_top_p ? 0 : NUCLEUS_BATCH_ALL_DRAWN);
+      part.flags = (part.flags & ~NUCLEUS_BATCH_ALL_DRAWN) | (order.cut ? 0 : NUCLEUS_BATCH_ALL_DRAWN);
       error = launch_draw(part, whole_rows(), few, LeftRange{launched - order.bounded, left}, stream, division);
     }
     const Division of_draws = division;
@@ -254,7 +254,7 @@ extern "C" int launch_advanced_sample_batch(const SamplingBatch *batch, void *wo
 
 extern "C" int launch_sorted_sample_batch(const SamplingBatch *batch, const SamplingOrder *order, void *workspace, size_t workspace_bytes, void *stream) {
   if (!valid(batch) || !order) return NUCLEUS_LAUNCH_INVALID;
-  const u64 known = static_cast<u64>(order->bounded) + order->drawn + order->cut_by_top_p + order->others;
+  const u64 known = static_cast<u64>(order->bounded) + order->drawn + order->cut + order->others;
   if (order->order && known > batch->rows) return NUCLEUS_LAUNCH_INVALID;
   if (batch->rows == 0) return NUCLEUS_LAUNCH_OK;
   const Layout layout(batch->rows, batch->max_edited);

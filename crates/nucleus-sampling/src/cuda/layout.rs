@@ -169,7 +169,7 @@ pub(super) struct SamplingOrder {
     /// Rows without edits that are drawn from as a whole.
     pub(super) drawn: u32,
     /// And those that draw from what `top_p` keeps of it.
-    pub(super) cut_by_top_p: u32,
+    pub(super) cut: u32,
     /// The rest, but for rows of which few ids are allowed.
     pub(super) others: u32,
 }
@@ -180,7 +180,7 @@ impl SamplingOrder {
         order: std::ptr::null(),
         bounded: 0,
         drawn: 0,
-        cut_by_top_p: 0,
+        cut: 0,
         others: 0,
     };
 }
@@ -218,6 +218,8 @@ pub(super) const BATCH_NONE_SUMMED: u32 = 16384;
 pub(super) const BATCH_NONE_CUT: u32 = 32768;
 /// The launch's bit that says that every row draws from the whole of its row, or from what `top_p` keeps of it, as it came but for temperatures and a mask.
 pub(super) const BATCH_DRAWN_AFTER_TOP_P: u32 = 65536;
+/// The launch's bit that says that of these some draw from what epsilon or top_a keeps, or by mirostat 2.
+pub(super) const BATCH_CUT_BY_WEIGHT: u32 = 131_072;
 /// The launch's bit that samples as on devices without clusters.
 pub(super) const BATCH_PORTABLE: u32 = 8192;
 /// A device's status beyond [`Status`](crate::Status): more ids are edited than the workspace has room for.

@@ -5,9 +5,10 @@ use crate::row::{LogprobsMode, Row};
 use crate::state::SamplerState;
 
 use super::layout::{
-    BATCH_ALL_BOUNDED, BATCH_ALL_COUNTED, BATCH_ALL_DRAWN, BATCH_ALL_FEW, BATCH_DRAW_AFTER_MIN_P,
-    BATCH_DRAWN_AFTER_TOP_P, BATCH_NO_EDITS, BATCH_NONE_BOUNDED, BATCH_NONE_CUT, BATCH_NONE_SUMMED,
-    BATCH_NONE_WHOLE, BATCH_SOME_FEW, SamplingList, SamplingOrder, SamplingRow, row_flags,
+    BATCH_ALL_BOUNDED, BATCH_ALL_COUNTED, BATCH_ALL_DRAWN, BATCH_ALL_FEW, BATCH_CUT_BY_WEIGHT,
+    BATCH_DRAW_AFTER_MIN_P, BATCH_DRAWN_AFTER_TOP_P, BATCH_NO_EDITS, BATCH_NONE_BOUNDED,
+    BATCH_NONE_CUT, BATCH_NONE_SUMMED, BATCH_NONE_WHOLE, BATCH_SOME_FEW, SamplingList,
+    SamplingOrder, SamplingRow, row_flags,
 };
 use super::slots::SlotRow;
 
@@ -164,9 +165,9 @@ impl<'a> Work<'a> {
         match self.decides()?.code {
             OpCode::Draw => Some(Kind::Drawn),
             code @ (OpCode::TopP | OpCode::Epsilon | OpCode::TopA) if self.draws_after(code) => {
-                Some(Kind::CutByTopP)
+                Some(Kind::Cut)
             }
-            OpCode::Mirostat2 => Some(Kind::CutByTopP),
+            OpCode::Mirostat2 => Some(Kind::Cut),
             _ => None,
         }
     }
@@ -254,8 +255,8 @@ enum Kind {
     Bounded,
     /// A draw from the whole of the row, as it came but for temperatures and a mask.
     Drawn,
-    /// A draw from what `top_p` keeps of it.
-    CutByTopP,
+    /// A draw from what one cut by the row's weight keeps of it: `top_p`, epsilon, `top_a`, or mirostat 2.
+    Cut,
     Other,
     /// The few ids that are allowed.
     Few,
@@ -271,12 +272,12 @@ pub(super) struct Sorted {
 impl Sorted {
     /// What a launch is told, from where the arena lies on the device.
     pub(super) fn order(&self, arena: *const u32) -> SamplingOrder {
-        let [bounded, drawn, cut_by_top_p, others] = self.rows;
+        let [bounded, drawn, cut, others] = self.rows;
         SamplingOrder {
             order: arena.wrapping_add(self.from),
             bounded,
             drawn,
-            cut_by_top_p,
+            cut,
             others,
         }
     }
@@ -314,8 +315,10 @@ pub(super) struct Packed {
     unedited: usize,
     /// Of those, the ones that draw from the whole row.
     drawn: usize,
-    /// And those that draw from what `top_p` keeps of it.
-    drawn_after_top_p: usize,
+    /// And those that draw from what one cut by the row's weight keeps of it.
+    drawn_after_cut: usize,
+    /// Of those, the ones that are not cut by `top_p`.
+    cut_by_weight: usize,
     /// Rows that are weighed whole, but for these two.
     other_whole: usize,
     /// Of each row.
@@ -341,7 +344,8 @@ impl Packed {
         self.cut = 0;
         self.unedited = 0;
         self.drawn = 0;
-        self.drawn_after_top_p = 0;
+        self.drawn_after_cut = 0;
+        self.cut_by_weight = 0;
         self.other_whole = 0;
         self.kinds.clear();
         // A mask without words forbids every id, for which one word is needed.
@@ -370,7 +374,9 @@ impl Packed {
             };
             self.kinds.push(kind);
             self.drawn += usize::from(drawn == Some(Kind::Drawn));
-            self.drawn_after_top_p += usize::from(drawn == Some(Kind::CutByTopP));
+            let is_cut = drawn == Some(Kind::Cut);
+            self.drawn_after_cut += usize::from(is_cut);
+            self.cut_by_weight += usize::from(is_cut && !row.is_whole());
             if few {
                 self.few += 1;
             } else if let Some(code) = bounded_by {
@@ -378,7 +384,7 @@ impl Packed {
                 let by_count = code != OpCode::MinP;
                 self.counted += usize::from(by_count);
                 self.drawn_after += usize::from(!by_count && row.draws_after(code));
-            } else if row.is_whole() || kind == Kind::CutByTopP {
+            } else if row.is_whole() || kind == Kind::Cut {
                 self.whole += 1;
                 self.other_whole += usize::from(kind == Kind::Other);
             } else {
@@ -399,14 +405,14 @@ impl Packed {
         const ORDER: [Kind; 5] = [
             Kind::Bounded,
             Kind::Drawn,
-            Kind::CutByTopP,
+            Kind::Cut,
             Kind::Other,
             Kind::Few,
         ];
         let kinds = &self.kinds[first as usize..][..rows as usize];
-        let [bounded, drawn, cut_by_top_p, others, few] =
+        let [bounded, drawn, cut, others, few] =
             ORDER.map(|kind| kinds.iter().filter(|of| **of == kind).count() as u32);
-        let drawn_at_all = drawn + cut_by_top_p;
+        let drawn_at_all = drawn + cut;
         let of_launches = [bounded, drawn_at_all, others];
         let several = of_launches.iter().filter(|rows| **rows > 0).count() > 1;
         if !several && (drawn_at_all == 0 || few == 0) {
@@ -417,7 +423,7 @@ impl Packed {
             let numbers = (0..).zip(kinds).filter(|(_, of)| **of == kind);
             self.arena.extend(numbers.map(|(number, _)| number));
         }
-        let rows = [bounded, drawn, cut_by_top_p, others];
+        let rows = [bounded, drawn, cut, others];
         Some(Sorted { from, rows })
     }
 
@@ -449,10 +455,11 @@ impl Packed {
             | told(none_whole && self.summed == 0, BATCH_NONE_SUMMED)
             | told(none_whole && self.summed + self.cut == 0, BATCH_NONE_CUT)
             | told(self.unedited == rows, BATCH_NO_EDITS)
+            | told(self.cut_by_weight > 0, BATCH_CUT_BY_WEIGHT)
             | match self.drawn {
                 drawn if drawn == rows => BATCH_ALL_DRAWN,
                 drawn => told(
-                    drawn + self.drawn_after_top_p == rows,
+                    drawn + self.drawn_after_cut == rows,
                     BATCH_DRAWN_AFTER_TOP_P,
                 ),
             }
@@ -695,6 +702,17 @@ mod tests {
         };
         let cut = BATCH_NONE_BOUNDED | BATCH_NO_EDITS | BATCH_DRAWN_AFTER_TOP_P;
         assert_eq!(flag(&[&top_p, &drawn], processed), cut);
+        let epsilon = SamplingParams {
+            epsilon_cutoff: Some(0.001),
+            ..SamplingParams::default()
+        };
+        let mirostat = SamplingParams {
+            mirostat: Some(2),
+            ..SamplingParams::default()
+        };
+        let by_weight = cut | BATCH_CUT_BY_WEIGHT;
+        assert_eq!(flag(&[&top_p, &epsilon, &mirostat], processed), by_weight);
+        assert_eq!(flag(&[&mirostat], LogprobsMode::Raw), by_weight);
         assert_eq!(flag(&[&top_p], LogprobsMode::Raw), cut);
         let then_typical = SamplingParams {
             typical_p: Some(0.9),
