@@ -109,7 +109,7 @@ inline void check_drawn(const DrawnRows &d, uint32_t &results, uint32_t &failure
 // By the first so many ways.
 inline void check_cut(const DrawnRows &d, uint32_t most_ways, uint32_t &results, uint32_t &failures) {
   const uint32_t cut = NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_NO_EDITS | NUCLEUS_BATCH_DRAWN_AFTER_TOP_P | NUCLEUS_BATCH_CUT_BY_WEIGHT, many = cut | NUCLEUS_BATCH_MANY_ROWS, whole = NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_NO_EDITS;
-  std::vector<Way> ways{{0, cut}, {0, many}, {0, cut | NUCLEUS_BATCH_REQUEST_EACH}, {2, many}, {4, many}, {8, many}, {1, many}, {0, cut & ~NUCLEUS_BATCH_CUT_BY_WEIGHT}, {0, whole}, {8, whole | NUCLEUS_BATCH_MANY_ROWS}, {0, NUCLEUS_BATCH_PORTABLE}, {0, 0, Sorted::TRULY}, {0, NUCLEUS_BATCH_NONE_WHOLE | NUCLEUS_BATCH_CUT_BY_WEIGHT, Sorted::TRULY}, {0, NUCLEUS_BATCH_MANY_ROWS, Sorted::TRULY}, {0, NUCLEUS_BATCH_NONE_WHOLE, Sorted::AT_RANDOM}};
+  std::vector<Way> ways{{0, cut}, {0, cut & ~NUCLEUS_BATCH_CUT_BY_WEIGHT}, {0, many}, {0, cut | NUCLEUS_BATCH_REQUEST_EACH}, {2, many}, {4, many}, {8, many}, {1, many}, {0, whole}, {8, whole | NUCLEUS_BATCH_MANY_ROWS}, {0, NUCLEUS_BATCH_PORTABLE}, {0, 0, Sorted::TRULY}, {0, NUCLEUS_BATCH_NONE_WHOLE | NUCLEUS_BATCH_CUT_BY_WEIGHT, Sorted::TRULY}, {0, NUCLEUS_BATCH_MANY_ROWS, Sorted::TRULY}, {0, NUCLEUS_BATCH_NONE_WHOLE, Sorted::AT_RANDOM}};
   if (ways.size() > most_ways) ways.resize(most_ways);
   check_ways("top_p", d, 0, nullptr, ways, is_processed, results, failures);
 }

@@ -61,7 +61,7 @@ start() {
 # blocks, gets a row at a time.
 for tool in $tools; do
   rows=1,20 batches=/4 spread=/3 drawn=40000,20 cut=40000,20 sorted=9,140 single=single
-  [[ $tool == racecheck ]] && rows=1,1 batches=/1 spread=/1 drawn=3001,3 cut=3001,1,1 sorted=1,6 single=single,1
+  [[ $tool == racecheck ]] && rows=1,1 batches=/1 spread=/1 drawn=3001,3 cut=3001,1,2 sorted=1,6 single=single,1
   start "$tool" 32000-32000$spread 0,4,1,1                                                  # spread, a cluster of 8; for racecheck and synccheck of 2
   for type in 0 1 2; do start "$tool" 0-0 "drawn,$type,$drawn"; done                        # draws, by one team and by two, one row after another
   for type in 0 1 2; do start "$tool" 0-0 "top_p,$type,$cut"; done                          # the same with lists, and what is left of them
@@ -78,8 +78,9 @@ for tool in $tools; do
   start "$tool" 1-5/3 "$single"               # the call for one row
   [[ $tool == racecheck ]] && continue
   for type in 0 2; do start "$tool" 0-0 "deviation,$type,3001,20"; done                         # rows that top_n_sigma cuts at a token
+  for shape in 0,9008,20 2,3001,140; do start "$tool" 0-0 "chains,$shape"; done                 # short lists cut in many ways: spread, relay
   for part in 0,4,9,25 0,4,9,35 0,4,9,60 0,52,1,2; do start "$tool" 32000-32000/3 "$part"; done # spread: clusters of 4, 3 and 2, and its exact path
-  start "$tool" 32000-32000/3 0,0,9,60,1                                                        # spread for the bounded ones of rows sorted by kind
+  for part in 0,0,9,60,1 0,32,9,60,1; do start "$tool" 32000-32000/3 "$part"; done              # rows sorted by kind: spread for bounded ones; with nothing behind them
   start "$tool" 5-5/2 0,52,9,140                                                                # the exact path of relay
   start "$tool" 0-0 flat,0,8187,140                                                             # and what draws from the rest of min_p's
   for type in 0 1 2; do start "$tool" 0-0 "flat,$type,32003,5"; done                            # spread: rows that keep many tokens, or as many as a list holds
