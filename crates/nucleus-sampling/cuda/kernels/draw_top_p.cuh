@@ -474,7 +474,7 @@ struct ListFinisher : Finisher<DTYPE, FORM> {
       F::release(turn);
     } else {
       const Description &d = state->description;
-      const u64 threshold = d.program.ops[d.program.len - 2].threshold;
+      const u64 threshold = cuts_by_weight(FORM) ? cutting_op(d.program).threshold : d.program.ops[d.program.len - 2].threshold;
       const u32 least = d.config.min_keep ? d.config.min_keep : 1;
       const Summary sums = sum_up(row.plan.flags & RowPlan::RAW, listed);
       F::release(turn);
