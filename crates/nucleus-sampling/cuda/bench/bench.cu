@@ -88,15 +88,11 @@ static SamplingProgram program(std::vector<SamplingOp> ops) {
   return p;
 }
 
-// Whether rows are drawn from as a whole but for temperatures; or after one cut that the row's weight tells, without edits.
-static bool is_drawn(const Case &c) {
-  return !c.edits && std::all_of(c.program.ops, c.program.ops + c.program.len, [](const SamplingOp &op) { return op.code == NUCLEUS_OP_TEMPERATURE || op.code == NUCLEUS_OP_DRAW; });
-}
-static bool is_cut_by_weight(const Case &c) {
-  const SamplingOp *op = c.program.ops, *const end = op + c.program.len;
-  while (op->code == NUCLEUS_OP_TEMPERATURE) ++op;
-  const bool cuts = op->code == NUCLEUS_OP_TOP_P || op->code == NUCLEUS_OP_EPSILON || op->code == NUCLEUS_OP_TOP_A;
-  return !c.edits && (op->code == NUCLEUS_OP_MIROSTAT_2 ? op + 1 == end : cuts && op + 2 == end && op[1].code == NUCLEUS_OP_DRAW);
+static Kind kind_of(const Case &c) {
+  SamplingRow row = {};
+  row.flags = c.raw ? 0 : NUCLEUS_ROW_PROCESSED;
+  row.bias.len = c.edits;
+  return kind_of(row, c.program);
 }
 
 // Whether an operation edits logits by id, or is a temperature.
@@ -111,15 +107,15 @@ static uint32_t what_is_known(const Case &c) {
     uint32_t known = ~0u, of_cuts = 0, of_bounded = NUCLEUS_BATCH_ALL_COUNTED, of_others = NUCLEUS_BATCH_NONE_WHOLE | NUCLEUS_BATCH_NONE_SUMMED | NUCLEUS_BATCH_NONE_CUT;
     for (const Case *of : c.others) {
       known &= what_is_known(*of);
-      if (of->bounded) of_bounded &= what_is_known(*of);
-      else if (!is_drawn(*of) && !is_cut_by_weight(*of)) of_others &= what_is_known(*of);
+      if (kind_of(*of) == BOUNDED) of_bounded &= what_is_known(*of);
+      if (kind_of(*of) == OTHER) of_others &= what_is_known(*of);
       of_cuts |= what_is_known(*of) & NUCLEUS_BATCH_CUT_BY_WEIGHT;
     }
     return of_cuts | (known & (NUCLEUS_BATCH_NO_EDITS | NUCLEUS_BATCH_NONE_BOUNDED)) | of_bounded | of_others;
   }
   const uint32_t unedited = c.edits ? 0 : NUCLEUS_BATCH_NO_EDITS;
   if (!c.bounded) {
-    const bool drawn = is_drawn(c), by_weight = is_cut_by_weight(c);
+    const bool drawn = kind_of(c) == DRAWN, by_weight = kind_of(c) == CUT;
     const SamplingOp *op = c.program.ops;
     while (is_leading(op->code)) ++op;
     bool summed = !c.raw;

@@ -206,11 +206,11 @@ NUCLEUS_ASSERT(sizeof(SamplingBatch) == 120);
 #define NUCLEUS_BATCH_CUT_BY_WEIGHT 131072u
 
 /* What the caller knows of a batch of several kinds of rows: each kind goes to the launches for it, which see no other rows. Of what is not so it only
- * costs time, but for NUCLEUS_BATCH_ALL_COUNTED. `order` is null or, in device memory, [rows]: the rows' numbers, each once. First come those that are bounded (NUCLEUS_BATCH_ALL_BOUNDED), then
- * those that NUCLEUS_BATCH_ALL_DRAWN could be said of, then those that are not edited either and draw from what top_p keeps (or other cuts, see
- * NUCLEUS_BATCH_CUT_BY_WEIGHT), then all others but rows with
- * NUCLEUS_ROW_FEW, which are last. NUCLEUS_BATCH_NONE_WHOLE, _NONE_SUMMED and _NONE_CUT tell of the others alone, NUCLEUS_BATCH_ALL_COUNTED of those that
- * are bounded: if all others are draws from whole rows, no launch follows; of these, rows of another kind would get no result, and status 0xFFFFFFFF. */
+ * costs time, but for NUCLEUS_BATCH_ALL_COUNTED. `order` is null or, in device memory, [rows]: the rows' numbers, each once. First come those that are
+ * bounded (NUCLEUS_BATCH_ALL_BOUNDED), then those that NUCLEUS_BATCH_ALL_DRAWN could be said of, then those that are not edited either and draw from what
+ * top_p keeps, or other cuts (NUCLEUS_BATCH_CUT_BY_WEIGHT), then all others but rows with NUCLEUS_ROW_FEW, which are last. NUCLEUS_BATCH_NONE_WHOLE,
+ * _NONE_SUMMED and _NONE_CUT tell of the others alone, NUCLEUS_BATCH_ALL_COUNTED of those that are bounded: if all others are draws from whole rows, no
+ * launch follows; of these, rows of another kind would get no result, and status 0xFFFFFFFF. */
 typedef struct {
   const uint32_t *order;
   uint32_t bounded, drawn, cut, others; /* rows of each kind */

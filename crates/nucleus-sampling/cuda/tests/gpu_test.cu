@@ -47,7 +47,6 @@ static bool only_few(const Way &way) { return way.flags & (NUCLEUS_BATCH_SOME_FE
 // Whether a row may be in such a batch: of sorted rows draws, too.
 static bool is_counted(const CorpusBatch &b, uint32_t row, Sorted sorted) { return bounded_by_count(b, row) || (sorted != Sorted::NOT && draws_from_all(b, row)); }
 
-
 // Every row of every copy has a request of its own.
 static std::vector<SamplingRow> repeated_rows(const CorpusBatch &b, uint32_t copies) {
   std::vector<SamplingRow> all = repeated(b.row, copies);
