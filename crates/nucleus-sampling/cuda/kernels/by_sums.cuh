@@ -224,10 +224,7 @@ static __device__ __noinline__ void tell_drawn(RowCall call, u32 id, float x) {
   outcome.token = id;
   outcome.logprob = processed_logprob(w.q(x), state.total);
   const SamplingProgram &program = shared_state()->program;
-  if (program.ops[program.len - 1].code == NUCLEUS_OP_MIROSTAT_2) {
-    const i64 surprise = w.sums.offset_q16() - w.y(x);
-    outcome.feedback = static_cast<i32>(surprise < 0 ? 0 : surprise > 0x7FFFFFFF ? 0x7FFFFFFF : surprise);
-  }
+  if (program.ops[program.len - 1].code == NUCLEUS_OP_MIROSTAT_2) outcome.feedback = feedback_of(w.sums.offset_q16() - w.y(x));
   *call.out() = result(outcome, call.raw, call.request());
 }
 

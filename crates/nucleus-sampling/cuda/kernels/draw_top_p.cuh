@@ -337,33 +337,6 @@ struct ListFinisher : Finisher<DTYPE, FORM> {
     }
     sync();
   }
-  // Of the sorted list: how many tokens pass, by what they are and what all before them weigh; `weighed`: what all weigh. Afterwards `places` has the weights of beginnings.
-  template <class P>
-  __device__ __forceinline__ u32 count_passing(P passes, u32 count, u64 &weighed) const {
-    const u32 t = thread(), lane = t % 32, warp = t / 32;
-    weighed = 0;
-    u32 kept = 0;
-#pragma unroll 1
-    for (u32 first = 0; first < count; first += FINISH_THREADS) {
-      const u32 i = first + t;
-      const u64 own = i < count ? lists->tokens[i].weight : 0, through = prefix_sum(own);
-      if (lane == 31) state->of_warps[warp] = through;
-      sync();
-      u64 before = weighed + through - own;
-#pragma unroll
-      for (u32 other = 0; other < LIST_FINISH_WARPS; ++other) {
-        before += other < warp ? state->of_warps[other] : 0;
-        weighed += state->of_warps[other];
-      }
-      if (i < count) lists->places[i] = before + own;
-      const u32 passing = __popc(__ballot_sync(~0u, i < count && passes(i, before)));
-      if (lane == 0) lists->passing[warp] = passing;
-      sync();
-#pragma unroll
-      for (u32 other = 0; other < LIST_FINISH_WARPS; ++other) kept += lists->passing[other];
-    }
-    return kept;
-  }
   // Of the sorted list: how many tokens come before what all before them suffices; 0: the list does not suffice. Afterwards `places` has the weights of beginnings.
   __device__ __forceinline__ u32 cut(const Until &until, u32 count) const {
     const u32 t = thread(), lane = t % 32, warp = t / 32;
@@ -452,8 +425,7 @@ struct ListFinisher : Finisher<DTYPE, FORM> {
     draw_first(row, sums, kept, [&](Outcome &outcome, float x, u64 mass) {
       if (!by_surprise) return;
       w.sums.total = mass;
-      const i64 surprise = w.sums.offset_q16() - w.y(x);
-      outcome.feedback = static_cast<i32>(surprise < 0 ? 0 : surprise > 0x7FFFFFFF ? 0x7FFFFFFF : surprise);
+      outcome.feedback = feedback_of(w.sums.offset_q16() - w.y(x));
     });
     return true;
   }

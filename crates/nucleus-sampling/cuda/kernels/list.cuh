@@ -189,11 +189,6 @@ struct ListMachine {
     if (high - first >= min_keep) low = first;
   }
 
-  HD bool xtc_acts() const {
-    const SamplingRow &row = *r.row;
-    return philox(r.config->seed, row.position, 1, row.choice, row.attempt) >> 32 < chance_q32(r.config->xtc_probability);
-  }
-
   HD bool truncate(const SamplingOp &op) {
     u64 min_keep = r.config->min_keep ? r.config->min_keep : 1;
     bool ties = r.config->flags & NUCLEUS_KEEP_TIES;
@@ -216,7 +211,7 @@ struct ListMachine {
       case NUCLEUS_OP_TOP_A: keep_floor(probable(top_a_threshold(op.threshold, q(low), w.sums.total)), min_keep, false); break;
       case NUCLEUS_OP_TFS: tail_free(op, min_keep); break;
       default:
-        if (xtc_acts()) exclude_top_choices(op, min_keep);
+        if (xtc_acts(*r.row, *r.config)) exclude_top_choices(op, min_keep);
     }
     return true;
   }
@@ -378,10 +373,7 @@ struct ListMachine {
     out.token = id_at(places[drawn]);
     out.kept = count();
     out.logprob = processed_logprob(q(drawn), w.sums.total);
-    if (op.code == NUCLEUS_OP_MIROSTAT_1 || op.code == NUCLEUS_OP_MIROSTAT_2) {
-      i64 surprise = w.sums.offset_q16() - y(drawn);
-      out.feedback = static_cast<i32>(surprise < 0 ? 0 : surprise > 0x7FFFFFFF ? 0x7FFFFFFF : surprise);
-    }
+    if (op.code == NUCLEUS_OP_MIROSTAT_1 || op.code == NUCLEUS_OP_MIROSTAT_2) out.feedback = feedback_of(w.sums.offset_q16() - y(drawn));
   }
 
   // adaptive-p: its new logits stay in the order of the old ones, since the draw needs none; false: a status.

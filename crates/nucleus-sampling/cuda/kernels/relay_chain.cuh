@@ -13,22 +13,40 @@ __device__ __forceinline__ void chain_sync() { meet_for_tools(); asm volatile("b
 template <u32 BARRIER>
 __device__ __forceinline__ void chain_arrive() { meet_for_tools(); asm volatile("barrier.arrive %0, %1;" ::"n"(BARRIER), "n"(CHAIN_WARPS * 32) : "memory"); }
 
+// How many of a list's first tokens a chain begins with; 0: there are none, or too many.
+__device__ __forceinline__ u32 tokens_of_chain(const Row *row, u32 count) {
+  u32 kept = count;
+  if (row->plan.kind == SlicePlan::FIRST && row->plan.k < kept) kept = row->plan.k;
+  return kept > CHAIN_MOST || count > ORDERED_MOST ? 0 : kept;
+}
+// By the warps that do not choose: the log-probability of the token at this place of the order, once its weight and the sum are known.
+__device__ __forceinline__ void tell_logprob(State *sh, u32 at) {
+  chain_sync<CHAIN_TOTAL>();
+  if (at < sh->chain_kept) sh->chain_logprobs[at] = processed_logprob(sh->chain_weights[at], sh->chain_total);
+  chain_arrive<CHAIN_LOGPROBS>();
+}
+// The result, by the lane that has found where in the order of ids the draw falls.
+__device__ __forceinline__ void write_drawn(const State *sh, const Row *row, u32 found, u32 kept, SampledToken *out) {
+  const u32 drawn = sh->order_by_id[found];
+  Outcome outcome;
+  outcome.token = id_at(sh->places[drawn]);
+  outcome.kept = kept;
+  outcome.logprob = sh->chain_logprobs[drawn];
+  *out = result(outcome, RawSums{}, row->request);
+}
+
 // The choice from a list that is sorted, and ordered by id, by the first CHAIN_WARPS warps of the team; false: this is another program, or too long a list.
 __device__ __forceinline__ bool run_chain(const Row *row, u32 count, SampledToken *out, u32 local) {
   State *const sh = state();
   const SamplingProgram &program = row->program;
   const SlicePlan &plan = row->plan;
   const u32 lane = threadIdx.x % 32;
-  u32 kept = count;
-  if (plan.kind == SlicePlan::FIRST && plan.k < kept) kept = plan.k;
-  if (!row->common || !kept || kept > CHAIN_MOST || count > ORDERED_MOST) return false;
+  const u32 kept = tokens_of_chain(row, count);
+  if (!row->common || !kept) return false;
   const float largest = logit_at(sh->places[0]), s = row->scale;
   if (!(fabsf(largest * s) < SCALED_LIMIT)) return false;
   if (local >= 32) {
-    chain_sync<CHAIN_TOTAL>();
-    const u32 at = local - 32;
-    if (at < sh->chain_kept) sh->chain_logprobs[at] = processed_logprob(sh->chain_weights[at], sh->chain_total);
-    chain_arrive<CHAIN_LOGPROBS>();
+    tell_logprob(sh, local - 32);
     return true;
   }
   const i32 most = Exponent(largest, s).n;
@@ -59,14 +77,7 @@ __device__ __forceinline__ bool run_chain(const Row *row, u32 count, SampledToke
   __syncwarp();
   const u32 found = find_drawn(sh->weights_by_id, mulhi64(row->uniform, left.total));
   chain_sync<CHAIN_LOGPROBS>();
-  if (found < ORDERED_MOST) {
-    const u32 drawn = sh->order_by_id[found];
-    Outcome outcome;
-    outcome.token = id_at(sh->places[drawn]);
-    outcome.kept = left.kept;
-    outcome.logprob = sh->chain_logprobs[drawn];
-    *out = result(outcome, RawSums{}, row->request);
-  }
+  if (found < ORDERED_MOST) write_drawn(sh, row, found, left.kept, out);
   return true;
 }
 
@@ -77,15 +88,12 @@ __device__ __forceinline__ bool run_wide_chain(const Row *row, u32 count, Sample
   const u32 lane = threadIdx.x % 32, at = 2 * lane;
   if (!is_wide(lane < NUCLEUS_MAX_OPS ? row->program.ops[lane].code : NUCLEUS_OP_NONE, row->program.len, plan.op, row->config.flags)) return false;
   const bool first = plan.kind == SlicePlan::FIRST;  // then the chain goes on behind the operation
-  const u32 kept = first && plan.k < count ? plan.k : count;
-  if (!kept || kept > CHAIN_MOST || count > ORDERED_MOST) return false;
+  const u32 kept = tokens_of_chain(row, count);
+  if (!kept) return false;
   const float largest = logit_at(sh->places[0]), s = row->scale;
   if (!(fabsf(largest * s) < SCALED_LIMIT)) return false;
   if (local >= 32) {
-    chain_sync<CHAIN_TOTAL>();
-    const u32 own = local - 32;
-    if (own < sh->chain_kept) sh->chain_logprobs[own] = processed_logprob(sh->chain_weights[own], sh->chain_total);
-    chain_arrive<CHAIN_LOGPROBS>();
+    tell_logprob(sh, local - 32);
     return true;
   }
   const i32 most = Exponent(largest, s).n;
@@ -119,14 +127,7 @@ __device__ __forceinline__ bool run_wide_chain(const Row *row, u32 count, Sample
     found = find_drawn(sh->weights_by_id, mulhi64(row->uniform, chain.total));
   }
   chain_sync<CHAIN_LOGPROBS>();
-  if (found < ORDERED_MOST) {
-    const u32 drawn = sh->order_by_id[found];
-    Outcome outcome;
-    outcome.token = id_at(sh->places[drawn]);
-    outcome.kept = chain.high - chain.low;
-    outcome.logprob = sh->chain_logprobs[drawn];
-    *out = result(outcome, RawSums{}, row->request);
-  }
+  if (found < ORDERED_MOST) write_drawn(sh, row, found, chain.high - chain.low, out);
   return decided;
 }
 

@@ -53,6 +53,14 @@ struct Weighing {
   HD i64 y(float x) const { return Exponent(x, s).log2_q16(max_n); }
 };
 
+// What mirostat learns from: the drawn token's surprise in Q16, from 0 on.
+HD i32 feedback_of(i64 surprise) { return static_cast<i32>(surprise < 0 ? 0 : surprise > 0x7FFFFFFF ? 0x7FFFFFFF : surprise); }
+
+// Whether XTC takes tokens away.
+HD bool xtc_acts(const SamplingRow &row, const SamplingConfig &config) {
+  return philox(config.seed, row.position, 1, row.choice, row.attempt) >> 32 < chance_q32(config.xtc_probability);
+}
+
 // Prepares to weigh a set whose largest logit is known, by the temperature's scale; false: overflow.
 HD bool begin_weighing_by(float s, float largest, Weighing &w) {
   w.s = s;
@@ -647,11 +655,6 @@ struct RowMachine {
     return 0;
   }
 
-  HD bool xtc_acts() const {
-    const SamplingRow &row = *r.row;
-    return philox(r.config->seed, row.position, 1, row.choice, row.attempt) >> 32 < chance_q32(r.config->xtc_probability);
-  }
-
   // One truncation of at least one token, but for tfs (tail.cuh); false: a status.
   HD bool truncate(const SamplingOp &op) {
     u64 min_keep = r.config->min_keep ? r.config->min_keep : 1;
@@ -670,7 +673,7 @@ struct RowMachine {
         keep_from(probable(top_a_threshold(op.threshold, w.q(logit_at(best)), w.sums.total)), min_keep, false);
         break;
       default:
-        if (xtc_acts()) exclude_top_choices(op, min_keep);
+        if (xtc_acts(*r.row, *r.config)) exclude_top_choices(op, min_keep);
     }
     return true;
   }
@@ -720,9 +723,7 @@ struct RowMachine {
   // What follows from the chosen token's logit.
   HD void conclude(const SamplingOp &op, float x, Outcome &out) const {
     out.logprob = processed_logprob(w.q(x), w.sums.total);
-    if (op.code != NUCLEUS_OP_MIROSTAT_1 && op.code != NUCLEUS_OP_MIROSTAT_2) return;
-    i64 surprise = w.sums.offset_q16() - w.y(x);
-    out.feedback = static_cast<i32>(surprise < 0 ? 0 : surprise > 0x7FFFFFFF ? 0x7FFFFFFF : surprise);
+    if (op.code == NUCLEUS_OP_MIROSTAT_1 || op.code == NUCLEUS_OP_MIROSTAT_2) out.feedback = feedback_of(w.sums.offset_q16() - w.y(x));
   }
 
   HD void draw_in_slice(const SamplingOp &op, u64 target, Outcome &out) const {

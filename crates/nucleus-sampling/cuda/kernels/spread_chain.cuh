@@ -63,6 +63,26 @@ __device__ __forceinline__ void weigh_list(RowState *sh, float s) {
   for (u32 i = 0; i < ORDERED_MOST; i += CHAIN_MOST) sh->chain.weights[i + own] = Exponent(logit_at(sh->places[i + own]), s).weight(n);
 }
 
+// A sorted list as a chain's warps find it.
+struct SortedList {
+  ulonglong2 pair;  // of the lane: the tokens 2 i and 2 i + 1 of the order
+  uint2 source;     // and where they were
+  float largest;
+  u32 kept;     // its first tokens, which the chain begins with
+  bool serves;  // they are not too many, and can be scaled
+
+  __device__ __forceinline__ SortedList(const ChainRoom &room, const ChainPlan &known, u32 count) {
+    const u32 at = threadIdx.x % 32 * 2;
+    pair = *reinterpret_cast<const ulonglong2 *>(&room.sorted[at]);
+    source = *reinterpret_cast<const uint2 *>(&room.sources[at]);
+    const u32 tokens = __popc(__ballot_sync(~0u, is_token(pair.x))) + __popc(__ballot_sync(~0u, is_token(pair.y)));
+    const u32 most = known.most < count ? known.most : count;
+    kept = most < tokens || most > CHAIN_MOST ? most : tokens;
+    largest = logit_at(room.sorted[0]);
+    serves = kept && kept <= CHAIN_MOST && fabsf(largest * known.scale) < SCALED_LIMIT;
+  }
+};
+
 // The choice from a list that others sort, by the first CHAIN_WARPS warps; false: too long a list.
 __device__ __forceinline__ bool run_chain(RowState *sh, const SamplingBatch &batch, u32 index, const ChainPlan &known, u32 count) {
   const SamplingProgram &program = sh->program;
@@ -72,31 +92,25 @@ __device__ __forceinline__ bool run_chain(RowState *sh, const SamplingBatch &bat
   const u32 flags = sh->row.flags;
   const u64 uniform = sh->uniform;
   meet<SORTED, BLOCK_THREADS>();
-  // Lane i has the tokens 2 i and 2 i + 1 of the order.
   const u32 lane = threadIdx.x % 32, at = 2 * lane;
-  const ulonglong2 pair = *reinterpret_cast<const ulonglong2 *>(&room.sorted[at]);
-  const uint2 source = *reinterpret_cast<const uint2 *>(&room.sources[at]);
-  const u32 tokens = __popc(__ballot_sync(~0u, is_token(pair.x))) + __popc(__ballot_sync(~0u, is_token(pair.y)));
-  const u32 most = known.most < count ? known.most : count, kept = most < tokens || most > CHAIN_MOST ? most : tokens;
-  const float largest = logit_at(room.sorted[0]);
-  const bool common = kept && kept <= CHAIN_MOST && fabsf(largest * known.scale) < SCALED_LIMIT;
+  const SortedList list(room, known, count);
   if (threadIdx.x >= 32) {
-    if (!common) return false;
+    if (!list.serves) return false;
     chain_sync(CHAIN_TOTAL);
     const u32 own = threadIdx.x - 32;
     if (own < room.kept) room.logprobs[own] = processed_logprob(room.weights[room.sources[own]], room.total);
     chain_arrive(CHAIN_LOGPROBS);
     return true;
   }
-  if (!common) {
+  if (!list.serves) {
     meet<ORDERED, SORTERS + 32>();
     return false;
   }
   u64 q[2] = {0, 0};
-  if (at < kept) q[0] = room.weights[source.x];
-  if (at + 1 < kept) q[1] = room.weights[source.y];
-  const float x[2] = {logit_at(pair.x), logit_at(pair.y)};
-  const Beginning left = truncate<true>(program, known.plan, largest, x, q, kept);
+  if (at < list.kept) q[0] = room.weights[list.source.x];
+  if (at + 1 < list.kept) q[1] = room.weights[list.source.y];
+  const float x[2] = {logit_at(list.pair.x), logit_at(list.pair.y)};
+  const Beginning left = truncate<true>(program, known.plan, list.largest, x, q, list.kept);
   if (lane == 0) {
     room.total = left.total;
     room.kept = left.kept;
@@ -107,7 +121,7 @@ __device__ __forceinline__ bool run_chain(RowState *sh, const SamplingBatch &bat
 #pragma unroll
   for (u32 i = 0; i < 2; ++i) {
     if (at + i >= left.kept) continue;
-    const u32 order = room.by_id[i ? source.y : source.x];
+    const u32 order = room.by_id[i ? list.source.y : list.source.x];
     room.weights_by_id[order] = q[i];
     room.order_by_id[order] = at + i;
   }
@@ -125,29 +139,24 @@ __device__ __forceinline__ bool run_wide_chain(RowState *sh, const SamplingBatch
   if (threadIdx.x >= 32) weigh_list(sh, known.scale);
   meet<SORTED, BLOCK_THREADS>();
   const u32 lane = threadIdx.x % 32, at = 2 * lane;
-  const ulonglong2 pair = *reinterpret_cast<const ulonglong2 *>(&room.sorted[at]);
-  const uint2 source = *reinterpret_cast<const uint2 *>(&room.sources[at]);
-  const u32 tokens = __popc(__ballot_sync(~0u, is_token(pair.x))) + __popc(__ballot_sync(~0u, is_token(pair.y)));
-  const u32 most = known.most < count ? known.most : count, kept = most < tokens || most > CHAIN_MOST ? most : tokens;
-  const float largest = logit_at(room.sorted[0]);
-  const bool fits = kept && kept <= CHAIN_MOST && fabsf(largest * known.scale) < SCALED_LIMIT;
+  const SortedList list(room, known, count);
   if (threadIdx.x >= 32) {
-    if (!fits) return false;
+    if (!list.serves) return false;
     chain_sync(CHAIN_TOTAL);
     const u32 own = threadIdx.x - 32;
     if (own < room.kept) room.logprobs[own] = processed_logprob(room.weights[own], room.total);
     chain_arrive(CHAIN_LOGPROBS);
     return true;
   }
-  if (!fits) {
+  if (!list.serves) {
     meet<ORDERED, SORTERS + 32>();
     return false;
   }
   u64 q[2] = {0, 0};
-  if (at < kept) q[0] = room.weights[source.x];
-  if (at + 1 < kept) q[1] = room.weights[source.y];
-  const float x[2] = {logit_at(pair.x), logit_at(pair.y)};
-  WideChain chain(sh->config, x, q, known.plan.temperature, known.scale, largest, kept);
+  if (at < list.kept) q[0] = room.weights[list.source.x];
+  if (at + 1 < list.kept) q[1] = room.weights[list.source.y];
+  const float x[2] = {logit_at(list.pair.x), logit_at(list.pair.y)};
+  WideChain chain(sh->config, x, q, known.plan.temperature, known.scale, list.largest, list.kept);
   const bool decided = chain.run(sh->program, known.plan.op, sh->excludes);
 #pragma unroll
   for (u32 i = 0; i < 2; ++i) room.weights[at + i] = chain.inside(i) ? chain.q[i] : 0;  // in order
@@ -163,7 +172,7 @@ __device__ __forceinline__ bool run_wide_chain(RowState *sh, const SamplingBatch
 #pragma unroll
     for (u32 i = 0; i < 2; ++i) {
       if (!chain.inside(i)) continue;
-      const u32 order = room.by_id[i ? source.y : source.x];
+      const u32 order = room.by_id[i ? list.source.y : list.source.x];
       room.weights_by_id[order] = chain.q[i];
       room.order_by_id[order] = at + i;
     }

@@ -114,10 +114,6 @@ struct SumsState {
   __device__ __forceinline__ void find_improbable(u64 probability) {
     find_failing(static_cast<i64>(static_cast<u64>((static_cast<u128>(probability) * total + (ONE_Q32 - 1)) >> 32)), true);
   }
-  __device__ __forceinline__ bool xtc_acts() const {
-    const SamplingRow &row = shared_state()->row;
-    return philox(config().seed, row.position, 1, row.choice, row.attempt) >> 32 < chance_q32(config().xtc_probability);
-  }
 
   // Goes on to the next operation that needs a sweep.
   static __device__ __noinline__ void go_on() { here()->find_next(); }
@@ -148,7 +144,7 @@ struct SumsState {
         case NUCLEUS_OP_EPSILON: case NUCLEUS_OP_TOP_A: return weigh(MASS);
         case NUCLEUS_OP_XTC:
           weigh(MASS);
-          if (step == DONE || xtc_acts()) return;
+          if (step == DONE || xtc_acts(shared_state()->row, config())) return;
           step = DONE;
           break;
         default: break;

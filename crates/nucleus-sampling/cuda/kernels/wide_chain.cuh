@@ -18,11 +18,6 @@ __device__ __forceinline__ bool is_wide(u32 code, u32 len, u32 first, u32 flags)
   return __all_sync(~0u, known) && !(flags & NUCLEUS_KEEP_TIES);
 }
 
-// Whether XTC takes tokens away.
-__device__ __forceinline__ bool xtc_acts(const SamplingRow &row, const SamplingConfig &config) {
-  return philox(config.seed, row.position, 1, row.choice, row.attempt) >> 32 < chance_q32(config.xtc_probability);
-}
-
 // moment / total in Q16, rounded down, as mean_q16_of, of tokens whose moment is below 2^54 and whose mean is below 2^23: the quotient in binary32 is off by few, and put right.
 __device__ __forceinline__ i32 mean_of_few(i64 moment, u64 total) {
   i32 mean = static_cast<i32>(__fdividef(static_cast<float>(moment) * 65536.0f, static_cast<float>(total)));
