@@ -95,6 +95,18 @@ static Kind kind_of(const Case &c) {
   return kind_of(row, c.program);
 }
 
+// What a caller says of rows that are drawn from after one cut, by a temperature that follows from them, or smoothed.
+static uint32_t what_is_known_of_cut(const SamplingOp *op) {
+  switch (op->code) {
+    case NUCLEUS_OP_ETA:
+    case NUCLEUS_OP_TYPICAL_P: return NUCLEUS_BATCH_CUT_BY_SURPRISE;
+    case NUCLEUS_OP_DYNAMIC_TEMPERATURE: return NUCLEUS_BATCH_WARMED | (op[1].code == NUCLEUS_OP_DRAW ? 0 : NUCLEUS_BATCH_CUT_BY_WEIGHT);
+    case NUCLEUS_OP_SMOOTHING: return NUCLEUS_BATCH_SMOOTHED;
+    case NUCLEUS_OP_MIROSTAT_2: return NUCLEUS_BATCH_CUT_BY_WEIGHT;
+    default: return op[1].code != NUCLEUS_OP_DRAW ? NUCLEUS_BATCH_CUT_BY_SURPRISE : op->code == NUCLEUS_OP_TOP_P ? 0 : NUCLEUS_BATCH_CUT_BY_WEIGHT;
+  }
+}
+
 // Whether an operation edits logits by id, or is a temperature.
 static bool is_leading(uint32_t code) {
   return code == NUCLEUS_OP_NONE || code == NUCLEUS_OP_DRY || code == NUCLEUS_OP_NO_REPEAT_NGRAM || code == NUCLEUS_OP_PENALTIES || code == NUCLEUS_OP_TEMPERATURE;
@@ -109,7 +121,7 @@ static uint32_t what_is_known(const Case &c) {
       known &= what_is_known(*of);
       if (kind_of(*of) == BOUNDED) of_bounded &= what_is_known(*of);
       if (kind_of(*of) == OTHER) of_others &= what_is_known(*of);
-      of_cuts |= what_is_known(*of) & NUCLEUS_BATCH_CUT_BY_WEIGHT;
+      of_cuts |= what_is_known(*of) & (NUCLEUS_BATCH_CUT_BY_WEIGHT | NUCLEUS_BATCH_CUT_BY_SURPRISE | NUCLEUS_BATCH_WARMED | NUCLEUS_BATCH_SMOOTHED);
     }
     return of_cuts | (known & (NUCLEUS_BATCH_NO_EDITS | NUCLEUS_BATCH_NONE_BOUNDED)) | of_bounded | of_others;
   }
@@ -126,7 +138,7 @@ static uint32_t what_is_known(const Case &c) {
     const bool whole = op->code == NUCLEUS_OP_TOP_K ? op->threshold <= 96 : op->code == NUCLEUS_OP_DRAW || op->code == NUCLEUS_OP_TOP_P || op->code == NUCLEUS_OP_MIN_P || op->code == NUCLEUS_OP_ARGMAX;
     const bool cut = op->code == NUCLEUS_OP_TOP_K && op->threshold <= 230;
     const uint32_t rest = whole || by_weight ? 0 : NUCLEUS_BATCH_NONE_WHOLE | (summed ? 0 : NUCLEUS_BATCH_NONE_SUMMED | (cut ? 0 : NUCLEUS_BATCH_NONE_CUT));
-    return NUCLEUS_BATCH_NONE_BOUNDED | unedited | (drawn ? NUCLEUS_BATCH_ALL_DRAWN : 0) | (drawn || by_weight ? NUCLEUS_BATCH_DRAWN_AFTER_TOP_P : 0) | (by_weight && op->code != NUCLEUS_OP_TOP_P ? NUCLEUS_BATCH_CUT_BY_WEIGHT : 0) | rest;
+    return NUCLEUS_BATCH_NONE_BOUNDED | unedited | (drawn ? NUCLEUS_BATCH_ALL_DRAWN : 0) | (drawn || by_weight ? NUCLEUS_BATCH_DRAWN_AFTER_TOP_P : 0) | (by_weight ? what_is_known_of_cut(op) : 0) | rest;
   }
   for (uint32_t i = 0; i < c.program.len; ++i)
     if (c.program.ops[i].code == NUCLEUS_OP_TOP_K || c.program.ops[i].code == NUCLEUS_OP_ARGMAX) return NUCLEUS_BATCH_ALL_BOUNDED | NUCLEUS_BATCH_ALL_COUNTED | unedited;
@@ -183,7 +195,9 @@ int main(int argc, char **argv) {
       {"sigma, T, draw", program({sigma, temperature, draw}), false, false},
       {"typical, T, draw", program({typical, temperature, draw}), false, false},
       {"eta, T, draw", program({eta, temperature, draw}), false, false},
+      {"top_p, T, draw", program({top_p, temperature, draw}), false, false},
       {"dynamic T, draw", program({dynamic, draw}), false, false},
+      {"dynamic T, top_p", program({dynamic, top_p, draw}), false, false},
       {"smoothing, draw", program({smoothing, draw}), false, false},
       {"mirostat 2", program({temperature, mirostat}), false, false},
       {"T, epsilon", program({temperature, epsilon, draw}), false, false},
@@ -198,7 +212,7 @@ int main(int argc, char **argv) {
     cases.back().name = name;
     cases.back().allowed = allowed;
   }
-  for (auto [name, of] : {std::pair{"T + draw, half", "T + draw"}, {"top_p, half", "top_p"}}) {
+  for (auto [name, of] : {std::pair{"T + draw, half", "T + draw"}, {"top_p, half", "top_p"}, {"typical, half", "typical, T, draw"}, {"dynamic T, half", "dynamic T, draw"}, {"smoothing, half", "smoothing, draw"}}) {
     const char *const unmasked = of;
     Case masked = *std::find_if(cases.begin(), cases.end(), [&](const Case &c) { return !std::strcmp(c.name, unmasked); });
     masked.name = name;
@@ -212,7 +226,7 @@ int main(int argc, char **argv) {
                           {"mixed: all on, top_p, T + draw, penalties", std::vector{"all on", "top_p", "T + draw", "penalties, T, top_p"}}, {"mixed: top_p, T + draw, penalties", std::vector{"top_p", "T + draw", "penalties, T, top_p"}},
                           {"mixed: top_p, penalties", std::vector{"top_p", "penalties, T, top_p"}}, {"mixed: all on, all on, all on, top_p", std::vector{"all on", "all on", "all on", "top_p"}},
                           {"mixed: all on, T + draw, sigma", std::vector{"all on", "T + draw", "sigma, T, draw"}}, {"mixed: all on, penalties", std::vector{"all on", "penalties, T, top_p"}},
-                          {"mixed: all on, sigma", std::vector{"all on", "sigma, T, draw"}}}) {
+                          {"mixed: all on, sigma", std::vector{"all on", "sigma, T, draw"}}, {"mixed: top_p, typical, dynamic T, smoothing", std::vector{"top_p", "typical, T, draw", "dynamic T, draw", "smoothing, draw"}}}) {
     mixed.push_back(Case{name, {}, false, false});
     for (const char *one : of) mixed.back().others.push_back(new Case(*named(one)));
   }

@@ -204,11 +204,16 @@ NUCLEUS_ASSERT(sizeof(SamplingBatch) == 120);
 #define NUCLEUS_BATCH_DRAWN_AFTER_TOP_P 65536u
 /* Of the rows that are said to draw from what top_p keeps, some draw from what epsilon or top_a keeps instead, or by mirostat 2. Said or not, it only costs time. */
 #define NUCLEUS_BATCH_CUT_BY_WEIGHT 131072u
+/* Some of these are cut by eta or typical_p, or temperatures follow their cut; have dynamic temperature, then one of the other cuts or none; or are smoothed, and drawn from as a whole. Beside the latter two
+ * NUCLEUS_BATCH_CUT_BY_WEIGHT tells of rows that are cut by top_p, too. Each said or not, it only costs time. */
+#define NUCLEUS_BATCH_CUT_BY_SURPRISE 262144u
+#define NUCLEUS_BATCH_WARMED 524288u
+#define NUCLEUS_BATCH_SMOOTHED 1048576u
 
 /* What the caller knows of a batch of several kinds of rows: each kind goes to the launches for it, which see no other rows. Of what is not so it only
  * costs time, but for NUCLEUS_BATCH_ALL_COUNTED. `order` is null or, in device memory, [rows]: the rows' numbers, each once. First come those that are
  * bounded (NUCLEUS_BATCH_ALL_BOUNDED), then those that NUCLEUS_BATCH_ALL_DRAWN could be said of, then those that are not edited either and draw from what
- * top_p keeps, or other cuts (NUCLEUS_BATCH_CUT_BY_WEIGHT), then all others but rows with NUCLEUS_ROW_FEW, which are last. NUCLEUS_BATCH_NONE_WHOLE,
+ * top_p keeps, or as NUCLEUS_BATCH_CUT_BY_WEIGHT and the flags behind it say, then all others but rows with NUCLEUS_ROW_FEW, which are last. NUCLEUS_BATCH_NONE_WHOLE,
  * _NONE_SUMMED and _NONE_CUT tell of the others alone, NUCLEUS_BATCH_ALL_COUNTED of those that are bounded: if all others are draws from whole rows, no
  * launch follows; of these, rows of another kind would get no result, and status 0xFFFFFFFF. */
 typedef struct {

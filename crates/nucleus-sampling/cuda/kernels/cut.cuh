@@ -370,12 +370,63 @@ __device__ __forceinline__ Verdict find_cut(const uint4 &first) {
     begin_sweep<N>(sweeps);
     sweep_row<N>(CutRoom<N>::here()->reading);
     sync_block();
+    if (threadIdx.x == 0) CutRoom<N>::here()->sweeps = sweeps + 1;
     const Verdict verdict = end_sweep<N>(sweeps);
     if (verdict == FOUND || verdict == GIVEN_UP) return verdict;
     if (threadIdx.x == 0) look_elsewhere<N>(verdict);
     CutRoom<N>::here()->group.sync();
   }
   return GIVEN_UP;
+}
+
+// What the row's program makes of what is known of it: a cut, before which temperatures may lie, or one that followed from the row, then temperatures, then the draw. False: it is not for this way.
+template <u32 N>
+__device__ __noinline__ bool follow_program() {
+  const Shared *sh = shared_state();
+  CutRoom<N> *room = CutRoom<N>::here();
+  const SamplingProgram &program = sh->program;
+  const SamplingConfig &config = sh->config;
+  ManyKept &many = room->many;
+  float temperature = 1.0f;
+  u32 at = 0;
+#pragma unroll 1
+  for (; at + 1 < program.len; ++at) {
+    const SamplingOp &op = program.ops[at];
+    if (op.code == NUCLEUS_OP_TEMPERATURE) temperature = op.arg;
+    else if (op.code == NUCLEUS_OP_DYNAMIC_TEMPERATURE) temperature = room->plan.temperature;
+    else if (op.code != NUCLEUS_OP_NONE) break;
+  }
+  const SamplingOp &op = program.ops[at];
+  KeptBy by{KeptBy::MASS, 0.0f, 0, 0};
+#pragma unroll 1
+  for (at += 1; at + 1 < program.len; ++at)
+    if (program.ops[at].code == NUCLEUS_OP_TEMPERATURE) by.temperature = program.ops[at].arg;
+  room->plan.temperature = temperature;
+  Weighing w;
+  if (!begin_weighing(many.largest, temperature, w)) return false;
+  const u64 largest = w.q(many.largest);
+  w.sums = Surprise{many.total, many.moment};
+  many.threshold = op.threshold;
+  bool serves = true;
+  u64 share = op.threshold;
+  switch (op.code) {
+    case NUCLEUS_OP_TOP_P: break;
+    case NUCLEUS_OP_TYPICAL_P:
+      by.cut = KeptBy::TYPICAL;
+      by.mean = w.sums.mean_q16();
+      serves = !(config.flags & NUCLEUS_TYPICAL_STRICT);
+      break;
+    case NUCLEUS_OP_ETA: share = eta_threshold(op.threshold, w.sums); by.cut = KeptBy::WEIGHT; break;
+    case NUCLEUS_OP_TOP_A: share = top_a_threshold(op.threshold, largest, many.total); by.cut = KeptBy::WEIGHT; break;
+    case NUCLEUS_OP_EPSILON: by.cut = KeptBy::WEIGHT; break;
+    default: serves = false;
+  }
+  if (by.cut == KeptBy::WEIGHT) {
+    by.least = least_reaching(many.total, share);
+    serves = by.least && largest >= by.least;
+  }
+  room->by = by;
+  return serves;
 }
 
 // Prepares for a row that keeps many tokens, after Shared's description of it and what the room says of it: the group, its plan, and what it keeps; whether this way serves it.
@@ -394,7 +445,7 @@ __device__ __forceinline__ bool begin_draw_of_many(u32 index, const Whole &whole
   }
   if (threadIdx.x == 32) room->uniform = uniform_of(sh->row, sh->config);
   if (threadIdx.x == 64)
-    room->verdict = begin_weighing(room->many.largest, room->plan.temperature, room->w) && DoubleAddends(room->w).serve && !(room->plan.edited && chunks_of(r.limit) > EDIT_CHUNKS) &&
+    room->verdict = (!room->many.by_program || follow_program<N>()) && begin_weighing(room->many.largest, room->plan.temperature, room->w) && DoubleAddends(room->w).serve && !(room->plan.edited && chunks_of(r.limit) > EDIT_CHUNKS) &&
                     (room->many.total || room->min_p_bound() >= DoubleAddends(room->w).nothing());
   if (threadIdx.x == 96) room->share_out(chunks_of(r.limit));
   Sample<N>::clear();
@@ -402,10 +453,107 @@ __device__ __forceinline__ bool begin_draw_of_many(u32 index, const Whole &whole
   return room->verdict;
 }
 
+// Sums what is kept, for the draw, where that is known: tokens from `high` up, and those between `low` and it of which keep(place) is true. By the draw's temperature, if that is another.
+// False: it cannot be, or not so many are kept. `count`: 0 if that is not known. `lowest`: place that is kept. `sweeps`: before it.
+template <u32 N, class K>
+__device__ __forceinline__ bool sum_kept(float low, float high, u64 lowest, u32 count, u32 sweeps, K keep) {
+  Shared *sh = shared_state();
+  CutRoom<N> *room = CutRoom<N>::here();
+  if (threadIdx.x == 0) {
+    const bool weighs = room->by.temperature == 0.0f || begin_weighing(room->many.largest, room->by.temperature, room->w);
+    room->verdict = weighs && DoubleAddends(room->w).serve && low >= DoubleAddends(room->w).nothing();
+    room->many.total = 0;
+    room->low = room->first = low;
+    room->high = high;
+    sh->listed = sh->kept = sh->found = 0;
+    room->listed_mass = 0;
+  }
+  if (threadIdx.x < LIST_STEPS) room->masses[threadIdx.x].put(0);
+  sync_block();
+  if (!room->verdict) return false;
+  sweep_row<N>(room->reading);
+  sync_block();
+  const u32 listed = listed_here();
+  const DoubleAddends addends(room->w);
+  UNROLL_NOT
+  for (u32 i = threadIdx.x; i < listed; i += N) {
+    const u64 place = sh->list[i];
+    if (!keep(place)) continue;
+    add_by_halves(&room->runs[room->run_of(id_at(place)) - room->first_run], weight_of(addends, logit_at(place)));
+    atomicAdd(&sh->kept, 1);
+  }
+  // All blocks learn that one had no room by how many are kept.
+  if (threadIdx.x == 0 && sh->listed > LIST_CAPACITY - 8) atomicAdd(&sh->kept, NUCLEUS_MAX_VOCAB + 1);
+  sync_block();
+  if (threadIdx.x == 0) sh->listed = 0;
+  sync_block();
+  const bool found = end_sweep<N>(sweeps) == FOUND && room->kept <= NUCLEUS_MAX_VOCAB && (!count || room->kept == count);
+  if (threadIdx.x == 0) sh->told = lowest;
+  sync_block();
+  return found;
+}
+// What a cut by mass has kept. Tokens that equal the last one are listed.
+template <u32 N>
+__device__ __forceinline__ bool sum_cut() {
+  CutRoom<N> *room = CutRoom<N>::here();
+  const u64 last = shared_state()->told;
+  const float bound = logit_at(last);
+  const u32 kept = room->kept, sweeps = room->sweeps;
+  room->group.sync();  // all have read what they told each other
+  return sum_kept<N>(bound, value_of(key_of(bound) + 1), last, kept, sweeps, [&](u64 place) { return place >= last; });
+}
+
+// The least logit of which a token weighs so much, if weights grow with logits, to all lanes; `largest` does. By a warp, which looks at 32 logits at a time.
+__device__ __forceinline__ float least_of_weight(const Weighing &w, float largest, u64 weight) {
+  u64 low = key_of(least_finite()) - 1ull, high = key_of(largest);
+#pragma unroll 1
+  while (high - low > 1) {
+    const u64 range = high - low, own = low + (range * (threadIdx.x % 32 + 1) + 31) / 32;
+    const u32 first = __ffs(__ballot_sync(~0u, w.q(value_of(static_cast<u32>(own))) >= weight)) - 1;
+    high = __shfl_sync(~0u, own, first);
+    low = first ? __shfl_sync(~0u, own, (first - 1) & 31) : low;
+  }
+  return value_of(static_cast<u32>(high));
+}
+// What weighs so much at least. Weights grow with logits but for the rounding of the power of two, less than 2^-20 of it: tokens that are as close to the least logit as that are
+// listed, and looked at one by one. False, too, where one of them is on the other side.
+template <u32 N>
+__device__ __forceinline__ bool sum_by_weight() {
+  constexpr float CLOSE = 1.0f / 65536.0f;
+  Shared *sh = shared_state();
+  CutRoom<N> *room = CutRoom<N>::here();
+  const Weighing w = room->w;
+  const u64 least = room->by.least;
+  if (threadIdx.x < 32) {
+    const float bound = least_of_weight(w, room->many.largest, least);
+    if (threadIdx.x == 0) room->rank = bound;
+  }
+  sync_block();
+  const float bound = room->rank, close = fmaf(fabsf(bound), 1.0f / 4194304.0f, CLOSE * room->plan.temperature);
+  return sum_kept<N>(bound - close, bound + close, static_cast<u64>(key_of(bound)) << 32, 0, 0, [&](u64 place) {
+    const float x = logit_at(place);
+    if ((x >= bound) != (w.q(x) >= least)) atomicAdd(&sh->kept, NUCLEUS_MAX_VOCAB + 1);
+    return x >= bound;
+  });
+}
+
+// What is kept where that is not the beginning with a mass, or is drawn from by another temperature; after the cut if that is by mass, of typical_p if the first token joins before the last.
+template <u32 N>
+__device__ __noinline__ bool sum_otherwise() {
+  const CutRoom<N> *room = CutRoom<N>::here();
+  const KeptBy &by = room->by;
+  if (by.cut == KeptBy::WEIGHT) return sum_by_weight<N>();
+  if (by.cut == KeptBy::TYPICAL && room->w.y(room->many.largest) - by.mean > by.mean - room->w.y(logit_at(shared_state()->told))) return false;
+  return by.temperature == 0.0f || sum_cut<N>();
+}
+
 // Decides it; every thread of the group gets whether it did.
 template <u32 N>
 __device__ __forceinline__ bool draw_of_many(const uint4 &first) {
-  if (find_cut<N>(first) != FOUND) return false;
+  const CutRoom<N> *room = CutRoom<N>::here();
+  const bool otherwise = room->many.by_program && (room->by.cut != KeptBy::MASS || room->by.temperature != 0.0f), searches = !otherwise || room->by.cut != KeptBy::WEIGHT;
+  if (searches && find_cut<N>(first) != FOUND) return false;
+  if (otherwise && !sum_otherwise<N>()) return false;
   draw_from_runs<N>();
   return true;
 }

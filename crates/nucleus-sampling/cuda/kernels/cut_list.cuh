@@ -25,6 +25,14 @@ struct alignas(16) ListSums {
 // A warp's places of tokens of one step that a group's blocks are told of, and how many it had.
 constexpr u32 TOLD_TOKENS = 2048;
 
+// How what is kept of many tokens follows, where a program tells.
+struct KeptBy {
+  enum Cut : u32 { MASS, TYPICAL, WEIGHT } cut;  // typical: as by mass, if the first token joins before the last
+  float temperature;                             // by which it is drawn from; 0: by which it is cut
+  i64 mean;                                      // typical: of the surprise, in Q16
+  u64 least;                                     // by weight
+};
+
 // What a block of N threads holds beside Shared.
 template <u32 N>
 struct CutRoom {
@@ -55,6 +63,7 @@ struct CutRoom {
   u32 index;
   RowPlan plan;
   ManyKept many;
+  KeptBy by;
   u64 uniform;
   Weighing w;
   Reading reading;
@@ -64,7 +73,7 @@ struct CutRoom {
   u32 first_run, runs_here;  // this block's
   u32 chunks;                // of the row
   float one_each, one_block;  // 1 / each and 1 / of_block
-  u32 verdict, kept, least_key;
+  u32 verdict, kept, least_key, sweeps;
   u32 cut_step;
   u64 cut_base;        // what tokens weigh that are above that step
   u64 above, listed_mass;  // what this block's tokens weigh that are above its list, and in it

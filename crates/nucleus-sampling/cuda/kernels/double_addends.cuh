@@ -116,21 +116,24 @@ struct DoubleMoments : DoubleAddends {
   float surprise;                       // added to an exponent: Q16 more than its distance from the largest
 
   __device__ __forceinline__ explicit DoubleMoments(const Weighing &w) : DoubleAddends(w), surprise(Q16 - static_cast<float>(w.max_n)) {}
-  __device__ __forceinline__ Sums none() const { return Sums{0.0, 1.5 * zero}; }
-  __device__ __forceinline__ u64 mass(const Sums &sums) const { return taken(zero + sums.mass); }
+  __device__ __forceinline__ Sums none() const { return Sums{zero, 1.5 * zero}; }
+  __device__ __forceinline__ u64 mass(const Sums &sums) const { return taken(sums.mass); }
   __device__ __forceinline__ i64 moment(const Sums &sums) const { return __double_as_longlong(sums.moment) - __double_as_longlong(1.5 * zero); }
-  // A sum of this token alone, and Q16 more than its surprise. One far below the largest is raised to one that weighs nothing.
-  __device__ __forceinline__ Sum weigh(float x, float &above) const {
-    x = fmaxf(x, least);
+  // A sum of this token beside others, and Q16 more than its surprise. RAISE: as of DoubleAddends; where nothing is raised, what is said of a token that weighs nothing may be anything.
+  template <bool RAISE = true>
+  __device__ __forceinline__ Sum weigh(float x, float &above, Sum others) const {
+    if (RAISE) x = fmaxf(x, least);
     const float shifted = x * s + shift, n = shifted - shift, f = fmaf(x, s, -n);
     above = f + (n + surprise);
-    return __dadd_rz(zero, static_cast<double>(float_of(bits_of(exp2_fraction(f)) + (bits_of(shifted) << 23))));
+    return __dadd_rz(others, static_cast<double>(float_of(bits_of(exp2_fraction(f)) + (bits_of(shifted) << 23))));
   }
+  __device__ __forceinline__ Sum weigh(float x, float &above) const { return weigh(x, above, zero); }
+  template <bool RAISE = true>
   __device__ __forceinline__ void add(float x, Sums &sums) const {
     float above;
-    const double q = weigh(x, above) - zero;
-    sums.mass += q;
-    sums.moment = __fma_rd(q, static_cast<double>(above - Q16), sums.moment);
+    const double with = weigh<RAISE>(x, above, sums.mass);
+    sums.moment = __fma_rd(with - sums.mass, static_cast<double>(above - Q16), sums.moment);
+    sums.mass = with;
   }
   // The surprise in Q16.
   __device__ __forceinline__ static i32 surprise_of(float above) { return static_cast<i32>(bits_of(above) - bits_of(Q16)); }
@@ -176,6 +179,7 @@ struct DoubleMoments : DoubleAddends {
   __device__ __forceinline__ u64 mass(const Sums &) const { return 0; }
   __device__ __forceinline__ i64 moment(const Sums &) const { return 0; }
   __device__ __forceinline__ Sum weigh(float, float &) const { return Sum{0, 0, 0}; }
+  template <bool RAISE = true>
   __device__ __forceinline__ void add(float, Sums &) const {}
   __device__ __forceinline__ static i32 surprise_of(float) { return 0; }
 };

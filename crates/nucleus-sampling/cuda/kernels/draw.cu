@@ -3,7 +3,7 @@
 
 #include "draw_again.cuh"
 #include "draw_ahead.cuh"
-#include "draw_top_p.cuh"
+#include "draw_cut.cuh"
 #include "launch.cuh"
 
 namespace nucleus::draw {
@@ -20,7 +20,7 @@ __device__ __forceinline__ void begin() {
 
 template <u32 DTYPE, Form FORM>
 __global__ void __launch_bounds__(threads_of(FORM), 1) draw_rows(const __grid_constant__ PartOfBatch batch, const __grid_constant__ DrawShape shape, const __grid_constant__ Whole whole, bool pending) {
-  using D = Drawer<DTYPE, takes_masks(FORM) && !looks_ahead(FORM), lists_tokens(FORM)>;
+  using D = Drawer<DTYPE, takes_masks(FORM) && !looks_ahead(FORM), looks_ahead(FORM) || FORM == Form::AGAIN ? Form::PLAIN : FORM>;
   u32 block;
   asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(block));
   const u32 cluster = blockIdx.x / shape.blocks, clusters = gridDim.x / shape.blocks;
@@ -50,7 +50,9 @@ __global__ void __launch_bounds__(threads_of(FORM), 1) draw_rows(const __grid_co
   if (warp >= WARPS && threadIdx.x < BRING_FROM) {
     const auto finisher = [&] {
       const Finisher<DTYPE, FORM> usual{batch, shape, turns, state, block};
-      if constexpr (lists_tokens(FORM)) return ListFinisher<DTYPE, FORM>{usual, whole, lists_of(shape)};
+      if constexpr (!lists_tokens(FORM) && !weighs_plainly(FORM)) return SumsFinisher<DTYPE, FORM>{usual, row_sums_of(shape)};
+      else if constexpr (cuts_by_weight(FORM)) return CutFinisher<DTYPE, FORM>{ListFinisher<DTYPE, FORM>{usual, whole, lists_of(shape)}, row_sums_of(shape)};
+      else if constexpr (lists_tokens(FORM)) return ListFinisher<DTYPE, FORM>{usual, whole, lists_of(shape)};
       else return usual;
     }();
     finisher.prepare();
@@ -63,7 +65,7 @@ __global__ void __launch_bounds__(threads_of(FORM), 1) draw_rows(const __grid_co
   if constexpr (lists_tokens(FORM)) {
     if (threadIdx.x >= BEHIND) {
       const u32 number = warp - BEHIND / 32, team = number & (shape.teams - 1);
-      const Lister<DTYPE, takes_masks(FORM)> lister{batch, shape, turns, state, lists_of(shape), block, number, team, rings + team * shape.ring};
+      const Lister<DTYPE, FORM> lister{batch, shape, turns, state, lists_of(shape), block, number, team, rings + team * shape.ring};
       lister.prepare();
       begin();
       lister.take_turns();
@@ -78,7 +80,9 @@ __global__ void __launch_bounds__(threads_of(FORM), 1) draw_rows(const __grid_co
   begin();
   if constexpr (FORM == Form::AGAIN) AgainDrawer<DTYPE>{drawer, kept(shape.again)}.take_turns();
   else if constexpr (looks_ahead(FORM)) AheadDrawer<DTYPE>{drawer}.take_turns();
-  else if constexpr (lists_tokens(FORM)) ListedDrawer<DTYPE, takes_masks(FORM)>{drawer, lists_of(shape)}.take_turns();
+  else if constexpr (!weighs_plainly(FORM) && lists_tokens(FORM)) SumsDrawer<DTYPE, FORM>{{drawer, lists_of(shape)}, row_sums_of(shape)}.take_turns();
+  else if constexpr (!weighs_plainly(FORM)) SumsDrawer<DTYPE, FORM>{drawer, row_sums_of(shape)}.take_turns();
+  else if constexpr (lists_tokens(FORM)) ListedDrawer<DTYPE, FORM>{drawer, lists_of(shape)}.take_turns();
   else drawer.take_turns();
 }
 
@@ -95,6 +99,19 @@ struct Way {
 
 static bool has_masks(const SamplingBatch &batch) { return batch.masks && batch.mask_words; }
 static bool may_cut(const SamplingBatch &batch) { return !(batch.flags & NUCLEUS_BATCH_ALL_DRAWN); }
+// Of a batch that may be cut.
+static Form form_of(const SamplingBatch &batch) {
+  const bool masks = has_masks(batch);
+  switch (batch.flags & (NUCLEUS_BATCH_CUT_BY_WEIGHT | NUCLEUS_BATCH_CUT_BY_SURPRISE | NUCLEUS_BATCH_WARMED | NUCLEUS_BATCH_SMOOTHED)) {
+    case 0: return masks ? Form::TOP_P_MASKED : Form::TOP_P;
+    case NUCLEUS_BATCH_CUT_BY_WEIGHT: return masks ? Form::CUT_MASKED : Form::CUT;
+    case NUCLEUS_BATCH_CUT_BY_SURPRISE:
+    case NUCLEUS_BATCH_CUT_BY_SURPRISE | NUCLEUS_BATCH_CUT_BY_WEIGHT: return masks ? Form::ANY : Form::SURPRISE;
+    case NUCLEUS_BATCH_WARMED: return masks ? Form::ANY : Form::WARMED;
+    case NUCLEUS_BATCH_SMOOTHED: return masks ? Form::ANY : Form::SMOOTHED;
+    default: return Form::ANY;
+  }
+}
 
 // False: rows are too long, or nothing need come again. `follow`: rows follow one another in a team.
 static bool share(const SamplingBatch &batch, Way way, bool follow, DrawShape &shape, size_t &bytes) {
@@ -115,12 +132,14 @@ static bool share(const SamplingBatch &batch, Way way, bool follow, DrawShape &s
   shape.mask_bytes = has_masks(batch) && !again ? (least / 8 + 127) / 128 * 128 : 0;
   // 16 bytes at a time, of which the last may lie behind a mask's words.
   shape.copied = (reinterpret_cast<uintptr_t>(batch.masks) | batch.mask_stride * 4) % 16 == 0;
-  if (may_cut(batch)) {
+  const Form form = may_cut(batch) ? form_of(batch) : Form::MASKED;
+  const bool lists = lists_tokens(form);
+  if (lists) {
     shape.groups = 2 * shape.warps() <= ROW_WARPS ? 2 : 1;
     shape.listers = LISTERS / teams;
     shape.places = SENT_MOST / shape.senders();
   }
-  shape.masks_at = static_cast<u32>(sizeof(DrawState) + shape.message_bytes() + (may_cut(batch) ? sizeof(Lists) : 0));
+  shape.masks_at = static_cast<u32>(sizeof(DrawState) + shape.message_bytes() + (lists ? sizeof(Lists) : 0) + (weighs_plainly(form) ? 0 : sizeof(RowSums)));
   const size_t space = (BYTES_MAX - shape.masks_at) / teams;
   auto ring_of = [&](u32 count) { return count == shape.stages ? least : count * shape.stage; };
   auto masks_of = [&](u32 count) {
@@ -128,13 +147,13 @@ static bool share(const SamplingBatch &batch, Way way, bool follow, DrawShape &s
     while (2 * masks * shape.stages <= count) masks *= 2;
     return masks;
   };
-  shape.bits_bytes = shape.mask_bytes && kind == Way::HELD && keeps_bits(batch.dtype) ? shape.stages * shape.stage / 8 : 0;
+  shape.bits_bytes = shape.mask_bytes && kind == Way::HELD && keeps_bits(batch.dtype, form) ? shape.stages * shape.stage / 8 : 0;
   auto fits = [&](u32 count) { return static_cast<size_t>(ring_of(count)) * size + masks_of(count) * shape.mask_bytes + shape.bits_bytes <= space; };
   shape.slots = again ? 0 : shape.stages;
   while ((again || follow) && shape.slots < slots && fits(shape.slots + 1)) shape.slots += 1;
   shape.masks = masks_of(shape.slots);
   // A mask's place is free when a stage is asked for that takes the place of one of the row that the last mask there was for.
-  if (shape.mask_bytes && shape.slots >= (shape.masks + 1) * shape.stages) shape.slots = (shape.masks + 1) * shape.stages - 1;
+  if ((shape.mask_bytes || form == Form::ANY) && shape.slots >= (shape.masks + 1) * shape.stages) shape.slots = (shape.masks + 1) * shape.stages - 1;
   shape.again = again && shape.slots < shape.stages ? shape.stages - shape.slots : 0;
   shape.ring = ring_of(shape.slots);
   const size_t held = (static_cast<size_t>(shape.ring) * size + shape.masks * shape.mask_bytes + shape.bits_bytes) * teams;
@@ -208,10 +227,22 @@ static cudaError_t choose(const SamplingBatch &batch, const Kernels &kernel, Cho
 }
 
 template <u32 DTYPE>
+static Kernel cutting_kernel(Form form) {
+  switch (form) {
+    case Form::TOP_P_MASKED: return draw_rows<DTYPE, Form::TOP_P_MASKED>;
+    case Form::CUT: return draw_rows<DTYPE, Form::CUT>;
+    case Form::CUT_MASKED: return draw_rows<DTYPE, Form::CUT_MASKED>;
+    case Form::SURPRISE: return draw_rows<DTYPE, Form::SURPRISE>;
+    case Form::WARMED: return draw_rows<DTYPE, Form::WARMED>;
+    case Form::SMOOTHED: return draw_rows<DTYPE, Form::SMOOTHED>;
+    case Form::ANY: return draw_rows<DTYPE, Form::ANY>;
+    default: return draw_rows<DTYPE, Form::TOP_P>;
+  }
+}
+
+template <u32 DTYPE>
 static cudaError_t launch(const PartOfBatch &batch, const Whole &whole, bool pending, LeftRange left, cudaStream_t stream, Division &division) {
-  const Kernel cuts = batch.flags & NUCLEUS_BATCH_CUT_BY_WEIGHT ? (has_masks(batch) ? draw_rows<DTYPE, Form::CUT_MASKED> : draw_rows<DTYPE, Form::CUT>)
-                                                                : (has_masks(batch) ? draw_rows<DTYPE, Form::TOP_P_MASKED> : draw_rows<DTYPE, Form::TOP_P>);
-  const Kernels kernels = may_cut(batch)     ? Kernels{{cuts}, {threads_of(Form::TOP_P)}}
+  const Kernels kernels = may_cut(batch)     ? Kernels{{cutting_kernel<DTYPE>(form_of(batch))}, {threads_of(form_of(batch))}}
                           : has_masks(batch) ? Kernels{{draw_rows<DTYPE, Form::MASKED>, draw_rows<DTYPE, Form::AGAIN>, draw_rows<DTYPE, Form::AHEAD_MASKED>}, {DRAW_THREADS, DRAW_THREADS, AHEAD_THREADS}}
                                              : Kernels{{draw_rows<DTYPE, Form::PLAIN>, draw_rows<DTYPE, Form::AGAIN>, draw_rows<DTYPE, Form::AHEAD>}, {DRAW_THREADS, DRAW_THREADS, AHEAD_THREADS}};
   cudaError_t error = cudaSuccess;

@@ -95,13 +95,13 @@ struct Bringer {
   }
 };
 
-// A warp with its chunks of every row of its team. MASKS: rows may have masks. LISTS: tokens may be listed (draw_top_p.cuh).
-template <u32 DTYPE, bool MASKS, bool LISTS = false>
+// A warp with its chunks of every row of its team. MASKS: rows may have masks. FORM: of those whose tokens may be listed, and that may be weighed otherwise, too (draw_top_p.cuh, draw_cut.cuh).
+template <u32 DTYPE, bool MASKS, Form FORM = Form::PLAIN>
 struct Drawer {
   using P = PartOf<DTYPE>;
   using Word = typename P::Word;
   static constexpr u32 WIDTH = P::WIDTH, SIZE = P::SIZE, STEP = P::STEP;
-  static constexpr bool KEEPS_BITS = MASKS && keeps_bits(DTYPE);
+  static constexpr bool LISTS = lists_tokens(FORM), KEEPS_BITS = MASKS && keeps_bits(DTYPE, FORM);
   static_assert(CHUNK / 32 / SUMS <= 128, "what a lane's sum holds");
 
   const SamplingBatch &batch;
@@ -264,19 +264,28 @@ struct Drawer {
   // and returns the last one.
   enum Pace { AS_THEY_ARE, RAISED, ONE_BY_ONE };
   static constexpr bool FUSES = SIZE == 2;  // what is weighed as it is; nothing is below its lowest logit then
-  template <Pace PACE, class A, class S>
-  __device__ __forceinline__ u64 weigh_by(const Weighing &w, const A &addends, S sweep_all) const {
-    const u32 lane = threadIdx.x % 32;
-    u32 low = 0, high = 0;  // told of 27 bits each
+  // Sums of the lanes' weights, of stage i kept by lane i, by two sums of 27 bits each.
+  struct Runs {
+    u32 low = 0, high = 0;
+
+    __device__ __forceinline__ void tell(u32 stage, u64 sum) {
+      const u32 low_sum = __reduce_add_sync(~0u, static_cast<u32>(sum) & 0x7FFFFFFu), high_sum = __reduce_add_sync(~0u, static_cast<u32>(sum >> 27));
+      low = threadIdx.x % 32 == stage ? low_sum : low;
+      high = threadIdx.x % 32 == stage ? high_sum : high;
+    }
+    __device__ __forceinline__ u64 weights() const { return (static_cast<u64>(high) << 27) + low; }
+  };
+  // `logit`: of a token, from the one that there is, where all are raised.
+  struct AsItIs {
+    __device__ __forceinline__ float operator()(float x) const { return x; }
+  };
+  template <Pace PACE, class A, class S, class L = AsItIs>
+  __device__ __forceinline__ u64 weigh_by(const Weighing &w, const A &addends, S sweep_all, L logit = {}) const {
+    Runs runs;
     typename A::Sum sums[SUMS];
     u64 sum = 0;
-    auto tell = [&](u32 stage) {
-      const u32 low_sum = __reduce_add_sync(~0u, static_cast<u32>(sum) & 0x7FFFFFFu), high_sum = __reduce_add_sync(~0u, static_cast<u32>(sum >> 27));
-      low = lane == stage ? low_sum : low;
-      high = lane == stage ? high_sum : high;
-    };
     auto begin = [&](u32 before) {
-      tell(before);  // while the next one is weighed
+      runs.tell(before, sum);  // while the next one is weighed
 #pragma unroll
       for (u32 i = 0; i < SUMS; ++i) sums[i] = addends.none();
       sum = 0;
@@ -290,7 +299,7 @@ struct Drawer {
       for (u32 e = 0; e < WIDTH; ++e) {
         if constexpr (!BY_BITS) {
           if constexpr (PACE == ONE_BY_ONE) sum += w.q(x[e]);
-          else addends.template add<PACE == RAISED, FUSES && PACE == AS_THEY_ARE>(x[e], sums[e % SUMS]);
+          else addends.template add<PACE == RAISED, FUSES && PACE == AS_THEY_ARE>(logit(x[e]), sums[e % SUMS]);
         } else {
           const u32 counts = (bits, ...) & 1u << e;
           if constexpr (PACE == ONE_BY_ONE) sum += counts ? w.q(x[e]) : 0;
@@ -298,11 +307,12 @@ struct Drawer {
         }
       }
     };
-    tell(sweep_all(begin, add, [&] {
+    const u32 last_stage = sweep_all(begin, add, [&] {
 #pragma unroll
       for (u32 i = 0; i < SUMS; ++i) sum += addends.taken(sums[i]);
-    }));
-    return (static_cast<u64>(high) << 27) + low;
+    });
+    runs.tell(last_stage, sum);
+    return runs.weights();
   }
   template <class A = DoubleAddends, class S>
   __device__ __forceinline__ u64 weigh_by(const Weighing &w, float lowest, S sweep_all) const {
@@ -315,17 +325,20 @@ struct Drawer {
   template <bool BY_BITS = false>
   __device__ __forceinline__ u64 weigh(const Weighing &w, float lowest, bool leaves) const {
     const bool leaver = leaves && threadIdx.x % 32 == 0;
-    return weigh_by<std::conditional_t<BY_BITS, AllowedAddends, DoubleAddends>>(w, lowest, [&](auto begin, auto add, auto end) {
-      auto before = [&](u32 stage, RingSlot) { begin(stage - 1); };
-      auto after = [&](u32, RingSlot at) {
-        __syncwarp();
-        if (leaver) arrive(&state->weighed[team][at.slot]);
-        end();
-      };
-      if constexpr (BY_BITS) sweep_allowed(before, add, after);
-      else sweep(before, add, after);
-      return stages - 1;
-    });
+    return weigh_by<std::conditional_t<BY_BITS, AllowedAddends, DoubleAddends>>(w, lowest, [&](auto begin, auto add, auto end) { return sweep_row<BY_BITS>(leaver, begin, add, end); });
+  }
+  // What weigh_by sweeps by, of the stages in the ring. `leaver`: this lane leaves them.
+  template <bool BY_BITS = false, class B, class F, class E>
+  __device__ __forceinline__ u32 sweep_row(bool leaver, B begin, F add, E end) const {
+    auto before = [&](u32 stage, RingSlot) { begin(stage - 1); };
+    auto after = [&](u32, RingSlot at) {
+      __syncwarp();
+      if (leaver) arrive(&state->weighed[team][at.slot]);
+      end();
+    };
+    if constexpr (BY_BITS) sweep_allowed(before, add, after);
+    else sweep(before, add, after);
+    return stages - 1;
   }
   // Where nothing is weighed. A stage that is left has arrived.
   __device__ __forceinline__ void leave_all() const {
@@ -340,6 +353,7 @@ struct Drawer {
   struct Told {
     u64 runs = 0, raw = 0;
     u32 there = 0, largest = 0, raw_largest = 0;
+    i64 moment = 0;  // of the surprise, where it is asked for
   };
   // Whether the copy engine cannot bring all of a slice as tokens.
   __device__ __forceinline__ bool needs_settling(u32 limit) const {
@@ -519,7 +533,7 @@ struct Drawer {
           if (j * STEP + lane * WIDTH < count) take(v[j], bytes[j], to + j * STEP);
       }
       __syncwarp();
-      const u32 least = out & 0xFFFFu;
+      const u32 least = SIZE == 4 ? out : out & 0xFFFFu;
       const SeenPart seen = P::template seen_allowed<LISTS>(peaks, allowed, least, tells_halves());
       if (seen.key) return seen;
       const u32 low = __reduce_max_sync(~0u, peaks.lowest());
@@ -529,9 +543,15 @@ struct Drawer {
       out = P::OUT_WORD;
     }
   }
-  // From the row's logits to what is told of it. `looked`: called with what the row's last look has seen, before the warps meet over it.
-  template <class L>
-  __device__ __forceinline__ Told weigh_row(u32 turn, L looked) {
+  // Weights as they are told; `fuses`: as of PartOf. `last`: by the request's temperature and mask, if it has one, and nobody reads the row after this.
+  __device__ __forceinline__ u64 weigh_plainly(const Weighing &w, const SeenPart &seen, bool fuses, bool last, bool mask) const {
+    const float lowest = fuses ? seen.lowest : -infinity();
+    return KEEPS_BITS && last && mask ? weigh<KEEPS_BITS>(w, lowest, last) : weigh(w, lowest, last);
+  }
+  // From the row's logits to what is told of it. `looked`: called with what the row's last look has seen, before the warps meet over it. `weigh_one`: called in the
+  // place of weigh_plainly, also where the row cannot be weighed, if rows may be weighed otherwise.
+  template <class L, class W>
+  __device__ __forceinline__ Told weigh_row(u32 turn, L looked, W weigh_one) {
     receive(&state->planned[turn], 0);
     const RowPlan plan = state->plans[turn].plan();
     Told told;
@@ -544,7 +564,8 @@ struct Drawer {
 #ifdef NUCLEUS_RACECHECK
     if (MASKS && !mask) await_mask(turn);  // synccheck wants somebody to
 #endif
-    const bool raw = plan.flags & RowPlan::RAW, same = plan.s == scale(1.0f) && !mask;
+    const bool smoothed = smooths(FORM) && plan.kind == SlicePlan::SMOOTHED, again = smoothed || (warms(FORM) && plan.warmed());
+    const bool raw = plan.flags & RowPlan::RAW, same = plan.s == scale(1.0f) && !mask && !smoothed;
     bool wrote = mask && !KEEPS_BITS;
     const u32 there = end < plan.limit ? end : plan.limit, masked = mask && batch.mask_words * 32 < there ? batch.mask_words * 32 : there;
     if (needs_settling(plan.limit)) wrote |= settle(turn, plan.limit);
@@ -561,30 +582,35 @@ struct Drawer {
       auto compare = [&] { fuses = P::fuses(value_of(seen.key), s); };
       if (!last || mask || !raw || same) {
         if constexpr (KEEPS_BITS) seen = last && mask ? look_by_bits(mask_of(turn, plan)) : look(all);
-        else seen = MASKS && last && mask ? look_allowed(mask_of(turn, plan), all, plan.s) : look(all);
+        else seen = MASKS && last && mask ? look_allowed(mask_of(turn, plan), all, again ? 0.0f : plan.s) : look(all);
         if (last || !mask) looked(plan, seen);
         told.largest = meeting.meet(LISTS ? seen.of_half : seen.key, wrote, compare);
       } else compare();
       if (!last) told.raw_largest = told.largest;
       __syncwarp();
       u64 runs = 0;
-      if (told.largest && told.largest < INFINITE && begin_weighing_by(s, value_of(told.largest), w)) {
-        const float lowest = fuses ? seen.lowest : -infinity();
-        runs = KEEPS_BITS && last && mask ? weigh<KEEPS_BITS>(w, lowest, last) : weigh(w, lowest, last);
-      } else if (last) leave_all();
+      if constexpr (weighs_plainly(FORM)) {
+        if (told.largest && told.largest < INFINITE && begin_weighing_by(s, value_of(told.largest), w)) runs = weigh_plainly(w, seen, fuses, last, mask);
+        else if (last) leave_all();
+      } else {
+        const bool weighs = told.largest && told.largest < INFINITE && begin_weighing_by(s, value_of(told.largest), w);
+        told.there = seen.count;
+        runs = weigh_one(plan, weighs, w, seen, fuses, last, told);
+      }
       if (last) told.runs = runs;
       if (!last || (raw && same)) {
-        told.raw = sum_of_lanes(runs);
+        if (!last || !warms(FORM) || !plan.warmed()) told.raw = sum_of_lanes(runs);
         told.raw_largest = told.largest;
       }
     }
-    told.there = seen.count;
+    if (weighs_plainly(FORM)) told.there = seen.count;
     return told;
   }
 
   // Where this lane tells what it tells of a row, in this block's shared memory; 0: it tells nothing.
   __device__ __forceinline__ u32 told_at() const {
     const u32 lane = threadIdx.x % 32, own = block * shape.members + member;
+    if (takes_moments(FORM) && lane == shape.stages + 3) return shared_address(&row_sums_of(shape)->moments[own]);
     if (lane > shape.stages + 2 || (lane == shape.stages + 2 && own)) return 0;
     const u32 at = lane < shape.stages        ? DrawShape::run_at((block * shape.sums + lane) * shape.members + member)
                    : lane == shape.stages     ? shape.raw_at() + own
@@ -596,9 +622,11 @@ struct Drawer {
   __device__ __forceinline__ void tell(u32 to, u32 use, u32 at, const Told &told) const {
     const u32 lane = threadIdx.x % 32;
     if (use) receive(&state->freed[to], (use - 1) & 1);
-    const u64 word = lane < stages ? told.runs : lane == stages ? told.raw : lane == stages + 1 ? told.there : static_cast<u64>(told.raw_largest) << 32 | told.largest;
+    u64 word = lane < stages ? told.runs : lane == stages ? told.raw : lane == stages + 1 ? told.there : static_cast<u64>(told.raw_largest) << 32 | told.largest;
+    if (takes_moments(FORM) && lane == stages + 3) word = static_cast<u64>(told.moment);
     if (at) send_u64(address_in(at, to), word, address_in(shared_address(&state->summed), to));
   }
+  // `weigh_one`: called with a row, the block that finishes it, and how many that has finished before.
   template <class W>
   __device__ __forceinline__ void take_turns(W weigh_one) {
     const u32 at = told_at();
@@ -606,12 +634,12 @@ struct Drawer {
 #pragma unroll 1
     for (u32 turn = team; turn < turns.rows; turn += shape.teams, to += shape.teams) {
       for (; to >= shape.blocks; to -= shape.blocks) use += 1;
-      tell(to, use, at, weigh_one(turn));
+      tell(to, use, at, weigh_one(turn, to, use));
       start.advance(slots, stages);
     }
   }
   __device__ __forceinline__ void take_turns() {
-    take_turns([&](u32 turn) { return weigh_row(turn, [](const RowPlan &, const SeenPart &) {}); });
+    take_turns([&](u32 turn, u32, u32) { return weigh_row(turn, [](const RowPlan &, const SeenPart &) {}, nullptr); });
   }
 };
 

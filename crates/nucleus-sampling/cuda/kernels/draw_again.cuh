@@ -208,7 +208,7 @@ struct AgainDrawer : Drawer<DTYPE, false> {
     return told;
   }
   __device__ __forceinline__ void take_turns() {
-    D::take_turns([&](u32 turn) { return weigh_row(turn); });
+    D::take_turns([&](u32 turn, u32, u32) { return weigh_row(turn); });
   }
 };
 

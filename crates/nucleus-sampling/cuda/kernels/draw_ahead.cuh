@@ -319,7 +319,7 @@ struct AheadDrawer : Drawer<DTYPE, false> {
     }
   }
   __device__ __forceinline__ void take_turns() {
-    D::take_turns([&](u32) { return weigh_row(); });
+    D::take_turns([&](u32, u32, u32) { return weigh_row(); });
   }
 };
 

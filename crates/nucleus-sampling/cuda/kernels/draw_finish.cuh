@@ -39,7 +39,7 @@ struct Finisher {
     return any;
   }
   __device__ __forceinline__ void expect() const {
-    if (thread() == 0) arrive_expecting(&state->summed, shape.told_bytes());
+    if (thread() == 0) arrive_expecting(&state->summed, shape.told_bytes() + (takes_moments(FORM) ? shape.warps() * static_cast<u32>(sizeof(u64)) : 0));
   }
   // Before a barrier of the cluster.
   __device__ __forceinline__ void prepare() const {
@@ -51,10 +51,27 @@ struct Finisher {
     }
     __syncwarp();  // racecheck takes a warp's initialisations for those of another lane
     for (u32 turn = thread(); turn < turns.rows; turn += FINISH_THREADS)
-      if (turn >= shape.teams) arrive_expecting(&state->planned[turn], sizeof(DrawnPlan));
+      if (turn >= shape.teams) arrive_expecting(&state->planned[turn], sizeof(DrawnPlan) + (smooths(FORM) ? sizeof(SmoothingPlan) : 0));
     expect();
   }
 
+  __device__ __forceinline__ static void tell(const SmoothingPlan *to, const SmoothingPlan &plan, const u64 *planned, u32 block) {
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.u32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(address_in(shared_address(to), block)), "r"(bits_of(plan.quadratic)),
+                 "r"(bits_of(plan.cubic)), "r"(bits_of(plan.temperature)), "r"(0), "r"(address_in(shared_address(planned), block))
+                 : "memory");
+  }
+  // Whether a row of a batch that is not of draws alone is decided here.
+  __device__ __forceinline__ static bool serves(const RowPlan &row) {
+    if (row.kind == SlicePlan::ALL || (lists_tokens(FORM) && row.kind == SlicePlan::MASS && row.flags & RowPlan::DRAWS)) return true;
+    switch (row.kind) {
+      case SlicePlan::MASS: return cuts_by_weight(FORM) && (takes_moments(FORM) || row.flags & RowPlan::DRAWS);
+      case SlicePlan::SURPRISE: return cuts_by_weight(FORM) && takes_moments(FORM);
+      case SlicePlan::WARMED: return warms(FORM);
+      case SlicePlan::WARMED_MASS: return cuts_by_weight(FORM) && warms(FORM);
+      case SlicePlan::SMOOTHED: return smooths(FORM);
+      default: return false;
+    }
+  }
   // What the rows ask for: the teams' first by every block for itself, each of the others by a block for all.
   __device__ __forceinline__ void plan(bool pending) const {
     const Division division{shape.blocks, shape.room, 1};
@@ -62,9 +79,15 @@ struct Finisher {
     static_assert(TEAMS_MOST <= FINISHERS);
 #pragma unroll 1
     for (u32 turn = warp < shape.teams ? warp : warp + shape.teams + block * FINISHERS; turn < turns.rows;) {
-      RowPlan row = plan_row_without_edits<cuts_by_weight(FORM)>(batch, division, turns.index(turn), pending);
-      if (lists_tokens(FORM) && row.kind != SlicePlan::ALL && !(row.kind == SlicePlan::MASS && row.flags & RowPlan::DRAWS)) row.kind = SlicePlan::EXACT;
+      SmoothingPlan smoothing{};
+      RowPlan row = plan_row_without_edits<by_weight(FORM)>(batch, division, turns.index(turn), pending, &smoothing);
+      if ((lists_tokens(FORM) || !weighs_plainly(FORM)) && !serves(row)) row.kind = SlicePlan::EXACT;
       const bool own = turn < shape.teams;
+      if constexpr (smooths(FORM)) {
+        SmoothingPlan *const to = &row_sums_of(shape)->smoothings[turn];
+        if (own && lane == 0) *to = smoothing;
+        if (!own && lane < shape.blocks) tell(to, smoothing, &state->planned[turn], lane);
+      }
       if (own && lane == 0) state->plans[turn].hold(row, &state->planned[turn]);
       if (!own && lane < shape.blocks) state->plans[turn].tell(row, &state->planned[turn], lane);
       turn += own ? shape.teams + block * FINISHERS : shape.blocks * FINISHERS;
@@ -170,15 +193,17 @@ struct Finisher {
       for (u32 e = 0; e < EACH; ++e) q[e] = w.q(x[e]);
     }
   }
-  // The token, of the run in which it is; one thread calls done(id, logit, weight). `meanwhile` is called while logits are on their way.
-  template <class M, class D>
-  __device__ __forceinline__ void draw_from(const Request &r, const Weighing &w, const Fall &fall, M meanwhile, D done) const {
+  // The token, of the run in which it is; one thread calls done(id, weight). `meanwhile` is called while logits are on their way; `logit`: what is weighed, from the logit that there is.
+  template <class L, class M, class D>
+  __device__ __forceinline__ void draw_from(const Request &r, const Weighing &w, const Fall &fall, L logit, M meanwhile, D done) const {
     static_assert(CHUNK <= EACH * FINISH_THREADS);
     const u32 lane = threadIdx.x % 32, end = fall.end < r.limit ? fall.end : r.limit, id = fall.first + thread() * EACH;
     float x[EACH];
     read(r, id, end, x);
     const DoubleAddends addends(w);
     meanwhile();
+#pragma unroll
+    for (u32 e = 0; e < EACH; ++e) x[e] = logit(x[e]);
     u64 q[EACH], upto[EACH];
     weigh(w, addends, x, q);
     upto[0] = q[0];
@@ -194,15 +219,13 @@ struct Finisher {
     if (fall.target < before || rest >= mine) return;
     u32 chosen = 0;
     u64 weight = q[0];
-    float logit = x[0];
 #pragma unroll
     for (u32 e = 0; e + 1 < EACH; ++e) {
       const bool passes = rest >= upto[e];
       chosen += passes;
       weight = passes ? q[e + 1] : weight;
-      logit = passes ? x[e + 1] : logit;
     }
-    done(id + chosen, logit + 0.0f, weight);
+    done(id + chosen, weight);
   }
 
   // What is known of a row before it is decided.
@@ -214,8 +237,12 @@ struct Finisher {
     Weighing w;
     u32 status;
   };
-  // `use`: rows that this block has finished before.
+  // `use`: rows that this block has finished before. `planned`: called when the row's plan is there.
   __device__ __forceinline__ Known learn(u32 turn, u32 use) const {
+    return learn(turn, use, [](Known &) {});
+  }
+  template <class P>
+  __device__ __forceinline__ Known learn(u32 turn, u32 use, P planned) const {
     Known row;
     row.index = turns.index(turn);
     sync();  // the description of the row before is read no more
@@ -224,6 +251,7 @@ struct Finisher {
     row.plan = state->plans[turn].plan();
     row.r = request_of(batch, row.index, state->description.row, state->description.config, state->description.program);
     row.uniform = uniform_of(row.r);
+    planned(row);
     receive(&state->summed, use & 1);
     expect();
     const u64 largest = draw_messages()[shape.largest_at()];
@@ -262,13 +290,17 @@ struct Finisher {
     unscaled.sums.total = mass;
     return id ? raw_sums_for(value_of(row.raw_key), unscaled, load_logit(row.r, *id) + 0.0f) : raw_sums_of(value_of(row.raw_key), unscaled);
   }
-  // The token of a row that is drawn from as a whole, or why there is none.
+  // The token of a row that is drawn from as a whole, or why there is none. `logit`: as of draw_from.
   __device__ __forceinline__ void decide(const Known &row) const {
+    decide(row, [](float x) { return x; });
+  }
+  template <class L>
+  __device__ __forceinline__ void decide(const Known &row, L logit) const {
     const Fall fall = find(row.uniform);
     SampledToken *const out = batch.out + row.index;
     Rest rest;
     if (row.status == NUCLEUS_OK) {
-      draw_from(row.r, row.w, fall, [&] { rest = read_rest(row); }, [&](u32 id, float x, u64 q) {
+      draw_from(row.r, row.w, fall, logit, [&] { rest = read_rest(row); }, [&](u32 id, u64 q) {
         Outcome outcome;
         outcome.token = id;
         outcome.kept = rest.there;

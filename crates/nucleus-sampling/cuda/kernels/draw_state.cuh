@@ -21,14 +21,20 @@ constexpr u32 AHEAD_THREADS = DRAW_THREADS + 32 * LOOKERS;
 constexpr u32 TURNS_MOST = 80;     // rows of a cluster
 
 // What a kernel is for: rows without masks; rows with them; rows whose slices a ring does not hold (draw_again.cuh); rows that follow one another, without masks and with
-// them (draw_ahead.cuh); rows that top_p may cut, or other cuts that the row's weight tells, too, without masks and with them (draw_top_p.cuh).
-enum class Form { PLAIN, MASKED, AGAIN, AHEAD, AHEAD_MASKED, TOP_P, TOP_P_MASKED, CUT, CUT_MASKED };
+// them (draw_ahead.cuh); rows that top_p may cut, without masks and with them (draw_top_p.cuh); the same where other cuts follow from what rows weigh, too, or what they weigh and the
+// moment of their surprise (draw_cut.cuh); whose temperatures follow from both; that are smoothed (draw_sums.cuh); and any of these, with masks.
+enum class Form { PLAIN, MASKED, AGAIN, AHEAD, AHEAD_MASKED, TOP_P, TOP_P_MASKED, CUT, CUT_MASKED, SURPRISE, WARMED, SMOOTHED, ANY };
 HD constexpr bool looks_ahead(Form form) { return form == Form::AHEAD || form == Form::AHEAD_MASKED; }
-HD constexpr bool takes_masks(Form form) { return form == Form::MASKED || form == Form::AHEAD_MASKED || form == Form::TOP_P_MASKED || form == Form::CUT_MASKED; }
-HD constexpr bool cuts_by_weight(Form form) { return form == Form::CUT || form == Form::CUT_MASKED; }
+HD constexpr bool takes_masks(Form form) { return form == Form::MASKED || form == Form::AHEAD_MASKED || form == Form::TOP_P_MASKED || form == Form::CUT_MASKED || form == Form::ANY; }
+HD constexpr bool cuts_by_weight(Form form) { return form == Form::CUT || form == Form::CUT_MASKED || form == Form::SURPRISE || form == Form::ANY; }
+HD constexpr bool warms(Form form) { return form == Form::WARMED || form == Form::ANY; }
+HD constexpr bool takes_moments(Form form) { return form == Form::SURPRISE || warms(form); }
+HD constexpr bool smooths(Form form) { return form == Form::SMOOTHED || form == Form::ANY; }
+HD constexpr bool weighs_plainly(Form form) { return !takes_moments(form) && !smooths(form); }
 HD constexpr bool lists_tokens(Form form) { return form == Form::TOP_P || form == Form::TOP_P_MASKED || cuts_by_weight(form); }
-// Whether masks are conditions of what looks and weighs, where nobody looks ahead; logits of 16 bits are put out, two at a time.
-HD constexpr bool keeps_bits(u32 dtype) { return dtype == NUCLEUS_F32; }
+HD constexpr ByWeight by_weight(Form form) { return ByWeight{cuts_by_weight(form), cuts_by_weight(form) && takes_moments(form), warms(form), smooths(form)}; }
+// Whether masks are conditions of what looks and weighs, where nobody looks ahead and logits are weighed in one way; logits of 16 bits are put out, two at a time.
+HD constexpr bool keeps_bits(u32 dtype, Form form) { return dtype == NUCLEUS_F32 && form != Form::ANY; }
 HD constexpr u32 finish_warps(Form form) { return lists_tokens(form) ? LIST_FINISH_WARPS : FINISH_WARPS; }
 // The first threads of the warps that bring stages, one a team, and of those behind them: some that weigh, or that list tokens.
 HD constexpr u32 bring_from(Form form) { return THREADS + 32 * finish_warps(form); }
@@ -141,6 +147,22 @@ struct alignas(128) DrawState {
 };
 __device__ __forceinline__ DrawState *draw_state() { return reinterpret_cast<DrawState *>(shared_memory); }
 __device__ __forceinline__ u64 *draw_messages() { return reinterpret_cast<u64 *>(shared_memory + sizeof(DrawState)); }
+
+// What a block holds beside the others where rows are not weighed plainly: of the row that it finishes, but for what its teams are told, and plans.
+struct alignas(128) RowSums {
+  SmoothingPlan smoothings[TURNS_MOST];  // of rows that are smoothed
+  u64 moments[ROW_WARPS];                // of the surprise, of each warp's tokens
+  u64 told;                              // mbarrier: all warps have told what the temperature follows from
+  u64 answered[TEAMS_MOST];              // mbarriers: the scale by which the team's row is weighed again is there
+  float scales[TEAMS_MOST];
+  u64 masses_of_warps[LIST_FINISH_WARPS];  // what the finishing warps have found of the former
+  i64 moments_of_warps[LIST_FINISH_WARPS];
+  i64 statistics[2];                     // log2 of the weight, of which the mean surprise was taken; log2 of the tokens
+  u32 there_of_warps[LIST_FINISH_WARPS];
+  u32 ranks[LIST_FINISH_WARPS];          // at which typical's last token joins, by what each of these has looked at
+  u32 first, end;                        // the run that typical keeps of the list
+};
+__device__ __forceinline__ RowSums *row_sums_of(const DrawShape &shape) { return reinterpret_cast<RowSums *>(shared_memory + shape.masks_at - sizeof(RowSums)); }
 
 // The rows of a cluster.
 struct Turns {

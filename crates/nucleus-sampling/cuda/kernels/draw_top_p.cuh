@@ -1,9 +1,9 @@
-// Draws from what top_p, epsilon, top_a or mirostat 2 keeps of rows without edits, beside draws from whole rows.
+// Draws from what top_p keeps of rows without edits, beside draws from whole rows.
 //
 // The largest logits that warps tell each other, or halves of them, tell a bound that some hundred tokens reach: of independent logits 32 (1/3 + ... + 1/32) = 82 on average. Two more
 // warps of a block, the listers, find it while the others weigh, look at the tokens of those lanes whose largest logit reaches it, and send what does to the block that finishes the row,
-// which is also told what all tokens weigh. If the list weighs enough, or has tokens that are not kept, that block sorts it, cuts, and draws. Rows that keep more are left to the launch behind
-// this one, to which those that top_p cuts are described (cut.cuh).
+// which is also told what all tokens weigh. If the list weighs enough, that block sorts it, cuts, and draws. Rows that keep more are described, and left to the launch behind this one
+// (cut.cuh).
 #pragma once
 
 #include "draw_finish.cuh"
@@ -36,31 +36,35 @@ struct alignas(128) Lists {
 };
 __device__ __forceinline__ Lists *lists_of(const DrawShape &shape) { return reinterpret_cast<Lists *>(shared_memory + sizeof(DrawState) + shape.message_bytes()); }
 
+// Whether tokens of a row are listed.
+template <Form FORM>
+__device__ __forceinline__ bool lists(const RowPlan &plan) { return takes_moments(FORM) ? plan.lists() : plan.kind == SlicePlan::MASS; }
+
 // A warp that weighs its chunks of every row, and leaves what its lanes have seen.
-template <u32 DTYPE, bool MASKS>
-struct ListedDrawer : Drawer<DTYPE, MASKS, true> {
-  using D = Drawer<DTYPE, MASKS, true>;
+template <u32 DTYPE, Form FORM>
+struct ListedDrawer : Drawer<DTYPE, takes_masks(FORM), FORM> {
+  using D = Drawer<DTYPE, takes_masks(FORM), FORM>;
   using D::team;
   Lists *lists;
   u32 left = 0;  // rows of which it has left something
 
+  __device__ __forceinline__ void leave(const RowPlan &plan, const SeenPart &seen) {
+    // A lister which has not read the largest logits of a row yet finds them until those of the next but one are told.
+    if (left) wait_for_copy(&lists->noted[team], (left - 1) & 1);
+    if (!draw::lists<FORM>(plan)) return;
+    left += 1;
+    lists->most[(team * D::shape.members + D::member) * 32 + threadIdx.x % 32] = seen.most_of_lane;
+    arrive_as_warp(&lists->seen[team]);
+  }
   __device__ __forceinline__ void take_turns() {
-    D::take_turns([&](u32 turn) {
-      return D::weigh_row(turn, [&](const RowPlan &plan, const SeenPart &seen) {
-        // A lister which has not read the largest logits of a row yet finds them until those of the next but one are told.
-        if (left) wait_for_copy(&lists->noted[team], (left - 1) & 1);
-        if (plan.kind != SlicePlan::MASS) return;
-        left += 1;
-        lists->most[(team * D::shape.members + D::member) * 32 + threadIdx.x % 32] = seen.most_of_lane;
-        arrive_as_warp(&lists->seen[team]);
-      });
-    });
+    D::take_turns([&](u32 turn, u32, u32) { return D::weigh_row(turn, [&](const RowPlan &plan, const SeenPart &seen) { leave(plan, seen); }, nullptr); });
   }
 };
 
 // A lister of some of a team's warps. A stage is left when it, too, needs it no more; all stages of a row with a mask when it does not need that.
-template <u32 DTYPE, bool MASKS>
+template <u32 DTYPE, Form FORM>
 struct Lister {
+  static constexpr bool MASKS = takes_masks(FORM);
   using P = PartOf<DTYPE>;
   using Word = typename P::Word;
   static constexpr u32 WIDTH = P::WIDTH, OF_STAGE = CHUNK / P::STEP;  // OF_STAGE: vectors of a lane in a stage
@@ -154,7 +158,7 @@ struct Lister {
       if (reach && place < shape.places) send_u64(row.to + place * static_cast<u32>(sizeof(u64)), place_of(P::one(memory, at + e) + 0.0f, id + e), row.delivered);
     }
   }
-  // Of rows that top_p cuts tokens are sent to block `to`, which has finished so many rows before; of all it is told how many.
+  // Of rows that are cut tokens are sent to block `to`, which has finished so many rows before; of all it is told how many.
   __device__ __forceinline__ void take_turns() const {
     constexpr u32 KEPT = 2;  // vectors of a stage that a lane keeps the places of
     const u32 lane = threadIdx.x % 32, sender = block * shape.listers + (number & (shape.listers - 1));
@@ -173,7 +177,7 @@ struct Lister {
       Vector kept_at[KEPT];
       // With a mask and raw log-probabilities the warps meet twice.
       met += plan.served() + (masked && plan.flags & RowPlan::RAW);
-      if (plan.served() && plan.kind == SlicePlan::MASS) {
+      if (plan.served() && draw::lists<FORM>(plan)) {
         const u32 last = met - 1, buffer = team * BUFFERS + last % BUFFERS;
         // They are done with the first meeting when they have seen the rest.
         wait_for_copy(&lists->seen[team], listed & 1);
@@ -363,76 +367,37 @@ struct ListFinisher : Finisher<DTYPE, FORM> {
     }
     return until(weighed) ? kept : 0;
   }
-  // The row's token from what it keeps of the list; false: that is more.
-  __device__ __forceinline__ bool choose(const Known &row, const Summary &sums, u64 threshold, u32 least) const {
+  // How many of the list the row keeps, once it is sorted; 0: more.
+  __device__ __forceinline__ u32 kept_by_mass(const Known &row, const Summary &sums, u64 threshold, u32 least) const {
     const u32 count = sums.listed;
-    if (count > LIST_MOST) return false;
+    if (count > LIST_MOST) return 0;
     sort(row.w, count);
-    u32 kept = cut(Until::reaches(sums.total, threshold), count);
-    if (!kept || (least > count && count < sums.there)) return false;
-    if (kept < least) kept = least < count ? least : count;
-    draw_first(row, sums, kept, [](Outcome &, float, u64) {});
-    return true;
+    const u32 kept = cut(Until::reaches(sums.total, threshold), count);
+    if (!kept || (least > count && count < sums.there)) return 0;
+    return kept >= least ? kept : least < count ? least : count;
   }
-  // The row's token, of the first so many of the sorted list; tell(outcome, logit, mass) adds what else is told of it.
+  // The row's token, of a run of the sorted list before which nothing weighs; tell(outcome, logit, mass) adds what else is told of it.
   template <class T>
-  __device__ __forceinline__ void draw_first(const Known &row, const Summary &sums, u32 kept, T tell) const {
-    const u64 mass = lists->places[kept - 1], target = mulhi64(row.uniform, mass);
+  __device__ __forceinline__ void draw_run(const Known &row, const Summary &sums, u32 first, u32 end, T tell) const {
+    const u64 mass = lists->places[end - 1], target = mulhi64(row.uniform, mass);
 #pragma unroll 1
-    for (u32 i = thread(); i < kept; i += FINISH_THREADS) {
+    for (u32 i = first + thread(); i < end; i += FINISH_THREADS) {
       const Listed own = lists->tokens[i];
       const u32 id = id_at(own.place);
       u64 before = 0;
 #pragma unroll 4
-      for (u32 j = 0; j < kept; ++j) {
+      for (u32 j = first; j < end; ++j) {
         const Listed other = lists->tokens[j];
         before += id_at(other.place) < id ? other.weight : 0;
       }
       if (target < before || target - before >= own.weight) continue;
       Outcome outcome;
       outcome.token = id;
-      outcome.kept = kept;
+      outcome.kept = end - first;
       outcome.logprob = processed_logprob(own.weight, mass);
       tell(outcome, logit_at(own.place), mass);
       batch.out[row.index] = result(outcome, F::raw_sums(row, sums.raw_mass, &id), row.r);
     }
-  }
-  // The same where what a token weighs beside the row decides whether it is kept: by epsilon, top_a and mirostat 2. False: there may be more than the list has.
-  __device__ __forceinline__ bool choose_by_weight(const Known &row, const Summary &sums, const SamplingOp &op) const {
-    const Description &d = state->description;
-    const u32 count = sums.listed;
-    if (count > LIST_MOST) return false;
-    sort(row.w, count);
-    const bool by_surprise = op.code == NUCLEUS_OP_MIROSTAT_2;
-    Weighing w = row.w;
-    w.sums.total = sums.total;
-    const Listed *const tokens = lists->tokens;
-    const i64 offset = by_surprise ? w.sums.offset_q16() : 0, most = d.row.mirostat_mu;
-    const u64 share = op.code == NUCLEUS_OP_TOP_A ? top_a_threshold(op.threshold, tokens[0].weight, sums.total) : op.threshold;
-    u32 passing = 0;  // the first of the list; counted by each warp
-#pragma unroll 1
-    for (u32 first = 0; first < count; first += 32) {
-      const Listed own = tokens[first + threadIdx.x % 32 < count ? first + threadIdx.x % 32 : count - 1];
-      const bool passes = by_surprise ? offset - w.y(logit_at(own.place)) <= most : reaches(own.weight, sums.total, share);
-      passing += __popc(__ballot_sync(~0u, passes && first + threadIdx.x % 32 < count));
-    }
-    u32 least = !by_surprise && d.config.min_keep ? d.config.min_keep : 1;
-    least = least < sums.there ? least : sums.there;
-    const u32 kept = passing < least ? least : passing;
-    // Where all that is listed passes, there may be more.
-    if (kept > count || (passing == count && count < sums.there)) return false;
-    cut(Until{~0ull}, count);  // tells the weights of beginnings
-    draw_first(row, sums, kept, [&](Outcome &outcome, float x, u64 mass) {
-      if (!by_surprise) return;
-      w.sums.total = mass;
-      outcome.feedback = feedback_of(w.sums.offset_q16() - w.y(x));
-    });
-    return true;
-  }
-  // The operation that cuts: the choice itself, or the one before it.
-  __device__ __forceinline__ static SamplingOp cutting_op(const SamplingProgram &program) {
-    const u32 last = program.len - 1;
-    return program.ops[program.ops[last].code == NUCLEUS_OP_DRAW ? last - 1 : last];
   }
   // `listed`: rows before that had a list.
   __device__ __forceinline__ void finish(u32 turn, u32 use, u32 &listed) const {
@@ -446,28 +411,28 @@ struct ListFinisher : Finisher<DTYPE, FORM> {
       F::release(turn);
     } else {
       const Description &d = state->description;
-      const u64 threshold = cuts_by_weight(FORM) ? cutting_op(d.program).threshold : d.program.ops[d.program.len - 2].threshold;
+      const u64 threshold = d.program.ops[d.program.len - 2].threshold;
       const u32 least = d.config.min_keep ? d.config.min_keep : 1;
       const Summary sums = sum_up(row.plan.flags & RowPlan::RAW, listed);
       F::release(turn);
-      bool by_weight = false;
-      if constexpr (cuts_by_weight(FORM)) {
-        const SamplingOp op = cutting_op(d.program);
-        by_weight = op.code != NUCLEUS_OP_TOP_P;
-        if (by_weight && !choose_by_weight(row, sums, op) && thread() == 0) batch.out[row.index].status = PENDING;
-      }
-      if (!by_weight && !choose(row, sums, threshold, least) && thread() < 32) {
-        RowPlan plan{};
-        plan.kind = SlicePlan::MASS;
-        plan.temperature = plan_of(d).temperature;
-        if (thread() == 0) {
-          whole.plans[row.index] = plan;
-          whole.many[row.index] = ManyKept{sums.total, threshold, least, value_of(row.key), F::raw_sums(row, sums.raw_mass, nullptr)};
-          batch.out[row.index].status = MANY_KEPT;
-        }
-      }
+      if (const u32 kept = kept_by_mass(row, sums, threshold, least)) draw_run(row, sums, 0, kept, [](Outcome &, float, u64) {});
+      else leave_many(row, sums, threshold, least);
     }
     listed += cut;
+  }
+  // Leaves a row of which top_p keeps many tokens to the launch behind this one.
+  __device__ __forceinline__ void leave_many(const Known &row, const Summary &sums, u64 threshold, u32 least) const {
+    if (thread() >= 32) return;
+    RowPlan plan{};
+    plan.kind = SlicePlan::MASS;
+    plan.temperature = plan_of(state->description).temperature;
+    if (thread() == 0) leave(row.index, plan, ManyKept{sums.total, threshold, least, value_of(row.key), F::raw_sums(row, sums.raw_mass, nullptr)});
+  }
+  // By a thread.
+  __device__ __forceinline__ void leave(u32 index, const RowPlan &plan, const ManyKept &many) const {
+    whole.plans[index] = plan;
+    whole.many[index] = many;
+    batch.out[index].status = MANY_KEPT;
   }
   __device__ __forceinline__ void take_turns() const {
     u32 listed = 0;

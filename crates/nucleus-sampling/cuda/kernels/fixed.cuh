@@ -349,13 +349,17 @@ HD u64 power_q32(i64 part, i64 whole, float exponent) {
   return exp2_q32(static_cast<i64>((static_cast<i128>(log2) * e) / ONE_Q16));
 }
 
-// Dynamic temperature of `count` tokens.
-HD_SLOW float dynamic_temperature(u64 count, const Surprise &surprise, float temperature, float range, float exponent) {
+// Dynamic temperature of `count` tokens, of this entropy and log2 count.
+HD float dynamic_temperature_of(u64 count, i64 entropy, i64 log2_count, float temperature, float range, float exponent) {
   if (count < 2) return fmaxf(temperature, 0.01f);
   i64 low = q16(fmaxf(temperature - range, 0.0f)), high = q16(temperature + range);
-  u128 power = power_q32(surprise.entropy_q16(), log2_q16(count), exponent);
+  u128 power = power_q32(entropy, log2_count, exponent);
   u128 rise = (static_cast<u128>(high - low) * power + (1ull << 31)) >> 32;
   return fmaxf(from_q16(low + static_cast<i64>(rise)), 0.01f);
+}
+
+HD_SLOW float dynamic_temperature(u64 count, const Surprise &surprise, float temperature, float range, float exponent) {
+  return dynamic_temperature_of(count, surprise.entropy_q16(), log2_q16(count), temperature, range, exponent);
 }
 
 // Mirostat 1: k from Zipf's exponent s and mu, both Q16.

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "bounded.cuh"
+#include "double_addends.cuh"
 #include "whole.cuh"
 
 namespace nucleus {
@@ -127,10 +128,61 @@ __device__ __forceinline__ RowPlan plan_row(const SamplingBatch &batch, const Di
   return to;
 }
 
-// The same by a warp, where no row has edits; a row that has some all the same is left to later launches. Everything is read at once. BY_WEIGHT: a cut that what the row weighs tells is
-// one by its mass, as top_p is.
-template <bool BY_WEIGHT = false>
-__device__ __forceinline__ RowPlan plan_row_without_edits(const SamplingBatch &batch, const Division &division, u32 index, bool pending) {
+// How a row is smoothed.
+struct alignas(16) SmoothingPlan {
+  float quadratic, cubic, temperature;  // logits are divided by the latter first
+  u32 nothing;
+};
+
+// Without the largest logit.
+__device__ __forceinline__ Smoothing smoothing_by(float factor, float curve) {
+  SamplingConfig config{};
+  config.smoothing_factor = factor;
+  config.smoothing_curve = curve;
+  return Smoothing(config, 0.0f);
+}
+
+// What a launch decides by rows' weights beside draws and top_p before the draw: other cuts before it; those by the surprise, and with temperatures behind the cut; dynamic temperatures; smoothed rows.
+struct ByWeight {
+  bool cuts = false, surprises = false, warms = false, smooths = false;
+  HD constexpr bool any() const { return cuts || surprises || warms || smooths; }
+};
+
+// What a program without edits asks of a row where its weight decides; `op`, `plan`: as of plan_of.
+template <ByWeight BY>
+__device__ __forceinline__ SlicePlan::Kind kind_by_weight(const SamplingOp &op, u32 len, const SlicePlan &plan, bool ties, float factor, float curve) {
+  const u32 code = __shfl_sync(~0u, op.code, plan.op), next = plan.op + 1 < len ? __shfl_sync(~0u, op.code, plan.op + 1) : NUCLEUS_OP_NONE;
+  const u32 by_mass = 1u << NUCLEUS_OP_TOP_P | 1u << NUCLEUS_OP_TOP_A | (ties ? 0 : 1u << NUCLEUS_OP_EPSILON);
+  if (BY.cuts && code == NUCLEUS_OP_MIROSTAT_2) return SlicePlan::MASS;
+  if (BY.cuts && by_mass >> code & 1) {
+    if (code == NUCLEUS_OP_TOP_P && plan.kind == SlicePlan::EXACT) return plan.kind;  // too many are kept at least
+    if (!BY.surprises) return SlicePlan::MASS;
+  }
+  if constexpr (BY.surprises) {
+    constexpr u32 DRAW = 1u << NUCLEUS_OP_DRAW, TEMPERATURES = 1u << NUCLEUS_OP_TEMPERATURE | 1u << NUCLEUS_OP_NONE;
+    const u32 by_surprise = ties || !NUCLEUS_FAST_DOUBLES ? 0 : 1u << NUCLEUS_OP_ETA | 1u << NUCLEUS_OP_TYPICAL_P;
+    const u32 lane = threadIdx.x % 32, last = len - 1;
+    if ((by_mass | by_surprise) >> code & 1) {
+      const bool draws = plan.op < last && __all_sync(~0u, lane <= plan.op || lane > last || 1u << op.code & (lane == last ? DRAW : TEMPERATURES));
+      return !draws ? SlicePlan::EXACT : by_mass >> code & 1 ? SlicePlan::MASS : SlicePlan::SURPRISE;
+    }
+  }
+  if (BY.warms && NUCLEUS_FAST_DOUBLES && code == NUCLEUS_OP_DYNAMIC_TEMPERATURE) {
+    if (next == NUCLEUS_OP_DRAW) return SlicePlan::WARMED;
+    return BY.cuts && by_mass >> next & 1 && plan.op + 3 == len && __shfl_sync(~0u, op.code, len - 1) == NUCLEUS_OP_DRAW ? SlicePlan::WARMED_MASS : SlicePlan::EXACT;
+  }
+  if (BY.smooths && code == NUCLEUS_OP_SMOOTHING && next == NUCLEUS_OP_DRAW) {
+    const Smoothing smoothing = smoothing_by(factor, curve);
+    const bool falls = smoothing.quadratic >= 0.0f && smoothing.cubic >= 0.0f && smoothing.quadratic + smoothing.cubic > 0.0f && smoothing.quadratic + smoothing.cubic < infinity();
+    return falls ? SlicePlan::SMOOTHED : SlicePlan::EXACT;  // the largest logit is the largest one still
+  }
+  return plan.kind;
+}
+
+// The same by a warp, where no row has edits; a row that has some all the same is left to later launches. Everything is read at once. BY: what the row weighs decides (kind_by_weight).
+// `smoothing`: if it is that.
+template <ByWeight BY = ByWeight{}>
+__device__ __forceinline__ RowPlan plan_row_without_edits(const SamplingBatch &batch, const Division &division, u32 index, bool pending, SmoothingPlan *smoothing = nullptr) {
   const SamplingRow &row = batch.row[index];
   const u32 lists = row.bias.len | row.bad_words.len | row.eos.len, flags = row.flags, own = row.request;
   const i32 mask = row.mask;
@@ -139,6 +191,7 @@ __device__ __forceinline__ RowPlan plan_row_without_edits(const SamplingBatch &b
   SamplingOp op;
   u32 len, min_keep;
   bool ties = false;
+  float factor = 0.0f, curve = 0.0f;  // of smoothing
 #pragma unroll 1
   while (true) {
     const SamplingConfig &config = batch.configs[request];
@@ -146,21 +199,31 @@ __device__ __forceinline__ RowPlan plan_row_without_edits(const SamplingBatch &b
     op = program.ops[threadIdx.x % NUCLEUS_MAX_OPS];
     len = program.len;
     min_keep = config.min_keep;
-    if constexpr (BY_WEIGHT) ties = config.flags & NUCLEUS_KEEP_TIES;
+    if constexpr (BY.cuts) ties = config.flags & NUCLEUS_KEEP_TIES;
+    if constexpr (BY.smooths) {
+      factor = reinterpret_cast<const volatile float &>(config.smoothing_factor);
+      curve = reinterpret_cast<const volatile float &>(config.smoothing_curve);
+    }
     vocab = config.vocab_size;
     if (request == own) break;
     request = own;
   }
   if (threadIdx.x % 32 >= len) op = SamplingOp{NUCLEUS_OP_NONE, 0, 0};
   SlicePlan plan = plan_of(op, len, lists != 0, min_keep);
-  const u32 code = BY_WEIGHT ? __shfl_sync(~0u, op.code, plan.op) : NUCLEUS_OP_NONE;
-  if (code == NUCLEUS_OP_MIROSTAT_2 || code == NUCLEUS_OP_TOP_A || (code == NUCLEUS_OP_EPSILON && !ties)) {
-    plan.kind = SlicePlan::MASS;
-    plan.k = 1;
+  const bool chooses = BY.cuts && __shfl_sync(~0u, op.code, plan.op) == NUCLEUS_OP_MIROSTAT_2;
+  if constexpr (BY.any()) {
+    const SlicePlan::Kind kind = kind_by_weight<BY>(op, len, plan, ties, factor, curve);
+    if (kind != plan.kind) plan.k = 1;
+    plan.kind = kind;
   }
   RowPlan to = plan_row(batch, division, plan, flags, mask, vocab, __shfl_sync(~0u, op.arg, plan.op), skipped);
+  if (BY.smooths && to.kind == SlicePlan::SMOOTHED) {
+    const Smoothing by = smoothing_by(factor, curve);
+    *smoothing = SmoothingPlan{by.quadratic, by.cubic, plan.temperature, 0};
+    to.s = scale(1.0f);  // by which smoothed logits are weighed
+  }
   if (plan.op + 2 == len && __shfl_sync(~0u, op.code, plan.op + 1) == NUCLEUS_OP_DRAW) to.flags |= RowPlan::DRAWS;
-  if (code == NUCLEUS_OP_MIROSTAT_2) to.flags |= RowPlan::DRAWS;
+  if (chooses) to.flags |= RowPlan::DRAWS;
   if (plan.edits || (batch.flags & NUCLEUS_BATCH_ALL_DRAWN && to.kind != SlicePlan::ALL)) to.kind = SlicePlan::EXACT;
   return to;
 }

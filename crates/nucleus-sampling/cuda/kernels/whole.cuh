@@ -27,6 +27,9 @@ struct alignas(16) RowPlan {
   __device__ __forceinline__ bool served() const { return kind != SlicePlan::EXACT; }
   __device__ __forceinline__ bool changes() const { return edited || (flags & MASKED); }
   __device__ __forceinline__ bool weighs() const { return kind == SlicePlan::MASS || kind == SlicePlan::ALL; }
+  // Whether few tokens are drawn from; whether the temperature follows from the row.
+  __device__ __forceinline__ bool lists() const { return kind == SlicePlan::MASS || kind == SlicePlan::SURPRISE || kind == SlicePlan::WARMED_MASS; }
+  __device__ __forceinline__ bool warmed() const { return kind == SlicePlan::WARMED || kind == SlicePlan::WARMED_MASS; }
 };
 static_assert(sizeof(RowPlan) == 32);
 
@@ -48,6 +51,8 @@ struct ManyKept {
   u32 least;      // tokens to keep at least
   float largest;  // logit
   RawSums raw;
+  bool by_program = false;  // of what total and moment tell; else what is above is all
+  i64 moment = 0;           // of the surprise
 };
 
 // Where rows' data lie in the workspace.

@@ -1,4 +1,5 @@
-// Batches of which every row draws from the whole of its row, or from what top_p, epsilon, top_a or mirostat 2 keeps of it: the launches for them against the exact path.
+// Batches of which every row draws from the whole of its row, or from what a cut that follows from what it weighs keeps of it, or by a temperature that does, or smoothed: the launches for them
+// against the exact path.
 #pragma once
 
 #include <cuda_fp16.h>
@@ -10,7 +11,7 @@
 
 struct DrawnRows {
   uint32_t dtype, rows, vocab, row_len;
-  bool cut, masked;  // cut: most of them, half of these by top_p
+  bool cut, masked;  // cut: most of them, a third of these by top_p
   std::vector<SamplingRow> row;
   std::vector<SamplingConfig> configs;
   std::vector<SamplingProgram> programs;
@@ -80,15 +81,29 @@ struct DrawnRows {
     static const double SHARES[] = {0.02, 0.3, 0.6, 0.9, 0.95, 0.99, 0.9999, 1.0};
     static const double PROBABILITIES[] = {1e-7, 1e-5, 3e-4, 0.002, 0.01, 0.05, 0.3, 1.0};  // of epsilon; of top_a
     static const uint32_t SURPRISES[] = {0, 1, 4, 7, 10, 12, 16, 30};                      // of mirostat 2, in bits
-    const uint32_t cuts = cut ? random() % 16 : 0, which = random() % 8;
-    if (cuts > 8) p.ops[p.len++] = SamplingOp{NUCLEUS_OP_TOP_P, 0, static_cast<uint64_t>(SHARES[which] * 4294967296.0)};
-    if (cuts == 4 || cuts == 5) p.ops[p.len++] = SamplingOp{NUCLEUS_OP_EPSILON, 0, static_cast<uint64_t>(PROBABILITIES[which] * 4294967296.0)};
-    if (cuts == 6) p.ops[p.len++] = SamplingOp{NUCLEUS_OP_TOP_A, 0, static_cast<uint64_t>(PROBABILITIES[which] * 4294967296.0)};
+    const uint32_t cuts = cut ? random() % 24 : 0, which = random() % 8;
+    const auto add = [&](uint32_t code, float arg = 0, double share = 0) { p.ops[p.len++] = SamplingOp{code, arg, static_cast<uint64_t>(share * 4294967296.0)}; };
+    static const float FACTORS[] = {0.001f, 0.05f, 0.2f, 1.0f, 6.0f, 0.2f, 0.2f, 0.0f}, CURVES[] = {1.0f, 2.0f, 3.0f, 1.5f, 1.0f, 0.5f, 4.0f, 1.0f};
+    c.temperature = 0.2f + uniform();
+    c.dynatemp_range = 0.05f + 1.5f * uniform();
+    c.dynatemp_exponent = random() % 4 ? 1.0f : 3.0f * uniform();
+    c.smoothing_factor = FACTORS[which];
+    c.smoothing_curve = CURVES[which];
+    if (cuts >= 4 && random() % 12 == 0) add(NUCLEUS_OP_DYNAMIC_TEMPERATURE);
+    if (cuts > 16) add(NUCLEUS_OP_TOP_P, 0, SHARES[which]);
+    if (cuts == 4 || cuts == 5) add(NUCLEUS_OP_EPSILON, 0, PROBABILITIES[which]);
+    if (cuts == 6) add(NUCLEUS_OP_TOP_A, 0, PROBABILITIES[which]);
+    if (cuts == 9 || cuts == 10) add(NUCLEUS_OP_ETA, 0, PROBABILITIES[which]);
+    if (cuts >= 11 && cuts <= 13) add(NUCLEUS_OP_TYPICAL_P, 0, SHARES[which]);
+    if (cuts == 14 || cuts == 15) add(NUCLEUS_OP_DYNAMIC_TEMPERATURE);
+    if (cuts == 16) add(NUCLEUS_OP_SMOOTHING);
     if (cut && random() % 16 == 0) c.flags |= NUCLEUS_KEEP_TIES;
-    if (cut && random() % 16 == 0) p.ops[p.len++] = SamplingOp{NUCLEUS_OP_MIN_P, -3.0f, 0};  // which another launch has to decide
+    if (cut && random() % 4 == 0) c.flags |= NUCLEUS_TYPICAL_STRICT;
+    if (cut && random() % 16 == 0) add(NUCLEUS_OP_MIN_P, -3.0f);  // which another launch has to decide
     if (cut && random() % 8 == 0) c.min_keep = random() % 200;
+    if (cut && random() % 4 == 0) add(NUCLEUS_OP_TEMPERATURE, TEMPERATURES[random() % 5]);
     const bool surprise = cuts == 7 || cuts == 8;
-    p.ops[p.len++] = SamplingOp{static_cast<uint32_t>(surprise ? NUCLEUS_OP_MIROSTAT_2 : NUCLEUS_OP_DRAW), 0, 0};
+    add(surprise ? NUCLEUS_OP_MIROSTAT_2 : NUCLEUS_OP_DRAW);
     SamplingRow w = {};
     w.mirostat_mu = SURPRISES[which] << 16;
     w.request = rows - 1 - r;
@@ -106,10 +121,14 @@ inline void check_drawn(const DrawnRows &d, uint32_t &results, uint32_t &failure
   const uint32_t drawn = NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_NO_EDITS | NUCLEUS_BATCH_ALL_DRAWN, many = NUCLEUS_BATCH_MANY_ROWS | NUCLEUS_BATCH_ALL_DRAWN;
   check_ways("drawn", d, 0, nullptr, {{0, drawn}, {0, drawn | NUCLEUS_BATCH_REQUEST_EACH}, {0, many}, {2, many}, {4, many}, {8, many}, {1, many}, {0, NUCLEUS_BATCH_PORTABLE}}, [](const SamplingRow &) { return true; }, results, failures);
 }
-// By the first so many ways.
-inline void check_cut(const DrawnRows &d, uint32_t most_ways, uint32_t &results, uint32_t &failures) {
-  const uint32_t cut = NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_NO_EDITS | NUCLEUS_BATCH_DRAWN_AFTER_TOP_P | NUCLEUS_BATCH_CUT_BY_WEIGHT, many = cut | NUCLEUS_BATCH_MANY_ROWS, whole = NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_NO_EDITS;
-  std::vector<Way> ways{{0, cut}, {0, cut & ~NUCLEUS_BATCH_CUT_BY_WEIGHT}, {0, many}, {0, cut | NUCLEUS_BATCH_REQUEST_EACH}, {2, many}, {4, many}, {8, many}, {1, many}, {0, whole}, {8, whole | NUCLEUS_BATCH_MANY_ROWS}, {0, NUCLEUS_BATCH_PORTABLE}, {0, 0, Sorted::TRULY}, {0, NUCLEUS_BATCH_NONE_WHOLE | NUCLEUS_BATCH_CUT_BY_WEIGHT, Sorted::TRULY}, {0, NUCLEUS_BATCH_MANY_ROWS, Sorted::TRULY}, {0, NUCLEUS_BATCH_NONE_WHOLE, Sorted::AT_RANDOM}};
+// By so many ways from one on.
+inline void check_cut(const DrawnRows &d, uint32_t most_ways, uint32_t first, uint32_t &results, uint32_t &failures) {
+  const uint32_t whole = NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_NO_EDITS, by_top_p = whole | NUCLEUS_BATCH_DRAWN_AFTER_TOP_P, many = NUCLEUS_BATCH_MANY_ROWS;
+  const uint32_t weight = NUCLEUS_BATCH_CUT_BY_WEIGHT, surprise = NUCLEUS_BATCH_CUT_BY_SURPRISE, warmed = NUCLEUS_BATCH_WARMED, smoothed = NUCLEUS_BATCH_SMOOTHED, any = weight | surprise | warmed | smoothed, cut = by_top_p | any;
+  std::vector<Way> ways{{0, cut}, {0, by_top_p}, {0, by_top_p | weight}, {0, by_top_p | surprise}, {0, by_top_p | warmed}, {0, by_top_p | smoothed}, {0, cut | many}, {0, cut | NUCLEUS_BATCH_REQUEST_EACH}, {2, cut | many}, {4, by_top_p | weight | many}, {4, by_top_p | surprise | many},
+                        {8, by_top_p | warmed | many | NUCLEUS_BATCH_REQUEST_EACH}, {8, by_top_p | smoothed | many | NUCLEUS_BATCH_REQUEST_EACH}, {1, cut | many}, {0, whole}, {8, whole | many}, {0, NUCLEUS_BATCH_PORTABLE}, {0, 0, Sorted::TRULY}, {0, NUCLEUS_BATCH_NONE_WHOLE | any, Sorted::TRULY},
+                        {0, warmed | many, Sorted::TRULY}, {0, NUCLEUS_BATCH_NONE_WHOLE | surprise, Sorted::AT_RANDOM}};
+  ways.erase(ways.begin(), ways.begin() + std::min<size_t>(first, ways.size()));
   if (ways.size() > most_ways) ways.resize(most_ways);
   check_ways("top_p", d, 0, nullptr, ways, is_processed, results, failures);
 }

@@ -4,7 +4,7 @@
 // Usage: gpu_test CORPUS [BATCHES [PART [ROUNDS [STREAMS]]]]
 //   BATCHES: `111`, those of vocabularies up to that; `32000-32000/2`, two of those between, spread over all
 //   PART: `all`; `flat`, `drawn`, `top_p`, `deviation`, `chains`, which take no batch of the corpus. For tools that are slow, and to be repeated: these with a type, a vocabulary and rows such
-//     as `drawn,0,3001,20`, top_p with how many ways, too (`top_p,0,3001,1,1`); `processed` with a cluster and flags such as `processed,2,0`, `top`, `single`, `late` or `crowds`, also
+//     as `drawn,0,3001,20`, top_p with how many ways, too, from which on (`top_p,0,3001,1,1,3`); `processed` with a cluster and flags such as `processed,2,0`, `top`, `single`, `late` or `crowds`, also
 //     with a number of rows such as `late,72`, `top` with flags, too (`top,20,8192`), `portable`, or a cluster and flags such as `0,8`, copies of each batch, how many rows of
 //     them, and how these are sorted (1: by kind, 2: at random): `0,52,3`, `0,4,1,1`, `0,0,3,200,1`
 //   ROUNDS: how often a part is gone through
@@ -27,7 +27,7 @@
 #include "single.hpp"
 
 constexpr uint32_t UNTOUCHED = 0xA5A5A5A5u;  // words of results before a launch
-constexpr uint32_t CUTS_BY_WEIGHT = NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_NO_EDITS | NUCLEUS_BATCH_DRAWN_AFTER_TOP_P | NUCLEUS_BATCH_CUT_BY_WEIGHT;
+constexpr uint32_t CUTS_BY_WEIGHT = NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_NO_EDITS | NUCLEUS_BATCH_DRAWN_AFTER_TOP_P | NUCLEUS_BATCH_CUT_BY_WEIGHT | NUCLEUS_BATCH_CUT_BY_SURPRISE | NUCLEUS_BATCH_WARMED | NUCLEUS_BATCH_SMOOTHED;
 constexpr uint32_t COUNTED_FROM_LEN = 200;    // of rows, from which the caller never says untruly that a count bounds them: a block alone is slow then
 
 static std::atomic<uint32_t> results{0}, failures{0}, others{0}, top_results{0};  // others: rows of which the caller says what is not so
@@ -431,16 +431,16 @@ int main(int argc, char **argv) {
   for (uint32_t thread = 1; thread < streams; ++thread) threads.emplace_back(go_through, thread);
   go_through(0);
   for (std::thread &thread : threads) thread.join();
-  uint32_t type, vocab, rows, ways = ~0u;
+  uint32_t type, vocab, rows, ways = ~0u, first = 0;
   const char *const shape = part ? std::strchr(part, ',') : nullptr;
-  const bool one = shape && std::sscanf(shape, ",%u,%u,%u,%u", &type, &vocab, &rows, &ways) >= 3;
+  const bool one = shape && std::sscanf(shape, ",%u,%u,%u,%u,%u", &type, &vocab, &rows, &ways, &first) >= 3;
   for (uint32_t round = 0; round < rounds; ++round) {
     uint32_t differ = 0;
     if (drawn && one) check_drawn(DrawnRows(type, rows, vocab, 3), drawn_results, differ);
     else if (drawn) each_drawn(false, true, [&](const DrawnRows &d) { check_drawn(d, drawn_results, differ); });
     for (bool masked : {false, true}) {
-      if (cut && one) check_cut(DrawnRows(type, rows, vocab, 3, true, masked), ways, cut_results, differ);
-      else if (cut) each_drawn(true, masked, [&](const DrawnRows &d) { check_cut(d, ways, cut_results, differ); });
+      if (cut && one) check_cut(DrawnRows(type, rows, vocab, 3, true, masked), ways, first, cut_results, differ);
+      else if (cut) each_drawn(true, masked, [&](const DrawnRows &d) { check_cut(d, ways, first, cut_results, differ); });
     }
     if (deviation && one) check_deviation(DeviationRows(type, rows, vocab, 3), deviation_results, differ);
     else if (deviation) check_all_deviations(deviation_results, differ);

@@ -29,8 +29,15 @@ inline Kind kind_of(const SamplingRow &row, const SamplingProgram &p) {
   if (bounds && row.flags & NUCLEUS_ROW_PROCESSED) return BOUNDED;
   if (edits || row.flags & NUCLEUS_ROW_ALLOWED) return OTHER;
   if (op.code == NUCLEUS_OP_DRAW) return DRAWN;
-  const bool cuts = op.code == NUCLEUS_OP_TOP_P || op.code == NUCLEUS_OP_EPSILON || op.code == NUCLEUS_OP_TOP_A, draws = cuts && i + 2 == p.len && p.ops[i + 1].code == NUCLEUS_OP_DRAW;
-  return draws || op.code == NUCLEUS_OP_MIROSTAT_2 ? CUT : OTHER;
+  if (op.code == NUCLEUS_OP_MIROSTAT_2) return CUT;
+  const auto cuts_by_mass = [](uint32_t code) { return code == NUCLEUS_OP_TOP_P || code == NUCLEUS_OP_EPSILON || code == NUCLEUS_OP_TOP_A; };
+  if (op.code == NUCLEUS_OP_DYNAMIC_TEMPERATURE || op.code == NUCLEUS_OP_SMOOTHING) {
+    const bool cut = op.code == NUCLEUS_OP_DYNAMIC_TEMPERATURE && cuts_by_mass(p.ops[i + 1].code);
+    return i + 2 + cut == p.len && p.ops[i + 1 + cut].code == NUCLEUS_OP_DRAW ? CUT : OTHER;
+  }
+  if (!cuts_by_mass(op.code) && op.code != NUCLEUS_OP_ETA && op.code != NUCLEUS_OP_TYPICAL_P) return OTHER;
+  for (i += 1; i < p.len && p.ops[i].code == NUCLEUS_OP_TEMPERATURE;) ++i;
+  return i + 1 == p.len && p.ops[i].code == NUCLEUS_OP_DRAW ? CUT : OTHER;
 }
 
 // `programs`: by the rows' requests.

@@ -218,8 +218,15 @@ pub(super) const BATCH_NONE_SUMMED: u32 = 16384;
 pub(super) const BATCH_NONE_CUT: u32 = 32768;
 /// The launch's bit that says that every row draws from the whole of its row, or from what `top_p` keeps of it, as it came but for temperatures and a mask.
 pub(super) const BATCH_DRAWN_AFTER_TOP_P: u32 = 65536;
-/// The launch's bit that says that of these some draw from what epsilon or top_a keeps, or by mirostat 2.
+/// The launch's bit that says that of these some draw from what epsilon or `top_a` keeps, or by mirostat 2; beside the last two below, that some
+/// are cut at all.
 pub(super) const BATCH_CUT_BY_WEIGHT: u32 = 131_072;
+/// The launch's bit that says that some draw from what eta or `typical_p` keeps, or that temperatures follow their cut.
+pub(super) const BATCH_CUT_BY_SURPRISE: u32 = 262_144;
+/// The launch's bit that says that some have dynamic temperature.
+pub(super) const BATCH_WARMED: u32 = 524_288;
+/// The launch's bit that says that some are smoothed, and drawn from as a whole.
+pub(super) const BATCH_SMOOTHED: u32 = 1_048_576;
 /// The launch's bit that samples as on devices without clusters.
 pub(super) const BATCH_PORTABLE: u32 = 8192;
 /// A device's status beyond [`Status`](crate::Status): more ids are edited than the workspace has room for.

@@ -1,14 +1,14 @@
 //! Rows as the plain data that a launch reads: fixed-size descriptions, and their lists one after another in an arena.
 
-use crate::config::{CompiledParams, Op, OpCode, Program, SamplingConfig};
+use crate::config::{CompiledParams, Flags, Op, OpCode, Program, SamplingConfig};
 use crate::row::{LogprobsMode, Row};
 use crate::state::SamplerState;
 
 use super::layout::{
-    BATCH_ALL_BOUNDED, BATCH_ALL_COUNTED, BATCH_ALL_DRAWN, BATCH_ALL_FEW, BATCH_CUT_BY_WEIGHT,
-    BATCH_DRAW_AFTER_MIN_P, BATCH_DRAWN_AFTER_TOP_P, BATCH_NO_EDITS, BATCH_NONE_BOUNDED,
-    BATCH_NONE_CUT, BATCH_NONE_SUMMED, BATCH_NONE_WHOLE, BATCH_SOME_FEW, SamplingList,
-    SamplingOrder, SamplingRow, row_flags,
+    BATCH_ALL_BOUNDED, BATCH_ALL_COUNTED, BATCH_ALL_DRAWN, BATCH_ALL_FEW, BATCH_CUT_BY_SURPRISE,
+    BATCH_CUT_BY_WEIGHT, BATCH_DRAW_AFTER_MIN_P, BATCH_DRAWN_AFTER_TOP_P, BATCH_NO_EDITS,
+    BATCH_NONE_BOUNDED, BATCH_NONE_CUT, BATCH_NONE_SUMMED, BATCH_NONE_WHOLE, BATCH_SMOOTHED,
+    BATCH_SOME_FEW, BATCH_WARMED, SamplingList, SamplingOrder, SamplingRow, row_flags,
 };
 use super::slots::SlotRow;
 
@@ -157,18 +157,57 @@ impl<'a> Work<'a> {
             || tables.program.ops().iter().any(|op| edits_by_id(op.code))
     }
 
-    /// Whether the row is as it came, but for temperatures and a mask, where its token is drawn from all of it, or from what one cut by the row's weight keeps.
+    /// Whether the row is as it came, but for temperatures and a mask, where its token is drawn from all of it, or where what it weighs tells one cut or one
+    /// temperature of it, or smoothed logits are drawn from (`kind_by_weight` of `prepare.cuh`).
     fn drawn(&self) -> Option<Kind> {
-        if self.params.tables().allowed.is_some() || self.edits() {
+        let tables = self.params.tables();
+        if tables.allowed.is_some() || self.edits() {
             return None;
         }
-        match self.decides()?.code {
-            OpCode::Draw => Some(Kind::Drawn),
-            code @ (OpCode::TopP | OpCode::Epsilon | OpCode::TopA) if self.draws_after(code) => {
-                Some(Kind::Cut)
+        let ties = self.params.config().flags & Flags::KEEP_TIES != 0;
+        let cuts_by_mass = |code| {
+            matches!(code, OpCode::TopP | OpCode::TopA) || (code == OpCode::Epsilon && !ties)
+        };
+        let mut codes = tables.program.ops().iter().map(|op| op.code);
+        let decides = codes.find(|code| !LEADING.contains(code))?;
+        let cut = match decides {
+            OpCode::Draw => return Some(Kind::Drawn),
+            OpCode::Mirostat2 => true,
+            OpCode::Smoothing => codes.eq([OpCode::Draw]),
+            OpCode::DynamicTemperature => {
+                let next = codes.next();
+                let next = if next.is_some_and(cuts_by_mass) {
+                    codes.next()
+                } else {
+                    next
+                };
+                next == Some(OpCode::Draw) && codes.next().is_none()
             }
-            OpCode::Mirostat2 => Some(Kind::Cut),
-            _ => None,
+            code if cuts_by_mass(code)
+                || (!ties && matches!(code, OpCode::Eta | OpCode::TypicalP)) =>
+            {
+                codes
+                    .skip_while(|code| *code == OpCode::Temperature)
+                    .eq([OpCode::Draw])
+            }
+            _ => false,
+        };
+        cut.then_some(Kind::Cut)
+    }
+
+    /// What the launch for draws has to know of a row of [`Kind::Cut`], as bits.
+    fn cut_flags(&self) -> u32 {
+        let mut ops = self.params.tables().program.ops().iter();
+        let code = ops.find(|op| !LEADING.contains(&op.code)).map(|op| op.code);
+        let then_draws = ops.next().is_some_and(|op| op.code == OpCode::Draw);
+        match code {
+            Some(OpCode::Smoothing) => BATCH_SMOOTHED,
+            Some(OpCode::DynamicTemperature) if then_draws => BATCH_WARMED,
+            Some(OpCode::DynamicTemperature) => BATCH_WARMED | BATCH_CUT_BY_WEIGHT,
+            Some(OpCode::TopP) if then_draws => 0,
+            Some(OpCode::Epsilon | OpCode::TopA) if then_draws => BATCH_CUT_BY_WEIGHT,
+            Some(OpCode::Mirostat2) => BATCH_CUT_BY_WEIGHT,
+            _ => BATCH_CUT_BY_SURPRISE,
         }
     }
 
@@ -315,10 +354,12 @@ pub(super) struct Packed {
     unedited: usize,
     /// Of those, the ones that draw from the whole row.
     drawn: usize,
-    /// And those that draw from what one cut by the row's weight keeps of it.
+    /// And those where what the row weighs tells one cut or one temperature, or that draw from smoothed logits.
     drawn_after_cut: usize,
-    /// Of those, the ones that are not cut by `top_p`.
-    cut_by_weight: usize,
+    /// What the launch has to know of those.
+    cut_flags: u32,
+    /// Whether some of those draw from what `top_p` keeps, as they are.
+    cut_by_top_p: bool,
     /// Rows that are weighed whole, but for these two.
     other_whole: usize,
     /// Of each row.
@@ -345,7 +386,8 @@ impl Packed {
         self.unedited = 0;
         self.drawn = 0;
         self.drawn_after_cut = 0;
-        self.cut_by_weight = 0;
+        self.cut_flags = 0;
+        self.cut_by_top_p = false;
         self.other_whole = 0;
         self.kinds.clear();
         // A mask without words forbids every id, for which one word is needed.
@@ -376,7 +418,11 @@ impl Packed {
             self.drawn += usize::from(drawn == Some(Kind::Drawn));
             let is_cut = drawn == Some(Kind::Cut);
             self.drawn_after_cut += usize::from(is_cut);
-            self.cut_by_weight += usize::from(is_cut && !row.is_whole());
+            if is_cut {
+                let flags = row.cut_flags();
+                self.cut_flags |= flags;
+                self.cut_by_top_p |= flags == 0;
+            }
             if few {
                 self.few += 1;
             } else if let Some(code) = bounded_by {
@@ -455,7 +501,11 @@ impl Packed {
             | told(none_whole && self.summed == 0, BATCH_NONE_SUMMED)
             | told(none_whole && self.summed + self.cut == 0, BATCH_NONE_CUT)
             | told(self.unedited == rows, BATCH_NO_EDITS)
-            | told(self.cut_by_weight > 0, BATCH_CUT_BY_WEIGHT)
+            | self.cut_flags
+            | told(
+                self.cut_by_top_p && self.cut_flags & (BATCH_WARMED | BATCH_SMOOTHED) != 0,
+                BATCH_CUT_BY_WEIGHT,
+            )
             | match self.drawn {
                 drawn if drawn == rows => BATCH_ALL_DRAWN,
                 drawn => told(
@@ -739,14 +789,56 @@ mod tests {
         };
         assert_eq!(
             flag(&[&typical, &min_p], processed),
-            BATCH_NO_EDITS | BATCH_NONE_WHOLE
+            BATCH_NO_EDITS | BATCH_CUT_BY_SURPRISE
         );
+        let surprise = cut | BATCH_CUT_BY_SURPRISE;
+        assert_eq!(flag(&[&typical], LogprobsMode::Raw), surprise);
+        let dynamic = SamplingParams {
+            dynatemp_range: Some(0.3),
+            ..SamplingParams::default()
+        };
+        let warmed = cut | BATCH_WARMED;
+        assert_eq!(flag(&[&dynamic, &drawn], processed), warmed);
+        let cut_and_warmed = warmed | BATCH_CUT_BY_WEIGHT;
+        assert_eq!(flag(&[&dynamic, &top_p], processed), cut_and_warmed);
+        let dynamic_top_p = SamplingParams {
+            top_p: Some(0.9),
+            ..dynamic.clone()
+        };
+        assert_eq!(flag(&[&dynamic_top_p], processed), cut_and_warmed);
+        let smoothed = SamplingParams {
+            smoothing_factor: Some(0.2),
+            ..SamplingParams::default()
+        };
+        assert_eq!(flag(&[&smoothed], processed), cut | BATCH_SMOOTHED);
+        let smoothed_top_p = SamplingParams {
+            top_p: Some(0.9),
+            ..smoothed.clone()
+        };
+        assert_eq!(
+            flag(&[&smoothed_top_p], processed),
+            BATCH_NONE_BOUNDED
+                | BATCH_NO_EDITS
+                | BATCH_NONE_WHOLE
+                | BATCH_NONE_SUMMED
+                | BATCH_NONE_CUT
+        );
+        let last = SamplingParams {
+            samplers: Some(vec!["top_p".to_owned(), "temperature".to_owned()]),
+            temperature: Some(0.7),
+            ..top_p.clone()
+        };
+        assert_eq!(flag(&[&last], processed), surprise);
         let many = SamplingParams {
             top_k: Some(200),
             ..SamplingParams::default()
         };
+        let sigma = SamplingParams {
+            top_n_sigma: Some(1.5),
+            ..SamplingParams::default()
+        };
         let none_whole = BATCH_NONE_BOUNDED | BATCH_NO_EDITS | BATCH_NONE_WHOLE;
-        assert_eq!(flag(&[&typical, &many], processed), none_whole);
+        assert_eq!(flag(&[&sigma, &many], processed), none_whole);
         let none = none_whole | BATCH_NONE_SUMMED;
         assert_eq!(flag(&[&many, &many], processed), none);
         let all = SamplingParams {
@@ -755,7 +847,7 @@ mod tests {
         };
         assert_eq!(flag(&[&all, &many], processed), none, "one of them is cut");
         assert_eq!(flag(&[&all], processed), none | BATCH_NONE_CUT);
-        let raw = flag(&[&typical], LogprobsMode::Raw);
+        let raw = flag(&[&sigma], LogprobsMode::Raw);
         assert_eq!(raw, none | BATCH_NONE_CUT);
         let fewer = SamplingParams {
             top_k: Some(96),
@@ -766,10 +858,7 @@ mod tests {
             BATCH_NONE_BOUNDED | BATCH_NO_EDITS,
             "one of them is weighed whole"
         );
-        assert_eq!(
-            flag(&[&typical, &drawn], processed),
-            BATCH_NONE_BOUNDED | BATCH_NO_EDITS
-        );
+        assert_eq!(flag(&[&typical, &drawn], processed), surprise);
         let listed = SamplingParams {
             allowed_token_ids: Some(vec![5, 7]),
             repetition_penalty: Some(1.2),
