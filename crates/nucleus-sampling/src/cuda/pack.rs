@@ -887,13 +887,13 @@ mod tests {
         let greedy = params(|params| params.temperature = Some(0.0));
         let top_p = params(|params| params.top_p = Some(0.9));
         let biased = params(|params| params.logit_bias = Some([(1, 2.0)].into()));
-        let typical = params(|params| params.typical_p = Some(0.9));
+        let sigma = params(|params| params.top_n_sigma = Some(1.5));
         let listed = params(|params| params.allowed_token_ids = Some(vec![5]));
         let processed = LogprobsMode::Processed;
 
         let mut packed = pack_each(
             &[
-                &listed, &typical, &drawn, &top_p, &greedy, &biased, &drawn, &greedy,
+                &listed, &sigma, &drawn, &top_p, &greedy, &biased, &drawn, &greedy,
             ],
             processed,
         );
@@ -913,13 +913,13 @@ mod tests {
         assert_eq!(sorted, Sorted { from, rows });
         assert_eq!(packed.arena[from..], [2, 0, 1]);
 
-        let mut packed = pack_each(&[&greedy, &drawn, &typical], processed);
+        let mut packed = pack_each(&[&greedy, &drawn, &sigma], processed);
         assert!(packed.sort(0, 3).is_some());
         let told = packed.known_flags(true);
         let none_whole = BATCH_NO_EDITS | BATCH_NONE_WHOLE;
         assert_eq!(told, none_whole | BATCH_ALL_COUNTED);
         let min_p = params(|params| params.min_p = Some(0.1));
-        let told = pack_each(&[&greedy, &min_p, &drawn, &typical], processed).known_flags(true);
+        let told = pack_each(&[&greedy, &min_p, &drawn, &sigma], processed).known_flags(true);
         assert_eq!(told, none_whole, "a count bounds one of two");
         assert_eq!(packed.sort(1, 1), None, "nothing but draws");
         assert_eq!(packed.sort(0, 1), None, "nothing but bounded rows");
