@@ -46,47 +46,35 @@ struct SumsDrawer : DrawerOf<DTYPE, FORM> {
   using typename D::P;
   using typename D::Told;
   using D::shape, D::state, D::block, D::team, D::member;
-  static constexpr u32 WIDTH = P::WIDTH;
   RowSums *row_sums;
   u32 asked = 0;  // rows whose temperature it has waited for
 
-  // The weights of the chunks, with the moment of the surprise of this lane's tokens.
-  template <bool RAISE>
-  __device__ __forceinline__ u64 weigh_moments(const DoubleMoments &moments, bool leaves, i64 &moment) const {
-    typename D::Runs runs;
-    DoubleMoments::Sums sums[SUMS];
-    u64 sum = 0;
-    auto begin = [&](u32 before) {
-      runs.tell(before, sum);  // while the next one is weighed
-#pragma unroll
-      for (u32 i = 0; i < SUMS; ++i) sums[i] = moments.none();
-      sum = 0;
-    };
-    auto add = [&](uint4 v) {
-      float x[WIDTH];
-      P::widen(v, x);
-#pragma unroll
-      for (u32 e = 0; e < WIDTH; ++e) moments.template add<RAISE>(x[e], sums[e % SUMS]);
-    };
-    const u32 last = D::sweep_row(leaves && threadIdx.x % 32 == 0, begin, add, [&] {
-#pragma unroll
-      for (u32 i = 0; i < SUMS; ++i) {
-        sum += moments.mass(sums[i]);
-        moment += moments.moment(sums[i]);
-      }
-    });
-    runs.tell(last, sum);
-    return runs.weights();
-  }
-  // The same, with the moment of the warp's tokens; none of either where it is not summed by doubles.
+  // What weigh_by adds up where the moment of this lane's tokens is asked for, too.
+  struct Moments : DoubleMoments {
+    using Sum = DoubleMoments::Sums;
+    i64 &of_lane;
+
+    __device__ __forceinline__ Moments(const Weighing &w, i64 &moment) : DoubleMoments(w), of_lane(moment) {}
+    __device__ __forceinline__ u64 taken(const Sum &sum) const {
+      of_lane += moment(sum);
+      return mass(sum);
+    }
+    template <bool RAISE, bool FUSE>
+    __device__ __forceinline__ void add(float x, Sum &sum) const {
+      DoubleMoments::template add<RAISE>(x, sum);
+    }
+  };
+  // The weights of the chunks, and the moment of the surprise of the warp's tokens; none of either where it is not summed by doubles.
   __device__ __forceinline__ u64 weigh_moments(bool weighs, const Weighing &w, float lowest, bool leaves, i64 &moment) const {
-    const DoubleMoments moments(w);
+    i64 of_lane = 0;
+    const Moments moments(w, of_lane);
     if (!weighs || !moments.serve) {
       if (leaves) D::leave_all();
       return 0;
     }
-    i64 of_lane = 0;
-    const u64 runs = moments.reach(lowest) ? weigh_moments<false>(moments, leaves, of_lane) : weigh_moments<true>(moments, leaves, of_lane);
+    const bool leaver = leaves && threadIdx.x % 32 == 0;
+    const auto sweep_all = [&](auto begin, auto add, auto end) { return D::sweep_row(leaver, begin, add, end); };
+    const u64 runs = moments.reach(lowest) ? D::template weigh_by<D::AS_THEY_ARE>(w, moments, sweep_all) : D::template weigh_by<D::RAISED>(w, moments, sweep_all);
     moment = static_cast<i64>(DeviceWarp{}.sum(static_cast<u64>(of_lane)));
     return runs;
   }
