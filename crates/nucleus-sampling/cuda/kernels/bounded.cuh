@@ -35,6 +35,67 @@ __device__ __forceinline__ void leave_many_above(SampledToken *out, u32 largest)
   out->status = MANY_ABOVE;
 }
 
+constexpr u32 SAMPLES = 32;  // of the keys that a bound is taken from
+
+// Two instructions, where the compiler would select.
+__device__ __forceinline__ void count_if_reached(u32 &count, u32 key, u32 least) {
+  asm("{\n.reg .pred p;\nsetp.ge.u32 p, %1, %2;\n@p add.u32 %0, %0, 1;\n}" : "+r"(count) : "r"(key), "r"(least));
+}
+
+// What bounds the first k of some keys from below, and the largest key, where it is wanted or tells the bound; 0: none.
+struct BoundOfKeys {
+  u32 bound, most;
+};
+// The largest of 32 of the keys that k reach; where all of these are among the first k, the least key. 0: there are fewer than k. `keys`: COUNT, 0 where there is none;
+// `reach`: what the warps tell each other, a word a sample. By a team of WARPS, of which this is `warp`, that meets within.
+template <u32 COUNT, u32 WARPS, class Meet>
+__device__ __forceinline__ BoundOfKeys bound_of_keys(const u32 *keys, u32 *reach, u32 k, bool wants_most, u32 warp, Meet meet) {
+  constexpr u32 APART = COUNT / SAMPLES, OWN = SAMPLES / WARPS, EACH = COUNT / 32;
+  static_assert(COUNT % 64 == 0 && COUNT % SAMPLES == 0 && OWN % 2 == 0 && COUNT < 1 << 16);
+  const u32 lane = threadIdx.x % 32;
+  u32 own[EACH];
+#pragma unroll
+  for (u32 i = 0; i < EACH / 2; ++i) {
+    const uint2 pair = *reinterpret_cast<const uint2 *>(&keys[64 * i + 2 * lane]);
+    own[2 * i] = pair.x;
+    own[2 * i + 1] = pair.y;
+  }
+  u32 most = 0;
+  if (k == 1 || wants_most) {
+#pragma unroll
+    for (u32 i = 0; i < EACH; ++i) most = own[i] > most ? own[i] : most;
+    most = __reduce_max_sync(~0u, most);
+  }
+  if (k == 1) return {most, most};
+  const u32 sample = keys[lane * APART];
+#pragma unroll
+  for (u32 pair = 0; pair < OWN; pair += 2) {
+    // How many keys reach each of some of them: the largest that enough reach is the bound.
+    const u32 first = warp * OWN + pair, one = keys[first * APART], other = keys[(first + 1) * APART];
+    u32 reach_one[2] = {0, 0}, reach_other[2] = {0, 0};
+#pragma unroll
+    for (u32 i = 0; i < EACH; ++i) {
+      count_if_reached(reach_one[i % 2], own[i], one);
+      count_if_reached(reach_other[i % 2], own[i], other);
+    }
+    const u32 both = __reduce_add_sync(~0u, (reach_one[0] + reach_one[1]) | (reach_other[0] + reach_other[1]) << 16);
+    if (lane == 0) *reinterpret_cast<uint2 *>(&reach[first]) = make_uint2(both & 0xFFFFu, both >> 16);
+  }
+  meet();
+  const u32 found = __reduce_max_sync(~0u, reach[lane] >= k ? sample : 0);
+  if (found) return {found, most};
+  // All of the samples are among the first k: then all keys that there are.
+  u32 filled = 0, lowest = ~0u;
+#pragma unroll
+  for (u32 i = 0; i < EACH; ++i) {
+    filled += own[i] != 0;
+    lowest = own[i] && own[i] < lowest ? own[i] : lowest;
+  }
+  filled = __reduce_add_sync(~0u, filled);
+  lowest = __reduce_min_sync(~0u, lowest);
+  return {filled < k ? 0 : lowest, most};
+}
+
 // The largest logits of some places: one, or two of 16 bits at a time, for widening changes neither order nor NaN.
 template <u32 DTYPE>
 struct Peak {

@@ -151,7 +151,7 @@ static __device__ __noinline__ void sample_otherwise(u32 index, u32 slice_room, 
     if (fate == Fate::DECIDED) return;
   }
   team.cluster_sync();
-  sample_unsliced(call, workspace, unlisted);
+  unsliced::sample(call, workspace, unlisted);
 }
 
 // Every row of `rows`. `exact`: by the exact path alone; `unlisted`: and by its stages over whole rows to the end.

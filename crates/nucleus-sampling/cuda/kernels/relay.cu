@@ -59,7 +59,7 @@ __global__ void __launch_bounds__(BLOCK_THREADS, 1) sample_by_relay(const __grid
   }
   if (!last) return;
   sync_block();
-  if (sh->undecided) sample_rest<DTYPE>(batch, workspace);
+  if (sh->undecided) rest::sample<DTYPE>(batch, workspace);
 }
 
 constexpr u32 MULTIPROCESSORS = 132;  // of the devices this is tuned for

@@ -127,7 +127,8 @@ struct Row : Description {
 // What a block holds behind the ring.
 struct State {
   Row rows[2];  // the one that is read, and the one before or after it
-  u32 maxima[TEAM_WARPS], minima[TEAM_WARPS];  // of the reading team
+  alignas(16) u32 keys[TEAM_THREADS];  // of the reading team: of each thread's largest logit
+  alignas(16) u32 reach[SAMPLES];
   u32 followed[FOLLOWED];  // of the warp that raises bounds
   // Of the finishing team.
   union {

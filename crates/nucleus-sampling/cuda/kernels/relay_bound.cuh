@@ -15,50 +15,6 @@ __device__ __forceinline__ float threshold_of(const Row *row, float bound, float
 __device__ __forceinline__ void raise_to(Row *row, float threshold) { atomicMax(&row->bound, key_or_none(threshold)); }
 __device__ __forceinline__ float threshold_now(const Row *row) { return value_or_none(shared_now(&row->bound)); }
 
-// Narrows [low, high) down to a number that at least k of the team's numbers reach, and few more.
-__device__ __forceinline__ float narrow(float own, float low, float high, u32 k, u32 rounds) {
-  UNROLL_NOT
-  for (u32 round = 0; round < rounds; ++round) {
-    const float middle = 0.5f * low + 0.5f * high;
-    const u32 reach = Reading::count(own >= middle);
-    if (reach < k) high = middle;
-    else low = middle;
-    if (reach - k <= k / 4) break;
-  }
-  return low;
-}
-
-// A number that at least k of the team's numbers reach, and few more; -inf marks threads without one, and is the result if there are too few.
-// `most`: the largest.
-__device__ __forceinline__ float bound_of_threads(float own, u32 k, float &most) {
-  State *const sh = state();
-  // As many of every warp as make k together: the least of these is reached by k, the largest by few.
-  const u32 key = key_or_none(own), largest = __reduce_max_sync(~0u, key);
-  u32 left = key == largest ? 0 : key, found = largest;
-  UNROLL_NOT
-  for (u32 i = TEAM_WARPS; i < k; i += TEAM_WARPS) {
-    found = __reduce_max_sync(~0u, left);
-    left = left == found ? 0 : left;
-  }
-  Reading::sync();  // of the row before
-  if (threadIdx.x % 32 == 0) {
-    share_now(&sh->maxima[threadIdx.x / 32], largest);
-    share_now(&sh->minima[threadIdx.x / 32], found);
-  }
-  Reading::sync();
-  const u32 one = shared_now(&sh->minima[threadIdx.x % TEAM_WARPS]);
-  most = value_or_none(__reduce_max_sync(~0u, shared_now(&sh->maxima[threadIdx.x % TEAM_WARPS])));
-  if (k == 1) return most;
-  const u32 low = __reduce_min_sync(~0u, one), high = __reduce_max_sync(~0u, one);
-  if (low) return narrow(own, value_of(low), value_of(high), k, 3);
-  // Some warp has too few.
-  if (Reading::count(key != 0) < k) return -infinity();
-  const u32 smallest = __reduce_min_sync(~0u, key ? key : ~0u);
-  if (threadIdx.x % 32 == 0) share_now(&sh->minima[threadIdx.x / 32], smallest);
-  Reading::sync();
-  return narrow(own, value_of(__reduce_min_sync(~0u, shared_now(&sh->minima[threadIdx.x % TEAM_WARPS]))), most, k, 10);
-}
-
 // The keys of the unedited tokens that a row has collected so far, by one warp: those that reach the bound, and new ones.
 struct Follower {
   static constexpr u32 LEFT_MOST = FOLLOWED - 96, STEP = 12;

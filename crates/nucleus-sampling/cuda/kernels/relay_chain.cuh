@@ -25,14 +25,21 @@ __device__ __forceinline__ void tell_logprob(State *sh, u32 at) {
   if (at < sh->chain_kept) sh->chain_logprobs[at] = processed_logprob(sh->chain_weights[at], sh->chain_total);
   chain_arrive<CHAIN_LOGPROBS>();
 }
+// Writes a token of a row whose slot goes on.
+static __device__ __noinline__ void write_and_commit(const Row *row, u64 place, u32 kept, float logprob, SampledToken *out) {
+  Outcome outcome;
+  outcome.token = id_at(place);
+  outcome.kept = kept;
+  outcome.logprob = logprob;
+  *out = result(outcome, RawSums{}, row->request);
+}
 // The result, by the lane that has found where in the order of ids the draw falls.
 __device__ __forceinline__ void write_drawn(const State *sh, const Row *row, u32 found, u32 kept, SampledToken *out) {
   const u32 drawn = sh->order_by_id[found];
-  Outcome outcome;
-  outcome.token = id_at(sh->places[drawn]);
-  outcome.kept = kept;
-  outcome.logprob = sh->chain_logprobs[drawn];
-  *out = result(outcome, RawSums{}, row->request);
+  const u64 place = sh->places[drawn];
+  const float logprob = sh->chain_logprobs[drawn];
+  if (row->request.slot) return write_and_commit(row, place, kept, logprob, out);
+  *out = SampledToken{id_at(place), logprob, kept, NUCLEUS_OK, 0};
 }
 
 // The choice from a list that is sorted, and ordered by id, by the first CHAIN_WARPS warps of the team; false: this is another program, or too long a list.
@@ -49,23 +56,21 @@ __device__ __forceinline__ bool run_chain(const Row *row, u32 count, SampledToke
     tell_logprob(sh, local - 32);
     return true;
   }
-  const i32 most = Exponent(largest, s).n;
   // Lane i has the tokens 2 i and 2 i + 1 of the order.
   const u32 at = 2 * lane;
-  const ulonglong2 pair = *reinterpret_cast<const ulonglong2 *>(&sh->places[at]);
+  const ulonglong2 pair = *reinterpret_cast<const ulonglong2 *>(&sh->places[at]), weights = *reinterpret_cast<const ulonglong2 *>(&sh->chain_weights[at]);
   const uint2 order = *reinterpret_cast<const uint2 *>(&sh->by_id[at]);
-#pragma unroll
-  for (u32 i = 0; i < ORDERED_MOST / 64; ++i) *reinterpret_cast<ulonglong2 *>(&sh->weights_by_id[64 * i + at]) = make_ulonglong2(0, 0);
   const float x[2] = {logit_at(pair.x), logit_at(pair.y)};
-  const u64 q[2] = {at < kept ? Exponent(x[0], s).weight(most) : 0, at + 1 < kept ? Exponent(x[1], s).weight(most) : 0};
-  *reinterpret_cast<ulonglong2 *>(&sh->chain_weights[at]) = make_ulonglong2(q[0], q[1]);
-  const Beginning left = truncate(program, plan, largest, x, q, kept);
+  const u64 q[2] = {at < kept ? weights.x : 0, at + 1 < kept ? weights.y : 0};
+  SlicePlan rest = plan;
+  rest.op += plan.kind == SlicePlan::FIRST ? 1 : 0;
+  const Beginning left = truncate<true>(program, rest, largest, x, q, kept);
   if (lane == 0) {
     sh->chain_total = left.total;
     sh->chain_kept = left.kept;
   }
   __syncwarp();                 // lanes arrive together
-  chain_sync<CHAIN_TOTAL>();    // and the weights are cleared
+  chain_arrive<CHAIN_TOTAL>();
   if (at < left.kept) {
     sh->weights_by_id[order.x] = q[0];
     sh->order_by_id[order.x] = at;
@@ -75,7 +80,7 @@ __device__ __forceinline__ bool run_chain(const Row *row, u32 count, SampledToke
     sh->order_by_id[order.y] = at + 1;
   }
   __syncwarp();
-  const u32 found = find_drawn(sh->weights_by_id, mulhi64(row->uniform, left.total));
+  const u32 found = find_drawn<true>(sh->weights_by_id, mulhi64(row->uniform, left.total));
   chain_sync<CHAIN_LOGPROBS>();
   if (found < ORDERED_MOST) write_drawn(sh, row, found, left.kept, out);
   return true;
@@ -96,13 +101,10 @@ __device__ __forceinline__ bool run_wide_chain(const Row *row, u32 count, Sample
     tell_logprob(sh, local - 32);
     return true;
   }
-  const i32 most = Exponent(largest, s).n;
-  const ulonglong2 pair = *reinterpret_cast<const ulonglong2 *>(&sh->places[at]);
+  const ulonglong2 pair = *reinterpret_cast<const ulonglong2 *>(&sh->places[at]), weights = *reinterpret_cast<const ulonglong2 *>(&sh->chain_weights[at]);
   const uint2 order = *reinterpret_cast<const uint2 *>(&sh->by_id[at]);
-#pragma unroll
-  for (u32 i = 0; i < ORDERED_MOST / 64; ++i) *reinterpret_cast<ulonglong2 *>(&sh->weights_by_id[64 * i + at]) = make_ulonglong2(0, 0);
   const float x[2] = {logit_at(pair.x), logit_at(pair.y)};
-  const u64 q[2] = {at < kept ? Exponent(x[0], s).weight(most) : 0, at + 1 < kept ? Exponent(x[1], s).weight(most) : 0};
+  const u64 q[2] = {at < kept ? weights.x : 0, at + 1 < kept ? weights.y : 0};
   WideChain chain(row->config, x, q, plan.temperature, s, largest, kept);
   const bool decided = chain.run(row->program, first ? plan.op + 1 : plan.op, xtc_acts(row->row, row->config));
   const u64 left[2] = {chain.inside(0) ? chain.q[0] : 0, chain.inside(1) ? chain.q[1] : 0};
@@ -112,7 +114,7 @@ __device__ __forceinline__ bool run_wide_chain(const Row *row, u32 count, Sample
     sh->chain_kept = decided ? chain.high : 0;
   }
   __syncwarp();               // lanes arrive together
-  chain_sync<CHAIN_TOTAL>();  // and the weights are cleared
+  chain_arrive<CHAIN_TOTAL>();
   u32 found = ORDERED_MOST;
   if (decided) {
     if (chain.inside(0)) {
@@ -124,7 +126,7 @@ __device__ __forceinline__ bool run_wide_chain(const Row *row, u32 count, Sample
       sh->order_by_id[order.y] = at + 1;
     }
     __syncwarp();
-    found = find_drawn(sh->weights_by_id, mulhi64(row->uniform, chain.total));
+    found = find_drawn<true>(sh->weights_by_id, mulhi64(row->uniform, chain.total));
   }
   chain_sync<CHAIN_LOGPROBS>();
   if (found < ORDERED_MOST) write_drawn(sh, row, found, chain.high - chain.low, out);

@@ -131,7 +131,7 @@ __device__ __forceinline__ void start_ids(const Editable &editable, Row *row) {
 }
 
 // Marks ids for the reading team, by as many threads, once they have come.
-static __device__ __noinline__ void mark_ids(Row *row, u32 local, u32 threads) {
+static __device__ __noinline__ void mark_editable(Row *row, u32 local, u32 threads) {
   const u32 first = row->shift, end = first + row->window + row->row.bias.len + row->row.eos.len + row->row.bad_words.len;
   UNROLL_NOT
   for (u32 at = 4 * local; at < end; at += 4 * threads) {
@@ -215,11 +215,11 @@ __device__ __forceinline__ void describe_rows(const B &batch) {
       }
       if (turn) {
         Describing::sync();
-        mark_ids(row, local, DESCRIBING_THREADS);
+        mark_editable(row, local, DESCRIBING_THREADS);
         Describing::sync();
       } else {
         Marking::sync();
-        mark_ids(row, local, Marking::THREADS_OF_IT);
+        mark_editable(row, local, Marking::THREADS_OF_IT);
         Marking::sync();
       }
       if (local < TELLING_THREADS) arrive(&sh->ready[at]);

@@ -7,12 +7,17 @@
 
 namespace nucleus::relay {
 
-// Sorts up to 128 places, descending, by counting, several threads a place, and tells how many have a smaller id. What follows the places is 0 up to there.
-// Barriers precede, and one follows.
+// Sorts up to 128 places, descending, by counting, several threads a place, tells how many have a smaller id, and weighs the first ones, by the scale `s`. What follows the
+// places is 0 up to there. Barriers precede, and one follows.
 template <u32 SHARES>
-__device__ __forceinline__ void sort_few(u64 *places, u32 count, u32 local) {
+__device__ __forceinline__ void sort_few(u64 *places, u32 count, float s, u32 local) {
+  State *const sh = state();
   const u32 share = local % SHARES;
   const u64 own = places[local / SHARES];
+  u32 most = 0;  // the largest key
+#pragma unroll
+  for (u32 i = 0; i < ORDERED_MOST; i += 32) most = max(most, static_cast<u32>(places[i + local % 32] >> 32));
+  if (local < ORDERED_MOST) sh->weights_by_id[local] = 0;
   u32 ranks = 0;  // by id above 16 bits
   UNROLL_NOT
   for (u32 first = 0; first < count; first += 8 * SHARES) {
@@ -23,12 +28,15 @@ __device__ __forceinline__ void sort_few(u64 *places, u32 count, u32 local) {
       ranks += (static_cast<u32>(pair.x) > static_cast<u32>(own) ? 1u << 16 : 0) + (static_cast<u32>(pair.y) > static_cast<u32>(own) ? 1u << 16 : 0);
     }
   }
+  const u64 weight = Exponent(logit_at(own), s).weight(Exponent(value_of(__reduce_max_sync(~0u, most)), s).n);
 #pragma unroll
   for (u32 step = SHARES / 2; step; step /= 2) ranks += __shfl_xor_sync(~0u, ranks, step);
   Finishing::sync();
   if (own && share == 0) {
-    places[ranks & 0xFFFFu] = own;
-    state()->by_id[ranks & 0xFFFFu] = ranks >> 16;
+    const u32 rank = ranks & 0xFFFFu;
+    places[rank] = own;
+    sh->by_id[rank] = ranks >> 16;
+    if (rank < CHAIN_MOST) sh->chain_weights[rank] = weight;
   }
   Finishing::sync();
 }
@@ -137,8 +145,8 @@ __device__ __forceinline__ void choose_listed(const Row *row, SampledToken *out,
   }
   if (count > CHAIN_MOST && plan.kind == SlicePlan::ABOVE && then_draws(plan, row->program) && draw_from_list(row, out, count, local)) return;
   if (count > ORDERED_MOST && plan.kind == SlicePlan::FIRST) count = shorten_list(row, count, local);
-  if (count <= ORDERED_MOST / 2) sort_few<2 * TEAM_THREADS / ORDERED_MOST>(sh->places, count, local);
-  else if (count <= ORDERED_MOST) sort_few<TEAM_THREADS / ORDERED_MOST>(sh->places, count, local);
+  if (count <= ORDERED_MOST / 2) sort_few<2 * TEAM_THREADS / ORDERED_MOST>(sh->places, count, row->scale, local);
+  else if (count <= ORDERED_MOST) sort_few<TEAM_THREADS / ORDERED_MOST>(sh->places, count, row->scale, local);
   else sort_many(sh->places, count, local);
   if (local < CHAIN_WARPS * 32 && !run_chain(row, count, out, local)) choose_otherwise(row, count, out, local);
 }
@@ -197,7 +205,7 @@ __device__ __forceinline__ void finish_rows(const B &batch, bool last) {
   const u32 local = threadIdx.x - TEAM_THREADS;
   Marking::sync();  // the first row's ids are there
   if (wants_ids(&sh->rows[0])) {
-    mark_ids(&sh->rows[0], DESCRIBING_THREADS + local, Marking::THREADS_OF_IT);
+    mark_editable(&sh->rows[0], DESCRIBING_THREADS + local, Marking::THREADS_OF_IT);
     Marking::sync();
   }
   wait_for_copy(&sh->known[0], 0);

@@ -291,15 +291,18 @@ struct Reader {
 
   // A first bound, from the row's first two stages. `first`: this thread's one, if there is one. `early`: its token with the largest logit; NO_ID: nobody looked yet.
   __device__ __forceinline__ float first_bound(const View &first, bool there, const Peaks &peaks, u32 early) const {
-    float unedited = -infinity();
+    State *const sh = state();
+    u32 unedited = 0;
     if (there) {
       const float most = peaks.all.value();
       if (!(most < infinity())) share_now(&row->strange, 1u);
-      else if (most > -infinity() && !(row->plan.edits && row->marked(early != NO_ID ? early : largest_of(first, peaks)))) unedited = most;
+      else if (most > -infinity() && !(row->plan.edits && row->marked(early != NO_ID ? early : largest_of(first, peaks)))) unedited = key_or_none(most);
     }
-    float most;
-    const float bound = bound_of_threads(unedited, row->plan.k, most);
-    return threshold_of(row, bound, most);
+    sh->keys[threadIdx.x] = unedited;
+    Reading::sync();
+    const BoundOfKeys of = bound_of_keys<TEAM_THREADS, TEAM_WARPS>(sh->keys, sh->reach, row->plan.k, row->plan.kind == SlicePlan::ABOVE, threadIdx.x / 32, [] { Reading::sync(); });
+    if (row->plan.k == 1) Reading::sync();  // as otherwise within: no key of the next row is written while these are read
+    return threshold_of(row, value_or_none(of.bound), value_or_none(of.most));
   }
 
   // Reads the row to its end; each half of the team every other stage. Warps wait for each other only before the first bound. `own`: the first stage of this half,

@@ -13,6 +13,9 @@ __device__ __forceinline__ u32 what_is_left(const Row *row, bool last) {
   return !many ? PENDING : last ? MANY_KEPT : MANY_ABOVE;
 }
 
+// Behind what is run for every row: ptxas puts the functions of a kernel in the order of their mangled names.
+namespace rest {
+
 // What drawing from a row needs behind Shared.
 struct RestRoom {
   CellDraw<THREADS> draw;
@@ -52,7 +55,7 @@ static __device__ __noinline__ bool draw_above(u32 index, u32 largest) {
 
 // All of them. The other warps have ended.
 template <u32 DTYPE, class B>
-static __device__ __noinline__ void sample_rest(const B &batch, const Workspace &workspace) {
+static __device__ __noinline__ void sample(const B &batch, const Workspace &workspace) {
   Shared *const sh = shared_state();
   sync_block();  // all know that there are such rows
   DeviceTeam{}.prepare_meetings();
@@ -74,8 +77,10 @@ static __device__ __noinline__ void sample_rest(const B &batch, const Workspace 
     sync_block();
     if (threadIdx.x == 0) sh->found = sh->kept = 0;
     sync_block();
-    sample_unsliced(RowCall{index, 0, RawSums{}, true}, workspace, false);
+    unsliced::sample(RowCall{index, 0, RawSums{}, true}, workspace, false);
   }
 }
+
+}  // namespace rest
 
 }  // namespace nucleus::relay

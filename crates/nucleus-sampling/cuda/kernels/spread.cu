@@ -20,7 +20,7 @@ static __device__ __noinline__ void sample_undecided(const SamplingBatch &batch,
   describe_slot(sh, batch);
   DeviceTeam{}.prepare_meetings();
   DeviceTeam{}.cluster_sync();
-  sample_unsliced(RowCall{index, 0, RawSums{}}, workspace, false);
+  unsliced::sample(RowCall{index, 0, RawSums{}}, workspace, false);
   DeviceTeam{}.cluster_sync();  // no block leaves while another may still read its shared memory
 }
 

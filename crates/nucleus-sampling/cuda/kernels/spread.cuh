@@ -24,7 +24,6 @@ constexpr u32 PAIR_MOST = 10;        // vectors of a pair of pieces
 constexpr u32 HELD_MOST = 128;       // hits of which the vectors are kept, where they are still in registers
 constexpr u32 HITS_MOST = LISTED;    // pairs of pieces of a block's threads that reach the bound; more of them have more tokens than a list
 constexpr u32 GROUPS_MOST = 256;     // of threads, each with its largest logit
-constexpr u32 SAMPLES = 32;          // of them, of which one is the bound
 constexpr u32 STRANGE = 1u << 20;    // tokens for a warp that has seen what is no number
 static_assert(STRANGE > LISTED);
 // What comes of a row when everything that was sent is there: the leading block decides it; all blocks draw from what reaches the bound; the exact path does.
@@ -61,6 +60,12 @@ struct Changed {
   u32 to;  // the place that was taken for it; NOWHERE: none
 };
 
+// What of its edits the block has found: flags of an Edit and how often it occurs, DRY's longest passage, and the first of its places among the ids that may be edited.
+struct FoundEdits {
+  u32 flags, longest, position, unused;
+};
+constexpr u32 CHANGED_AT_A_TIME = 128;
+
 // A row's description, what it asks for, and what a block has found.
 struct RowState : Description {
   SlicePlan plan;
@@ -89,6 +94,7 @@ struct RowState : Description {
   ChainRoom chain;
   alignas(16) u32 recent[EDITS_MOST];  // the window of the history, to the right
   u32 notes[EDITS_MOST];               // what its places do to their tokens
+  alignas(16) FoundEdits found[CHANGED_AT_A_TIME];  // of `changes`, some at a time
   u32 ids[EDITS_MOST];                 // with biases, then those that may not be drawn now
   float rises[EDITS_MOST];             // the biases
   union {

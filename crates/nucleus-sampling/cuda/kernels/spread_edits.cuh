@@ -58,48 +58,50 @@ struct Risers {
   __device__ __forceinline__ float rise(u32 position) const { return lowers ? sh->rises[position] : infinity(); }
 };
 
-// A token's logit after its edits, by a warp; -inf also if a riser at an earlier position is the same token. `r`: the request.
-__device__ __forceinline__ float edit_token(const RowState *sh, const Request &r, const Changed &token, bool &strange) {
-  const u32 lane = threadIdx.x % 32, id = token.id, biases = sh->row.bias.len, first = EDITS_MOST - sh->window;
-  u32 flags = 0, occurrences = 0, longest = 0, position = Changed::REACHES;
-  float bias = 0.0f;
-  constexpr u32 ROUND = 128, ROUNDS = 4;  // places that a warp looks at by a read of each lane, and such reads at a time
-  static_assert(EDITS_MOST % (ROUND * ROUNDS) == 0);
+// Nothing is found of any token yet, by as many threads.
+__device__ __forceinline__ void forget_found(RowState *sh, u32 local, u32 locals) {
   UNROLL_NOT
-  for (u32 from = first / (ROUND * ROUNDS) * (ROUND * ROUNDS) + 4 * lane; from < EDITS_MOST; from += ROUND * ROUNDS) {
-    uint4 four[ROUNDS];
-#pragma unroll
-    for (u32 i = 0; i < ROUNDS; ++i) four[i] = *reinterpret_cast<const uint4 *>(&sh->recent[from + ROUND * i]);
-    bool some = false;
-#pragma unroll
-    for (u32 i = 0; i < ROUNDS; ++i) some |= (four[i].x == id) | (four[i].y == id) | (four[i].z == id) | (four[i].w == id);
-    if (!some) continue;
-    u32 places = 0;  // four bits of each read
-#pragma unroll
-    for (u32 i = 0; i < ROUNDS; ++i)
-      places |= ((four[i].x == id ? 1u : 0) | (four[i].y == id ? 2u : 0) | (four[i].z == id ? 4u : 0) | (four[i].w == id ? 8u : 0)) << 4 * i;
+  for (u32 i = local; i < CHANGED_AT_A_TIME; i += locals) *reinterpret_cast<uint4 *>(&sh->found[i]) = make_uint4(0, 0, Changed::REACHES, 0);
+}
+
+// Finds the edits of so many tokens, by all threads, each of which looks for all of them at its places. Barriers precede and follow.
+__device__ __forceinline__ void find_edits(RowState *sh, const Changed *tokens, u32 count) {
+  constexpr u32 OWN = EDITS_MOST / BLOCK_THREADS;  // places of the window
+  static_assert(OWN == 2);
+  const u32 first = EDITS_MOST - sh->window, biases = sh->row.bias.len, listed = biases + sh->bans, from = OWN * threadIdx.x;
+  const uint2 own = *reinterpret_cast<const uint2 *>(&sh->recent[from]);
+  const u32 one = threadIdx.x < listed ? sh->ids[threadIdx.x] : NO_ID;
+  const auto note = [&](u32 place, FoundEdits &found) {
+    if (place < first) return;
+    const u32 note = sh->notes[place];
+    atomicOr(&found.flags, note & (OCCURRENCE - 1));
+    atomicAdd(&found.flags, note & OCCURRENCE);
+    atomicMin(&found.position, biases + (place - first));
+    if (note >> NOTE_PASSAGE) atomicMax(&found.longest, note >> NOTE_PASSAGE);
+  };
+  const auto list = [&](u32 i, FoundEdits &found) {
+    if (i < biases) atomicMin(&found.position, i);
+    else atomicOr(&found.flags, BANNED);
+  };
+  UNROLL_NOT
+  for (u32 token = 0; token < count; ++token) {
+    const u32 id = tokens[token].id;
+    FoundEdits &found = sh->found[token];
+    if (own.x == id) note(from, found);
+    if (own.y == id) note(from + 1, found);
+    if (one == id) list(threadIdx.x, found);
     UNROLL_NOT
-    for (; places; places &= places - 1) {
-      const u32 bit = __ffs(places) - 1, e = from + bit / 4 * ROUND + bit % 4;
-      if (e < first) continue;
-      const u32 note = sh->notes[e];
-      flags |= note & (OCCURRENCE - 1);
-      occurrences += note & OCCURRENCE;
-      longest = note >> NOTE_PASSAGE > longest ? note >> NOTE_PASSAGE : longest;
-      position = biases + (e - first) < position ? biases + (e - first) : position;
-    }
+    for (u32 i = threadIdx.x + BLOCK_THREADS; i < listed; i += BLOCK_THREADS)
+      if (sh->ids[i] == id) list(i, found);
   }
-  const u32 listed = biases + sh->bans;
-  UNROLL_NOT
-  for (u32 i = lane; i < listed; i += 32) {
-    if (sh->ids[i] != id) continue;
-    flags |= i < biases ? BIASED : BANNED;
-    if (i < biases) bias = sh->rises[i], position = i;
-  }
-  const u32 biased = __ballot_sync(~0u, flags & BIASED);
-  const Edit edit{id, __reduce_or_sync(~0u, flags) + __reduce_add_sync(~0u, occurrences), __reduce_max_sync(~0u, longest), __shfl_sync(~0u, bias, biased ? __ffs(biased) - 1 : 0)};
+}
+
+// A token's logit after its edits, which have been found; -inf also if a riser at an earlier position is the same token. `r`: the request.
+__device__ __forceinline__ float edit_token(const RowState *sh, const Request &r, const Changed &token, const FoundEdits &found, bool &strange) {
+  const bool biased = found.position < sh->row.bias.len;
+  const Edit edit{token.id, found.flags | (biased ? BIASED : 0), found.longest, biased ? sh->rises[found.position] : 0.0f};
   const float x = edited(r, token.logit, edit, strange);
-  return token.riser != Changed::REACHES && __any_sync(~0u, position < token.riser) ? -infinity() : x;
+  return token.riser != Changed::REACHES && found.position < token.riser ? -infinity() : x;
 }
 
 }  // namespace nucleus::spread

@@ -299,60 +299,13 @@ struct Reader {
     if (to < BLOCKS) send_u32(address_in(shared_address(&sh->groups[place]), to), key, address_in(shared_address(&sh->told), to));
   }
 
-  // Two instructions, where the compiler would select.
-  __device__ __forceinline__ static void count_if_reached(u32 &count, u32 key, u32 least) {
-    asm("{\n.reg .pred p;\nsetp.ge.u32 p, %1, %2;\n@p add.u32 %0, %0, 1;\n}" : "+r"(count) : "r"(key), "r"(least));
-  }
   // A key that the row's first tokens reach; 0: any. By the reading threads, once all groups are known. A barrier within.
   __device__ __forceinline__ u32 bound() const {
-    constexpr u32 APART = D::GROUPS / SAMPLES, OWN = SAMPLES / READER_WARPS, KEYS = D::GROUPS / 32;
-    static_assert(OWN == 2);
     const SlicePlan &plan = sh->plan;
-    const u32 k = plan.k;
     const SlicePlan::Kind kind = plan.kind;
-    u32 keys[KEYS];
-#pragma unroll
-    for (u32 i = 0; i < KEYS / 2; ++i) {
-      const uint2 pair = *reinterpret_cast<const uint2 *>(&sh->groups[64 * i + 2 * lane]);
-      keys[2 * i] = pair.x;
-      keys[2 * i + 1] = pair.y;
-    }
-    u32 most = 0;
-    if (k == 1 || kind == SlicePlan::ABOVE) {
-#pragma unroll
-      for (u32 i = 0; i < KEYS; ++i) most = keys[i] > most ? keys[i] : most;
-      most = __reduce_max_sync(~0u, most);
-    }
-    u32 found = most;
-    if (k > 1) {
-      // How many groups reach each of some of them: the largest that enough reach is the bound.
-      const u32 one = sh->groups[warp * OWN * APART], other = sh->groups[(warp * OWN + 1) * APART];
-      u32 reach_one[2] = {0, 0}, reach_other[2] = {0, 0};
-#pragma unroll
-      for (u32 i = 0; i < KEYS; ++i) {
-        count_if_reached(reach_one[i % 2], keys[i], one);
-        count_if_reached(reach_other[i % 2], keys[i], other);
-      }
-      const u32 reach = __reduce_add_sync(~0u, (reach_one[0] + reach_one[1]) | (reach_other[0] + reach_other[1]) << 16);
-      if (lane == 0) *reinterpret_cast<uint2 *>(&sh->reach[warp * OWN]) = make_uint2(reach & 0xFFFFu, reach >> 16);
-      meet<COUNTED, READERS>();
-      const u32 sample = sh->groups[lane * APART];
-      found = __reduce_max_sync(~0u, sh->reach[lane] >= k ? sample : 0);
-      if (!found) {
-        // All of the samples are among the first k: then all groups that there are.
-        u32 filled = 0, lowest = ~0u;
-#pragma unroll
-        for (u32 i = 0; i < KEYS; ++i) {
-          filled += keys[i] != 0;
-          lowest = keys[i] && keys[i] < lowest ? keys[i] : lowest;
-        }
-        filled = __reduce_add_sync(~0u, filled);
-        lowest = __reduce_min_sync(~0u, lowest);
-        found = filled < k ? 0 : lowest;
-      }
-    }
-    if (kind != SlicePlan::ABOVE || !found || !most) return found;
-    return key_or_none(fminf(value_of(found), fmaf(plan.temperature, sh->program.ops[plan.op].arg, value_of(most))));
+    const BoundOfKeys of = bound_of_keys<D::GROUPS, READER_WARPS>(sh->groups, sh->reach, plan.k, kind == SlicePlan::ABOVE, warp, [] { meet<COUNTED, READERS>(); });
+    if (kind != SlicePlan::ABOVE || !of.bound || !of.most) return of.bound;
+    return key_or_none(fminf(value_of(of.bound), fmaf(plan.temperature, sh->program.ops[plan.op].arg, value_of(of.most))));
   }
 };
 

@@ -63,6 +63,7 @@ struct Block : Sender<DTYPE, BLOCKS, SOME> {
     if (threadIdx.x < ORDERED_MOST) sh->places[threadIdx.x] = sh->chain.sorted[threadIdx.x] = sh->chain.weights_by_id[threadIdx.x] = 0;
     if (threadIdx.x < ORDERED_MOST) asm volatile("fence.acq_rel.cluster;" ::: "memory");
     asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
+    forget_found(sh, threadIdx.x, BLOCK_THREADS);
     UNROLL_NOT
     for (u32 i = threadIdx.x; i < D::pieces(batch.row_len) * (D::PIECE / BLOCKS / 128); i += BLOCK_THREADS)
       reinterpret_cast<uint4 *>(sh->marks)[i] = make_uint4(0, 0, 0, 0);
@@ -186,20 +187,31 @@ struct Block : Sender<DTYPE, BLOCKS, SOME> {
     }
   }
 
-  // Sends what a warp has of the tokens whose edits decide; how many were sent. A barrier precedes.
+  // Sends what a warp has of the tokens whose edits decide; how many were sent. By all warps; a barrier precedes.
   __device__ __forceinline__ u32 send_changed(float threshold, bool &strange) const {
     u32 sent = 0;
     bool full;
     const u32 count = sh->changed;
-    if (warp >= count) return 0;
-    const Request r = request();
     UNROLL_NOT
-    for (u32 i = warp; i < count; i += BLOCK_WARPS) {
-      const Changed token = sh->changes[i];
-      const float x = edit_token(sh, r, token, strange);
-      const bool reaches = x > -infinity() && x >= threshold;
-      if (token.to == NOWHERE) sent += send(lane == 0 && reaches, place_of(x, token.id), full);
-      else if (lane == 0) send_to(token.to, reaches ? place_of(x, token.id) : no_token(token.to));  // the warp that took it has counted it
+    for (u32 from = 0; from < count; from += CHANGED_AT_A_TIME) {
+      if (from) {
+        sync_block();
+        forget_found(sh, threadIdx.x, BLOCK_THREADS);
+        sync_block();
+      }
+      const u32 many = count - from < CHANGED_AT_A_TIME ? count - from : CHANGED_AT_A_TIME;
+      find_edits(sh, sh->changes + from, many);
+      sync_block();
+      if (warp >= many) continue;
+      const Request r = request();
+      UNROLL_NOT
+      for (u32 i = warp; i < many; i += BLOCK_WARPS) {
+        const Changed token = sh->changes[from + i];
+        const float x = edit_token(sh, r, token, sh->found[i], strange);
+        const bool reaches = x > -infinity() && x >= threshold;
+        if (token.to == NOWHERE) sent += send(lane == 0 && reaches, place_of(x, token.id), full);
+        else if (lane == 0) send_to(token.to, reaches ? place_of(x, token.id) : no_token(token.to));  // the warp that took it has counted it
+      }
     }
     return sent;
   }

@@ -3,10 +3,11 @@
 
 #include "call.cuh"
 
-namespace nucleus {
+// The namespace keeps it behind what is run for every row: ptxas puts the functions of a kernel in the order of their mangled names.
+namespace nucleus::unsliced {
 
 // The row as it lies in device memory, every edit a layer: for programs and rows that slices do not serve.
-static __device__ __noinline__ void sample_unsliced(RowCall call, Workspace workspace, bool unlisted) {
+static __device__ __noinline__ void sample(RowCall call, Workspace workspace, bool unlisted) {
   PlainTeam team{call.team()};
   Request r = call.request();
   EditTable table{nullptr, 0};
@@ -19,4 +20,4 @@ static __device__ __noinline__ void sample_unsliced(RowCall call, Workspace work
   sample_exactly(team, r, table, raw, unlisted, call.out());
 }
 
-}  // namespace nucleus
+}  // namespace nucleus::unsliced
