@@ -63,10 +63,7 @@ struct ChainRows : DrawnRows {
     w.bias = {arena.size(), biases, 0};
     for (uint32_t i = 0; i < biases; ++i) {
       const float value = random() % 4 ? 12 * uniform() - 4 : -INFINITY;
-      uint32_t word;
-      std::memcpy(&word, &value, 4);
-      arena.push_back(i * (vocab / 16) + random() % (vocab / 16));
-      arena.push_back(word);
+      add_bias(arena, i * (vocab / 16) + random() % (vocab / 16), value);
     }
   }
   // In Q32: all kinds of shares, none and all included.

@@ -34,6 +34,13 @@ __global__ void leave_edits(uint2 *memory, size_t count) {
   for (size_t i = blockIdx.x * blockDim.x + threadIdx.x; i < count; i += gridDim.x * blockDim.x) memory[i] = make_uint2(3, __float_as_uint(-INFINITY));
 }
 
+// Adds a bias to those that lie last in an arena.
+inline void add_bias(std::vector<uint32_t> &arena, uint32_t id, float value) {
+  uint32_t word;
+  std::memcpy(&word, &value, 4);
+  arena.insert(arena.end(), {id, word});
+}
+
 struct DeviceBatch {
   DeviceArray<SamplingRow> row;
   DeviceArray<SamplingConfig> configs;

@@ -105,10 +105,7 @@ struct FlatRows {
     w.bias = {arena.size(), biases, 0};
     for (uint32_t i = 0; i < biases; ++i) {
       const float value = random() % 4 ? 8 * uniform() - 4 : -INFINITY;
-      uint32_t word;
-      std::memcpy(&word, &value, 4);
-      arena.push_back(i * (vocab / 50) + random() % (vocab / 50));
-      arena.push_back(word);
+      add_bias(arena, i * (vocab / 50) + random() % (vocab / 50), value);
     }
     row.push_back(w);
     configs.push_back(c);
