@@ -13,6 +13,15 @@ __device__ __forceinline__ void chain_sync() { meet_for_tools(); asm volatile("b
 template <u32 BARRIER>
 __device__ __forceinline__ void chain_arrive() { meet_for_tools(); asm volatile("barrier.arrive %0, %1;" ::"n"(BARRIER), "n"(CHAIN_WARPS * 32) : "memory"); }
 
+// By the warp that chooses: what log-probabilities are computed from is there. racecheck follows who has met only where all wait.
+__device__ __forceinline__ void tell_total() {
+#ifdef NUCLEUS_RACECHECK
+  chain_sync<CHAIN_TOTAL>();
+#else
+  chain_arrive<CHAIN_TOTAL>();
+#endif
+}
+
 // How many of a list's first tokens a chain begins with; 0: there are none, or too many.
 __device__ __forceinline__ u32 tokens_of_chain(const Row *row, u32 count) {
   u32 kept = count;
@@ -69,8 +78,8 @@ __device__ __forceinline__ bool run_chain(const Row *row, u32 count, SampledToke
     sh->chain_total = left.total;
     sh->chain_kept = left.kept;
   }
-  __syncwarp();                 // lanes arrive together
-  chain_arrive<CHAIN_TOTAL>();
+  __syncwarp();  // lanes arrive together
+  tell_total();
   if (at < left.kept) {
     sh->weights_by_id[order.x] = q[0];
     sh->order_by_id[order.x] = at;
@@ -113,8 +122,8 @@ __device__ __forceinline__ bool run_wide_chain(const Row *row, u32 count, Sample
     sh->chain_total = chain.total;
     sh->chain_kept = decided ? chain.high : 0;
   }
-  __syncwarp();               // lanes arrive together
-  chain_arrive<CHAIN_TOTAL>();
+  __syncwarp();  // lanes arrive together
+  tell_total();
   u32 found = ORDERED_MOST;
   if (decided) {
     if (chain.inside(0)) {
