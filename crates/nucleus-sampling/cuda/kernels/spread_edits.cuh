@@ -71,7 +71,7 @@ __device__ __forceinline__ void find_edits(RowState *sh, const Changed *tokens, 
   const u32 first = EDITS_MOST - sh->window, biases = sh->row.bias.len, listed = biases + sh->bans, from = OWN * threadIdx.x;
   const uint2 own = *reinterpret_cast<const uint2 *>(&sh->recent[from]);
   const u32 one = threadIdx.x < listed ? sh->ids[threadIdx.x] : NO_ID;
-  const auto note = [&](u32 place, FoundEdits &found) {
+  const auto add_place = [&](u32 place, FoundEdits &found) {
     if (place < first) return;
     const u32 note = sh->notes[place];
     atomicOr(&found.flags, note & (OCCURRENCE - 1));
@@ -79,7 +79,7 @@ __device__ __forceinline__ void find_edits(RowState *sh, const Changed *tokens, 
     atomicMin(&found.position, biases + (place - first));
     if (note >> NOTE_PASSAGE) atomicMax(&found.longest, note >> NOTE_PASSAGE);
   };
-  const auto list = [&](u32 i, FoundEdits &found) {
+  const auto add_listed = [&](u32 i, FoundEdits &found) {
     if (i < biases) atomicMin(&found.position, i);
     else atomicOr(&found.flags, BANNED);
   };
@@ -87,12 +87,12 @@ __device__ __forceinline__ void find_edits(RowState *sh, const Changed *tokens, 
   for (u32 token = 0; token < count; ++token) {
     const u32 id = tokens[token].id;
     FoundEdits &found = sh->found[token];
-    if (own.x == id) note(from, found);
-    if (own.y == id) note(from + 1, found);
-    if (one == id) list(threadIdx.x, found);
+    if (own.x == id) add_place(from, found);
+    if (own.y == id) add_place(from + 1, found);
+    if (one == id) add_listed(threadIdx.x, found);
     UNROLL_NOT
     for (u32 i = threadIdx.x + BLOCK_THREADS; i < listed; i += BLOCK_THREADS)
-      if (sh->ids[i] == id) list(i, found);
+      if (sh->ids[i] == id) add_listed(i, found);
   }
 }
 

@@ -157,9 +157,9 @@ impl<'a> Work<'a> {
             || tables.program.ops().iter().any(|op| edits_by_id(op.code))
     }
 
-    /// Whether the row is as it came, but for temperatures and a mask, where its token is drawn from all of it, or where what it weighs tells one cut or one
-    /// temperature of it, or smoothed logits are drawn from (`kind_by_weight` of `prepare.cuh`).
-    fn drawn(&self) -> Option<Kind> {
+    /// How the launch for draws decides the row, if it does: it is as it came, but for temperatures and a mask, and its token is drawn from all of it, or what it weighs tells
+    /// one cut or one temperature of it, or smoothed logits are drawn from (`kind_by_weight` of `prepare.cuh`).
+    fn drawn(&self) -> Option<Drawn> {
         let tables = self.params.tables();
         if tables.allowed.is_some() || self.edits() {
             return None;
@@ -168,47 +168,29 @@ impl<'a> Work<'a> {
         let cuts_by_mass = |code| {
             matches!(code, OpCode::TopP | OpCode::TopA) || (code == OpCode::Epsilon && !ties)
         };
-        let mut codes = tables.program.ops().iter().map(|op| op.code);
-        let decides = codes.find(|code| !LEADING.contains(code))?;
-        let cut = match decides {
-            OpCode::Draw => return Some(Kind::Drawn),
-            OpCode::Mirostat2 => true,
-            OpCode::Smoothing => codes.eq([OpCode::Draw]),
-            OpCode::DynamicTemperature => {
-                let next = codes.next();
-                let next = if next.is_some_and(cuts_by_mass) {
-                    codes.next()
-                } else {
-                    next
-                };
-                next == Some(OpCode::Draw) && codes.next().is_none()
+        let cuts =
+            |code| cuts_by_mass(code) || (!ties && matches!(code, OpCode::Eta | OpCode::TypicalP));
+        let ops = tables.program.ops();
+        let first = ops.iter().position(|op| !LEADING.contains(&op.code))?;
+        let (code, rest) = (ops[first].code, &ops[first + 1..]);
+        let warmed_after = rest
+            .iter()
+            .take_while(|op| op.code == OpCode::Temperature)
+            .count();
+        let flags = match code {
+            OpCode::Draw => return Some(Drawn::Whole),
+            OpCode::Mirostat2 => BATCH_CUT_BY_WEIGHT,
+            OpCode::Smoothing if is_draw(rest) => BATCH_SMOOTHED,
+            OpCode::DynamicTemperature if is_draw(rest) => BATCH_WARMED,
+            OpCode::DynamicTemperature if matches!(rest, [cut, rest @ ..] if cuts_by_mass(cut.code) && is_draw(rest)) => {
+                BATCH_WARMED | BATCH_CUT_BY_WEIGHT
             }
-            code if cuts_by_mass(code)
-                || (!ties && matches!(code, OpCode::Eta | OpCode::TypicalP)) =>
-            {
-                codes
-                    .skip_while(|code| *code == OpCode::Temperature)
-                    .eq([OpCode::Draw])
-            }
-            _ => false,
-        };
-        cut.then_some(Kind::Cut)
-    }
-
-    /// What the launch for draws has to know of a row of [`Kind::Cut`], as bits.
-    fn cut_flags(&self) -> u32 {
-        let mut ops = self.params.tables().program.ops().iter();
-        let code = ops.find(|op| !LEADING.contains(&op.code)).map(|op| op.code);
-        let then_draws = ops.next().is_some_and(|op| op.code == OpCode::Draw);
-        match code {
-            Some(OpCode::Smoothing) => BATCH_SMOOTHED,
-            Some(OpCode::DynamicTemperature) if then_draws => BATCH_WARMED,
-            Some(OpCode::DynamicTemperature) => BATCH_WARMED | BATCH_CUT_BY_WEIGHT,
-            Some(OpCode::TopP) if then_draws => 0,
-            Some(OpCode::Epsilon | OpCode::TopA) if then_draws => BATCH_CUT_BY_WEIGHT,
-            Some(OpCode::Mirostat2) => BATCH_CUT_BY_WEIGHT,
+            _ if !cuts(code) || !is_draw(&rest[warmed_after..]) => return None,
+            OpCode::TopP if warmed_after == 0 => 0,
+            OpCode::Epsilon | OpCode::TopA if warmed_after == 0 => BATCH_CUT_BY_WEIGHT,
             _ => BATCH_CUT_BY_SURPRISE,
-        }
+        };
+        Some(Drawn::Cut(flags))
     }
 
     /// Tokens at the end of the history that operations by id look at.
@@ -229,6 +211,20 @@ impl<'a> Work<'a> {
             .unwrap_or(0)
             .min(self.history_len())
     }
+}
+
+/// How the launch for draws decides a row.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Drawn {
+    /// It is drawn from as a whole.
+    Whole,
+    /// Behind a cut, by a temperature or from logits that follow from what it weighs; what the launch has to know of it, as bits of a batch's flags.
+    Cut(u32),
+}
+
+/// Whether nothing but the draw follows.
+fn is_draw(ops: &[Op]) -> bool {
+    matches!(ops, [op] if op.code == OpCode::Draw)
 }
 
 /// Whether an operation looks tokens up in the history.
@@ -412,14 +408,16 @@ impl Packed {
             let kind = match bounded_by {
                 _ if few => Kind::Few,
                 Some(_) => Kind::Bounded,
-                None => drawn.unwrap_or(Kind::Other),
+                None => match drawn {
+                    None => Kind::Other,
+                    Some(Drawn::Whole) => Kind::Drawn,
+                    Some(Drawn::Cut(_)) => Kind::Cut,
+                },
             };
             self.kinds.push(kind);
-            self.drawn += usize::from(drawn == Some(Kind::Drawn));
-            let is_cut = drawn == Some(Kind::Cut);
-            self.drawn_after_cut += usize::from(is_cut);
-            if is_cut {
-                let flags = row.cut_flags();
+            self.drawn += usize::from(drawn == Some(Drawn::Whole));
+            if let Some(Drawn::Cut(flags)) = drawn {
+                self.drawn_after_cut += 1;
                 self.cut_flags |= flags;
                 self.cut_by_top_p |= flags == 0;
             }
