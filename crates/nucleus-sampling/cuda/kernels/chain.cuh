@@ -85,7 +85,6 @@ __device__ __forceinline__ Beginning truncate(const SamplingProgram &program, co
 }
 
 // Where the inclusive sum of ORDERED_MOST weights, in the order of ids, exceeds the target: to the lane that has it; ORDERED_MOST to the others.
-template <bool BY_SHUFFLES = false>
 __device__ __forceinline__ u32 find_drawn(const u64 *weights_by_id, u64 target) {
   constexpr u32 EACH = 4;
   static_assert(ORDERED_MOST == EACH * 32);
@@ -94,7 +93,7 @@ __device__ __forceinline__ u32 find_drawn(const u64 *weights_by_id, u64 target) 
 #pragma unroll
   for (u32 i = 0; i < EACH; ++i) own[i] = weights_by_id[EACH * lane + i];
   const u64 of_lane = (own[0] + own[1]) + (own[2] + own[3]);
-  u64 before = (BY_SHUFFLES ? prefix_sum_by_shuffles(of_lane) : prefix_sum(of_lane)) - of_lane;
+  u64 before = prefix_sum_by_shuffles(of_lane) - of_lane;
   u32 found = ORDERED_MOST;
 #pragma unroll
   for (u32 i = 0; i < EACH; ++i) {

@@ -427,7 +427,7 @@ __device__ __forceinline__ bool choose_from_first(Shared *sh, u32 row, const Sli
   for (u32 i = 0; i < 2; ++i)
     if (at + i < left.kept) room->weights_by_id[room->by_id[at + i]] = q[i];
   __syncwarp();
-  const u32 found = find_drawn<true>(room->weights_by_id, mulhi64(uniform, left.total));
+  const u32 found = find_drawn(room->weights_by_id, mulhi64(uniform, left.total));
   if (found == ORDERED_MOST) return true;
   const u32 drawn = room->order[found];
   write_token(sh, d, d->row.flags, row, id_at(room->sorted[drawn]), left.kept, processed_logprob(room->weights[drawn], left.total));

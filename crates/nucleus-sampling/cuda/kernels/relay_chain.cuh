@@ -34,14 +34,16 @@ __device__ __forceinline__ void tell_logprob(State *sh, u32 at) {
   if (at < sh->chain_kept) sh->chain_logprobs[at] = processed_logprob(sh->chain_weights[at], sh->chain_total);
   chain_arrive<CHAIN_LOGPROBS>();
 }
-// Writes a token of a row whose slot goes on.
-static __device__ __noinline__ void write_and_commit(const Row *row, u64 place, u32 kept, float logprob, SampledToken *out) {
+// Writes a token, by one thread.
+__device__ __forceinline__ void write_token(const Row *row, u64 place, u32 kept, float logprob, SampledToken *out) {
   Outcome outcome;
   outcome.token = id_at(place);
   outcome.kept = kept;
   outcome.logprob = logprob;
   *out = result(outcome, RawSums{}, row->request);
 }
+// That of a row whose slot goes on.
+static __device__ __noinline__ void write_and_commit(const Row *row, u64 place, u32 kept, float logprob, SampledToken *out) { write_token(row, place, kept, logprob, out); }
 // The result, by the lane that has found where in the order of ids the draw falls.
 __device__ __forceinline__ void write_drawn(const State *sh, const Row *row, u32 found, u32 kept, SampledToken *out) {
   const u32 drawn = sh->order_by_id[found];
@@ -89,7 +91,7 @@ __device__ __forceinline__ bool run_chain(const Row *row, u32 count, SampledToke
     sh->order_by_id[order.y] = at + 1;
   }
   __syncwarp();
-  const u32 found = find_drawn<true>(sh->weights_by_id, mulhi64(row->uniform, left.total));
+  const u32 found = find_drawn(sh->weights_by_id, mulhi64(row->uniform, left.total));
   chain_sync<CHAIN_LOGPROBS>();
   if (found < ORDERED_MOST) write_drawn(sh, row, found, left.kept, out);
   return true;
@@ -135,7 +137,7 @@ __device__ __forceinline__ bool run_wide_chain(const Row *row, u32 count, Sample
       sh->order_by_id[order.y] = at + 1;
     }
     __syncwarp();
-    found = find_drawn<true>(sh->weights_by_id, mulhi64(row->uniform, chain.total));
+    found = find_drawn(sh->weights_by_id, mulhi64(row->uniform, chain.total));
   }
   chain_sync<CHAIN_LOGPROBS>();
   if (found < ORDERED_MOST) write_drawn(sh, row, found, chain.high - chain.low, out);

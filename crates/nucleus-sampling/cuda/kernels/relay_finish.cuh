@@ -110,13 +110,7 @@ static __device__ __noinline__ bool draw_from_list(const Row *row, SampledToken 
   State *const sh = state();
   const SlicePlan &plan = row->plan;
   const DrawAbove asked{row->scale, plan.temperature, row->program.ops[plan.op].arg, plan.k, row->uniform};
-  return sh->list_draw.draw(sh->places, count, asked, local, [] { Finishing::sync(); }, [&](u64 place, u32 kept, float logprob) {
-    Outcome outcome;
-    outcome.token = id_at(place);
-    outcome.kept = kept;
-    outcome.logprob = logprob;
-    *out = result(outcome, RawSums{}, row->request);
-  });
+  return sh->list_draw.draw(sh->places, count, asked, local, [] { Finishing::sync(); }, [&](u64 place, u32 kept, float logprob) { write_token(row, place, kept, logprob, out); });
 }
 
 // The choice from a sorted list that the chain does not make, by its warps.

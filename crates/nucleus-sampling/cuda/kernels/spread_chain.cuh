@@ -126,7 +126,7 @@ __device__ __forceinline__ bool run_chain(RowState *sh, const SamplingBatch &bat
     room.order_by_id[order] = at + i;
   }
   __syncwarp();
-  const u32 found = find_drawn<true>(room.weights_by_id, mulhi64(uniform, left.total)), drawn = found < ORDERED_MOST ? room.order_by_id[found] : 0;
+  const u32 found = find_drawn(room.weights_by_id, mulhi64(uniform, left.total)), drawn = found < ORDERED_MOST ? room.order_by_id[found] : 0;
   const u64 place = room.sorted[drawn];
   chain_sync(CHAIN_LOGPROBS);
   if (found < ORDERED_MOST) write_choice(out, flags, batch, index, place, left.kept, room.logprobs[drawn]);
@@ -177,7 +177,7 @@ __device__ __forceinline__ bool run_wide_chain(RowState *sh, const SamplingBatch
       room.order_by_id[order] = at + i;
     }
     __syncwarp();
-    found = find_drawn<true>(room.weights_by_id, mulhi64(sh->uniform, chain.total));
+    found = find_drawn(room.weights_by_id, mulhi64(sh->uniform, chain.total));
   }
   chain_sync(CHAIN_LOGPROBS);
   if (found < ORDERED_MOST) {

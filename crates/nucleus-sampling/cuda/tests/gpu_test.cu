@@ -444,9 +444,11 @@ int main(int argc, char **argv) {
     }
     if (deviation && one) check_deviation(DeviationRows(type, rows, vocab, 3), deviation_results, differ);
     else if (deviation) check_all_deviations(deviation_results, differ);
-    for (bool edited : {false, true})
-      if (chains && one) check_chains(ChainRows(type, rows, vocab, 8, edited), chain_results, differ);
-    if (chains && !one) check_all_chains(chain_results, differ);
+    if (chains && one) {
+      for (bool edited : {false, true}) check_chains(ChainRows(type, rows, vocab, 8, edited), chain_results, differ);
+    } else if (chains) {
+      check_all_chains(chain_results, differ);
+    }
     failures += differ;
   }
   std::printf("%u results, %u of flat rows, %u of drawn rows, %u of rows cut by top_p, %u by deviations, %u of chains, %u top tokens, %u differ, %u not drawn; far rows in %s%s%s\n", results.load(), flat_results.load(), drawn_results, cut_results, deviation_results, chain_results, top_results.load(), failures.load(), others.load(),

@@ -182,7 +182,11 @@ impl<'a> Work<'a> {
             OpCode::Mirostat2 => BATCH_CUT_BY_WEIGHT,
             OpCode::Smoothing if is_draw(rest) => BATCH_SMOOTHED,
             OpCode::DynamicTemperature if is_draw(rest) => BATCH_WARMED,
-            OpCode::DynamicTemperature if matches!(rest, [cut, rest @ ..] if cuts_by_mass(cut.code) && is_draw(rest)) => {
+            OpCode::DynamicTemperature
+                if rest
+                    .split_first()
+                    .is_some_and(|(cut, rest)| cuts_by_mass(cut.code) && is_draw(rest)) =>
+            {
                 BATCH_WARMED | BATCH_CUT_BY_WEIGHT
             }
             _ if !cuts(code) || !is_draw(&rest[warmed_after..]) => return None,
