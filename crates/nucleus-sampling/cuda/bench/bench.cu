@@ -78,6 +78,7 @@ struct Case {
   uint32_t allowed = 0;  // ids that a mask allows; 0: there is none
   bool told_few = true;  // the caller says so of few
   std::vector<const Case *> others{};  // batches are mixed: a row is like one of these, each as likely
+  bool zipf = false;     // ids of histories as often as words are: the n-th in proportion to 1 / n
 
   bool few() const { return told_few && allowed && allowed <= 4096; }
 };
@@ -112,11 +113,29 @@ static bool is_leading(uint32_t code) {
   return code == NUCLEUS_OP_NONE || code == NUCLEUS_OP_DRY || code == NUCLEUS_OP_NO_REPEAT_NGRAM || code == NUCLEUS_OP_PENALTIES || code == NUCLEUS_OP_TEMPERATURE;
 }
 
+// Whether what follows the operation that bounds a row is the commonest.
+static bool has_common_chain(const SamplingProgram &p) {
+  const SamplingOp *op = p.ops;
+  while (is_leading(op->code)) ++op;
+  if (op->code == NUCLEUS_OP_ARGMAX) return true;
+  for (op += 1; op->code == NUCLEUS_OP_TOP_P || op->code == NUCLEUS_OP_MIN_P;) ++op;
+  return op->code == NUCLEUS_OP_DRAW;
+}
+
+// Whether the launch for draws may take the rows with edits.
+static bool edits(const Case &c) {
+  for (const Case *of : c.others)
+    if (edits(*of)) return true;
+  return c.edits && c.others.empty() && c.program.ops[0].code == NUCLEUS_OP_PENALTIES;
+}
+
+static bool draws_edited = true;  // whether callers say that edited rows may be drawn from by the launch for draws
+
 // What a caller says of a batch of such rows.
 static uint32_t what_is_known(const Case &c) {
   if (c.few()) return NUCLEUS_BATCH_ALL_FEW;
   if (!c.others.empty()) {
-    uint32_t known = ~0u, of_cuts = 0, of_bounded = NUCLEUS_BATCH_ALL_COUNTED, of_others = NUCLEUS_BATCH_NONE_WHOLE | NUCLEUS_BATCH_NONE_SUMMED | NUCLEUS_BATCH_NONE_CUT;
+    uint32_t known = ~0u, of_cuts = 0, of_bounded = NUCLEUS_BATCH_ALL_COUNTED | NUCLEUS_BATCH_COMMON_CHAINS, of_others = NUCLEUS_BATCH_NONE_WHOLE | NUCLEUS_BATCH_NONE_SUMMED | NUCLEUS_BATCH_NONE_CUT;
     for (const Case *of : c.others) {
       known &= what_is_known(*of);
       if (kind_of(*of) == BOUNDED) of_bounded &= what_is_known(*of);
@@ -127,7 +146,7 @@ static uint32_t what_is_known(const Case &c) {
   }
   const uint32_t unedited = c.edits ? 0 : NUCLEUS_BATCH_NO_EDITS;
   if (!c.bounded) {
-    const bool drawn = kind_of(c) == DRAWN, by_weight = kind_of(c) == CUT;
+    const bool edited = edits(c), drawn = kind_of(c) == DRAWN, by_weight = kind_of(c) == CUT;
     const SamplingOp *op = c.program.ops;
     while (is_leading(op->code)) ++op;
     bool summed = !c.raw;
@@ -138,13 +157,15 @@ static uint32_t what_is_known(const Case &c) {
     const bool whole = op->code == NUCLEUS_OP_TOP_K ? op->threshold <= 96 : op->code == NUCLEUS_OP_DRAW || op->code == NUCLEUS_OP_TOP_P || op->code == NUCLEUS_OP_MIN_P || op->code == NUCLEUS_OP_ARGMAX;
     const bool cut = op->code == NUCLEUS_OP_TOP_K && op->threshold <= 230;
     const uint32_t rest = whole || by_weight ? 0 : NUCLEUS_BATCH_NONE_WHOLE | (summed ? 0 : NUCLEUS_BATCH_NONE_SUMMED | (cut ? 0 : NUCLEUS_BATCH_NONE_CUT));
-    return NUCLEUS_BATCH_NONE_BOUNDED | unedited | (drawn ? NUCLEUS_BATCH_ALL_DRAWN : 0) | (drawn || by_weight ? NUCLEUS_BATCH_DRAWN_AFTER_TOP_P : 0) | (by_weight ? what_is_known_of_cut(op) : 0) | rest;
+    return NUCLEUS_BATCH_NONE_BOUNDED | unedited | (drawn ? NUCLEUS_BATCH_ALL_DRAWN : 0) | (drawn || by_weight ? NUCLEUS_BATCH_DRAWN_AFTER_TOP_P : 0) | (by_weight ? what_is_known_of_cut(op) : 0) | rest |
+           (edited && draws_edited ? NUCLEUS_BATCH_DRAWN_AFTER_TOP_P | NUCLEUS_BATCH_DRAWN_EDITED : 0);
   }
+  const uint32_t bounded = NUCLEUS_BATCH_ALL_BOUNDED | unedited | (has_common_chain(c.program) ? NUCLEUS_BATCH_COMMON_CHAINS : 0);
   for (uint32_t i = 0; i < c.program.len; ++i)
-    if (c.program.ops[i].code == NUCLEUS_OP_TOP_K || c.program.ops[i].code == NUCLEUS_OP_ARGMAX) return NUCLEUS_BATCH_ALL_BOUNDED | NUCLEUS_BATCH_ALL_COUNTED | unedited;
+    if (c.program.ops[i].code == NUCLEUS_OP_TOP_K || c.program.ops[i].code == NUCLEUS_OP_ARGMAX) return bounded | NUCLEUS_BATCH_ALL_COUNTED;
   for (uint32_t i = 0; i + 1 < c.program.len; ++i)
-    if (c.program.ops[i].code == NUCLEUS_OP_MIN_P && c.program.ops[i + 1].code != NUCLEUS_OP_DRAW) return NUCLEUS_BATCH_ALL_BOUNDED | unedited;
-  return NUCLEUS_BATCH_ALL_BOUNDED | NUCLEUS_BATCH_DRAW_AFTER_MIN_P | unedited;
+    if (c.program.ops[i].code == NUCLEUS_OP_MIN_P && c.program.ops[i + 1].code != NUCLEUS_OP_DRAW) return bounded;
+  return bounded | NUCLEUS_BATCH_DRAW_AFTER_MIN_P;
 }
 
 // Whether a name contains one of those that `|` lies between.
@@ -186,6 +207,8 @@ int main(int argc, char **argv) {
       {"T + draw", program({temperature, draw}), false, false},
       {"top_p", program({temperature, top_p, draw}), false, false},
       {"penalties, T, top_p", program({{NUCLEUS_OP_PENALTIES, 0, 0}, temperature, top_p, draw}), true, false},
+      {"penalties, T, top_p, Zipf", program({{NUCLEUS_OP_PENALTIES, 0, 0}, temperature, top_p, draw}), true, false, false, false, 0, true, {}, true},
+      {"penalties, T + draw", program({{NUCLEUS_OP_PENALTIES, 0, 0}, temperature, draw}), true, false},
       {"T + draw, raw", program({temperature, draw}), false, false, true},
       {"top_k + top_p, raw", program({temperature, top_k, top_p, draw}), false, false, true},
       {"top_p, flat", program({top_p, draw}), false, false, false, true},
@@ -252,6 +275,7 @@ int main(int argc, char **argv) {
       }
   }
   const bool unsorted = getenv("UNSORTED") != nullptr;
+  draws_edited = !getenv("UNDRAWN");
   const bool brief = argc > 1 && (!std::strcmp(argv[argc - 1], "brief") || !std::strcmp(argv[1], "few"));  // without the exact path
   bool sweep = argc > 1 && !std::strcmp(argv[1], "clusters");
   // `bench launch ROWS`: every case once on that many rows, for a profiler (profile.py).
@@ -344,12 +368,11 @@ int main(int argc, char **argv) {
         row[r].flags = (c.raw ? 0 : NUCLEUS_ROW_PROCESSED) | (c.few() ? NUCLEUS_ROW_FEW : 0) | (launch ? NUCLEUS_ROW_TOP : 0);
         row[r].history = {arena.size(), 1024, 0};
         row[r].prompt_len = 24;
-        for (int i = 0; i < 1024; ++i) arena.push_back(random() % VOCAB);
+        for (int i = 0; i < 1024; ++i) arena.push_back(like.zipf ? static_cast<uint32_t>(std::pow(VOCAB, random() / 4294967296.0)) - 1 : random() % VOCAB);
         row[r].bias = {arena.size(), like.edits ? 16u : 0u, 0};
         for (uint32_t i = 0; i < 16; ++i) { float value = 1.0f; uint32_t word; std::memcpy(&word, &value, 4); arena.push_back(i * 9001); arena.push_back(word); }
       }
-      const DeviceOrder sorted(row, programs, Sorted::TRULY);
-      const SamplingOrder order = c.others.empty() || unsorted ? SamplingOrder{} : sorted.order;
+      const DeviceOrder sorted(row, programs, Sorted::TRULY), sorted_edited(row, programs, Sorted::TRULY, true);
       DeviceArray<SamplingRow> d_row(row);
       DeviceArray<SamplingConfig> d_configs(configs);
       DeviceArray<SamplingProgram> d_programs(programs);
@@ -376,6 +399,10 @@ int main(int argc, char **argv) {
         b.dtype = dtype;
         b.cluster = cluster;
         b.flags = always | flags | NUCLEUS_BATCH_REQUEST_EACH | what_is_known(c);
+        const bool edited = draws_edited && !dtype && edits(c);
+        if (!c.others.empty() && edited) b.flags |= NUCLEUS_BATCH_DRAWN_EDITED;
+        const SamplingOrder order = c.others.empty() || unsorted ? SamplingOrder{} : edited ? sorted_edited.order : sorted.order;
+        if (order.order && order.drawn + order.cut == rows) b.flags |= NUCLEUS_BATCH_DRAWN_AFTER_TOP_P;
         if (unsorted && !c.others.empty()) b.flags &= ~(NUCLEUS_BATCH_ALL_COUNTED | NUCLEUS_BATCH_NONE_WHOLE | NUCLEUS_BATCH_NONE_SUMMED | NUCLEUS_BATCH_NONE_CUT);
         int code = launch_sorted_sample_batch(&b, &order, workspace.data, workspace.count, s);
         if (code) { std::printf("launch %d\n", code); std::exit(1); }

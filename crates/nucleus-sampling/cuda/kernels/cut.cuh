@@ -439,7 +439,7 @@ __device__ __forceinline__ bool begin_draw_of_many(u32 index, const Whole &whole
   first = make_uint4(0, 0, 0, 0);
   if (room->many.total) first = Sample<N>::first_words(r, room->group);
   if (threadIdx.x == 0) {
-    room->row = row_of(r, sh->batch.row_len, index, room->plan, whole, division);
+    room->row = row_of(r, sh->batch.row_len, index, room->plan, whole, room->many.room ? Division{division.blocks, room->many.room, division.slices} : division);
     room->reading = reading_of(r);
     room->index = index;
   }

@@ -97,11 +97,11 @@ struct Way {
   u32 slots = SLOTS_MOST;
 };
 
-static bool has_masks(const SamplingBatch &batch) { return batch.masks && batch.mask_words; }
 static bool may_cut(const SamplingBatch &batch) { return !(batch.flags & NUCLEUS_BATCH_ALL_DRAWN); }
 // Of a batch that may be cut.
 static Form form_of(const SamplingBatch &batch) {
   const bool masks = has_masks(batch);
+  if (edits_drawn(batch)) return Form::TOP_P_EDITED;
   switch (batch.flags & (NUCLEUS_BATCH_CUT_BY_WEIGHT | NUCLEUS_BATCH_CUT_BY_SURPRISE | NUCLEUS_BATCH_WARMED | NUCLEUS_BATCH_SMOOTHED)) {
     case 0: return masks ? Form::TOP_P_MASKED : Form::TOP_P;
     case NUCLEUS_BATCH_CUT_BY_WEIGHT: return masks ? Form::CUT_MASKED : Form::CUT;
@@ -139,7 +139,7 @@ static bool share(const SamplingBatch &batch, Way way, bool follow, DrawShape &s
     shape.listers = LISTERS / teams;
     shape.places = SENT_MOST / shape.senders();
   }
-  shape.masks_at = static_cast<u32>(sizeof(DrawState) + shape.message_bytes() + (lists ? sizeof(Lists) : 0) + (weighs_plainly(form) ? 0 : sizeof(RowSums)));
+  shape.masks_at = static_cast<u32>(sizeof(DrawState) + shape.message_bytes() + (lists ? sizeof(Lists) : 0) + (weighs_plainly(form) ? 0 : sizeof(RowSums)) + (edits_tokens(form) ? sizeof(DrawEdits) : 0));
   const size_t space = (BYTES_MAX - shape.masks_at) / teams;
   auto ring_of = [&](u32 count) { return count == shape.stages ? least : count * shape.stage; };
   auto masks_of = [&](u32 count) {
@@ -228,6 +228,9 @@ static cudaError_t choose(const SamplingBatch &batch, const Kernels &kernel, Cho
 
 template <u32 DTYPE>
 static Kernel cutting_kernel(Form form) {
+  if constexpr (DTYPE == NUCLEUS_F32) {
+    if (form == Form::TOP_P_EDITED) return draw_rows<DTYPE, Form::TOP_P_EDITED>;
+  }
   switch (form) {
     case Form::TOP_P_MASKED: return draw_rows<DTYPE, Form::TOP_P_MASKED>;
     case Form::CUT: return draw_rows<DTYPE, Form::CUT>;

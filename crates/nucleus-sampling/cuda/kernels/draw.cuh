@@ -8,7 +8,7 @@
 // memory and counted by an mbarrier: there is no barrier of a block or a cluster in the loop.
 #pragma once
 
-#include "draw_state.cuh"
+#include "draw_edits.cuh"
 
 namespace nucleus::draw {
 
@@ -116,6 +116,7 @@ struct Drawer {
   RingSlot start{};         // of the row's first stage
   u32 tokens_end = ~0u;     // of this row: where the slice's tokens end
   u32 full = 0, rest = 0;   // chunks of which every token is there, tokens of the next one
+  u32 edited_rows = 0;      // before
 
   __device__ __forceinline__ const char *logits_of(u32 turn) const {
     return static_cast<const char *>(batch.logits) + turns.index(turn) * batch.row_stride * SIZE;
@@ -369,6 +370,14 @@ struct Drawer {
     });
     return wrote;
   }
+  // Edits tokens in the ring, once all have come.
+  __device__ __forceinline__ void edit(u32 turn, bool settled) {
+    DrawEdits *const edits = edits_of(shape);
+    wait_for_copy(&edits->sorted[team], edited_rows & 1);
+    each_stage([&](u32, RingSlot at) { await(at); });
+    TeamEdits{edits, edits->plans[turn], ring, team, member, shape.members, slots, start.slot, stage_ids}.apply(edited_rows & 1, settled);
+    edited_rows += 1;
+  }
   // The place of a row's mask, once everything is there that was asked for.
   __device__ __forceinline__ u32 await_mask(u32 turn) const {
     static_assert(TEAMS_MOST == 2);
@@ -560,18 +569,18 @@ struct Drawer {
       leave_all();
       return told;
     }
-    const bool mask = plan.flags & RowPlan::MASKED;
+    const bool mask = plan.flags & RowPlan::MASKED, edited = edits_tokens(FORM) && plan.edited, changes = mask || edited;
 #ifdef NUCLEUS_RACECHECK
     if (MASKS && !mask) await_mask(turn);  // synccheck wants somebody to
 #endif
     const bool smoothed = smooths(FORM) && plan.kind == SlicePlan::SMOOTHED, again = smoothed || (warms(FORM) && plan.warmed());
-    const bool raw = plan.flags & RowPlan::RAW, same = plan.s == scale(1.0f) && !mask && !smoothed;
-    bool wrote = mask && !KEEPS_BITS;
+    const bool raw = plan.flags & RowPlan::RAW, same = plan.s == scale(1.0f) && !changes && !smoothed;
+    bool wrote = (mask && !KEEPS_BITS) || edited;
     const u32 there = end < plan.limit ? end : plan.limit, masked = mask && batch.mask_words * 32 < there ? batch.mask_words * 32 : there;
     if (needs_settling(plan.limit)) wrote |= settle(turn, plan.limit);
     SeenPart seen;
     Weighing w;
-    // Twice where logits are weighed as they came, too: first so, then with the temperature, and without what a mask forbids.
+    // Twice where logits are weighed as they came, too: first so, then with the temperature and edits, and without what a mask forbids.
 #pragma unroll 1
     for (u32 pass = raw && !same ? 0 : 1; pass < 2; ++pass) {
       const bool last = pass == 1;
@@ -580,10 +589,13 @@ struct Drawer {
       const float s = last ? plan.s : scale(1.0f);
       bool fuses = true;
       auto compare = [&] { fuses = P::fuses(value_of(seen.key), s); };
-      if (!last || mask || !raw || same) {
+      if (!last || changes || !raw || same) {
+        if constexpr (edits_tokens(FORM)) {
+          if (last && edited) edit(turn, needs_settling(plan.limit));
+        }
         if constexpr (KEEPS_BITS) seen = last && mask ? look_by_bits(mask_of(turn, plan)) : look(all);
         else seen = MASKS && last && mask ? look_allowed(mask_of(turn, plan), all, again ? 0.0f : plan.s) : look(all);
-        if (last || !mask) looked(plan, seen);
+        if (last || !changes) looked(plan, seen);
         told.largest = meeting.meet(LISTS ? seen.of_half : seen.key, wrote, compare);
       } else compare();
       if (!last) told.raw_largest = told.largest;

@@ -51,14 +51,21 @@ struct Finisher {
     }
     __syncwarp();  // racecheck takes a warp's initialisations for those of another lane
     for (u32 turn = thread(); turn < turns.rows; turn += FINISH_THREADS)
-      if (turn >= shape.teams) arrive_expecting(&state->planned[turn], sizeof(DrawnPlan) + (smooths(FORM) ? sizeof(SmoothingPlan) : 0));
+      if (turn >= shape.teams) arrive_expecting(&state->planned[turn], sizeof(DrawnPlan) + (smooths(FORM) ? sizeof(SmoothingPlan) : 0) + (edits_tokens(FORM) ? sizeof(EditPlan) : 0));
     expect();
   }
 
-  __device__ __forceinline__ static void tell(const SmoothingPlan *to, const SmoothingPlan &plan, const u64 *planned, u32 block) {
-    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.u32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(address_in(shared_address(to), block)), "r"(bits_of(plan.quadratic)),
-                 "r"(bits_of(plan.cubic)), "r"(bits_of(plan.temperature)), "r"(0), "r"(address_in(shared_address(planned), block))
-                 : "memory");
+  // Tells a block more of a row's plan, 16 bytes at a time.
+  template <class T>
+  __device__ __forceinline__ static void tell(const T *to, const T &plan, const u64 *planned, u32 block) {
+    static_assert(sizeof(T) % sizeof(uint4) == 0);
+    uint4 words[sizeof(T) / sizeof(uint4)];
+    memcpy(words, &plan, sizeof(T));
+#pragma unroll
+    for (u32 i = 0; i < sizeof(T) / sizeof(uint4); ++i)
+      asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.u32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(address_in(shared_address(to) + i * static_cast<u32>(sizeof(uint4)), block)),
+                   "r"(words[i].x), "r"(words[i].y), "r"(words[i].z), "r"(words[i].w), "r"(address_in(shared_address(planned), block))
+                   : "memory");
   }
   // Whether a row of a batch that is not of draws alone is decided here.
   __device__ __forceinline__ static bool serves(const RowPlan &row) {
@@ -80,9 +87,18 @@ struct Finisher {
 #pragma unroll 1
     for (u32 turn = warp < shape.teams ? warp : warp + shape.teams + block * FINISHERS; turn < turns.rows;) {
       SmoothingPlan smoothing{};
-      RowPlan row = plan_row_without_edits<by_weight(FORM)>(batch, division, turns.index(turn), pending, &smoothing);
+      EditPlan editing{};
+      RowPlan row;
+      if constexpr (edits_tokens(FORM)) row = plan_row_by_warp<by_weight(FORM)>(batch, division, turns.index(turn), pending, &smoothing, PenaltiesAndBiases{&editing});
+      else row = plan_row_by_warp<by_weight(FORM)>(batch, division, turns.index(turn), pending, &smoothing);
       if ((lists_tokens(FORM) || !weighs_plainly(FORM)) && !serves(row)) row.kind = SlicePlan::EXACT;
+      if (edits_tokens(FORM) && !row.served()) row.edited = 0;
       const bool own = turn < shape.teams;
+      if constexpr (edits_tokens(FORM)) {
+        EditPlan *const to = &edits_of(shape)->plans[turn];
+        if (own && lane == 0) *to = editing;
+        if (!own && lane < shape.blocks) tell(to, editing, &state->planned[turn], lane);
+      }
       if constexpr (smooths(FORM)) {
         SmoothingPlan *const to = &row_sums_of(shape)->smoothings[turn];
         if (own && lane == 0) *to = smoothing;
@@ -193,7 +209,8 @@ struct Finisher {
       for (u32 e = 0; e < EACH; ++e) q[e] = w.q(x[e]);
     }
   }
-  // The token, of the run in which it is; one thread calls done(id, weight). `meanwhile` is called while logits are on their way; `logit`: what is weighed, from the logit that there is.
+  // The token, of the run in which it is; one thread calls done(id, weight). `meanwhile` is called while logits are on their way; `logit`: what is weighed, from the logit that there is, and which of
+  // the thread's tokens it is of.
   template <class L, class M, class D>
   __device__ __forceinline__ void draw_from(const Request &r, const Weighing &w, const Fall &fall, L logit, M meanwhile, D done) const {
     static_assert(CHUNK <= EACH * FINISH_THREADS);
@@ -203,7 +220,7 @@ struct Finisher {
     const DoubleAddends addends(w);
     meanwhile();
 #pragma unroll
-    for (u32 e = 0; e < EACH; ++e) x[e] = logit(x[e]);
+    for (u32 e = 0; e < EACH; ++e) x[e] = logit(x[e], e);
     u64 q[EACH], upto[EACH];
     weigh(w, addends, x, q);
     upto[0] = q[0];
@@ -239,7 +256,7 @@ struct Finisher {
   };
   // `use`: rows that this block has finished before. `planned`: called when the row's plan is there.
   __device__ __forceinline__ Known learn(u32 turn, u32 use) const {
-    return learn(turn, use, [](Known &) {});
+    return learn(turn, use, [](const Known &) {});
   }
   template <class P>
   __device__ __forceinline__ Known learn(u32 turn, u32 use, P planned) const {
@@ -261,7 +278,7 @@ struct Finisher {
     if (!begin_weighing_by(row.plan.s, value_of(row.key), row.w)) row.status = NUCLEUS_OVERFLOW;
     if (!row.key) row.status = NUCLEUS_EMPTY;
     if (row.key >= INFINITE) row.status = row.key == INFINITE ? NUCLEUS_OVERFLOW : NUCLEUS_NAN;
-    if (!row.plan.served()) row.status = PENDING;
+    if (!row.plan.served() || (edits_tokens(FORM) && row.plan.edited && row.key >= INFINITE)) row.status = PENDING;
     return row;
   }
   // What else warps have told of a row.
@@ -290,17 +307,18 @@ struct Finisher {
     unscaled.sums.total = mass;
     return id ? raw_sums_for(value_of(row.raw_key), unscaled, load_logit(row.r, *id) + 0.0f) : raw_sums_of(value_of(row.raw_key), unscaled);
   }
-  // The token of a row that is drawn from as a whole, or why there is none. `logit`: as of draw_from.
+  // The token of a row that is drawn from as a whole, or why there is none.
   __device__ __forceinline__ void decide(const Known &row) const {
-    decide(row, [](float x) { return x; });
+    decide(row, [](const Fall &) { return [](float x, u32) { return x; }; });
   }
+  // `logit_in(fall)`: as of draw_from, where the draw falls; asked for if it does.
   template <class L>
-  __device__ __forceinline__ void decide(const Known &row, L logit) const {
+  __device__ __forceinline__ void decide(const Known &row, L logit_in) const {
     const Fall fall = find(row.uniform);
     SampledToken *const out = batch.out + row.index;
     Rest rest;
     if (row.status == NUCLEUS_OK) {
-      draw_from(row.r, row.w, fall, logit, [&] { rest = read_rest(row); }, [&](u32 id, u64 q) {
+      draw_from(row.r, row.w, fall, logit_in(fall), [&] { rest = read_rest(row); }, [&](u32 id, u64 q) {
         Outcome outcome;
         outcome.token = id;
         outcome.kept = rest.there;

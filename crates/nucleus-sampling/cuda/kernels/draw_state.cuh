@@ -21,9 +21,9 @@ constexpr u32 AHEAD_THREADS = DRAW_THREADS + 32 * LOOKERS;
 constexpr u32 TURNS_MOST = 80;     // rows of a cluster
 
 // What a kernel is for: rows without masks; rows with them; rows whose slices a ring does not hold (draw_again.cuh); rows that follow one another, without masks and with
-// them (draw_ahead.cuh); rows that top_p may cut, without masks and with them (draw_top_p.cuh); the same where other cuts follow from what rows weigh, too, or what they weigh and the
+// them (draw_ahead.cuh); rows that top_p may cut, without masks, with them (draw_top_p.cuh), and with edits by id (draw_edits.cuh); the same where other cuts follow from what rows weigh, too, or what they weigh and the
 // moment of their surprise (draw_cut.cuh); whose temperatures follow from both; that are smoothed (draw_sums.cuh); and any of these, with masks.
-enum class Form { PLAIN, MASKED, AGAIN, AHEAD, AHEAD_MASKED, TOP_P, TOP_P_MASKED, CUT, CUT_MASKED, SURPRISE, WARMED, SMOOTHED, ANY };
+enum class Form { PLAIN, MASKED, AGAIN, AHEAD, AHEAD_MASKED, TOP_P, TOP_P_MASKED, TOP_P_EDITED, CUT, CUT_MASKED, SURPRISE, WARMED, SMOOTHED, ANY };
 HD constexpr bool looks_ahead(Form form) { return form == Form::AHEAD || form == Form::AHEAD_MASKED; }
 HD constexpr bool takes_masks(Form form) { return form == Form::MASKED || form == Form::AHEAD_MASKED || form == Form::TOP_P_MASKED || form == Form::CUT_MASKED || form == Form::ANY; }
 HD constexpr bool cuts_by_weight(Form form) { return form == Form::CUT || form == Form::CUT_MASKED || form == Form::SURPRISE || form == Form::ANY; }
@@ -31,7 +31,8 @@ HD constexpr bool warms(Form form) { return form == Form::WARMED || form == Form
 HD constexpr bool takes_moments(Form form) { return form == Form::SURPRISE || warms(form); }
 HD constexpr bool smooths(Form form) { return form == Form::SMOOTHED || form == Form::ANY; }
 HD constexpr bool weighs_plainly(Form form) { return !takes_moments(form) && !smooths(form); }
-HD constexpr bool lists_tokens(Form form) { return form == Form::TOP_P || form == Form::TOP_P_MASKED || cuts_by_weight(form); }
+HD constexpr bool edits_tokens(Form form) { return form == Form::TOP_P_EDITED; }
+HD constexpr bool lists_tokens(Form form) { return form == Form::TOP_P || form == Form::TOP_P_MASKED || edits_tokens(form) || cuts_by_weight(form); }
 HD constexpr ByWeight by_weight(Form form) { return ByWeight{cuts_by_weight(form), cuts_by_weight(form) && takes_moments(form), warms(form), smooths(form)}; }
 // Whether masks are conditions of what looks and weighs, where nobody looks ahead and logits are weighed in one way; logits of 16 bits are put out, two at a time.
 HD constexpr bool keeps_bits(u32 dtype, Form form) { return dtype == NUCLEUS_F32 && form != Form::ANY; }
@@ -84,10 +85,10 @@ struct alignas(16) DrawnPlan {
   u32 packed;  // limit, then kind and flags of 4 bits each
   float s;
   i32 mask;
-  u32 nothing;
+  u32 edited;
 
   __device__ __forceinline__ RowPlan plan() const {
-    return RowPlan{static_cast<uint16_t>(packed >> 4 & 15), static_cast<uint16_t>(packed & 15), 0, packed >> 8, 0, 0, s, 0, mask};
+    return RowPlan{static_cast<uint16_t>(packed >> 4 & 15), static_cast<uint16_t>(packed & 15), 0, packed >> 8, edited, 0, s, 0, mask};
   }
   // How often a slice is swept: looked at and weighed, as it came, too, if that is asked for and not the same.
   __device__ __forceinline__ u32 sweeps() const {
@@ -101,12 +102,13 @@ struct alignas(16) DrawnPlan {
     packed = pack(plan);
     s = plan.s;
     mask = plan.mask;
+    edited = plan.edited;
     arrive(planned);
   }
   // Tells a block, whose barrier counts the bytes.
   __device__ __forceinline__ void tell(const RowPlan &plan, const u64 *planned, u32 block) const {
     asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.u32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(address_in(shared_address(this), block)), "r"(pack(plan)),
-                 "r"(bits_of(plan.s)), "r"(plan.mask), "r"(0), "r"(address_in(shared_address(planned), block))
+                 "r"(bits_of(plan.s)), "r"(plan.mask), "r"(plan.edited), "r"(address_in(shared_address(planned), block))
                  : "memory");
   }
 };

@@ -234,7 +234,7 @@ struct SumsFinish {
     if (!SMOOTHS || row.plan.kind != SlicePlan::SMOOTHED) return f.decide(row);
     const Smoothed smoothed(row.key, row_sums->smoothings[turn]);
     if (row.key && row.key < INFINITE) row.status = smoothed.begin(row.w) && row.status == NUCLEUS_OK ? NUCLEUS_OK : PENDING;
-    f.decide(row, smoothed);
+    f.decide(row, [&](const Fall &) { return [&](float x, u32) { return smoothed(x); }; });
   }
 };
 

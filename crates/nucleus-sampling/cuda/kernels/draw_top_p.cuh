@@ -79,9 +79,21 @@ struct Lister {
 
   // Before a barrier of the cluster.
   __device__ __forceinline__ void prepare() const {
+    if (edits_tokens(FORM) && is_first()) edit_lister().prepare(shape.members);
     if (threadIdx.x % 32 || number >= shape.teams) return;
     init_barrier(&lists->seen[number], shape.members * ARRIVING_LANES);
     init_barrier(&lists->noted[number], shape.listers);
+  }
+  // Of a team's listers one lists its edits.
+  __device__ __forceinline__ bool is_first() const { return (number & (shape.listers - 1)) == 0; }
+  __device__ __forceinline__ EditLister edit_lister() const { return EditLister{edits_of(shape), team, block * shape.room, shape.room}; }
+  __device__ __forceinline__ void ask_for_edits(u32 turn, EditLister &edits) const {
+    if (turn >= turns.rows) return;
+    receive(&state->planned[turn], 0);
+    if (state->plans[turn].edited) edits.ask(edits_of(shape)->plans[turn]);
+  }
+  __device__ __forceinline__ void list_edits(u32 turn, EditLister &edits) const {
+    if (turn < turns.rows && state->plans[turn].edited) edits.list(edits_of(shape)->plans[turn], state->plans[turn].plan().limit);
   }
   // The bound: the groups are shared out to lanes, and the third least of the lanes' largest logits is taken; where a lane has none, every token reaches it.
   __device__ __forceinline__ float bound_of(const u32 *maxima) const {
@@ -166,17 +178,29 @@ struct Lister {
     const u32 slots = kept(shape.slots), stages = kept(shape.stages), stage_ids = kept(shape.stage), slice = block * shape.room;
     RingSlot at;
     u32 met = 0, listed = 0, to = team, use = 0;
+    EditLister edits = edit_lister();
+    const bool edited = edits_tokens(FORM) && is_first();
+    if (edited) {
+      ask_for_edits(team, edits);
+      list_edits(team, edits);
+      ask_for_edits(team + shape.teams, edits);
+    }
 #pragma unroll 1
     for (u32 turn = team; turn < turns.rows; turn += shape.teams, to += shape.teams) {
       for (; to >= shape.blocks; to -= shape.blocks) use += 1;
+      // The next row's edits, as soon as this one's are made.
+      if (edited) {
+        list_edits(turn + shape.teams, edits);
+        ask_for_edits(turn + 2 * shape.teams, edits);
+      }
       receive(&state->planned[turn], 0);
       const RowPlan plan = state->plans[turn].plan();
       const bool masked = MASKS && plan.served() && plan.flags & RowPlan::MASKED;
       u32 lanes = 0;
       Sending row{};
       Vector kept_at[KEPT];
-      // With a mask and raw log-probabilities the warps meet twice.
-      met += plan.served() + (masked && plan.flags & RowPlan::RAW);
+      // With a mask or edits, and raw log-probabilities, the warps meet twice.
+      met += plan.served() + ((masked || (edits_tokens(FORM) && plan.edited)) && plan.flags & RowPlan::RAW);
       if (plan.served() && draw::lists<FORM>(plan)) {
         const u32 last = met - 1, buffer = team * BUFFERS + last % BUFFERS;
         // They are done with the first meeting when they have seen the rest.
@@ -401,12 +425,18 @@ struct ListFinisher : Finisher<DTYPE, FORM> {
   }
   // `listed`: rows before that had a list.
   __device__ __forceinline__ void finish(u32 turn, u32 use, u32 &listed) const {
-    const Known row = F::learn(turn, use);
+    const Known row = F::learn(turn, use, [&](const Known &known) {
+      // Of a row that is drawn from as a whole, whose edits are made once more where the draw falls.
+      if constexpr (edits_tokens(FORM)) {
+        if (known.plan.edited && known.plan.kind == SlicePlan::ALL) touch_edits(edits_of(shape)->plans[turn]);
+      }
+    });
     const bool cut = row.plan.kind == SlicePlan::MASS;
     if (row.status != NUCLEUS_OK || !cut) {
       // Of a row that cannot be weighed nothing of the list is needed, but it must have come.
       if (cut) sum_up(false, listed);
-      F::decide(row);
+      if constexpr (edits_tokens(FORM)) decide_edited(row, turn);
+      else F::decide(row);
       sync();  // all have read what was told
       F::release(turn);
     } else {
@@ -416,17 +446,139 @@ struct ListFinisher : Finisher<DTYPE, FORM> {
       const Summary sums = sum_up(row.plan.flags & RowPlan::RAW, listed);
       F::release(turn);
       if (const u32 kept = kept_by_mass(row, sums, threshold, least)) draw_run(row, sums, 0, kept, [](Outcome &, float, u64) {});
-      else leave_many(row, sums, threshold, least);
+      else leave_many(turn, row, sums, threshold, least);
     }
     listed += cut;
   }
+  // The token of a row that is drawn from as a whole, some of whose tokens may be edited.
+  __device__ __forceinline__ void decide_edited(const Known &row, u32 turn) const {
+    if (!row.plan.edited) return F::decide(row);
+    const EditPlan &plan = edits_of(shape)->plans[turn];
+    // Of the chunk that the draw falls in: nobody sends tokens of this row.
+    static_assert(sizeof(lists->sent) >= CHUNK * (sizeof(u32) + sizeof(float)));
+    u32 *const notes = reinterpret_cast<u32 *>(lists->sent);
+    float *const biases = reinterpret_cast<float *>(notes + CHUNK);
+    F::decide(row, [&](const Fall &fall) {
+      note_run(plan, fall, notes, biases);
+      return [&](float x, u32 e) {
+        const u32 at = thread() * F::EACH + e;
+        if (at >= CHUNK) return x;
+        return Notes::edited(x, biases[at], notes[at], plan);
+      };
+    });
+  }
+  // Has edits brought near while what the row weighs is waited for.
+  __device__ __forceinline__ void touch_edits(const EditPlan &plan) const {
+    u32 touched[3];
+    EditLister::touch(plan.window, plan.places, thread(), touched[0]);
+    EditLister::touch(plan.bias, plan.bias_words(), thread(), touched[1]);
+    EditLister::touch(plan.ban, plan.bans, thread(), touched[2]);
+  }
+  // Edits of a run of a row's tokens. Barriers.
+  __device__ __forceinline__ void note_run(const EditPlan &plan, const Fall &fall, u32 *notes, float *biases) const {
+    const u32 t = thread(), count = fall.end - fall.first;
+#pragma unroll 1
+    for (u32 i = t; i < CHUNK; i += FINISH_THREADS) {
+      notes[i] = 0;
+      biases[i] = 0.0f;
+    }
+    sync();
+#pragma unroll 4
+    for (u32 i = t; i < plan.places; i += FINISH_THREADS) {
+      const u32 at = plan.window[i] - fall.first;
+      if (at < count) atomicAdd(&notes[at], (i >= plan.seen_from ? Notes::SEEN : 0) + (i >= plan.counted_from ? Notes::COUNTED : 0));
+    }
+#pragma unroll 1
+    for (u32 i = t; i < plan.biases + plan.bans; i += FINISH_THREADS) {
+      const SamplingBias bias = plan.bias_at(i);
+      const u32 at = bias.token_id - fall.first;
+      if (at >= count) continue;
+      if (i < plan.biases) biases[at] = bias.value;
+      else atomicAdd(&notes[at], Notes::BANNED);
+    }
+    sync();
+  }
+  // Lists a row's edited tokens by the parts of its slices, as Whole has them; returns how many. Barriers.
+  __device__ __forceinline__ u32 list_edited(const Known &row, const EditPlan &plan) const {
+    // A table in the workspace, of a token's id + 1, and its notes, then the edited logit, below 32 bits.
+    constexpr u32 SLOTS = 2048, ID_AT = 32;
+    static_assert(SLOTS <= ROW_PLACES && SLOTS > EDITS_ROOM && ROW_WARPS == FINISH_THREADS && sizeof(lists->keys) >= ROW_WARPS * sizeof(u32));
+    using Slot = unsigned long long;
+    Slot *const table = reinterpret_cast<Slot *>(whole.places + static_cast<u64>(row.index) * ROW_PLACES);
+    u32 *const in_part = lists->keys;  // how many tokens of a part, then where they begin
+    const Division division{shape.blocks, shape.room, 1};
+    const u32 t = thread(), wanted = plan.places + plan.biases + plan.bans;
+#pragma unroll 1
+    for (u32 slot = t; slot < SLOTS; slot += FINISH_THREADS) table[slot] = 0;
+    in_part[t] = 0;
+    sync();
+    const auto note = [&](u32 id, u32 notes) {
+      const Slot own = static_cast<Slot>(id + 1) << ID_AT;
+      for (u32 slot = id * 0x9E3779B1u >> 21;; slot = (slot + 1) % SLOTS) {
+        const Slot found = atomicCAS(&table[slot], Slot{0}, own);
+        if (found && found >> ID_AT != id + 1) continue;
+        atomicAdd(&table[slot], Slot{notes});
+        return;
+      }
+    };
+#pragma unroll 1
+    for (u32 i = t; i < wanted; i += FINISH_THREADS) {
+      const bool of_window = i < plan.places;
+      const u32 id = of_window ? plan.window[i] : plan.bias_at(i - plan.places).token_id;
+      if (id < row.r.limit) note(id, of_window ? (i >= plan.seen_from ? Notes::SEEN : 0) + (i >= plan.counted_from ? Notes::COUNTED : 0) : i - plan.places < plan.biases ? Notes::BIASED : Notes::BANNED);
+    }
+    sync();
+    constexpr u32 EACH = SLOTS / FINISH_THREADS;
+    uint16_t at[EACH];  // among its part's
+#pragma unroll
+    for (u32 e = 0; e < EACH; ++e) {
+      Slot *const slot = &table[e * FINISH_THREADS + t];
+      if (!*slot) continue;
+      const u32 id = static_cast<u32>(*slot >> ID_AT) - 1, notes = static_cast<u32>(*slot);
+      const float edited = Notes::edited(load_logit(row.r, id), notes & Notes::BIASED ? bias_of(plan, id) : 0.0f, notes, plan);
+      *slot = (*slot >> ID_AT << ID_AT) | bits_of(edited);
+      at[e] = static_cast<uint16_t>(atomicAdd(&in_part[Part::of(division, batch.row_len, id)], 1));
+    }
+    sync();
+    const u32 own = in_part[t];
+    const u64 through = prefix_sum(own);
+    if (t % 32 == 31) state->of_warps[t / 32] = through;
+    sync();
+    u32 before = static_cast<u32>(through) - own, all = 0;
+#pragma unroll
+    for (u32 warp = 0; warp < LIST_FINISH_WARPS; ++warp) {
+      before += warp < t / 32 ? static_cast<u32>(state->of_warps[warp]) : 0;
+      all += static_cast<u32>(state->of_warps[warp]);
+    }
+    in_part[t] = before;
+    whole.edits[static_cast<u64>(row.index) * ROW_WARPS + t] = before << 16 | own;
+    sync();
+    Changed *const changed = whole.changed + static_cast<u64>(row.index) * ROW_EDITS;
+#pragma unroll
+    for (u32 e = 0; e < EACH; ++e) {
+      const Slot slot = table[e * FINISH_THREADS + t];
+      if (!slot) continue;
+      const u32 id = static_cast<u32>(slot >> ID_AT) - 1;
+      changed[in_part[Part::of(division, batch.row_len, id)] + at[e]] = Changed{id, float_of(static_cast<u32>(slot))};
+    }
+    return all;
+  }
+  // The bias of a token that has one.
+  __device__ __forceinline__ static float bias_of(const EditPlan &plan, u32 id) {
+    u32 i = 0;
+    while (plan.bias[i].token_id != id) ++i;
+    return plan.bias[i].value;
+  }
   // Leaves a row of which top_p keeps many tokens to the launch behind this one.
-  __device__ __forceinline__ void leave_many(const Known &row, const Summary &sums, u64 threshold, u32 least) const {
-    if (thread() >= 32) return;
+  __device__ __forceinline__ void leave_many(u32 turn, const Known &row, const Summary &sums, u64 threshold, u32 least) const {
     RowPlan plan{};
+    if constexpr (edits_tokens(FORM)) {
+      if (row.plan.edited) plan.edited = list_edited(row, edits_of(shape)->plans[turn]);
+    }
+    if (thread() >= 32) return;
     plan.kind = SlicePlan::MASS;
     plan.temperature = plan_of(state->description).temperature;
-    if (thread() == 0) leave(row.index, plan, ManyKept{sums.total, threshold, least, value_of(row.key), F::raw_sums(row, sums.raw_mass, nullptr)});
+    if (thread() == 0) leave(row.index, plan, ManyKept{sums.total, threshold, least, value_of(row.key), F::raw_sums(row, sums.raw_mass, nullptr), false, plan.edited ? shape.room : 0});
   }
   // By a thread.
   __device__ __forceinline__ void leave(u32 index, const RowPlan &plan, const ManyKept &many) const {

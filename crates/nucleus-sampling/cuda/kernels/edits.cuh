@@ -380,7 +380,9 @@ HD bool edits_lower(const SamplingConfig &c) {
 
 HD float repetition(float x, float penalty) { return x > 0.0f ? x / penalty : x * penalty; }
 
-HD float penalise(float x, const Edit &edit, const SamplingConfig &c) {
+// `c`: a SamplingConfig, or another that has its penalties.
+template <class C>
+HD float penalise(float x, const Edit &edit, const C &c) {
   if (edit.flags & SEEN) x = repetition(x, c.repetition_penalty);
   if (edit.count()) {
     x = x - c.frequency_penalty * static_cast<float>(edit.count());

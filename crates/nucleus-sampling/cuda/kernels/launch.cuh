@@ -12,6 +12,13 @@ namespace nucleus {
 constexpr u32 CLUSTER_ROWS = 64;                        // a cluster takes no more
 constexpr u32 SLICE_ENOUGH = 19456;                     // logits a block for which more blocks a row do not pay where rows are many
 
+inline bool has_masks(const SamplingBatch &batch) { return batch.masks && batch.mask_words; }
+// Whether draw.cu takes rows with edits, of the batch or a part of it.
+inline bool edits_drawn(const SamplingBatch &batch) {
+  constexpr u32 OTHER_CUTS = NUCLEUS_BATCH_CUT_BY_WEIGHT | NUCLEUS_BATCH_CUT_BY_SURPRISE | NUCLEUS_BATCH_WARMED | NUCLEUS_BATCH_SMOOTHED;
+  return (batch.flags & (NUCLEUS_BATCH_DRAWN_EDITED | OTHER_CUTS)) == NUCLEUS_BATCH_DRAWN_EDITED && batch.dtype == NUCLEUS_F32 && !has_masks(batch);
+}
+
 // Clusters that hold rows in slices.
 struct Shape {
   u32 blocks = 0, clusters = 0, room = 0;  // room: logits of a slice; 0: rows are too long for slices

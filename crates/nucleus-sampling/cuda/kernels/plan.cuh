@@ -8,7 +8,7 @@ namespace nucleus {
 struct SlicePlan {
   // What decides, after edits by id and temperatures: a beginning of the order (the first k tokens; enough of the whole row's mass; all above a
   // bound) that then runs as a list, a draw from the whole row, or the exact path.
-  // Where the weight of all decides (plan_row_without_edits), also: what the moment of the surprise tells beside it; a draw, or enough of the mass, by the temperature that follows from
+  // Where the weight of all decides (plan_row_by_warp), also: what the moment of the surprise tells beside it; a draw, or enough of the mass, by the temperature that follows from
   // both; a draw from smoothed logits.
   enum Kind { EXACT, FIRST, MASS, ABOVE, ALL, SURPRISE, WARMED, WARMED_MASS, SMOOTHED } kind;
   bool sliced;        // slices serve the program: its edits by id come first, under no temperature

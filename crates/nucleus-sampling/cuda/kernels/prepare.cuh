@@ -134,6 +134,59 @@ struct alignas(16) SmoothingPlan {
   u32 nothing;
 };
 
+// What edits a row's tokens where that is done by the launch for draws: penalties over a window at the end of the history, biases, and ids that may not be drawn now.
+struct alignas(16) EditPlan {
+  const u32 *window;
+  const SamplingBias *bias;
+  const u32 *ban;
+  float repetition_penalty, frequency_penalty, presence_penalty;
+  uint16_t places;                   // of the window
+  uint16_t seen_from, counted_from;  // of those, what repetition sees, and what frequency and presence count
+  uint16_t biases, bans;
+
+  __device__ __forceinline__ u32 bias_words() const { return biases * static_cast<u32>(sizeof(SamplingBias) / sizeof(u32)); }
+  // One of the two is 0.
+  __device__ __forceinline__ u32 later() const { return seen_from > counted_from ? seen_from : counted_from; }
+  // What may not be drawn comes behind the biases, as one of -inf.
+  __device__ __forceinline__ SamplingBias bias_at(u32 i) const { return i < biases ? bias[i] : SamplingBias{ban[i - biases], -infinity()}; }
+};
+static_assert(sizeof(EditPlan) == 48);
+constexpr u32 EDITS_ROOM = 1536, PLACES_OF_BIAS = 4;  // places of a window there is room for; of which a bias, or an id that may not be drawn, takes so many
+constexpr u32 OTHER_EDITS = ~0u;
+
+// No edits: how many tokens a row edits at most, or OTHER_EDITS.
+struct NoEdits {
+  __device__ __forceinline__ u32 operator()(const SamplingBatch &, const SamplingRow &, u32, const SamplingOp &, const SlicePlan &plan) const { return plan.edits ? OTHER_EDITS : 0; }
+};
+
+// Penalties as the first operation, biases and bans, told as a plan.
+struct PenaltiesAndBiases {
+  EditPlan *to;
+
+  __device__ __forceinline__ u32 operator()(const SamplingBatch &batch, const SamplingRow &row, u32 request, const SamplingOp &op, const SlicePlan &plan) const {
+    const u32 penalties = __ballot_sync(~0u, op.code == NUCLEUS_OP_PENALTIES);
+    if (!plan.edits || row.flags & NUCLEUS_ROW_PADDING) return 0;
+    const SamplingConfig &config = batch.configs[request];
+    const u32 *tokens = batch.arena + row.history.offset;
+    u32 len = row.history.len, prompt = row.prompt_len, position = row.position;
+    if (row.flags & NUCLEUS_ROW_SLOT) {
+      const SamplingSlot &slot = batch.slots[row.slot];
+      tokens = batch.slot_tokens + slot.tokens;
+      len = slot.len;
+      prompt = slot.prompt_len;
+      position = len - prompt + slot.ahead;
+    }
+    const u32 seen = window_start(len, config.repeat_last_n), counted = config.flags & NUCLEUS_COUNT_PROMPT ? seen : prompt + window_start(len - prompt, config.repeat_last_n);
+    const u32 first = !penalties ? len : seen < counted ? seen : counted, places = len - first;
+    const u32 bans = config.flags & NUCLEUS_IGNORE_EOS || position < config.min_tokens ? row.eos.len : 0;
+    if (penalties > 1 || plan.passages || plan.ngrams || !plan.sliced || row.bad_words.len) return OTHER_EDITS;
+    if (places > EDITS_ROOM || row.bias.len > EDITS_ROOM || bans > EDITS_ROOM || places + PLACES_OF_BIAS * (row.bias.len + bans) > EDITS_ROOM) return OTHER_EDITS;
+    *to = EditPlan{tokens + first, reinterpret_cast<const SamplingBias *>(batch.arena + row.bias.offset), batch.arena + row.eos.offset, config.repetition_penalty, config.frequency_penalty,
+                   config.presence_penalty, static_cast<uint16_t>(places), static_cast<uint16_t>(places ? seen - first : 0), static_cast<uint16_t>(places ? counted - first : 0), static_cast<uint16_t>(row.bias.len), static_cast<uint16_t>(bans)};
+    return places + row.bias.len + bans;
+  }
+};
+
 // Without the largest logit.
 __device__ __forceinline__ Smoothing smoothing_by(float factor, float curve) {
   SamplingConfig config{};
@@ -179,10 +232,10 @@ __device__ __forceinline__ SlicePlan::Kind kind_by_weight(const SamplingOp &op, 
   return plan.kind;
 }
 
-// The same by a warp, where no row has edits; a row that has some all the same is left to later launches. Everything is read at once. BY: what the row weighs decides (kind_by_weight).
-// `smoothing`: if it is that.
-template <ByWeight BY = ByWeight{}>
-__device__ __forceinline__ RowPlan plan_row_without_edits(const SamplingBatch &batch, const Division &division, u32 index, bool pending, SmoothingPlan *smoothing = nullptr) {
+// The same by a warp, where rows' edits are no others than those that `edits` tells; a row that has others all the same is left to later launches. Everything is read at once. BY: what the row
+// weighs decides (kind_by_weight). `smoothing`: if it is that.
+template <ByWeight BY = ByWeight{}, class E = NoEdits>
+__device__ __forceinline__ RowPlan plan_row_by_warp(const SamplingBatch &batch, const Division &division, u32 index, bool pending, SmoothingPlan *smoothing = nullptr, E edits = {}) {
   const SamplingRow &row = batch.row[index];
   const u32 lists = row.bias.len | row.bad_words.len | row.eos.len, flags = row.flags, own = row.request;
   const i32 mask = row.mask;
@@ -224,7 +277,9 @@ __device__ __forceinline__ RowPlan plan_row_without_edits(const SamplingBatch &b
   }
   if (plan.op + 2 == len && __shfl_sync(~0u, op.code, plan.op + 1) == NUCLEUS_OP_DRAW) to.flags |= RowPlan::DRAWS;
   if (chooses) to.flags |= RowPlan::DRAWS;
-  if (plan.edits || (batch.flags & NUCLEUS_BATCH_ALL_DRAWN && to.kind != SlicePlan::ALL)) to.kind = SlicePlan::EXACT;
+  const u32 edited = edits(batch, row, request, op, plan);
+  if (edited == OTHER_EDITS || (batch.flags & NUCLEUS_BATCH_ALL_DRAWN && to.kind != SlicePlan::ALL)) to.kind = SlicePlan::EXACT;
+  else to.edited = edited;
   return to;
 }
 

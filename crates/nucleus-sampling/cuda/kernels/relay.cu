@@ -7,8 +7,8 @@
 
 namespace nucleus::relay {
 
-// One block on a multiprocessor, so that nothing of its state is spilled.
-template <u32 DTYPE, bool SOME>
+// One block on a multiprocessor, so that nothing of its state is spilled. COMMON: without the wider chain, which costs all rows time where it is compiled in; the list machine runs what would need it.
+template <u32 DTYPE, bool SOME, bool COMMON>
 __global__ void __launch_bounds__(BLOCK_THREADS, 1) sample_by_relay(const __grid_constant__ RowsOfBatch<SOME> batch, const __grid_constant__ Workspace workspace, bool last) {
   State *const sh = state();
   const u32 lane = threadIdx.x - 2 * TEAM_THREADS;
@@ -49,7 +49,7 @@ __global__ void __launch_bounds__(BLOCK_THREADS, 1) sample_by_relay(const __grid
   if (threadIdx.x < TEAM_THREADS) {
     read_rows<DTYPE>(batch);
   } else if (threadIdx.x < 2 * TEAM_THREADS) {
-    finish_rows(batch, last);
+    finish_rows<COMMON>(batch, last);
   } else {
     if (threadIdx.x == 2 * TEAM_THREADS) fill_ring<DTYPE>(batch);
     if (threadIdx.x >= DESCRIBING_FIRST) describe_rows(batch);
@@ -64,9 +64,9 @@ __global__ void __launch_bounds__(BLOCK_THREADS, 1) sample_by_relay(const __grid
 
 constexpr u32 MULTIPROCESSORS = 132;  // of the devices this is tuned for
 
-template <u32 DTYPE, bool SOME>
+template <u32 DTYPE, bool SOME, bool COMMON>
 static cudaError_t launch(const PartOfBatch &batch, const Workspace &workspace, bool last, cudaStream_t stream) {
-  const auto kernel = sample_by_relay<DTYPE, SOME>;
+  const auto kernel = sample_by_relay<DTYPE, SOME, COMMON>;
   cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, SHARED_MOST);
   if (error == cudaSuccess) error = cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
   if (error != cudaSuccess) return error;
@@ -83,7 +83,9 @@ static cudaError_t launch(const PartOfBatch &batch, const Workspace &workspace, 
 
 template <u32 DTYPE>
 static cudaError_t launch(const PartOfBatch &batch, const Workspace &workspace, bool last, cudaStream_t stream) {
-  return (batch.order ? launch<DTYPE, true> : launch<DTYPE, false>)(batch, workspace, last, stream);
+  const bool common = batch.flags & NUCLEUS_BATCH_COMMON_CHAINS;
+  const auto all = common ? launch<DTYPE, false, true> : launch<DTYPE, false, false>, some = common ? launch<DTYPE, true, true> : launch<DTYPE, true, false>;
+  return (batch.order ? some : all)(batch, workspace, last, stream);
 }
 
 }  // namespace nucleus::relay

@@ -113,16 +113,18 @@ static __device__ __noinline__ bool draw_from_list(const Row *row, SampledToken 
   return sh->list_draw.draw(sh->places, count, asked, local, [] { Finishing::sync(); }, [&](u64 place, u32 kept, float logprob) { write_token(row, place, kept, logprob, out); });
 }
 
-// The choice from a sorted list that the chain does not make, by its warps.
+// The choice from a sorted list that the chain does not make, by its warps. COMMON: as of sample_by_relay.
+template <bool COMMON>
 static __device__ __noinline__ void choose_otherwise(const Row *row, u32 count, SampledToken *out, u32 local) {
   State *const sh = state();
-  if ((!row->common && run_wide_chain(row, count, out, local)) || local >= 32) return;
+  if ((!COMMON && !row->common && run_wide_chain(row, count, out, local)) || local >= 32) return;
   EditTable none{nullptr, 0};
   const Outcome outcome = run_list(DeviceWarp{}, row->request, none, ListCall{sh->places, sh->weights, count, row->plan.op, row->plan.temperature, 0});
   if (local == 0) *out = result(outcome, RawSums{}, row->request);
 }
 
 // The choice from the list, by the team. A barrier precedes.
+template <bool COMMON>
 __device__ __forceinline__ void choose_listed(const Row *row, SampledToken *out, u32 local) {
   State *const sh = state();
   const Request &r = row->request;
@@ -142,11 +144,12 @@ __device__ __forceinline__ void choose_listed(const Row *row, SampledToken *out,
   if (count <= ORDERED_MOST / 2) sort_few<2 * TEAM_THREADS / ORDERED_MOST>(sh->places, count, row->scale, local);
   else if (count <= ORDERED_MOST) sort_few<TEAM_THREADS / ORDERED_MOST>(sh->places, count, row->scale, local);
   else sort_many(sh->places, count, local);
-  if (local < CHAIN_WARPS * 32 && !run_chain(row, count, out, local)) choose_otherwise(row, count, out, local);
+  if (local < CHAIN_WARPS * 32 && !run_chain(row, count, out, local)) choose_otherwise<COMMON>(row, count, out, local);
 }
 
 // A row's token from what has been collected; false: it is not decided. By the team, after the row is read. `riser`: of list_raised. Not inlined, so that
 // both calls run the same instructions.
+template <bool COMMON>
 static __device__ __noinline__ bool finish_row(Row *row, SampledToken *out, Riser riser) {
   State *const sh = state();
   const u32 local = threadIdx.x - TEAM_THREADS;
@@ -161,12 +164,13 @@ static __device__ __noinline__ bool finish_row(Row *row, SampledToken *out, Rise
   if (row->plan.edits) list_raised(row, bound, riser, local);
   Finishing::sync();
   if (sh->strange || sh->listed > LISTED) return false;
-  choose_listed(row, out, local);
+  choose_listed<COMMON>(row, out, local);
   return true;
 }
 
 // Finishes a made-up row that asks for the same as the first, so that the instructions are there when they are needed: while rows are read, fetching them takes
 // microseconds.
+template <bool COMMON>
 __device__ __forceinline__ void rehearse(u32 local) {
   const Row *const row = &state()->rows[0];
   Row *const made_up = &state()->rows[1];
@@ -188,12 +192,12 @@ __device__ __forceinline__ void rehearse(u32 local) {
     state()->notes[0] = SEEN + OCCURRENCE;
   }
   Finishing::sync();
-  finish_row(made_up, &state()->spare, Riser());
+  finish_row<COMMON>(made_up, &state()->spare, Riser());
   Finishing::sync();
 }
 
 // All rows of the block; those that are not decided are counted. `last`: see what_is_left.
-template <class B>
+template <bool COMMON, class B>
 __device__ __forceinline__ void finish_rows(const B &batch, bool last) {
   State *const sh = state();
   const u32 local = threadIdx.x - TEAM_THREADS;
@@ -203,7 +207,7 @@ __device__ __forceinline__ void finish_rows(const B &batch, bool last) {
     Marking::sync();
   }
   wait_for_copy(&sh->known[0], 0);
-  rehearse(local);
+  rehearse<COMMON>(local);
   arrive_as_warp(&sh->finished[1]);
   u32 turn = 0;
   UNROLL_NOT
@@ -218,9 +222,9 @@ __device__ __forceinline__ void finish_rows(const B &batch, bool last) {
     clear_list(local);
     if (edits) prepare_edits(row, local);
     const Riser riser = edits ? Riser(row, first_riser, bits) : Riser();
-      Finishing::sync();
+    Finishing::sync();
     wait_for_copy(&sh->read[at], parity);
-    if (!row->bounded || !finish_row(row, batch.out + index, riser)) {
+    if (!row->bounded || !finish_row<COMMON>(row, batch.out + index, riser)) {
       forget_collected(row, local, TEAM_THREADS);
       if (local == 0 && !(row->row.flags & NUCLEUS_ROW_PADDING)) {
         batch.out[index].token_id = row->largest;

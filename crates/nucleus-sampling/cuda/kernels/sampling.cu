@@ -193,8 +193,8 @@ struct Launcher {
       seen = sums || bounded || few;
     }
     // Rows that are drawn from alone; other whole rows, and rows that no launch has seen.
-    constexpr u32 CUT_BY_TOP_P = NUCLEUS_BATCH_NO_EDITS | NUCLEUS_BATCH_DRAWN_AFTER_TOP_P;
-    const bool drawn = batch.flags & NUCLEUS_BATCH_ALL_DRAWN, cut_by_top_p = (batch.flags & CUT_BY_TOP_P) == CUT_BY_TOP_P;
+    const bool drawn = batch.flags & NUCLEUS_BATCH_ALL_DRAWN;
+    const bool cut_by_top_p = batch.flags & NUCLEUS_BATCH_DRAWN_AFTER_TOP_P && (batch.flags & NUCLEUS_BATCH_NO_EDITS || edits_drawn(batch));
     if (error == cudaSuccess && whole && (drawn || cut_by_top_p)) error = launch_draw(all_rows(), whole_rows(), seen, {}, stream, division);
     if (error == cudaSuccess && !division.room) error = rest(all_rows(), seen, whole);
     const bool done = division.room && !seen && whole && drawn;

@@ -336,11 +336,11 @@ __device__ __forceinline__ void weigh_rows_of(const RowsOfBatch<SOME> &batch, co
   // Before more of the rows is asked for, behind which these reads would wait.
   RowPlan first;
   if (plans) {
-    first = plan_row_without_edits(batch, division, index_of(0), pending);
+    first = plan_row_by_warp(batch, division, index_of(0), pending);
     if (own == 0 && lane == 0) whole.plans[index_of(0)] = first;
 #pragma unroll 1
     for (u32 turn = 1 + own; turn < rows; turn += division.warps()) {
-      const RowPlan plan = plan_row_without_edits(batch, division, index_of(turn), pending);
+      const RowPlan plan = plan_row_by_warp(batch, division, index_of(turn), pending);
       if (lane == 0) whole.plans[index_of(turn)] = plan;
     }
   }

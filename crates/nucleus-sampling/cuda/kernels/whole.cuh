@@ -52,6 +52,7 @@ struct ManyKept {
   float largest;  // logit
   RawSums raw;
   bool by_program = false;  // of what total and moment tell; else what is above is all
+  u32 room = 0;             // of the slices by whose parts the edits are listed, where that is not the launch's Division
   i64 moment = 0;           // of the surprise
 };
 

@@ -100,7 +100,8 @@ struct ChainRows : DrawnRows {
 
 inline void check_chains(const ChainRows &c, uint32_t &results, uint32_t &failures) {
   const uint32_t unedited = c.edited ? 0 : NUCLEUS_BATCH_NO_EDITS;
-  check_ways(c.edited ? "edited" : "chains", c, c.edited ? 1100 : 0, nullptr, {{0, 0}, {0, NUCLEUS_BATCH_ALL_BOUNDED | unedited | NUCLEUS_BATCH_REQUEST_EACH}, {0, NUCLEUS_BATCH_MANY_ROWS}, {0, NUCLEUS_BATCH_NONE_BOUNDED}, {0, NUCLEUS_BATCH_EXACT}, {0, 0, Sorted::TRULY}},
+  check_ways(c.edited ? "edited" : "chains", c, c.edited ? 1100 : 0, nullptr, {{0, 0}, {0, NUCLEUS_BATCH_ALL_BOUNDED | unedited | NUCLEUS_BATCH_REQUEST_EACH}, {0, NUCLEUS_BATCH_MANY_ROWS}, {0, NUCLEUS_BATCH_NONE_BOUNDED}, {0, NUCLEUS_BATCH_EXACT}, {0, 0, Sorted::TRULY},
+              {0, NUCLEUS_BATCH_ALL_BOUNDED | unedited | NUCLEUS_BATCH_COMMON_CHAINS}, {0, NUCLEUS_BATCH_COMMON_CHAINS, Sorted::TRULY}},
              [](const SamplingRow &) { return true; }, results, failures);
 }
 

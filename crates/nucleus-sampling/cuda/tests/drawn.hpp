@@ -11,7 +11,7 @@
 
 struct DrawnRows {
   uint32_t dtype, rows, vocab, row_len;
-  bool cut, masked;  // cut: most of them, a third of these by top_p
+  bool cut, masked, edited;  // cut: most of them, a third of these by top_p
   std::vector<SamplingRow> row;
   std::vector<SamplingConfig> configs;
   std::vector<SamplingProgram> programs;
@@ -20,8 +20,8 @@ struct DrawnRows {
   std::mt19937 random;
 
   // `beyond`: logits of a row that are no tokens.
-  DrawnRows(uint32_t type, uint32_t count, uint32_t vocab_size, uint32_t beyond, bool by_top_p = false, bool with_masks = true)
-      : dtype(type), rows(count), vocab(vocab_size), row_len(vocab_size + beyond), cut(by_top_p), masked(with_masks), random(count * 31 + vocab_size + type) {
+  DrawnRows(uint32_t type, uint32_t count, uint32_t vocab_size, uint32_t beyond, bool by_top_p = false, bool with_masks = true, bool with_edits = false)
+      : dtype(type), rows(count), vocab(vocab_size), row_len(vocab_size + beyond), cut(by_top_p), masked(with_masks), edited(with_edits), random(count * 31 + vocab_size + type) {
     fill_logits();
     if (masked) fill_masks();
     for (uint32_t r = 0; r < rows; ++r) describe(r);
@@ -77,11 +77,13 @@ struct DrawnRows {
     c.seed = random();
     c.vocab_size = vocab;
     SamplingProgram p = {};
+    SamplingRow w = {};
+    if (edited) edit(r, c, p, w);
     if (random() % 4) p.ops[p.len++] = SamplingOp{NUCLEUS_OP_TEMPERATURE, TEMPERATURES[random() % 5], 0};
     static const double SHARES[] = {0.02, 0.3, 0.6, 0.9, 0.95, 0.99, 0.9999, 1.0};
     static const double PROBABILITIES[] = {1e-7, 1e-5, 3e-4, 0.002, 0.01, 0.05, 0.3, 1.0};  // of epsilon; of top_a
     static const uint32_t SURPRISES[] = {0, 1, 4, 7, 10, 12, 16, 30};                      // of mirostat 2, in bits
-    const uint32_t cuts = cut ? random() % 24 : 0, which = random() % 8;
+    const uint32_t cuts = edited ? 15 + random() % 9 : cut ? random() % 24 : 0, which = random() % 8;
     const auto add = [&](uint32_t code, float arg = 0, double share = 0) { p.ops[p.len++] = SamplingOp{code, arg, static_cast<uint64_t>(share * 4294967296.0)}; };
     static const float FACTORS[] = {0.001f, 0.05f, 0.2f, 1.0f, 6.0f, 0.2f, 0.2f, 0.0f}, CURVES[] = {1.0f, 2.0f, 3.0f, 1.5f, 1.0f, 0.5f, 4.0f, 1.0f};
     c.temperature = 0.2f + uniform();
@@ -89,14 +91,14 @@ struct DrawnRows {
     c.dynatemp_exponent = random() % 4 ? 1.0f : 3.0f * uniform();
     c.smoothing_factor = FACTORS[which];
     c.smoothing_curve = CURVES[which];
-    if (cuts >= 4 && random() % 12 == 0) add(NUCLEUS_OP_DYNAMIC_TEMPERATURE);
+    if (cuts >= 4 && !edited && random() % 12 == 0) add(NUCLEUS_OP_DYNAMIC_TEMPERATURE);
     if (cuts > 16) add(NUCLEUS_OP_TOP_P, 0, SHARES[which]);
     if (cuts == 4 || cuts == 5) add(NUCLEUS_OP_EPSILON, 0, PROBABILITIES[which]);
     if (cuts == 6) add(NUCLEUS_OP_TOP_A, 0, PROBABILITIES[which]);
     if (cuts == 9 || cuts == 10) add(NUCLEUS_OP_ETA, 0, PROBABILITIES[which]);
     if (cuts >= 11 && cuts <= 13) add(NUCLEUS_OP_TYPICAL_P, 0, SHARES[which]);
-    if (cuts == 14 || cuts == 15) add(NUCLEUS_OP_DYNAMIC_TEMPERATURE);
-    if (cuts == 16) add(NUCLEUS_OP_SMOOTHING);
+    if (cuts == 14 || (cuts == 15 && !edited)) add(NUCLEUS_OP_DYNAMIC_TEMPERATURE);
+    if (cuts == 16 && !edited) add(NUCLEUS_OP_SMOOTHING);
     if (cut && random() % 16 == 0) c.flags |= NUCLEUS_KEEP_TIES;
     if (cut && random() % 4 == 0) c.flags |= NUCLEUS_TYPICAL_STRICT;
     if (cut && random() % 16 == 0) add(NUCLEUS_OP_MIN_P, -3.0f);  // which another launch has to decide
@@ -104,7 +106,6 @@ struct DrawnRows {
     if (cut && random() % 4 == 0) add(NUCLEUS_OP_TEMPERATURE, TEMPERATURES[random() % 5]);
     const bool surprise = cuts == 7 || cuts == 8;
     add(surprise ? NUCLEUS_OP_MIROSTAT_2 : NUCLEUS_OP_DRAW);
-    SamplingRow w = {};
     w.mirostat_mu = SURPRISES[which] << 16;
     w.request = rows - 1 - r;
     w.position = random() % 1000;
@@ -114,6 +115,73 @@ struct DrawnRows {
     row.push_back(w);
     configs.push_back(c);
     programs.push_back(p);
+  }
+
+  // Penalties over a history, biases and ids that may not be drawn; of some rows others, or more, which another launch has to edit. Half of a history are tokens close together, so that one warp has
+  // many of them, some occur often, some are the row's largest.
+  void edit(uint32_t r, SamplingConfig &c, SamplingProgram &p, SamplingRow &w) {
+    static const uint32_t LENGTHS[] = {0, 1, 40, 300, 1000, 1500, 2000};
+    const uint32_t len = LENGTHS[random() % 7], close = random() % vocab;
+    c.repetition_penalty = random() % 4 ? 1.0f + uniform() : 0.7f;
+    c.presence_penalty = 2 * uniform() - 0.5f;
+    c.frequency_penalty = random() % 3 ? 0.2f * uniform() : -0.1f;
+    c.repeat_last_n = random() % 3 ? len : random() % 900;
+    if (random() % 2) c.flags |= NUCLEUS_COUNT_PROMPT;
+    w.history = {arena.size(), len, 0};
+    w.prompt_len = len ? random() % len : 0;
+    for (uint32_t i = 0; i < len; ++i) {
+      const uint32_t kind = random() % 8, last = static_cast<uint32_t>(arena.size() - w.history.offset);
+      arena.push_back(kind < 4 ? (close + random() % 400) % vocab : kind == 4 && last ? arena[arena.size() - 1 - random() % std::min(last, 20u)] : kind == 5 ? largest(r, random() % 4) : random() % vocab);
+    }
+    if (random() % 8) p.ops[p.len++] = SamplingOp{NUCLEUS_OP_PENALTIES, 0, 0};
+    if (random() % 16 == 0) {  // which another launch has to decide
+      c.dry_multiplier = 0.8f;
+      c.dry_base = 1.75f;
+      c.dry_allowed_length = 2;
+      c.dry_penalty_last_n = 200;
+      p.ops[p.len++] = SamplingOp{NUCLEUS_OP_DRY, 0, 0};
+    }
+    if (random() % 16 == 0) p.ops[p.len++] = SamplingOp{NUCLEUS_OP_PENALTIES, 0, 0};
+    const uint32_t biases = random() % 2 ? 0 : std::min(random() % 5 ? 16u : 300u, vocab);
+    w.bias = {arena.size(), biases, 0};
+    for (uint32_t i = 0; i < biases; ++i) {
+      const uint32_t first = static_cast<uint32_t>(static_cast<uint64_t>(i) * vocab / biases), last = static_cast<uint32_t>(static_cast<uint64_t>(i + 1) * vocab / biases);
+      add_bias(arena, first + random() % (last - first), random() % 16 == 0 ? -INFINITY : random() % 64 == 0 && r % 8 == 0 ? 3e38f : 8 * uniform() - 4);
+    }
+    if (random() % 3 == 0) c.min_tokens = 500;
+    const uint32_t ends = random() % 3;
+    w.eos = {arena.size(), ends, 0};
+    for (uint32_t i = 0; i < ends; ++i) arena.push_back(random() % 2 ? largest(r, i) : random() % vocab);
+    if (random() % 16 == 0) {
+      w.bad_words = {arena.size(), 1, 0};
+      arena.insert(arena.end(), {0, 1, largest(r, 0)});
+    }
+  }
+  // One of a row's largest tokens.
+  uint32_t largest(uint32_t r, uint32_t which) {
+    if (tops.size() != rows) tops.assign(rows, {});
+    if (tops[r].empty()) {
+      std::vector<std::pair<float, uint32_t>> all;
+      for (uint32_t i = 0; i < vocab; ++i) all.push_back({-value(static_cast<size_t>(r) * row_len + i), i});
+      const size_t few = std::min<size_t>(4, all.size());
+      std::partial_sort(all.begin(), all.begin() + few, all.end());
+      for (size_t i = 0; i < few; ++i) tops[r].push_back(all[i].second);
+    }
+    return tops[r][which % tops[r].size()];
+  }
+  std::vector<std::vector<uint32_t>> tops;
+  // A logit; of one that is not a number, none.
+  float value(size_t at) const {
+    float x;
+    if (size() == 4) std::memcpy(&x, &logits[at * 4], 4);
+    else {
+      uint16_t half;
+      std::memcpy(&half, &logits[at * 2], 2);
+      const uint32_t word = static_cast<uint32_t>(half) << 16;
+      if (dtype == NUCLEUS_BF16) std::memcpy(&x, &word, 4);
+      else x = __half2float(__ushort_as_half(half));
+    }
+    return x == x ? x : -INFINITY;
   }
 };
 
@@ -133,19 +201,28 @@ inline void check_cut(const DrawnRows &d, uint32_t most_ways, uint32_t first, ui
   check_ways("top_p", d, 0, nullptr, ways, is_processed, results, failures);
 }
 
+inline void check_edited(const DrawnRows &d, uint32_t most_ways, uint32_t first, uint32_t &results, uint32_t &failures) {
+  const uint32_t none = NUCLEUS_BATCH_NONE_BOUNDED, edited = none | NUCLEUS_BATCH_DRAWN_AFTER_TOP_P | NUCLEUS_BATCH_DRAWN_EDITED, many = NUCLEUS_BATCH_MANY_ROWS;
+  std::vector<Way> ways{{0, edited}, {0, edited | many}, {0, edited | NUCLEUS_BATCH_REQUEST_EACH}, {2, edited | many}, {4, edited | many}, {8, edited | many | NUCLEUS_BATCH_REQUEST_EACH}, {1, edited | many},
+                        {0, edited | NUCLEUS_BATCH_CUT_BY_WEIGHT}, {0, none}, {0, NUCLEUS_BATCH_DRAWN_EDITED, Sorted::TRULY}, {0, NUCLEUS_BATCH_DRAWN_EDITED, Sorted::AT_RANDOM}, {0, NUCLEUS_BATCH_DRAWN_EDITED | many, Sorted::AT_RANDOM}};
+  ways.erase(ways.begin(), ways.begin() + std::min<size_t>(first, ways.size()));
+  if (ways.size() > most_ways) ways.resize(most_ways);
+  check_ways("edited", d, 4096, nullptr, ways, is_processed, results, failures);
+}
+
 // check(rows) for rows of every shape, those that top_p cuts or those that are drawn from as a whole.
 template <class F>
-void each_drawn(bool cut, bool masked, F check) {
+void each_drawn(bool cut, bool masked, bool edited, F check) {
   for (uint32_t dtype : {0u, 1u, 2u}) {
     for (uint32_t rows : {1u, 13u, 24u, 70u})
       for (uint32_t vocab : {1u, 5u, 111u, 3001u, 32000u})
-        for (uint32_t beyond : {0u, 3u}) check(DrawnRows(dtype, rows, vocab, beyond, cut, masked));
+        for (uint32_t beyond : {0u, 3u}) check(DrawnRows(dtype, rows, vocab, beyond, cut, masked, edited));
     for (uint32_t rows : {3u, 20u, 40u}) {
-      check(DrawnRows(dtype, rows, 151936, 0, cut, masked));
-      check(DrawnRows(dtype, rows, 151931, 5, cut, masked));
+      check(DrawnRows(dtype, rows, 151936, 0, cut, masked, edited));
+      check(DrawnRows(dtype, rows, 151931, 5, cut, masked, edited));
     }
-    check(DrawnRows(dtype, 140, 151936, 0, cut, masked));
-    check(DrawnRows(dtype, 20, 262144, 0, cut, masked));
-    check(DrawnRows(dtype, 5, NUCLEUS_MAX_VOCAB, 0, cut, masked));
+    check(DrawnRows(dtype, 140, 151936, 0, cut, masked, edited));
+    check(DrawnRows(dtype, 20, 262144, 0, cut, masked, edited));
+    check(DrawnRows(dtype, 5, NUCLEUS_MAX_VOCAB, 0, cut, masked, edited));
   }
 }

@@ -3,7 +3,7 @@
 // rows without peaks, rows that are drawn from as a whole or cut by top_p, rows that top_n_sigma cuts at a token, and rows whose first tokens are cut in all ways.
 // Usage: gpu_test CORPUS [BATCHES [PART [ROUNDS [STREAMS]]]]
 //   BATCHES: `111`, those of vocabularies up to that; `32000-32000/2`, two of those between, spread over all
-//   PART: `all`; `flat`, `drawn`, `top_p`, `deviation`, `chains`, which take no batch of the corpus. For tools that are slow, and to be repeated: these with a type, a vocabulary and rows such
+//   PART: `all`; `flat`, `drawn`, `top_p`, `edited`, `deviation`, `chains`, which take no batch of the corpus. For tools that are slow, and to be repeated: these with a type, a vocabulary and rows such
 //     as `drawn,0,3001,20`, top_p with how many ways, too, from which on (`top_p,0,3001,1,1,3`); `processed` with a cluster and flags such as `processed,2,0`, `top`, `single`, `late` or `crowds`, also
 //     with a number of rows such as `late,72`, `top` with flags, too (`top,20,8192`), `portable`, or a cluster and flags such as `0,8`, copies of each batch, how many rows of
 //     them, and how these are sorted (1: by kind, 2: at random): `0,52,3`, `0,4,1,1`, `0,0,3,200,1`
@@ -28,6 +28,7 @@
 
 constexpr uint32_t UNTOUCHED = 0xA5A5A5A5u;  // words of results before a launch
 constexpr uint32_t CUTS_BY_WEIGHT = NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_NO_EDITS | NUCLEUS_BATCH_DRAWN_AFTER_TOP_P | NUCLEUS_BATCH_CUT_BY_WEIGHT | NUCLEUS_BATCH_CUT_BY_SURPRISE | NUCLEUS_BATCH_WARMED | NUCLEUS_BATCH_SMOOTHED;
+constexpr uint32_t EDITED = NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_DRAWN_AFTER_TOP_P | NUCLEUS_BATCH_DRAWN_EDITED;
 constexpr uint32_t COUNTED_FROM_LEN = 200;    // of rows, from which the caller never says untruly that a count bounds them: a block alone is slow then
 
 static std::atomic<uint32_t> results{0}, failures{0}, others{0}, top_results{0};  // others: rows of which the caller says what is not so
@@ -289,8 +290,8 @@ static void check_sorted(Loaded &loaded, uint32_t number) {
 static void check_crowds(const CorpusBatch &b, uint32_t number, cudaStream_t stream, uint32_t of_rows = 0) {
   for (uint32_t rows : of_rows ? std::vector<uint32_t>{of_rows} : std::vector<uint32_t>{40, 72, 300}) {
     Loaded crowd = repeated_to(b, stream, rows, !of_rows);
-    for (uint32_t flags : {0u, NUCLEUS_BATCH_EXACT, NUCLEUS_BATCH_ALL_BOUNDED, NUCLEUS_BATCH_ALL_BOUNDED | NUCLEUS_BATCH_ALL_COUNTED | NUCLEUS_BATCH_REQUEST_EACH, NUCLEUS_BATCH_NONE_BOUNDED,
-                           NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_NO_EDITS | NUCLEUS_BATCH_ALL_DRAWN, CUTS_BY_WEIGHT, NUCLEUS_BATCH_NONE_WHOLE, NUCLEUS_BATCH_SOME_FEW})
+    for (uint32_t flags : {0u, NUCLEUS_BATCH_EXACT, NUCLEUS_BATCH_ALL_BOUNDED, NUCLEUS_BATCH_ALL_BOUNDED | NUCLEUS_BATCH_ALL_COUNTED | NUCLEUS_BATCH_REQUEST_EACH | NUCLEUS_BATCH_COMMON_CHAINS, NUCLEUS_BATCH_NONE_BOUNDED,
+                           NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_NO_EDITS | NUCLEUS_BATCH_ALL_DRAWN, CUTS_BY_WEIGHT, EDITED, NUCLEUS_BATCH_NONE_WHOLE, NUCLEUS_BATCH_SOME_FEW})
       crowd.check(number, Way{0, flags});
     check_sorted(crowd, number);
   }
@@ -300,7 +301,7 @@ static void check_crowds(const CorpusBatch &b, uint32_t number, cudaStream_t str
 static void check_late(const CorpusBatch &b, uint32_t number, cudaStream_t stream, uint32_t of_rows = 0) {
   for (uint32_t rows : of_rows ? std::vector<uint32_t>{of_rows} : std::vector<uint32_t>{1, 72}) {
     Loaded loaded = repeated_to(b, stream, rows, !of_rows);
-    for (uint32_t flags : {0u, NUCLEUS_BATCH_ALL_BOUNDED, NUCLEUS_BATCH_NONE_BOUNDED, NUCLEUS_BATCH_NO_EDITS, NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_NO_EDITS | NUCLEUS_BATCH_ALL_DRAWN, CUTS_BY_WEIGHT,
+    for (uint32_t flags : {0u, NUCLEUS_BATCH_ALL_BOUNDED, NUCLEUS_BATCH_COMMON_CHAINS, NUCLEUS_BATCH_NONE_BOUNDED, NUCLEUS_BATCH_NO_EDITS, NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_NO_EDITS | NUCLEUS_BATCH_ALL_DRAWN, CUTS_BY_WEIGHT, EDITED,
                            NUCLEUS_BATCH_SOME_FEW, NUCLEUS_BATCH_ALL_FEW, NUCLEUS_BATCH_SOME_FEW | NUCLEUS_BATCH_NONE_BOUNDED})
       loaded.check_late(number, Way{0, flags});
     for (uint32_t flags : {0u, NUCLEUS_BATCH_ALL_COUNTED}) loaded.check_late(number, Way{0, flags, Sorted::TRULY});
@@ -323,7 +324,7 @@ static void check_all_ways(const CorpusBatch &b, uint32_t number, cudaStream_t s
   Loaded loaded(b, stream);
   for (uint32_t cluster : {0u, 1u, 2u, 4u, 8u})
     for (uint32_t flags : {0u, NUCLEUS_BATCH_EXACT, NUCLEUS_BATCH_EXACT | NUCLEUS_BATCH_UNLISTED, NUCLEUS_BATCH_MANY_ROWS, NUCLEUS_BATCH_ALL_BOUNDED, NUCLEUS_BATCH_ALL_BOUNDED | NUCLEUS_BATCH_ALL_COUNTED | NUCLEUS_BATCH_REQUEST_EACH, NUCLEUS_BATCH_NONE_BOUNDED,
-                           NUCLEUS_BATCH_NO_EDITS, NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_NO_EDITS | NUCLEUS_BATCH_ALL_DRAWN, CUTS_BY_WEIGHT, CUTS_BY_WEIGHT | NUCLEUS_BATCH_MANY_ROWS,
+                           NUCLEUS_BATCH_NO_EDITS, NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_NO_EDITS | NUCLEUS_BATCH_ALL_DRAWN, CUTS_BY_WEIGHT, CUTS_BY_WEIGHT | NUCLEUS_BATCH_MANY_ROWS, EDITED, EDITED | NUCLEUS_BATCH_MANY_ROWS,
                            NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_NONE_WHOLE, NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_NONE_WHOLE | NUCLEUS_BATCH_MANY_ROWS,
                            NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_NONE_WHOLE | NUCLEUS_BATCH_NONE_SUMMED, NUCLEUS_BATCH_NONE_BOUNDED | NUCLEUS_BATCH_NONE_WHOLE | NUCLEUS_BATCH_NONE_SUMMED | NUCLEUS_BATCH_NONE_CUT,
                            NUCLEUS_BATCH_MANY_ROWS | NUCLEUS_BATCH_ALL_DRAWN})
@@ -400,10 +401,10 @@ int main(int argc, char **argv) {
   const uint32_t rounds = argc > 4 ? std::atoi(argv[4]) : 1, streams = argc > 5 ? std::atoi(argv[5]) : part && std::strcmp(part, "flat") ? 1 : 8;
   std::setvbuf(stdout, nullptr, _IOLBF, 0);
   const bool flat = !part || !std::strncmp(part, "flat", 4), drawn = !part || !std::strncmp(part, "drawn", 5), deviation = !part || !std::strncmp(part, "deviation", 9);
-  const bool cut = !part || !std::strncmp(part, "top_p", 5), chains = !part || !std::strncmp(part, "chains", 6), corpus = !part || !(flat || drawn || cut || deviation || chains);
+  const bool cut = !part || !std::strncmp(part, "top_p", 5), chains = !part || !std::strncmp(part, "chains", 6), edited = !part || !std::strncmp(part, "edited", 6), corpus = !part || !(flat || drawn || cut || edited || deviation || chains);
   share_device_memory = streams > 1;
   std::atomic<uint32_t> flat_results{0};
-  uint32_t drawn_results = 0, cut_results = 0, deviation_results = 0, chain_results = 0;
+  uint32_t drawn_results = 0, cut_results = 0, edited_results = 0, deviation_results = 0, chain_results = 0;
   auto go_through = [&](uint32_t thread) {
     cudaStream_t stream = nullptr;
     if (streams > 1) CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
@@ -437,11 +438,13 @@ int main(int argc, char **argv) {
   for (uint32_t round = 0; round < rounds; ++round) {
     uint32_t differ = 0;
     if (drawn && one) check_drawn(DrawnRows(type, rows, vocab, 3), drawn_results, differ);
-    else if (drawn) each_drawn(false, true, [&](const DrawnRows &d) { check_drawn(d, drawn_results, differ); });
+    else if (drawn) each_drawn(false, true, false, [&](const DrawnRows &d) { check_drawn(d, drawn_results, differ); });
     for (bool masked : {false, true}) {
       if (cut && one) check_cut(DrawnRows(type, rows, vocab, 3, true, masked), ways, first, cut_results, differ);
-      else if (cut) each_drawn(true, masked, [&](const DrawnRows &d) { check_cut(d, ways, first, cut_results, differ); });
+      else if (cut) each_drawn(true, masked, false, [&](const DrawnRows &d) { check_cut(d, ways, first, cut_results, differ); });
     }
+    if (edited && one) check_edited(DrawnRows(type, rows, vocab, 3, true, false, true), ways, first, edited_results, differ);
+    else if (edited) each_drawn(true, false, true, [&](const DrawnRows &d) { check_edited(d, ways, first, edited_results, differ); });
     if (deviation && one) check_deviation(DeviationRows(type, rows, vocab, 3), deviation_results, differ);
     else if (deviation) check_all_deviations(deviation_results, differ);
     if (chains && one) {
@@ -451,7 +454,7 @@ int main(int argc, char **argv) {
     }
     failures += differ;
   }
-  std::printf("%u results, %u of flat rows, %u of drawn rows, %u of rows cut by top_p, %u by deviations, %u of chains, %u top tokens, %u differ, %u not drawn; far rows in %s%s%s\n", results.load(), flat_results.load(), drawn_results, cut_results, deviation_results, chain_results, top_results.load(), failures.load(), others.load(),
+  std::printf("%u results, %u of flat rows, %u of drawn rows, %u of rows cut by top_p, %u of those with edits, %u by deviations, %u of chains, %u top tokens, %u differ, %u not drawn; far rows in %s%s%s\n", results.load(), flat_results.load(), drawn_results, cut_results, edited_results, deviation_results, chain_results, top_results.load(), failures.load(), others.load(),
               far[0] ? "f32 " : "", far[1] ? "f16 " : "", far[2] ? "bf16" : "");
   return failures != 0;
 }

@@ -12,7 +12,8 @@ enum class Sorted : uint32_t { NOT, TRULY, AT_RANDOM };
 
 enum Kind : uint32_t { BOUNDED, DRAWN, CUT, OTHER, FEW, KINDS };
 
-inline Kind kind_of(const SamplingRow &row, const SamplingProgram &p) {
+// `edits_drawn`: the launch for draws takes rows with edits, too.
+inline Kind kind_of(const SamplingRow &row, const SamplingProgram &p, bool edits_drawn = false) {
   if (row.flags & NUCLEUS_ROW_PADDING) return row.request % 2 ? DRAWN : BOUNDED;  // where it comes does not matter
   if (row.flags & NUCLEUS_ROW_FEW) return FEW;
   bool edits = row.bias.len | row.bad_words.len | row.eos.len;
@@ -27,7 +28,11 @@ inline Kind kind_of(const SamplingRow &row, const SamplingProgram &p) {
   const SamplingOp &op = p.ops[i];
   const bool bounds = op.code == NUCLEUS_OP_ARGMAX || op.code == NUCLEUS_OP_MIN_P || (op.code == NUCLEUS_OP_TOP_K && op.threshold <= 128);
   if (bounds && row.flags & NUCLEUS_ROW_PROCESSED) return BOUNDED;
-  if (edits || row.flags & NUCLEUS_ROW_ALLOWED) return OTHER;
+  if (row.flags & NUCLEUS_ROW_ALLOWED) return OTHER;
+  if (edits) {
+    const bool cut = op.code == NUCLEUS_OP_TOP_P && p.ops[i + 1].code == NUCLEUS_OP_DRAW;
+    return edits_drawn && (cut || op.code == NUCLEUS_OP_DRAW) ? CUT : OTHER;
+  }
   if (op.code == NUCLEUS_OP_DRAW) return DRAWN;
   if (op.code == NUCLEUS_OP_MIROSTAT_2) return CUT;
   const auto cuts_by_mass = [](uint32_t code) { return code == NUCLEUS_OP_TOP_P || code == NUCLEUS_OP_EPSILON || code == NUCLEUS_OP_TOP_A; };
@@ -41,11 +46,11 @@ inline Kind kind_of(const SamplingRow &row, const SamplingProgram &p) {
 }
 
 // `programs`: by the rows' requests.
-inline std::vector<uint32_t> numbers_by_kind(const std::vector<SamplingRow> &rows, const std::vector<SamplingProgram> &programs, Sorted sorted, uint32_t (&of_kind)[KINDS]) {
+inline std::vector<uint32_t> numbers_by_kind(const std::vector<SamplingRow> &rows, const std::vector<SamplingProgram> &programs, Sorted sorted, bool edits_drawn, uint32_t (&of_kind)[KINDS]) {
   std::mt19937 random(static_cast<uint32_t>(rows.size()));
   std::vector<uint32_t> kinds[KINDS], all;
   for (uint32_t r = 0; r < rows.size(); ++r) {
-    const Kind kind = kind_of(rows[r], programs[rows[r].request]);
+    const Kind kind = kind_of(rows[r], programs[rows[r].request], edits_drawn);
     kinds[sorted == Sorted::AT_RANDOM && !(rows[r].flags & NUCLEUS_ROW_FEW) ? random() % FEW : kind].push_back(r);
   }
   for (uint32_t kind = 0; kind < KINDS; ++kind) {
@@ -62,14 +67,14 @@ struct DeviceOrder {
   DeviceArray<uint32_t> numbers;
   SamplingOrder order;
 
-  DeviceOrder(const std::vector<SamplingRow> &rows, const std::vector<SamplingProgram> &programs, Sorted sorted)
-      : numbers(numbers_by_kind(rows, programs, sorted, of_kind)), order{numbers.data, of_kind[BOUNDED], of_kind[DRAWN], of_kind[CUT], of_kind[OTHER]} {}
+  DeviceOrder(const std::vector<SamplingRow> &rows, const std::vector<SamplingProgram> &programs, Sorted sorted, bool edits_drawn = false)
+      : numbers(numbers_by_kind(rows, programs, sorted, edits_drawn, of_kind)), order{numbers.data, of_kind[BOUNDED], of_kind[DRAWN], of_kind[CUT], of_kind[OTHER]} {}
 };
 
 // Both ways.
 struct DeviceOrders {
   DeviceOrder truly, at_random;
 
-  DeviceOrders(const std::vector<SamplingRow> &rows, const std::vector<SamplingProgram> &programs) : truly(rows, programs, Sorted::TRULY), at_random(rows, programs, Sorted::AT_RANDOM) {}
+  DeviceOrders(const std::vector<SamplingRow> &rows, const std::vector<SamplingProgram> &programs, bool edits_drawn = false) : truly(rows, programs, Sorted::TRULY, edits_drawn), at_random(rows, programs, Sorted::AT_RANDOM) {}
   SamplingOrder of(Sorted sorted) const { return sorted == Sorted::TRULY ? truly.order : sorted == Sorted::AT_RANDOM ? at_random.order : SamplingOrder{}; }
 };

@@ -227,6 +227,10 @@ pub(super) const BATCH_CUT_BY_SURPRISE: u32 = 262_144;
 pub(super) const BATCH_WARMED: u32 = 524_288;
 /// The launch's bit that says that some are smoothed, and drawn from as a whole.
 pub(super) const BATCH_SMOOTHED: u32 = 1_048_576;
+/// The launch's bit that says that rows that are drawn from, as a whole or behind `top_p`, may have edits by id.
+pub(super) const BATCH_DRAWN_EDITED: u32 = 2_097_152;
+/// The launch's bit that says that bounded rows go on with the commonest operations alone.
+pub(super) const BATCH_COMMON_CHAINS: u32 = 4_194_304;
 /// The launch's bit that samples as on devices without clusters.
 pub(super) const BATCH_PORTABLE: u32 = 8192;
 /// A device's status beyond [`Status`](crate::Status): more ids are edited than the workspace has room for.

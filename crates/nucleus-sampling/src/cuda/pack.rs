@@ -6,10 +6,11 @@ use crate::state::SamplerState;
 
 use super::layout::{
     BATCH_ALL_BOUNDED, BATCH_ALL_COUNTED, BATCH_ALL_DRAWN, BATCH_ALL_FEW, BATCH_CUT_BY_SURPRISE,
-    BATCH_CUT_BY_WEIGHT, BATCH_DRAW_AFTER_MIN_P, BATCH_DRAWN_AFTER_TOP_P, BATCH_NO_EDITS,
-    BATCH_NONE_BOUNDED, BATCH_NONE_CUT, BATCH_NONE_SUMMED, BATCH_NONE_WHOLE, BATCH_SMOOTHED,
-    BATCH_SOME_FEW, BATCH_WARMED, SamplingList, SamplingOrder, SamplingRow, row_flags,
+    BATCH_COMMON_CHAINS, BATCH_CUT_BY_WEIGHT, BATCH_DRAW_AFTER_MIN_P, BATCH_DRAWN_AFTER_TOP_P,
+    BATCH_DRAWN_EDITED, BATCH_NO_EDITS, BATCH_NONE_BOUNDED, BATCH_NONE_CUT, BATCH_NONE_SUMMED,
+    BATCH_NONE_WHOLE, BATCH_SMOOTHED, BATCH_SOME_FEW, BATCH_WARMED, SamplingList, SamplingOrder, SamplingRow, row_flags,
 };
+use super::logits::Dtype;
 use super::slots::SlotRow;
 
 /// Where a row's history is.
@@ -63,7 +64,22 @@ impl<'a> Work<'a> {
     /// No fewer ids than the row edits: every entry of its lists, and the whole history.
     fn edited(&self) -> u32 {
         let tables = self.params.tables();
-        (self.history_len() + tables.bias.len() + tables.bad_words.len() + tables.eos.len()) as u32
+        (self.history_len() + tables.bias.len() + tables.bad_words.len() + self.eos().len()) as u32
+    }
+
+    /// The ids that end a text, where they may not be drawn, now or, from a slot, for some of its tokens. Elsewhere no launch need look at them.
+    fn eos(&self) -> &'a [u32] {
+        let config = self.params.config();
+        let banned = config.flags & Flags::IGNORE_EOS != 0
+            || match self.history {
+                History::State(state) => state.position() < config.min_tokens,
+                History::Slot { .. } => config.min_tokens > 0,
+            };
+        if banned {
+            &self.params.tables().eos
+        } else {
+            &[]
+        }
     }
 
     fn history_len(&self) -> usize {
@@ -93,7 +109,7 @@ impl<'a> Work<'a> {
         let bounded = first
             && self.logprobs == LogprobsMode::Processed
             && tables.allowed.is_none()
-            && self.window() + tables.bias.len() + tables.bad_words.len() + tables.eos.len()
+            && self.window() + tables.bias.len() + tables.bad_words.len() + self.eos().len()
                 <= EDITS_MOST;
         bounded.then_some(decides.code)
     }
@@ -153,16 +169,55 @@ impl<'a> Work<'a> {
         let tables = self.params.tables();
         !tables.bias.is_empty()
             || !tables.bad_words.is_empty()
-            || !tables.eos.is_empty()
+            || !self.eos().is_empty()
             || tables.program.ops().iter().any(|op| edits_by_id(op.code))
     }
 
-    /// How the launch for draws decides the row, if it does: it is as it came, but for temperatures and a mask, and its token is drawn from all of it, or what it weighs tells
-    /// one cut or one temperature of it, or smoothed logits are drawn from (`kind_by_weight` of `prepare.cuh`).
-    fn drawn(&self) -> Option<Drawn> {
+    /// Whether what follows the operation that bounds the row is the commonest (`is_common` of `chain.cuh`).
+    fn has_common_chain(&self) -> bool {
+        let config = self.params.config();
+        let ops = self.params.tables().program.ops();
+        let Some(first) = ops.iter().position(|op| !LEADING.contains(&op.code)) else {
+            return false;
+        };
+        let Some((last, between)) = ops[first + 1..].split_last() else {
+            return ops[first].code == OpCode::Argmax;
+        };
+        last.code == OpCode::Draw
+            && between
+                .iter()
+                .all(|op| matches!(op.code, OpCode::TopP | OpCode::MinP))
+            && config.min_keep <= 1
+            && config.flags & Flags::KEEP_TIES == 0
+    }
+
+    /// Whether the launch for draws can edit the row's logits (`PenaltiesAndBiases` of `prepare.cuh`): penalties come first, nothing else looks tokens up in the history, no words are bad, and there are
+    /// not too many edits.
+    fn edits_simply(&self) -> bool {
         let tables = self.params.tables();
-        if tables.allowed.is_some() || self.edits() {
+        let ops = tables.program.ops();
+        ops.iter().enumerate().all(|(at, op)| {
+            !edits_by_id(op.code) || (at == 0 && op.code == OpCode::Penalties)
+        }) && tables.bad_words.is_empty()
+            && self.window() + PLACES_OF_BIAS * (tables.bias.len() + self.eos().len()) <= EDITS_MOST
+    }
+
+    /// How the launch for draws decides the row, if it does: it is as it came, but for temperatures and a mask, and its token is drawn from all of it, or what it weighs tells
+    /// one cut or one temperature of it, or smoothed logits are drawn from (`kind_by_weight` of `prepare.cuh`); or, of a launch with so many rows, it has few edits by id, too.
+    fn drawn(&self, rows: usize) -> Option<Drawn> {
+        let tables = self.params.tables();
+        if tables.allowed.is_some() {
             return None;
+        }
+        if self.edits() {
+            let ops = tables.program.ops();
+            let first = ops.iter().position(|op| !LEADING.contains(&op.code))?;
+            let drawn = match ops[first].code {
+                OpCode::Draw => rows >= EDITED_DRAWS_FROM,
+                OpCode::TopP => is_draw(&ops[first + 1..]),
+                _ => false,
+            };
+            return (drawn && self.edits_simply()).then_some(Drawn::Edited);
         }
         let ties = self.params.config().flags & Flags::KEEP_TIES != 0;
         let cuts_by_mass = |code| {
@@ -224,6 +279,8 @@ enum Drawn {
     Whole,
     /// Behind a cut, by a temperature or from logits that follow from what it weighs; what the launch has to know of it, as bits of a batch's flags.
     Cut(u32),
+    /// As a whole or behind `top_p`, after edits by id.
+    Edited,
 }
 
 /// Whether nothing but the draw follows.
@@ -268,6 +325,11 @@ const BOUND_K: u64 = 128;
 /// The most ids that it may edit, its history's repetitions counted (`EDITS_MOST` of `bounded.cuh`).
 const EDITS_MOST: usize = 1536;
 
+/// What a bias, or an id that may not be drawn, takes of these where the launch for draws edits rows.
+const PLACES_OF_BIAS: usize = 4;
+/// From so many rows on that launch takes edited rows that are drawn from as a whole (docs/kernel.md, "Times").
+const EDITED_DRAWS_FROM: usize = 64;
+
 /// The most ids that are gathered (`FEW_IDS` of `few.cuh`).
 const FEW_IDS: usize = 4096;
 
@@ -296,6 +358,8 @@ enum Kind {
     Drawn,
     /// A draw from what one cut by the row's weight keeps of it: `top_p`, epsilon, `top_a`, or mirostat 2.
     Cut,
+    /// The same behind `top_p`, or from the whole of the row, after edits by id; or else one of the others.
+    Edited,
     Other,
     /// The few ids that are allowed.
     Few,
@@ -344,6 +408,8 @@ pub(super) struct Packed {
     counted: usize,
     /// And those by `min_p` that the usual draw follows at once.
     drawn_after: usize,
+    /// Bounded rows that go on with the commonest operations alone.
+    common: usize,
     /// Rows that are neither, and weighed whole.
     whole: usize,
     /// Rows that are none of these, and whose cuts follow from sums.
@@ -358,6 +424,8 @@ pub(super) struct Packed {
     drawn_after_cut: usize,
     /// What the launch has to know of those.
     cut_flags: u32,
+    /// Rows that the launch for draws may edit.
+    drawn_edited: usize,
     /// Whether some of those draw from what `top_p` keeps, as they are.
     cut_by_top_p: bool,
     /// Rows that are weighed whole, but for these two.
@@ -380,12 +448,14 @@ impl Packed {
         self.bounded = 0;
         self.counted = 0;
         self.drawn_after = 0;
+        self.common = 0;
         self.whole = 0;
         self.summed = 0;
         self.cut = 0;
         self.unedited = 0;
         self.drawn = 0;
         self.drawn_after_cut = 0;
+        self.drawn_edited = 0;
         self.cut_flags = 0;
         self.cut_by_top_p = false;
         self.other_whole = 0;
@@ -408,7 +478,7 @@ impl Packed {
             self.max_edited = self.max_edited.max(row.edited());
             self.tops.push(row.top);
             self.unedited += usize::from(!row.edits());
-            let (bounded_by, drawn) = (row.bounded_by(), row.drawn());
+            let (bounded_by, drawn) = (row.bounded_by(), row.drawn(count));
             let kind = match bounded_by {
                 _ if few => Kind::Few,
                 Some(_) => Kind::Bounded,
@@ -416,10 +486,12 @@ impl Packed {
                     None => Kind::Other,
                     Some(Drawn::Whole) => Kind::Drawn,
                     Some(Drawn::Cut(_)) => Kind::Cut,
+                    Some(Drawn::Edited) => Kind::Edited,
                 },
             };
             self.kinds.push(kind);
             self.drawn += usize::from(drawn == Some(Drawn::Whole));
+            self.drawn_edited += usize::from(kind == Kind::Edited);
             if let Some(Drawn::Cut(flags)) = drawn {
                 self.drawn_after_cut += 1;
                 self.cut_flags |= flags;
@@ -432,9 +504,10 @@ impl Packed {
                 let by_count = code != OpCode::MinP;
                 self.counted += usize::from(by_count);
                 self.drawn_after += usize::from(!by_count && row.draws_after(code));
+                self.common += usize::from(row.has_common_chain());
             } else if row.is_whole() || kind == Kind::Cut {
                 self.whole += 1;
-                self.other_whole += usize::from(kind == Kind::Other);
+                self.other_whole += usize::from(matches!(kind, Kind::Other | Kind::Edited));
             } else {
                 self.summed += usize::from(row.is_summed());
                 self.cut += usize::from(row.is_cut());
@@ -447,9 +520,14 @@ impl Packed {
         self.tops.iter().copied().max().unwrap_or(0)
     }
 
+    /// Whether the launch for draws takes rows with edits of logits of this type: those of 32 bits, without masks, beside no other cuts than `top_p`.
+    fn draws_edited(&self, dtype: Dtype) -> bool {
+        dtype == Dtype::F32 && self.masks.is_empty() && self.cut_flags == 0
+    }
+
     /// Leaves the numbers of a launch's rows, counted from its first, sorted by their kinds, in the arena, if they are of several kinds for which
     /// there are launches.
-    pub(super) fn sort(&mut self, first: u32, rows: u32) -> Option<Sorted> {
+    pub(super) fn sort(&mut self, first: u32, rows: u32, dtype: Dtype) -> Option<Sorted> {
         const ORDER: [Kind; 5] = [
             Kind::Bounded,
             Kind::Drawn,
@@ -457,9 +535,15 @@ impl Packed {
             Kind::Other,
             Kind::Few,
         ];
-        let kinds = &self.kinds[first as usize..][..rows as usize];
+        let edited = if self.draws_edited(dtype) {
+            Kind::Cut
+        } else {
+            Kind::Other
+        };
+        let kinds = self.kinds[first as usize..][..rows as usize].iter();
+        let kinds = kinds.map(|kind| if *kind == Kind::Edited { edited } else { *kind });
         let [bounded, drawn, cut, others, few] =
-            ORDER.map(|kind| kinds.iter().filter(|of| **of == kind).count() as u32);
+            ORDER.map(|kind| kinds.clone().filter(|of| *of == kind).count() as u32);
         let drawn_at_all = drawn + cut;
         let of_launches = [bounded, drawn_at_all, others];
         let several = of_launches.iter().filter(|rows| **rows > 0).count() > 1;
@@ -468,7 +552,7 @@ impl Packed {
         }
         let from = self.arena.len();
         for kind in ORDER {
-            let numbers = (0..).zip(kinds).filter(|(_, of)| **of == kind);
+            let numbers = (0..).zip(kinds.clone()).filter(|(_, of)| *of == kind);
             self.arena.extend(numbers.map(|(number, _)| number));
         }
         let rows = [bounded, drawn, cut, others];
@@ -477,12 +561,17 @@ impl Packed {
 
     /// What the launch may know of its rows. `sorted`: it is told their kinds, and asks for those that are bounded alone whether counts bound them, for the
     /// others alone whether they are weighed whole.
-    pub(super) fn known_flags(&self, sorted: bool) -> u32 {
+    pub(super) fn known_flags(&self, sorted: bool, dtype: Dtype) -> u32 {
         let rows = self.rows.len();
+        let edited = if self.draws_edited(dtype) {
+            self.drawn_edited
+        } else {
+            0
+        };
         let others = rows - self.few;
         let told = |holds: bool, bit: u32| if holds { bit } else { 0 };
         let none_whole = if sorted {
-            self.other_whole == 0
+            self.other_whole == edited
         } else {
             self.whole == 0 && self.bounded < others
         };
@@ -498,11 +587,13 @@ impl Packed {
             _ => 0,
         };
         bounded
+            | told(self.bounded > 0 && self.common == self.bounded, BATCH_COMMON_CHAINS)
             | told(self.few > 0, BATCH_SOME_FEW)
             | told(none_whole, BATCH_NONE_WHOLE)
             | told(none_whole && self.summed == 0, BATCH_NONE_SUMMED)
             | told(none_whole && self.summed + self.cut == 0, BATCH_NONE_CUT)
             | told(self.unedited == rows, BATCH_NO_EDITS)
+            | told(edited > 0, BATCH_DRAWN_EDITED)
             | self.cut_flags
             | told(
                 self.cut_by_top_p && self.cut_flags & (BATCH_WARMED | BATCH_SMOOTHED) != 0,
@@ -511,7 +602,7 @@ impl Packed {
             | match self.drawn {
                 drawn if drawn == rows => BATCH_ALL_DRAWN,
                 drawn => told(
-                    drawn + self.drawn_after_cut == rows,
+                    drawn + self.drawn_after_cut + edited == rows,
                     BATCH_DRAWN_AFTER_TOP_P,
                 ),
             }
@@ -534,7 +625,7 @@ impl Packed {
             allowed: self.ids(tables.allowed.as_deref().unwrap_or_default()),
             bad_words: self.sequences(&tables.bad_words),
             breakers: self.sequences(&tables.breakers),
-            eos: self.ids(&tables.eos),
+            eos: self.ids(row.eos()),
             request,
             mask: self.mask(row.mask),
             flags: flag(row.uniform.is_some(), row_flags::UNIFORM)
@@ -666,6 +757,7 @@ mod tests {
             logit_bias: Some([(7, 1.5)].into()),
             bad_words: Some(vec![vec![5], vec![6, 8]]),
             allowed_token_ids: Some(vec![4, 7]),
+            min_tokens: Some(2),
             ..SamplingParams::default()
         };
         let packed = pack(&params, None);
@@ -680,6 +772,32 @@ mod tests {
         assert_eq!(words(&packed, row.eos, 1), [9]);
         assert_eq!((row.mask, packed.mask_words), (-1, 0));
         assert_eq!(packed.max_edited, 4 + 1 + 2 + 1);
+    }
+
+    #[test]
+    fn ends_are_edits_only_while_they_may_not_be_drawn() {
+        let told = |change: fn(&mut SamplingParams)| {
+            let mut params = SamplingParams::default();
+            change(&mut params);
+            let packed = pack(&params, None);
+            (packed.rows[0].eos.len, packed.known_flags(false, Dtype::F32))
+        };
+        let drawn = BATCH_NONE_BOUNDED | BATCH_NO_EDITS | BATCH_ALL_DRAWN;
+        assert_eq!(told(|_| ()), (0, drawn));
+        assert_eq!(told(|params| params.min_tokens = Some(1)), (0, drawn));
+        let banned = (1, BATCH_NONE_BOUNDED);
+        assert_eq!(told(|params| params.min_tokens = Some(2)), banned);
+        assert_eq!(told(|params| params.ignore_eos = Some(true)), banned);
+
+        let compiled = SamplingParams {
+            min_tokens: Some(1),
+            ..SamplingParams::default()
+        }
+        .validate(&VocabInfo::new(100).with_eos(&[9]))
+        .expect("the parameters are valid");
+        let mut packed = Packed::default();
+        packed.fill([Work::of_slot(&SlotRow::new(0, &compiled), 70)].into_iter());
+        assert_eq!(packed.rows[0].eos.len, 1, "the device knows how many there are");
     }
 
     #[test]
@@ -712,7 +830,7 @@ mod tests {
             repetition_penalty: Some(1.2),
             ..SamplingParams::default()
         };
-        let flag = |all: &[&SamplingParams], mode| pack_each(all, mode).known_flags(false);
+        let flag = |all: &[&SamplingParams], mode| pack_each(all, mode).known_flags(false, Dtype::F32);
         let (drawn, processed) = (SamplingParams::default(), LogprobsMode::Processed);
         let min_p = SamplingParams {
             min_p: Some(0.1),
@@ -900,35 +1018,35 @@ mod tests {
             processed,
         );
         let from = packed.arena.len();
-        let sorted = packed.sort(0, 8).expect("there are several kinds");
+        let sorted = packed.sort(0, 8, Dtype::F32).expect("there are several kinds");
         let rows = [2, 2, 1, 2];
         assert_eq!(sorted, Sorted { from, rows });
         assert_eq!(packed.arena[from..], [4, 7, 2, 6, 3, 1, 5, 0]);
-        let told = packed.known_flags(true);
+        let told = packed.known_flags(true, Dtype::F32);
         let counted = BATCH_ALL_COUNTED | BATCH_SOME_FEW;
         assert_eq!(told, counted, "the biased row is weighed whole");
 
         // Of a part, counted from its first row.
         let from = packed.arena.len();
-        let sorted = packed.sort(2, 3).expect("there are several kinds");
+        let sorted = packed.sort(2, 3, Dtype::F32).expect("there are several kinds");
         let rows = [1, 1, 1, 0];
         assert_eq!(sorted, Sorted { from, rows });
         assert_eq!(packed.arena[from..], [2, 0, 1]);
 
         let mut packed = pack_each(&[&greedy, &drawn, &sigma], processed);
-        assert!(packed.sort(0, 3).is_some());
-        let told = packed.known_flags(true);
+        assert!(packed.sort(0, 3, Dtype::F32).is_some());
+        let told = packed.known_flags(true, Dtype::F32);
         let none_whole = BATCH_NO_EDITS | BATCH_NONE_WHOLE;
         assert_eq!(told, none_whole | BATCH_ALL_COUNTED);
         let min_p = params(|params| params.min_p = Some(0.1));
-        let told = pack_each(&[&greedy, &min_p, &drawn, &sigma], processed).known_flags(true);
+        let told = pack_each(&[&greedy, &min_p, &drawn, &sigma], processed).known_flags(true, Dtype::F32);
         assert_eq!(told, none_whole, "a count bounds one of two");
-        assert_eq!(packed.sort(1, 1), None, "nothing but draws");
-        assert_eq!(packed.sort(0, 1), None, "nothing but bounded rows");
-        assert_eq!(packed.sort(2, 1), None, "nothing but others");
+        assert_eq!(packed.sort(1, 1, Dtype::F32), None, "nothing but draws");
+        assert_eq!(packed.sort(0, 1, Dtype::F32), None, "nothing but bounded rows");
+        assert_eq!(packed.sort(2, 1, Dtype::F32), None, "nothing but others");
         let mut packed = pack_each(&[&greedy, &biased, &listed, &listed], processed);
-        assert!(packed.sort(0, 2).is_some(), "bounded rows and others");
-        assert_eq!(packed.sort(2, 2), None, "few ids allowed of all");
+        assert!(packed.sort(0, 2, Dtype::F32).is_some(), "bounded rows and others");
+        assert_eq!(packed.sort(2, 2, Dtype::F32), None, "few ids allowed of all");
     }
 
     #[test]

@@ -505,7 +505,7 @@ impl CudaSampler {
     fn launch(&mut self, logits: &DeviceLogits, launches: &[Launch]) -> Result<(), CudaError> {
         let sorted: Vec<_> = launches
             .iter()
-            .map(|launch| self.packed.sort(launch.first, launch.rows))
+            .map(|launch| self.packed.sort(launch.first, launch.rows, logits.dtype()))
             .collect();
         let packed = &self.packed;
         let count = packed.rows.len() as u32;
@@ -553,9 +553,9 @@ impl CudaSampler {
                     | match self.options.exact_path {
                         true => 0,
                         false if first == 0 => {
-                            BATCH_REQUEST_EACH | packed.known_flags(kinds.is_some())
+                            BATCH_REQUEST_EACH | packed.known_flags(kinds.is_some(), logits.dtype())
                         }
-                        false => packed.known_flags(kinds.is_some()),
+                        false => packed.known_flags(kinds.is_some(), logits.dtype()),
                     },
                 slots: self.slots.states.address(),
                 slot_tokens: self.slots.tokens.address(),
