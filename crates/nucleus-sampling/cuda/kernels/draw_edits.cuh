@@ -13,6 +13,7 @@ struct Notes {
   static constexpr u32 BITS = 11, COUNTED = 1, SEEN = 1u << BITS, BIASED = 1u << (2 * BITS), BANNED = 2 * BIASED;
   static_assert(EDITS_ROOM < SEEN);
 
+  __device__ __forceinline__ static bool has_bias(u32 notes) { return notes < BANNED && notes & BIASED; }
   // A logit after the row's edits.
   __device__ __forceinline__ static float edited(float x, float bias, u32 notes, const EditPlan &plan) {
     if (notes >= BANNED) return -infinity();
@@ -35,7 +36,7 @@ struct SliceBias {
 
 // What a block holds beside the others where rows are edited.
 struct alignas(128) DrawEdits {
-  static constexpr u32 POINTS = 6;
+  static constexpr u32 POINTS = 4;
 
   EditPlan plans[TURNS_MOST];
   // Of each team's next row: tokens of the window by their places in the slice, in the order of the window, from the beginning on; biases from the end down.
@@ -52,8 +53,8 @@ __device__ __forceinline__ DrawEdits *edits_of(const DrawShape &shape) { return 
 
 // The lister that lists a team's edits.
 struct EditLister {
-  static constexpr u32 AT_ONCE = 8;  // tokens of a lane that are on their way together
-  static constexpr u32 LINE = 32;    // words of a line of the cache
+  static constexpr u32 AT_ONCE = 16;  // tokens of a lane that are on their way together
+  static constexpr u32 LINE = 32;     // words of a line of the cache
 
   DrawEdits *edits;
   u32 team, slice, room;
@@ -142,52 +143,47 @@ struct TeamEdits {
     const u32 slot = first_slot + (of_slice >> (31 - __clz(stage_ids)));
     return (slot < slots ? slot : slot - slots) * stage_ids + (of_slice & (stage_ids - 1));
   }
-  // What all who have a token put there is the same.
-  __device__ __forceinline__ void put(u32 word, u32 value) const {
-#ifdef NUCLEUS_RACECHECK
-    atomicExch(&ring[word], value);
-#else
-    ring[word] = value;
-#endif
+  // The bias of a token that has one.
+  __device__ __forceinline__ float bias_at(u32 word) const {
+    u32 i = 0;
+    while (at(bias_of(i).place()) != word) ++i;
+    return bias_of(i).value;
   }
   // The team's warps have come to a point of the row with this parity.
   __device__ __forceinline__ void meet(u32 point, u32 parity) const {
     arrive_as_warp(&edits->met[team][point]);
     wait_for_copy(&edits->met[team][point], parity);
   }
-  // Tokens of the window come first, then biases. A token that is listed more than once is edited by all who have it, to the same number. `settled`: warps may have written their chunks of the slice.
+  // Tokens of the window come first, then biases. Notes are added to the bits of a token's logit; who adds the first of them edits it. `settled`: warps may have written their chunks of the slice.
   __device__ __forceinline__ void apply(u32 parity, bool settled) const {
     const u32 lane = threadIdx.x % 32, listed = edits->listed[team], before = edits->before[team], all = listed + edits->biases[team], first = member * 32 + lane, step = members * 32;
     const u32 of_later = Notes::COUNTED + Notes::SEEN, of_earlier = plan.seen_from ? Notes::COUNTED : Notes::SEEN;
     // Of the first one in registers. Few instructions are run for most rows, since fetching them is what takes time.
-    u32 word0 = 0, words[EACH - 1];
-    float logit0 = 0.0f, logits[EACH - 1];
+    u32 word0 = 0, words[EACH - 1], bits0 = 0, bits[EACH - 1];
     const auto each = [&](auto f) {
-      if (first < all) f(first, word0, logit0);
+      if (first < all) f(first, word0, bits0);
       UNROLL_NOT
-      for (u32 r = 1; first + r * step < all; ++r) f(first + r * step, words[r - 1], logits[r - 1]);
+      for (u32 r = 1; first + r * step < all; ++r) f(first + r * step, words[r - 1], bits[r - 1]);
     };
     if (settled) meet(0, parity);
-    each([&](u32 i, u32 &word, float &logit) {
+    each([&](u32 i, u32 &word, u32 &logit) {
       word = at(i < listed ? edits->room[team][i] : bias_of(i - listed).place());
-      logit = float_of(ring[word]);
+      logit = ring[word];
     });
     meet(1, parity);
-    each([&](u32, u32 word, float) { put(word, 0); });
+    each([&](u32 i, u32 &word, u32 logit) {
+      const u32 notes = i >= listed ? bias_of(i - listed).notes() : i >= before ? of_later : of_earlier;
+      if (atomicAdd(&ring[word], notes) != logit) word = NONE;
+    });
     meet(2, parity);
-    each([&](u32 i, u32 word, float) { atomicAdd(&ring[word], i >= listed ? bias_of(i - listed).notes() : i >= before ? of_later : of_earlier); });
-    meet(3, parity);
-    each([&](u32 i, u32 &word, float &logit) {
-      const u32 notes = ring[word];
-      logit = Notes::edited(logit, i >= listed ? bias_of(i - listed).value : 0.0f, notes, plan);
-      if (i < listed && notes >= Notes::BIASED) word = NONE;  // by whoever has the bias, or the ban
+    each([&](u32, u32 word, u32 logit) {
+      if (word == NONE) return;
+      const u32 notes = ring[word] - logit;
+      const float bias = Notes::has_bias(notes) ? bias_at(word) : 0.0f;
+      ring[word] = bits_of(Notes::edited(float_of(logit), bias, notes, plan));
     });
     arrive_as_warp(&edits->used[team]);
-    meet(4, parity);
-    each([&](u32, u32 word, float logit) {
-      if (word != NONE) put(word, bits_of(logit));
-    });
-    meet(5, parity);
+    meet(3, parity);
   }
 };
 
