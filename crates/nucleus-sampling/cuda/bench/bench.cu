@@ -399,7 +399,7 @@ int main(int argc, char **argv) {
         b.dtype = dtype;
         b.cluster = cluster;
         b.flags = always | flags | NUCLEUS_BATCH_REQUEST_EACH | what_is_known(c);
-        const bool edited = draws_edited && !dtype && edits(c);
+        const bool edited = draws_edited && edits(c);
         if (!c.others.empty() && edited) b.flags |= NUCLEUS_BATCH_DRAWN_EDITED;
         const SamplingOrder order = c.others.empty() || unsorted ? SamplingOrder{} : edited ? sorted_edited.order : sorted.order;
         if (order.order && order.drawn + order.cut == rows) b.flags |= NUCLEUS_BATCH_DRAWN_AFTER_TOP_P;

@@ -210,8 +210,7 @@ NUCLEUS_ASSERT(sizeof(SamplingBatch) == 120);
 #define NUCLEUS_BATCH_WARMED 524288u
 #define NUCLEUS_BATCH_SMOOTHED 1048576u
 /* Some of the rows that are said to draw from the whole of their row, or from what top_p keeps, have edits, and NUCLEUS_BATCH_NO_EDITS is not said: penalties as their first operation, over
- * at most 1,536 tokens of the history, fewer by four for each bias and each id of eos that may not be drawn, and no bad words. Heeded where logits are of 32 bits, no row has a mask and none of the
- * four flags above is said; else such rows are others. Said of rows without edits it only costs time. */
+ * at most 1,536 tokens of the history, fewer by four for each bias and each id of eos that may not be drawn, and no bad words. Heeded where no row has a mask and none of the four flags above is said; else such rows are others. Said of rows without edits it only costs time. */
 #define NUCLEUS_BATCH_DRAWN_EDITED 2097152u
 /* Behind the top_k or min_p that bounds them, bounded rows have top_p, min_p and the draw alone, keep at least one token, and no ties; or they are bounded by argmax. Said of others it only costs time. */
 #define NUCLEUS_BATCH_COMMON_CHAINS 4194304u

@@ -87,6 +87,7 @@ __global__ void __launch_bounds__(threads_of(FORM), 1) draw_rows(const __grid_co
 }
 
 constexpr size_t BYTES_MAX = 232448;  // of shared memory that a block may have
+static_assert(BYTES_MAX / sizeof(float) <= 1u << 16, "places in a slice whose tokens are edited are of 16 bits");
 constexpr u32 LEAST_BLOCKS = 2;       // what is sent within a cluster needs one
 
 // How rows may be shared out: by clusters of so many blocks and teams. AGAIN: stages come again, of which a ring holds `slots` at most; AHEAD: some warps look ahead.
@@ -101,7 +102,7 @@ static bool may_cut(const SamplingBatch &batch) { return !(batch.flags & NUCLEUS
 // Of a batch that may be cut.
 static Form form_of(const SamplingBatch &batch) {
   const bool masks = has_masks(batch);
-  if (edits_drawn(batch)) return Form::TOP_P_EDITED;
+  if (edits_drawn(batch)) return batch.dtype == NUCLEUS_F32 ? Form::TOP_P_EDITED : Form::TOP_P_WIDENED;
   switch (batch.flags & (NUCLEUS_BATCH_CUT_BY_WEIGHT | NUCLEUS_BATCH_CUT_BY_SURPRISE | NUCLEUS_BATCH_WARMED | NUCLEUS_BATCH_SMOOTHED)) {
     case 0: return masks ? Form::TOP_P_MASKED : Form::TOP_P;
     case NUCLEUS_BATCH_CUT_BY_WEIGHT: return masks ? Form::CUT_MASKED : Form::CUT;
@@ -117,7 +118,8 @@ static Form form_of(const SamplingBatch &batch) {
 static bool share(const SamplingBatch &batch, Way way, bool follow, DrawShape &shape, size_t &bytes) {
   const auto [blocks, teams, kind, slots] = way;
   const bool again = kind == Way::AGAIN;
-  const u32 size = batch.dtype == NUCLEUS_F32 ? 4 : 2, step = 32 * 16 / size;
+  const Form form = may_cut(batch) ? form_of(batch) : Form::MASKED;
+  const u32 size = bytes_in_ring(batch.dtype, form), step = 32 * 16 / size;
   shape.blocks = blocks;
   shape.teams = teams;
   shape.room = slice_of(batch.row_len, blocks);
@@ -132,7 +134,6 @@ static bool share(const SamplingBatch &batch, Way way, bool follow, DrawShape &s
   shape.mask_bytes = has_masks(batch) && !again ? (least / 8 + 127) / 128 * 128 : 0;
   // 16 bytes at a time, of which the last may lie behind a mask's words.
   shape.copied = (reinterpret_cast<uintptr_t>(batch.masks) | batch.mask_stride * 4) % 16 == 0;
-  const Form form = may_cut(batch) ? form_of(batch) : Form::MASKED;
   const bool lists = lists_tokens(form);
   if (lists) {
     shape.groups = 2 * shape.warps() <= ROW_WARPS ? 2 : 1;
@@ -228,10 +229,9 @@ static cudaError_t choose(const SamplingBatch &batch, const Kernels &kernel, Cho
 
 template <u32 DTYPE>
 static Kernel cutting_kernel(Form form) {
-  if constexpr (DTYPE == NUCLEUS_F32) {
-    if (form == Form::TOP_P_EDITED) return draw_rows<DTYPE, Form::TOP_P_EDITED>;
-  }
   switch (form) {
+    case Form::TOP_P_EDITED: return draw_rows<NUCLEUS_F32, Form::TOP_P_EDITED>;
+    case Form::TOP_P_WIDENED: return draw_rows<NUCLEUS_F32, Form::TOP_P_WIDENED>;
     case Form::TOP_P_MASKED: return draw_rows<DTYPE, Form::TOP_P_MASKED>;
     case Form::CUT: return draw_rows<DTYPE, Form::CUT>;
     case Form::CUT_MASKED: return draw_rows<DTYPE, Form::CUT_MASKED>;

@@ -17,6 +17,17 @@ __device__ __forceinline__ unsigned char *mask_memory(const DrawShape &shape, u3
   return reinterpret_cast<unsigned char *>(shared_memory) + shape.masks_at + (team * shape.masks + place) * shape.mask_bytes;
 }
 
+// Bytes of a logit in device memory; DTYPE: in the ring.
+template <u32 DTYPE, Form FORM>
+__device__ __forceinline__ constexpr u32 size_in_memory() {
+  return widens(FORM) ? 2 : PartOf<DTYPE>::SIZE;
+}
+// Whether all rows begin where the copy engine can read them.
+template <u32 DTYPE, Form FORM>
+__device__ __forceinline__ bool rows_aligned(const SamplingBatch &batch) {
+  return (reinterpret_cast<uintptr_t>(batch.logits) | batch.row_stride * size_in_memory<DTYPE, FORM>()) % 16 == 0;
+}
+
 // The warp that brings a team's stages, and its masks.
 template <u32 DTYPE, Form FORM>
 struct Bringer {
@@ -46,10 +57,16 @@ struct Bringer {
     arrive_expecting(masked, bytes);
     start_copy(mask_memory(shape, team, at.slot), reinterpret_cast<const char *>(batch.masks + static_cast<u64>(mask) * batch.mask_stride) + from, bytes, masked);
   }
+  // A stage of logits that each warp widens in its own chunk: to the second half of its place.
+  __device__ __forceinline__ static void bring_chunks(u32 to, u32 chunk_bytes, const char *from, u32 bytes, const u64 *arrived) {
+#pragma unroll 1
+    for (u32 at = 0; at < bytes; at += chunk_bytes) start_copy_to(to + 2 * at + chunk_bytes, from + at, bytes - at < chunk_bytes ? bytes - at : chunk_bytes, arrived);
+  }
   // By one lane. Of rows that are not aligned nothing is copied.
   __device__ __forceinline__ void take_turns() const {
     const u32 slice = block * shape.room, end = slice + shape.room < batch.row_len ? slice + shape.room : batch.row_len;
-    const bool aligned = PartOf<DTYPE>::aligned(batch);
+    constexpr u32 size = size_in_memory<DTYPE, FORM>();
+    const bool aligned = rows_aligned<DTYPE, FORM>(batch);
     const u32 slot_bytes = shape.stage * SIZE, ring = shared_address(shared_memory) + shape.rings_at() + team * shape.ring * SIZE;
     constexpr bool MASKED = takes_masks(FORM);
     // The stage before which a row's mask is asked for: the one behind which others of its mask's place have been looked at.
@@ -64,12 +81,12 @@ struct Bringer {
     }
 #pragma unroll 1
     for (u32 turn = team; turn < turns.rows; turn += shape.teams) {
-      const char *from = static_cast<const char *>(batch.logits) + (turns.index(turn) * batch.row_stride + slice) * SIZE;
+      const char *from = static_cast<const char *>(batch.logits) + (turns.index(turn) * batch.row_stride + slice) * size;
       const bool first_turn = turn == team;
       const u32 planned_at = first_turn ? shape.ahead : masked_at;
       auto bring_first_mask = [&] { bring_mask(first_flags & NUCLEUS_ROW_PADDING ? -1 : static_cast<i32>(first_mask), masks); };
       auto bring = [&](u32 stage, u32 first, const char *from) {
-        const u32 ids = first < end ? (end - first < shape.stage ? end - first : shape.stage) : 0, bytes = aligned ? ids * SIZE / 16 * 16 : 0;
+        const u32 ids = first < end ? (end - first < shape.stage ? end - first : shape.stage) : 0, bytes = aligned ? ids * size / 16 * 16 : 0;
         u64 *arrived = &state->arrived[team][at.slot];
         wait_for_copy(&state->weighed[team][at.slot], at.parity ^ 1);
         if (stage == planned_at) {
@@ -78,12 +95,13 @@ struct Bringer {
           if (MASKED && !first_turn) bring_mask(state->plans[turn].plan().served() ? state->plans[turn].mask : -1, masks);
         }
         arrive_expecting(arrived, bytes);
-        start_copy_to(ring + at.slot * slot_bytes, from, bytes, arrived);
+        if constexpr (widens(FORM)) bring_chunks(ring + at.slot * slot_bytes, shape.chunk_of(stage) * size, from, bytes, arrived);
+        else start_copy_to(ring + at.slot * slot_bytes, from, bytes, arrived);
         at.advance(shape.slots);
       };
       const char *next = from;
 #pragma unroll 1
-      for (u32 first = slice, stage = 0; stage < shape.stages; ++stage, first += shape.stage, next += slot_bytes) bring(stage, first, next);
+      for (u32 first = slice, stage = 0; stage < shape.stages; ++stage, first += shape.stage, next += shape.stage * size) bring(stage, first, next);
       if (MASKED && planned_at == shape.stages) bring_first_mask();
       masks.advance(shape.masks);
       if constexpr (FORM != Form::AGAIN) continue;
@@ -370,10 +388,43 @@ struct Drawer {
     });
     return wrote;
   }
+  // Widens a slice's logits of 16 bits, which lie in the second half of each chunk's place, brings what the copy engine could not, and lets the last vector end with tokens that are out. Ids from `limit` on do not exist.
+  __device__ __forceinline__ void widen(u32 turn, u32 limit) const {
+    static_assert(!widens(FORM) || SIZE == 4);
+    constexpr u32 AT_ONCE = CHUNK / 256;  // vectors of a lane, of 8 logits
+    const u32 lane = threadIdx.x % 32;
+    const uint16_t *const row = static_cast<const uint16_t *>(batch.logits) + turns.index(turn) * batch.row_stride;
+    const bool bf16 = batch.dtype == NUCLEUS_BF16, aligned = rows_aligned<NUCLEUS_F32, FORM>(batch);
+    auto widened = [&](u32 half) { return bf16 ? half << 16 : bits_of(widen_f16(static_cast<uint16_t>(half))); };
+    each_stage([&](u32 stage, RingSlot at) {
+      Word *const memory = memory_of(stage, at);
+      const u32 held = count_to(stage, end), count = count_to(stage, end < limit ? end : limit), copied = aligned ? held / 8 * 8 : 0;
+      const uint4 *const from = reinterpret_cast<const uint4 *>(memory + chunk_of(stage) / 2);
+      await(at);
+      uint4 v[AT_ONCE];
+#pragma unroll
+      for (u32 i = 0; i < AT_ONCE; ++i)
+        if ((i * 32 + lane) * 8 < copied) v[i] = from[i * 32 + lane];
+      __syncwarp();
+#pragma unroll
+      for (u32 i = 0; i < AT_ONCE; ++i) {
+        if ((i * 32 + lane) * 8 >= copied) continue;
+        uint4 *const to = reinterpret_cast<uint4 *>(memory) + (i * 32 + lane) * 2;
+        to[0] = make_uint4(widened(v[i].x & 0xFFFFu), widened(v[i].x >> 16), widened(v[i].y & 0xFFFFu), widened(v[i].y >> 16));
+        to[1] = make_uint4(widened(v[i].z & 0xFFFFu), widened(v[i].z >> 16), widened(v[i].w & 0xFFFFu), widened(v[i].w >> 16));
+      }
+      __syncwarp();
+#pragma unroll 1
+      for (u32 i = copied + lane; i < count; i += 32) memory[i] = static_cast<Word>(widened(row[first_of(stage) + i]));
+      __syncwarp();
+      if (count % WIDTH && lane < WIDTH - count % WIDTH) memory[count + lane] = static_cast<Word>(P::OUT);
+      __syncwarp();
+    });
+  }
   // Edits tokens in the ring, once all have come.
   __device__ __forceinline__ void edit(u32 turn, bool settled) {
     DrawEdits *const edits = edits_of(shape);
-    wait_for_copy(&edits->sorted[team], edited_rows & 1);
+    wait_for_copy(&edits->ready[team], edited_rows & 1);
     each_stage([&](u32, RingSlot at) { await(at); });
     TeamEdits{edits, edits->plans[turn], ring, team, member, shape.members, slots, start.slot, stage_ids}.apply(edited_rows & 1, settled);
     edited_rows += 1;
@@ -577,7 +628,10 @@ struct Drawer {
     const bool raw = plan.flags & RowPlan::RAW, same = plan.s == scale(1.0f) && !changes && !smoothed;
     bool wrote = (mask && !KEEPS_BITS) || edited;
     const u32 there = end < plan.limit ? end : plan.limit, masked = mask && batch.mask_words * 32 < there ? batch.mask_words * 32 : there;
-    if (needs_settling(plan.limit)) wrote |= settle(turn, plan.limit);
+    if constexpr (widens(FORM)) {
+      widen(turn, plan.limit);
+      wrote = true;
+    } else if (needs_settling(plan.limit)) wrote |= settle(turn, plan.limit);
     SeenPart seen;
     Weighing w;
     // Twice where logits are weighed as they came, too: first so, then with the temperature and edits, and without what a mask forbids.
@@ -591,7 +645,7 @@ struct Drawer {
       auto compare = [&] { fuses = P::fuses(value_of(seen.key), s); };
       if (!last || changes || !raw || same) {
         if constexpr (edits_tokens(FORM)) {
-          if (last && edited) edit(turn, needs_settling(plan.limit));
+          if (last && edited) edit(turn, widens(FORM) || needs_settling(plan.limit));
         }
         if constexpr (KEEPS_BITS) seen = last && mask ? look_by_bits(mask_of(turn, plan)) : look(all);
         else seen = MASKS && last && mask ? look_allowed(mask_of(turn, plan), all, again ? 0.0f : plan.s) : look(all);

@@ -42,7 +42,7 @@ struct alignas(128) DrawEdits {
   // Of each team's next row: tokens of the window by their places in the slice, in the order of the window, from the beginning on; biases from the end down.
   alignas(16) uint16_t room[TEAMS_MOST][EDITS_ROOM];
   u32 listed[TEAMS_MOST], before[TEAMS_MOST], biases[TEAMS_MOST];  // tokens, those of them before the window's later beginning (EditPlan::later), biases
-  u64 sorted[TEAMS_MOST];                                          // mbarriers: the edits are there
+  u64 ready[TEAMS_MOST];                                           // mbarriers: the edits are there
   u64 used[TEAMS_MOST];                                            // mbarriers: the team's warps need them no more
   u64 met[TEAMS_MOST][POINTS];                                     // mbarriers: they have come to a point of a row's edits
 
@@ -64,7 +64,7 @@ struct EditLister {
   // Before a barrier of the cluster.
   __device__ __forceinline__ void prepare(u32 members) const {
     if (threadIdx.x % 32) return;
-    init_barrier(&edits->sorted[team], 1);
+    init_barrier(&edits->ready[team], 1);
     init_barrier(&edits->used[team], members * ARRIVING_LANES);
     for (u32 point = 0; point < DrawEdits::POINTS; ++point) init_barrier(&edits->met[team][point], members * ARRIVING_LANES);
   }
@@ -84,7 +84,7 @@ struct EditLister {
   // Lists what was asked for. `limit`: ids from there on do not exist.
   __device__ __forceinline__ void list(const EditPlan &plan, u32 limit) {
     asm volatile("" ::"r"(touched[0]), "r"(touched[1]), "r"(touched[2]), "r"(touched[3]));
-    const u32 lane = threadIdx.x % 32, below = (1u << lane) - 1, until = slice + room < limit ? slice + room : limit, end = until > slice ? until - slice : 0, places = plan.places, later = plan.later();
+    const u32 lane = threadIdx.x % 32, below = (1u << lane) - 1, slice_end = slice + room < limit ? slice + room : limit, end = slice_end > slice ? slice_end - slice : 0, places = plan.places, later = plan.later();
     uint16_t *const to = edits->room[team];
     if (rows) wait_for_copy(&edits->used[team], (rows - 1) & 1);
     rows += 1;
@@ -122,7 +122,7 @@ struct EditLister {
     edits->listed[team] = listed;
     edits->before[team] = before;
     edits->biases[team] = biases;
-    arrive(&edits->sorted[team]);
+    arrive(&edits->ready[team]);
   }
 };
 

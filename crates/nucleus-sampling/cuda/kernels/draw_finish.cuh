@@ -179,7 +179,7 @@ struct Finisher {
       const u32 at = id / 32, word = at < r.mask_words ? r.mask[at] : 0, next = at + 1 < r.mask_words ? r.mask[at + 1] : 0;
       allowed = __funnelshift_r(word, next, id % 32);
     }
-    if (reinterpret_cast<uintptr_t>(r.logits) % 16 == 0 && id + EACH <= batch.row_len) {
+    if (!widens(FORM) && reinterpret_cast<uintptr_t>(r.logits) % 16 == 0 && id + EACH <= batch.row_len) {
       const char *from = static_cast<const char *>(r.logits) + static_cast<u64>(id) * P::SIZE;
 #pragma unroll
       for (u32 v = 0; v < VECTORS; ++v) P::widen(*reinterpret_cast<const uint4 *>(from + 16 * v), x + v * WIDTH);

@@ -21,9 +21,9 @@ constexpr u32 AHEAD_THREADS = DRAW_THREADS + 32 * LOOKERS;
 constexpr u32 TURNS_MOST = 80;     // rows of a cluster
 
 // What a kernel is for: rows without masks; rows with them; rows whose slices a ring does not hold (draw_again.cuh); rows that follow one another, without masks and with
-// them (draw_ahead.cuh); rows that top_p may cut, without masks, with them (draw_top_p.cuh), and with edits by id (draw_edits.cuh); the same where other cuts follow from what rows weigh, too, or what they weigh and the
+// them (draw_ahead.cuh); rows that top_p may cut, without masks, with them (draw_top_p.cuh), and with edits by id, of logits that are of 32 bits, or of 16 and widened in the ring (draw_edits.cuh); the same where other cuts follow from what rows weigh, too, or what they weigh and the
 // moment of their surprise (draw_cut.cuh); whose temperatures follow from both; that are smoothed (draw_sums.cuh); and any of these, with masks.
-enum class Form { PLAIN, MASKED, AGAIN, AHEAD, AHEAD_MASKED, TOP_P, TOP_P_MASKED, TOP_P_EDITED, CUT, CUT_MASKED, SURPRISE, WARMED, SMOOTHED, ANY };
+enum class Form { PLAIN, MASKED, AGAIN, AHEAD, AHEAD_MASKED, TOP_P, TOP_P_MASKED, TOP_P_EDITED, TOP_P_WIDENED, CUT, CUT_MASKED, SURPRISE, WARMED, SMOOTHED, ANY };
 HD constexpr bool looks_ahead(Form form) { return form == Form::AHEAD || form == Form::AHEAD_MASKED; }
 HD constexpr bool takes_masks(Form form) { return form == Form::MASKED || form == Form::AHEAD_MASKED || form == Form::TOP_P_MASKED || form == Form::CUT_MASKED || form == Form::ANY; }
 HD constexpr bool cuts_by_weight(Form form) { return form == Form::CUT || form == Form::CUT_MASKED || form == Form::SURPRISE || form == Form::ANY; }
@@ -31,9 +31,12 @@ HD constexpr bool warms(Form form) { return form == Form::WARMED || form == Form
 HD constexpr bool takes_moments(Form form) { return form == Form::SURPRISE || warms(form); }
 HD constexpr bool smooths(Form form) { return form == Form::SMOOTHED || form == Form::ANY; }
 HD constexpr bool weighs_plainly(Form form) { return !takes_moments(form) && !smooths(form); }
-HD constexpr bool edits_tokens(Form form) { return form == Form::TOP_P_EDITED; }
+HD constexpr bool widens(Form form) { return form == Form::TOP_P_WIDENED; }
+HD constexpr bool edits_tokens(Form form) { return form == Form::TOP_P_EDITED || widens(form); }
 HD constexpr bool lists_tokens(Form form) { return form == Form::TOP_P || form == Form::TOP_P_MASKED || edits_tokens(form) || cuts_by_weight(form); }
 HD constexpr ByWeight by_weight(Form form) { return ByWeight{cuts_by_weight(form), cuts_by_weight(form) && takes_moments(form), warms(form), smooths(form)}; }
+// Bytes of a logit in the ring.
+HD constexpr u32 bytes_in_ring(u32 dtype, Form form) { return dtype == NUCLEUS_F32 || widens(form) ? 4 : 2; }
 // Whether masks are conditions of what looks and weighs, where nobody looks ahead and logits are weighed in one way; logits of 16 bits are put out, two at a time.
 HD constexpr bool keeps_bits(u32 dtype, Form form) { return dtype == NUCLEUS_F32 && form != Form::ANY; }
 HD constexpr u32 finish_warps(Form form) { return lists_tokens(form) ? LIST_FINISH_WARPS : FINISH_WARPS; }

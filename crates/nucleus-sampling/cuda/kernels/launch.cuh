@@ -16,7 +16,7 @@ inline bool has_masks(const SamplingBatch &batch) { return batch.masks && batch.
 // Whether draw.cu takes rows with edits, of the batch or a part of it.
 inline bool edits_drawn(const SamplingBatch &batch) {
   constexpr u32 OTHER_CUTS = NUCLEUS_BATCH_CUT_BY_WEIGHT | NUCLEUS_BATCH_CUT_BY_SURPRISE | NUCLEUS_BATCH_WARMED | NUCLEUS_BATCH_SMOOTHED;
-  return (batch.flags & (NUCLEUS_BATCH_DRAWN_EDITED | OTHER_CUTS)) == NUCLEUS_BATCH_DRAWN_EDITED && batch.dtype == NUCLEUS_F32 && !has_masks(batch);
+  return (batch.flags & (NUCLEUS_BATCH_DRAWN_EDITED | OTHER_CUTS)) == NUCLEUS_BATCH_DRAWN_EDITED && !has_masks(batch);
 }
 
 // Clusters that hold rows in slices.

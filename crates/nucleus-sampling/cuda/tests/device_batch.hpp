@@ -56,7 +56,7 @@ struct DeviceBatch {
   template <class R>
   DeviceBatch(const R &rows, uint32_t max_edited, cudaStream_t on)
       : row(rows.row), configs(rows.configs), programs(rows.programs), arena(rows.arena), masks(rows.masks), logits(rows.logits),
-        workspace(sampling_workspace_size(rows.rows, max_edited)), out(rows.rows), orders(rows.row, rows.programs, max_edited && !rows.mask_words() && rows.dtype == NUCLEUS_F32), stream(on) {
+        workspace(sampling_workspace_size(rows.rows, max_edited)), out(rows.rows), orders(rows.row, rows.programs, max_edited && !rows.mask_words()), stream(on) {
     batch = batch_of(*this, rows.dtype, rows.rows, rows.row_len, rows.mask_words(), max_edited);
     batch.row = row.data;
     batch.row_stride = rows.row_len;
