@@ -5,10 +5,11 @@ use crate::row::{LogprobsMode, Row};
 use crate::state::SamplerState;
 
 use super::layout::{
-    BATCH_ALL_BOUNDED, BATCH_ALL_COUNTED, BATCH_ALL_DRAWN, BATCH_ALL_FEW, BATCH_CUT_BY_SURPRISE,
-    BATCH_COMMON_CHAINS, BATCH_CUT_BY_WEIGHT, BATCH_DRAW_AFTER_MIN_P, BATCH_DRAWN_AFTER_TOP_P,
+    BATCH_ALL_BOUNDED, BATCH_ALL_COUNTED, BATCH_ALL_DRAWN, BATCH_ALL_FEW, BATCH_COMMON_CHAINS,
+    BATCH_CUT_BY_SURPRISE, BATCH_CUT_BY_WEIGHT, BATCH_DRAW_AFTER_MIN_P, BATCH_DRAWN_AFTER_TOP_P,
     BATCH_DRAWN_EDITED, BATCH_NO_EDITS, BATCH_NONE_BOUNDED, BATCH_NONE_CUT, BATCH_NONE_SUMMED,
-    BATCH_NONE_WHOLE, BATCH_SMOOTHED, BATCH_SOME_FEW, BATCH_WARMED, SamplingList, SamplingOrder, SamplingRow, row_flags,
+    BATCH_NONE_WHOLE, BATCH_SMOOTHED, BATCH_SOME_FEW, BATCH_WARMED, SamplingList, SamplingOrder,
+    SamplingRow, row_flags,
 };
 use super::logits::Dtype;
 use super::slots::SlotRow;
@@ -196,9 +197,10 @@ impl<'a> Work<'a> {
     fn edits_simply(&self) -> bool {
         let tables = self.params.tables();
         let ops = tables.program.ops();
-        ops.iter().enumerate().all(|(at, op)| {
-            !edits_by_id(op.code) || (at == 0 && op.code == OpCode::Penalties)
-        }) && tables.bad_words.is_empty()
+        ops.iter()
+            .enumerate()
+            .all(|(at, op)| !edits_by_id(op.code) || (at == 0 && op.code == OpCode::Penalties))
+            && tables.bad_words.is_empty()
             && self.window() + PLACES_OF_BIAS * (tables.bias.len() + self.eos().len()) <= EDITS_MOST
     }
 
@@ -213,7 +215,7 @@ impl<'a> Work<'a> {
             let ops = tables.program.ops();
             let first = ops.iter().position(|op| !LEADING.contains(&op.code))?;
             let drawn = match ops[first].code {
-                OpCode::Draw => rows >= EDITED_DRAWS_FROM,
+                OpCode::Draw => rows >= EDITED_FROM,
                 OpCode::TopP => is_draw(&ops[first + 1..]),
                 _ => false,
             };
@@ -327,8 +329,8 @@ const EDITS_MOST: usize = 1536;
 
 /// What a bias, or an id that may not be drawn, takes of these where the launch for draws edits rows.
 const PLACES_OF_BIAS: usize = 4;
-/// From so many rows on that launch takes edited rows that are drawn from as a whole (docs/kernel.md, "Times").
-const EDITED_DRAWS_FROM: usize = 64;
+/// From so many rows on that launch takes edited rows of every type, and those that are drawn from as a whole (docs/kernel.md, "Times").
+const EDITED_FROM: usize = 64;
 
 /// The most ids that are gathered (`FEW_IDS` of `few.cuh`).
 const FEW_IDS: usize = 4096;
@@ -520,9 +522,10 @@ impl Packed {
         self.tops.iter().copied().max().unwrap_or(0)
     }
 
-    /// Whether the launch for draws takes rows with edits of logits of this type: those of 32 bits, without masks, beside no other cuts than `top_p`.
+    /// Whether the launch for draws takes rows with edits of logits of this type: without masks, and beside no other cuts than `top_p`.
     fn draws_edited(&self, dtype: Dtype) -> bool {
-        dtype == Dtype::F32 && self.masks.is_empty() && self.cut_flags == 0
+        let many = dtype == Dtype::F32 || self.rows.len() >= EDITED_FROM;
+        many && self.masks.is_empty() && self.cut_flags == 0
     }
 
     /// Leaves the numbers of a launch's rows, counted from its first, sorted by their kinds, in the arena, if they are of several kinds for which
@@ -587,7 +590,10 @@ impl Packed {
             _ => 0,
         };
         bounded
-            | told(self.bounded > 0 && self.common == self.bounded, BATCH_COMMON_CHAINS)
+            | told(
+                self.bounded > 0 && self.common == self.bounded,
+                BATCH_COMMON_CHAINS,
+            )
             | told(self.few > 0, BATCH_SOME_FEW)
             | told(none_whole, BATCH_NONE_WHOLE)
             | told(none_whole && self.summed == 0, BATCH_NONE_SUMMED)
@@ -780,7 +786,10 @@ mod tests {
             let mut params = SamplingParams::default();
             change(&mut params);
             let packed = pack(&params, None);
-            (packed.rows[0].eos.len, packed.known_flags(false, Dtype::F32))
+            (
+                packed.rows[0].eos.len,
+                packed.known_flags(false, Dtype::F32),
+            )
         };
         let drawn = BATCH_NONE_BOUNDED | BATCH_NO_EDITS | BATCH_ALL_DRAWN;
         assert_eq!(told(|_| ()), (0, drawn));
@@ -797,7 +806,10 @@ mod tests {
         .expect("the parameters are valid");
         let mut packed = Packed::default();
         packed.fill([Work::of_slot(&SlotRow::new(0, &compiled), 70)].into_iter());
-        assert_eq!(packed.rows[0].eos.len, 1, "the device knows how many there are");
+        assert_eq!(
+            packed.rows[0].eos.len, 1,
+            "the device knows how many there are"
+        );
     }
 
     #[test]
@@ -830,15 +842,17 @@ mod tests {
             repetition_penalty: Some(1.2),
             ..SamplingParams::default()
         };
-        let flag = |all: &[&SamplingParams], mode| pack_each(all, mode).known_flags(false, Dtype::F32);
+        let flag =
+            |all: &[&SamplingParams], mode| pack_each(all, mode).known_flags(false, Dtype::F32);
         let (drawn, processed) = (SamplingParams::default(), LogprobsMode::Processed);
         let min_p = SamplingParams {
             min_p: Some(0.1),
             ..SamplingParams::default()
         };
-        let counted = BATCH_ALL_BOUNDED | BATCH_ALL_COUNTED;
+        let bounded = BATCH_ALL_BOUNDED | BATCH_COMMON_CHAINS;
+        let counted = bounded | BATCH_ALL_COUNTED;
         assert_eq!(flag(&[&greedy, &greedy], processed), counted);
-        let drawn_after = BATCH_ALL_BOUNDED | BATCH_DRAW_AFTER_MIN_P;
+        let drawn_after = bounded | BATCH_DRAW_AFTER_MIN_P;
         assert_eq!(flag(&[&greedy, &min_p], processed), drawn_after);
         assert_eq!(flag(&[&min_p], processed), drawn_after | BATCH_NO_EDITS);
         let then_typical = SamplingParams {
@@ -851,10 +865,10 @@ mod tests {
             BATCH_ALL_BOUNDED | BATCH_NO_EDITS,
             "more is cut off after min_p"
         );
-        assert_eq!(flag(&[&greedy, &drawn], processed), 0);
+        assert_eq!(flag(&[&greedy, &drawn], processed), BATCH_COMMON_CHAINS);
         assert_eq!(
             flag(&[&min_p, &drawn], processed),
-            BATCH_NO_EDITS,
+            BATCH_NO_EDITS | BATCH_COMMON_CHAINS,
             "one of them is bounded"
         );
         let biased = SamplingParams {
@@ -898,10 +912,30 @@ mod tests {
             logit_bias: Some([(1, 2.0)].into_iter().collect()),
             ..top_p.clone()
         };
+        let edited = BATCH_NONE_BOUNDED | BATCH_DRAWN_AFTER_TOP_P | BATCH_DRAWN_EDITED;
+        assert_eq!(flag(&[&top_p, &biased_top_p], processed), edited);
+        let halves = pack_each(&[&top_p, &biased_top_p], processed).known_flags(false, Dtype::Bf16);
+        assert_eq!(halves, BATCH_NONE_BOUNDED, "few rows of 16 bits");
         assert_eq!(
-            flag(&[&top_p, &biased_top_p], processed),
-            BATCH_NONE_BOUNDED
+            flag(&[&epsilon, &biased_top_p], processed),
+            BATCH_NONE_BOUNDED | BATCH_CUT_BY_WEIGHT,
+            "another cut beside it"
         );
+        let penalised = SamplingParams {
+            frequency_penalty: Some(0.2),
+            ..top_p.clone()
+        };
+        assert_eq!(flag(&[&penalised], processed), edited);
+        let dry = SamplingParams {
+            dry_multiplier: Some(0.8),
+            ..penalised.clone()
+        };
+        assert_eq!(flag(&[&dry], processed), BATCH_NONE_BOUNDED);
+        let worded = SamplingParams {
+            bad_words: Some(vec![vec![5]]),
+            ..top_p.clone()
+        };
+        assert_eq!(flag(&[&worded], processed), BATCH_NONE_BOUNDED);
         assert_eq!(flag(&[&greedy], LogprobsMode::Raw), BATCH_NONE_BOUNDED);
         let typical = SamplingParams {
             typical_p: Some(0.9),
@@ -909,7 +943,7 @@ mod tests {
         };
         assert_eq!(
             flag(&[&typical, &min_p], processed),
-            BATCH_NO_EDITS | BATCH_CUT_BY_SURPRISE
+            BATCH_NO_EDITS | BATCH_CUT_BY_SURPRISE | BATCH_COMMON_CHAINS
         );
         let surprise = cut | BATCH_CUT_BY_SURPRISE;
         assert_eq!(flag(&[&typical], LogprobsMode::Raw), surprise);
@@ -1018,17 +1052,21 @@ mod tests {
             processed,
         );
         let from = packed.arena.len();
-        let sorted = packed.sort(0, 8, Dtype::F32).expect("there are several kinds");
+        let sorted = packed
+            .sort(0, 8, Dtype::F32)
+            .expect("there are several kinds");
         let rows = [2, 2, 1, 2];
         assert_eq!(sorted, Sorted { from, rows });
         assert_eq!(packed.arena[from..], [4, 7, 2, 6, 3, 1, 5, 0]);
         let told = packed.known_flags(true, Dtype::F32);
-        let counted = BATCH_ALL_COUNTED | BATCH_SOME_FEW;
+        let counted = BATCH_ALL_COUNTED | BATCH_SOME_FEW | BATCH_COMMON_CHAINS;
         assert_eq!(told, counted, "the biased row is weighed whole");
 
         // Of a part, counted from its first row.
         let from = packed.arena.len();
-        let sorted = packed.sort(2, 3, Dtype::F32).expect("there are several kinds");
+        let sorted = packed
+            .sort(2, 3, Dtype::F32)
+            .expect("there are several kinds");
         let rows = [1, 1, 1, 0];
         assert_eq!(sorted, Sorted { from, rows });
         assert_eq!(packed.arena[from..], [2, 0, 1]);
@@ -1036,17 +1074,29 @@ mod tests {
         let mut packed = pack_each(&[&greedy, &drawn, &sigma], processed);
         assert!(packed.sort(0, 3, Dtype::F32).is_some());
         let told = packed.known_flags(true, Dtype::F32);
-        let none_whole = BATCH_NO_EDITS | BATCH_NONE_WHOLE;
+        let none_whole = BATCH_NO_EDITS | BATCH_NONE_WHOLE | BATCH_COMMON_CHAINS;
         assert_eq!(told, none_whole | BATCH_ALL_COUNTED);
         let min_p = params(|params| params.min_p = Some(0.1));
-        let told = pack_each(&[&greedy, &min_p, &drawn, &sigma], processed).known_flags(true, Dtype::F32);
+        let told =
+            pack_each(&[&greedy, &min_p, &drawn, &sigma], processed).known_flags(true, Dtype::F32);
         assert_eq!(told, none_whole, "a count bounds one of two");
         assert_eq!(packed.sort(1, 1, Dtype::F32), None, "nothing but draws");
-        assert_eq!(packed.sort(0, 1, Dtype::F32), None, "nothing but bounded rows");
+        assert_eq!(
+            packed.sort(0, 1, Dtype::F32),
+            None,
+            "nothing but bounded rows"
+        );
         assert_eq!(packed.sort(2, 1, Dtype::F32), None, "nothing but others");
         let mut packed = pack_each(&[&greedy, &biased, &listed, &listed], processed);
-        assert!(packed.sort(0, 2, Dtype::F32).is_some(), "bounded rows and others");
-        assert_eq!(packed.sort(2, 2, Dtype::F32), None, "few ids allowed of all");
+        assert!(
+            packed.sort(0, 2, Dtype::F32).is_some(),
+            "bounded rows and others"
+        );
+        assert_eq!(
+            packed.sort(2, 2, Dtype::F32),
+            None,
+            "few ids allowed of all"
+        );
     }
 
     #[test]
