@@ -64,7 +64,7 @@ struct EditLister {
   // Before a barrier of the cluster.
   __device__ __forceinline__ void prepare(u32 members) const {
     if (threadIdx.x % 32) return;
-    init_barrier(&edits->ready[team], 1);
+    init_barrier(&edits->ready[team], ARRIVING_LANES);
     init_barrier(&edits->used[team], members * ARRIVING_LANES);
     for (u32 point = 0; point < DrawEdits::POINTS; ++point) init_barrier(&edits->met[team][point], members * ARRIVING_LANES);
   }
@@ -117,12 +117,12 @@ struct EditLister {
       if (of_slice < end) *edits->bias(team, biases + __popc(those & below)) = SliceBias{of_slice + (first + lane < plan.biases ? 0 : SliceBias::BAN), own.value};
       biases += __popc(those);
     }
-    __syncwarp();
-    if (lane) return;
-    edits->listed[team] = listed;
-    edits->before[team] = before;
-    edits->biases[team] = biases;
-    arrive(&edits->ready[team]);
+    if (lane == 0) {
+      edits->listed[team] = listed;
+      edits->before[team] = before;
+      edits->biases[team] = biases;
+    }
+    arrive_as_warp(&edits->ready[team]);
   }
 };
 
