@@ -1,7 +1,7 @@
 // Edits by id of rows that are drawn from, in the rings: penalties over a window of the history, biases, and ids that may not be drawn now.
 //
 // While a team weighs the row before, one of its listers lists the tokens of the window that lie in the block's slice. When the slice has come, the team's warps share these out, wherever they lie, and edit them before they
-// look at the row. How often a token occurs in the window is counted in its own place of the ring.
+// look at the row. What is noted of a token is added to the bits of its logit in the ring, so that nothing is counted elsewhere.
 #pragma once
 
 #include "draw_state.cuh"
