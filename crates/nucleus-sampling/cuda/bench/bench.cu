@@ -244,6 +244,7 @@ int main(int argc, char **argv) {
   }
   const auto named = [&](const char *name) { return &*std::find_if(cases.begin(), cases.end(), [&](const Case &c) { return !std::strcmp(c.name, name); }); };
   // `UNSORTED=1 bench …`: the caller does not say the kinds of these rows.
+  // `UNDRAWN=1 bench …`: nor, of any rows, that the launch for draws may edit them.
   std::vector<Case> mixed;
   for (auto [name, of] : {std::pair{"mixed: all on, top_p", std::vector{"all on", "top_p"}}, {"mixed: greedy, T + draw", std::vector{"greedy", "T + draw"}}, {"mixed: top_k + top_p, top_p", std::vector{"top_k + top_p", "top_p"}},
                           {"mixed: all on, top_p, T + draw, penalties", std::vector{"all on", "top_p", "T + draw", "penalties, T, top_p"}}, {"mixed: top_p, T + draw, penalties", std::vector{"top_p", "T + draw", "penalties, T, top_p"}},
