@@ -35,7 +35,7 @@ start 0-0 flat 1
 for type in 0 1 2; do start 0-0 "deviation,$type,3001,60"; done
 for type in 0 1 2; do for shape in 40000,40 40000,70 3001,140; do start 0-0 "chains,$type,$shape"; done; done # short lists cut in many ways, edited and not: spread, relay
 for type in 0 1 2; do for shape in 151936,20 40000,70 3001,140 111,13; do start 0-0 "drawn,$type,$shape"; start 0-0 "top_p,$type,$shape"; done; done
-for shape in 151936,20 151936,40 40000,70 3001,140 111,13; do start 0-0 "edited,0,$shape"; done # draws with edits by id
+for type in 0 1 2; do for shape in 151936,20 151936,40 40000,70 3001,140 111,13; do start 0-0 "edited,$type,$shape"; done; done # draws with edits by id
 for part in 0,4 0,36 0,4,9,25 0,4,9,35 0,4,9,60 0,52,9,25; do start 32000-32000/6 "$part"; done # spread: clusters of 8, 4, 3 and 2, without a launch behind it, and with
 for part in 0,0,9,25,1 0,0,9,60,1 0,0,20,150,1 0,32,9,60,1 0,32,20,150,1; do start 32000-32000/6 "$part"; done # rows sorted by kind: launches beside each other
 for vocabulary in 111-111 5-5 3000-3000/6 6000-6000/6; do

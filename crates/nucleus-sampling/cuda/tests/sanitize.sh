@@ -60,13 +60,13 @@ start() {
 # What reaches every kernel, the longest runs first. A part is a cluster and flags (sampling_config.h), copies of the batch, rows, how they are sorted. racecheck, which takes a minute for a few
 # blocks, gets a row at a time.
 for tool in $tools; do
-  rows=1,20 batches=/4 spread=/3 drawn=40000,20 cuts="0,40000,20 1,40000,20 2,40000,20" edited=0,40000,20 sorted=9,140 single=single
+  rows=1,20 batches=/4 spread=/3 drawn=40000,20 cuts="0,40000,20 1,40000,20 2,40000,20" edited="0,40000,20 1,40000,20 2,40000,20" sorted=9,140 single=single
   # racecheck: each form of the kernel, of a type.
-  [[ $tool == racecheck ]] && rows=1,1 batches=/1 spread=/1 drawn=3001,3 cuts="0,3001,1,1,0 1,3001,1,1,1 2,3001,1,1,2 0,3001,1,1,3 1,3001,1,1,4 2,3001,1,1,5" edited=0,3001,3,1,1 sorted=1,6 single=single,1
+  [[ $tool == racecheck ]] && rows=1,1 batches=/1 spread=/1 drawn=3001,3 cuts="0,3001,1,1,0 1,3001,1,1,1 2,3001,1,1,2 0,3001,1,1,3 1,3001,1,1,4 2,3001,1,1,5" edited="0,3001,3,1,1 2,3001,3,1,1" sorted=1,6 single=single,1
   start "$tool" 32000-32000$spread 0,4,1,1                                                  # spread, a cluster of 8; for racecheck and synccheck of 2
   for type in 0 1 2; do start "$tool" 0-0 "drawn,$type,$drawn"; done                        # draws, by one team and by two, one row after another
   for cut in $cuts; do start "$tool" 0-0 "top_p,$cut"; done                                 # the same with lists, and what is left of them
-  start "$tool" 0-0 "edited,$edited"                                                        # the same with edits by id
+  for shape in $edited; do start "$tool" 0-0 "edited,$shape"; done                          # the same with edits by id, of logits as they are and widened
   start "$tool" 111-111/2 0,4,9,140                                                         # relay: two rows a block
   for part in 0,0 0,64 0,8 0,776 2,2; do start "$tool" 111-111$batches "$part,$rows"; done # few ids, held rows, whole rows
   for part in 0,0 0,4160; do start "$tool" 111-111$batches "$part,$sorted,1"; done         # rows sorted by kind

@@ -90,10 +90,16 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// The first operation that neither edits logits by id nor is a temperature.
+    /// The first operation that neither edits logits by id nor is a temperature, and those behind it.
+    fn decision(&self) -> Option<(&Op, &[Op])> {
+        let ops = self.params.tables().program.ops();
+        let first = ops.iter().position(|op| !LEADING.contains(&op.code))?;
+        ops[first..].split_first()
+    }
+
+    /// That operation.
     fn decides(&self) -> Option<&Op> {
-        let mut ops = self.params.tables().program.ops().iter();
-        ops.find(|op| !LEADING.contains(&op.code))
+        self.decision().map(|(op, _)| op)
     }
 
     /// The operation that leaves few tokens, if they alone decide: edits by id and temperatures come first, then `top_k`, `min_p` or
@@ -177,12 +183,11 @@ impl<'a> Work<'a> {
     /// Whether what follows the operation that bounds the row is the commonest (`is_common` of `chain.cuh`).
     fn has_common_chain(&self) -> bool {
         let config = self.params.config();
-        let ops = self.params.tables().program.ops();
-        let Some(first) = ops.iter().position(|op| !LEADING.contains(&op.code)) else {
+        let Some((bounds, rest)) = self.decision() else {
             return false;
         };
-        let Some((last, between)) = ops[first + 1..].split_last() else {
-            return ops[first].code == OpCode::Argmax;
+        let Some((last, between)) = rest.split_last() else {
+            return bounds.code == OpCode::Argmax;
         };
         last.code == OpCode::Draw
             && between
@@ -207,16 +212,15 @@ impl<'a> Work<'a> {
     /// How the launch for draws decides the row, if it does: it is as it came, but for temperatures and a mask, and its token is drawn from all of it, or what it weighs tells
     /// one cut or one temperature of it, or smoothed logits are drawn from (`kind_by_weight` of `prepare.cuh`); or, of a launch with so many rows, it has few edits by id, too.
     fn drawn(&self, rows: usize) -> Option<Drawn> {
-        let tables = self.params.tables();
-        if tables.allowed.is_some() {
+        if self.params.tables().allowed.is_some() {
             return None;
         }
+        let (decides, rest) = self.decision()?;
+        let code = decides.code;
         if self.edits() {
-            let ops = tables.program.ops();
-            let first = ops.iter().position(|op| !LEADING.contains(&op.code))?;
-            let drawn = match ops[first].code {
+            let drawn = match code {
                 OpCode::Draw => rows >= EDITED_FROM,
-                OpCode::TopP => is_draw(&ops[first + 1..]),
+                OpCode::TopP => is_draw(rest),
                 _ => false,
             };
             return (drawn && self.edits_simply()).then_some(Drawn::Edited);
@@ -227,9 +231,6 @@ impl<'a> Work<'a> {
         };
         let cuts =
             |code| cuts_by_mass(code) || (!ties && matches!(code, OpCode::Eta | OpCode::TypicalP));
-        let ops = tables.program.ops();
-        let first = ops.iter().position(|op| !LEADING.contains(&op.code))?;
-        let (code, rest) = (ops[first].code, &ops[first + 1..]);
         let warmed_after = rest
             .iter()
             .take_while(|op| op.code == OpCode::Temperature)
